@@ -1,0 +1,1 @@
+"""`unshot deploy`: A/B, drift, retraining and rollback."""

@@ -1,0 +1,1 @@
+"""`unshot tune`: LoRA fine-tuning with honest held-out evaluation."""

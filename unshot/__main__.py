@@ -1,0 +1,75 @@
+"""Entry point: runs the command line and turns every failure into one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import click
+
+from unshot.cli import cli
+from unshot.console import Output, dumps
+from unshot.errors import EXIT_OUTSIDE, EXIT_USAGE, UnshotError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `unshot` with `argv` (default: the process's arguments) and exit with its status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    json_mode = "--json" in args
+    # Every command hands its Output to the root context; commands that fail before that have none.
+    holder = Output(json_mode=json_mode)
+    try:
+        code = cli.main(args=args, prog_name="unshot", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.exceptions.Abort:
+        fail(holder, "interrupted", 130)
+    except click.UsageError as error:
+        where = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
+        fail(holder, f"{error.format_message()}{where}", EXIT_USAGE)
+    except click.ClickException as error:
+        fail(holder, error.format_message(), EXIT_USAGE)
+    except UnshotError as error:
+        fail(holder, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail(holder, "interrupted; nothing was left under its final name, the same command resumes", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(EXIT_OUTSIDE)
+    except MemoryError:
+        fail(holder, "out of memory; use a smaller model, batch or sequence length", EXIT_OUTSIDE)
+    except Exception as error:  # the last net: a user never sees a traceback unless they ask
+        if "-v" in args or "--verbose" in args:
+            raise
+        fail(holder, describe(error), EXIT_OUTSIDE)
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error that no part of unshot foresaw."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no space left on the disk of {seen.filename or 'the output directory'}; free some and run again"
+        seen = seen.__cause__ or seen.__context__
+    text = " ".join(str(error).split())
+    if "No space left on device" in text:
+        return "no space left on the disk; free some and run again"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if "out of memory" in text.lower():
+        return f"out of memory ({text[:160]}); use a smaller model, batch or sequence length"
+    return f"internal error: {type(error).__name__}: {text[:300]} (run again with -v for the traceback)"
+
+
+def fail(out: Output, message: str, code: int) -> None:
+    """Print `message` as one line on stderr (and as JSON on stdout in JSON mode) and exit with `code`."""
+    if out.json_mode:
+        sys.stdout.write(dumps({"error": message, "exit_code": code}) + "\n")
+    sys.stderr.write(f"error: {message}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The two prompts being compared: the long few-shot one and the tuned model's short one.
+
+Both are chat messages, so that any chat template renders them. The long prompt is the system prompt, the
+examples as user/assistant turns, then the input; or a text file with a `{{text}}`-style slot, or without a
+slot (then the input follows it). The short prompt is the instruction, then the input.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unshot.data import Example, Message, read_examples, read_text
+from unshot.errors import InputError
+
+SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A reusable prompt. `prefix` holds the static messages; `template` a text with a slot for the input."""
+
+    system: str | None = None
+    examples: tuple[Example, ...] = field(default=())
+    template: str | None = None
+
+    def static(self) -> list[Message]:
+        """The messages that are the same in every request (the cacheable prefix), template aside."""
+        messages: list[Message] = []
+        if self.system:
+            messages.append({"role": "system", "content": self.system})
+        for example in self.examples:
+            messages.extend(m for m in example.messages if m["role"] != "system" or not self.system)
+            messages.append({"role": "assistant", "content": example.answer or ""})
+        return messages
+
+    def messages(self, text: str, columns: Mapping[str, Any] | None = None) -> list[Message]:
+        """The whole request for one input text; `columns` fill the template's slots of the same name."""
+        if self.template is not None:
+            if SLOT.search(self.template):
+                known = columns or {}
+                content = SLOT.sub(lambda slot: str(known.get(slot[1], text)), self.template)
+            else:
+                content = f"{self.template.rstrip()}\n\n{text}"
+            return [*self.static(), {"role": "user", "content": content}]
+        return [*self.static(), {"role": "user", "content": text}]
+
+    def with_examples(self, number: int) -> Prompt:
+        """The same prompt with only its first `number` examples."""
+        return Prompt(self.system, self.examples[:number], self.template)
+
+
+def load_prompt(path: Path | None, *, system: str | None = None) -> Prompt:
+    """Read a few-shot file: JSONL/JSON/CSV rows become chat turns, any other text a template.
+
+    Raises `InputError` for a missing, empty or malformed file.
+    """
+    if path is None:
+        return Prompt(system=system)
+    if path.suffix.lower() in (".jsonl", ".json", ".csv", ".tsv"):
+        return Prompt(system=system, examples=tuple(read_examples(path)))
+    text = read_text(path)
+    if not text.strip():
+        raise InputError(f"{path}: empty; it needs the few-shot prompt")
+    return Prompt(system=system, template=text)
