@@ -43,7 +43,9 @@ class Task(Section):
 
     name: str = "case"
     system: str | None = Field(None, description="system prompt that goes with the few-shot examples")
-    examples: Path | None = Field(None, description="few-shot examples: JSONL, JSON, CSV or a text with a {{text}} slot")
+    examples: Path | None = Field(
+        None, description="few-shot examples: JSONL, JSON, CSV or a text with a {{text}} slot"
+    )
     instruction: str | None = Field(None, description="the tuned model's short system prompt")
     data: Path | None = Field(None, description="labelled rows to tune and test on")
     inputs: Path | None = Field(None, description="sample of real inputs (and answers) for token counts")
@@ -52,7 +54,9 @@ class Task(Section):
     answer_field: str | None = Field(None, description="field of a JSON answer that holds the label")
     metric: Metric = "macro_f1"
     target: Share | None = Field(None, description="accuracy target on the metric, 0 to 1")
-    fails: Texts = Field(default_factory=list, description="what fails today: facts, format, jargon, reasoning, latency, cost")
+    fails: Texts = Field(
+        default_factory=list, description="what fails today: facts, format, jargon, reasoning, latency, cost"
+    )
     current: Share | None = Field(None, description="what the prompt reaches today on the metric")
     examples_at_hand: int | None = Field(None, ge=0, description="labelled examples that could be had")
 

@@ -11,9 +11,15 @@ from unshot import __version__
 # name -> (module:attribute, one line for `unshot --help`); the line stands here so that help imports nothing.
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("unshot.init:init", "Write a commented case file."),
-    "plan": ("planner.command:plan", "Cost, latency and break-even of the long prompt against a tuned model."),
+    "plan": (
+        "planner.command:plan",
+        "Cost, latency and break-even of the long prompt against a tuned model.",
+    ),
     "tune": ("tune.command:tune", "Fine-tune with LoRA and evaluate on held-out data."),
-    "export": ("export.command:export", "Merge and write GGUF and ONNX files, proven equal to the tuned model."),
+    "export": (
+        "export.command:export",
+        "Merge and write GGUF and ONNX files, proven equal to the tuned model.",
+    ),
     "bench": ("bench.command:bench", "Measure two systems on one task and check the claim."),
     "demo": ("unshot.demo.command:demo", "Run the whole way on the embedded model and task."),
 }

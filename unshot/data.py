@@ -72,7 +72,8 @@ def read_examples(
     else:
         rows = _jsonl_rows(path, text)
     examples = [
-        _example(path, line, row, input_column=input_column, output_column=output_column) for line, row in rows
+        _example(path, line, row, input_column=input_column, output_column=output_column)
+        for line, row in rows
     ]
     if not examples:
         raise InputError(f"{path}: no rows; it needs at least one")
@@ -117,7 +118,9 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         try:
             yield number, json.loads(line)
         except ValueError as error:
-            raise InputError(f"{path}, line {number}: not valid JSON ({error}); each line is one object") from None
+            raise InputError(
+                f"{path}, line {number}: not valid JSON ({error}); each line is one object"
+            ) from None
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -138,13 +141,17 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     try:
         for row in reader:
             if None in row:
-                raise InputError(f"{path}, line {reader.line_num}: more fields than the header has; quote the commas")
+                raise InputError(
+                    f"{path}, line {reader.line_num}: more fields than the header has; quote the commas"
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
 
 
-def _example(path: Path, line: int, row: Any, *, input_column: str | None, output_column: str | None) -> Example:
+def _example(
+    path: Path, line: int, row: Any, *, input_column: str | None, output_column: str | None
+) -> Example:
     where = f"{path}, line {line}"
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object, found {type(row).__name__}")
@@ -204,7 +211,11 @@ def _messages(where: str, value: Any) -> list[Message]:
             raise InputError(f"{where}: message {position} has role {role!r}; accepted: {', '.join(ROLES)}")
         messages.append({"role": role, "content": message["content"]})
     if len(messages) > 1 and messages[-1]["role"] not in ("assistant", "user", "tool"):
-        raise InputError(f"{where}: the last message has role {messages[-1]['role']!r}; it must be user or assistant")
+        raise InputError(
+            f"{where}: the last message has role {messages[-1]['role']!r}; it must be user or assistant"
+        )
     if all(m["role"] in ("system", "developer") for m in messages) or messages[0]["role"] == "assistant":
-        raise InputError(f"{where}: the messages hold no question; a user message must come before the answer")
+        raise InputError(
+            f"{where}: the messages hold no question; a user message must come before the answer"
+        )
     return messages

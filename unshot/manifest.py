@@ -132,7 +132,9 @@ def read_manifest(directory: Path, *, stage: str | None = None, verify: bool = T
     if not directory.exists():
         raise InputError(f"{directory}: no such directory; give the output of an earlier stage")
     if not path.is_file():
-        raise InputError(f"{directory}: no {NAME} there; give a directory that `unshot {stage or 'tune'}` wrote")
+        raise InputError(
+            f"{directory}: no {NAME} there; give a directory that `unshot {stage or 'tune'}` wrote"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         known = {k: v for k, v in raw.items() if k in Manifest.__dataclass_fields__}
@@ -140,9 +142,13 @@ def read_manifest(directory: Path, *, stage: str | None = None, verify: bool = T
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a manifest ({error}); run the stage that wrote it again") from None
     if manifest.format > FORMAT:
-        raise InputError(f"{path}: format {manifest.format} is newer than this unshot reads ({FORMAT}); upgrade unshot")
+        raise InputError(
+            f"{path}: format {manifest.format} is newer than this unshot reads ({FORMAT}); upgrade unshot"
+        )
     if stage and manifest.stage != stage:
-        raise InputError(f"{directory}: written by `unshot {manifest.stage}`, this needs one from `unshot {stage}`")
+        raise InputError(
+            f"{directory}: written by `unshot {manifest.stage}`, this needs one from `unshot {stage}`"
+        )
     if verify:
         for name, facts in manifest.outputs.items():
             verify_file(directory / name, facts)
@@ -196,7 +202,9 @@ def staged(final: Path, *, overwrite: bool = False, resume: bool = False) -> Ite
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InputError(f"{final}: another unshot run is writing it; wait for that one or choose another --out") from None
+            raise InputError(
+                f"{final}: another unshot run is writing it; wait for that one or choose another --out"
+            ) from None
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(exist_ok=True)

