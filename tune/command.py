@@ -1,0 +1,108 @@
+"""`unshot tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unshot.options import case_option, common
+
+if TYPE_CHECKING:
+    from unshot.console import Output
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.option("--base", help="Base model: a directory, a hub name, or smollm2-135m (embedded).")
+@click.option(
+    "--out", "final", type=click.Path(path_type=Path), required=True, help="Run directory to write."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run directory where it exists.")
+@click.option("--instruction", help="The tuned model's short system prompt.")
+@click.option("--labels", help="The classes, comma-separated; default: from the data.")
+@click.option("--answer-field", help="Field of a JSON answer that holds the label.")
+@click.option("--metric", help="macro_f1, accuracy or exact_match.")
+@click.option("--target", type=float, help="Stop when validation reaches this score (0 to 1).")
+@click.option("--method", help="lora (default) or dora.")
+@click.option("--rank", type=int, help="LoRA rank.")
+@click.option("--learning-rate", type=float, help="Default: by model width.")
+@click.option("--epochs", type=int, help="At most; training stops at the plateau.")
+@click.option("--patience", type=int, help="Epochs without improvement before stopping.")
+@click.option("--max-length", type=int, help="Longest row, tokens.")
+@click.option("--seed", type=int, help="Seed of split, initialisation and order.")
+@click.option("--input-column", help="Column or field that holds the input.")
+@click.option("--output-column", help="Column or field that holds the answer.")
+@case_option
+@common
+def tune(
+    data: Path | None,
+    base: str | None,
+    final: Path,
+    overwrite: bool,
+    case_path: Path | None,
+    out: Output,
+    **flags: Any,
+) -> None:
+    """Fine-tune a base model on DATA (JSONL or CSV) and evaluate it on held-out rows.
+
+    Splits 80/10/10, trains LoRA with loss on the answer only, stops at the plateau, and reads the test split once.
+    The same command after an interruption goes on where it stopped.
+    """
+    from tune.run import tune_run
+    from unshot.case import load_case
+    from unshot.errors import GateError, InputError
+
+    labels = flags.pop("labels")
+    case = load_case(
+        case_path,
+        task={
+            "labels": [x.strip() for x in labels.split(",") if x.strip()] if labels else None,
+            **{k: flags.pop(k) for k in ("instruction", "answer_field", "metric", "target")},
+        },
+        tune={
+            k: flags.pop(k)
+            for k in ("method", "rank", "learning_rate", "epochs", "patience", "max_length", "seed")
+        },
+    )
+    data = data or case.task.data
+    if data is None:
+        raise InputError("no data; give a JSONL or CSV file, or `data` under [task] in the case file")
+    result = tune_run(data, base or case.candidate.model, final, case, out, overwrite=overwrite, **flags)
+    out.result({"out": str(final), **result}, *summary(result, final))
+    target, test = case.task.target, result["test"]
+    if target is not None and test["score"] < target:
+        raise GateError(
+            f"target {target:g} not met on the test split: {test['metric']} {test['score']:.3f}; {final} is kept"
+        )
+
+
+def summary(result: dict[str, Any], final: Path) -> list[Any]:
+    """The run as rich tables: epochs, then test scores."""
+    from rich.table import Table
+
+    epochs = Table(title=f"{result['base']}, {result['method']}: {result['stopped']}", title_justify="left")
+    for name in (
+        "epoch",
+        "train loss",
+        "validation loss",
+        f"validation {result['test']['metric']}",
+        "invalid",
+    ):
+        epochs.add_column(name, justify="right")
+    for row in result["history"]:
+        mark = " *" if row["epoch"] == result["best_epoch"] else ""
+        epochs.add_row(
+            f"{row['epoch']}{mark}",
+            f"{row['train_loss']:.3f}",
+            f"{row['loss']:.3f}",
+            f"{row['score']:.3f}",
+            f"{row['invalid']:.1%}",
+        )
+    test = result["test"]
+    line = (
+        f"test ({test['rows']} rows, read once): {test['metric']} {test['score']:.3f} "
+        f"[{test['low']:.3f}, {test['high']:.3f}], accuracy {test['accuracy']:.3f}, invalid {test['invalid']:.1%}"
+    )
+    return [epochs, line, f"written to {final}"]

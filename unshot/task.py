@@ -1,0 +1,123 @@
+"""What a right answer is: the part of a case that every stage needs to score answers, kept as `task.json`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from unshot.case import Metric
+from unshot.case import Task as TaskSection
+from unshot.data import Example, read_text
+from unshot.errors import InputError
+from unshot.metrics import INVALID, Interval, class_scores, parse_answer, score, score_interval
+
+MAX_LABELS = 200
+
+
+class Task(BaseModel):
+    """Instruction of the tuned model, labels and metric of the answer.
+
+    `labels` None means free text, scored by exact match. `answer_field` names the field of a JSON answer that
+    holds the label; None means that the answer is the label.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = "case"
+    instruction: str | None = None
+    labels: list[str] | None = None
+    answer_field: str | None = None
+    metric: Metric = "exact_match"
+    max_answer_tokens: int | None = None
+
+    def label(self, answer: str) -> str:
+        """The label (or the whole text) an answer states, `INVALID` where it states none."""
+        return parse_answer(answer, labels=self.labels, field=self.answer_field)
+
+    def scores(self, truth: Sequence[str], answers: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
+        """Score raw answers against raw references.
+
+        Returns the metric with its interval, accuracy, macro-F1, the share of invalid answers and, with labels,
+        the per-class scores.
+        """
+        true, guess = [self.label(t) for t in truth], [self.label(a) for a in answers]
+        interval: Interval = score_interval(self.metric, true, guess, seed=seed)
+        classes = self.labels or []
+        return {
+            "metric": self.metric,
+            "score": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+            "accuracy": score("accuracy", true, guess),
+            "macro_f1": score("macro_f1", true, guess) if classes else None,
+            "invalid": guess.count(INVALID) / len(guess),
+            "rows": len(true),
+            "classes": {k: vars(v) for k, v in class_scores(true, guess, classes).items()}
+            if classes
+            else None,
+        }
+
+
+def derive_task(section: TaskSection, examples: Sequence[Example]) -> Task:
+    """Fill what the case leaves open from the data: a label field, the labels, the metric.
+
+    A JSON answer's label field must be named; without one the whole answer is the label where few distinct
+    answers recur, else free text. Raises `InputError` for answers outside the labels, naming the line.
+    """
+    answers = [example.answer or "" for example in examples]
+    labels, metric = section.labels, section.metric
+    field = section.answer_field
+    if field is None and section.labels is None and all(isinstance(_json(a), dict) for a in answers):
+        field = _label_field([_json(a) for a in answers])
+    if labels is None:
+        values = [parse_answer(a, field=field) for a in answers]
+        counts = Counter(v for v in values if v != INVALID)
+        if len(counts) <= min(MAX_LABELS, len(answers) // 2):
+            labels = sorted(counts)
+    if labels is None and "metric" not in section.model_fields_set:
+        metric = "exact_match"
+    task = Task(
+        name=section.name, instruction=section.instruction, labels=labels, answer_field=field, metric=metric
+    )
+    for example in examples:
+        if task.label(example.answer or "") == INVALID:
+            known = f"; labels: {', '.join(labels[:8])}" if labels else ""
+            raise InputError(
+                f"line {example.line}: the answer {example.answer!r:.80} is not a JSON object with a text "
+                f"`{field}`{known}"
+                if field
+                else f"line {example.line}: the answer {example.answer!r:.80} is not one of the labels{known}"
+            )
+    return task
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _label_field(rows: list[dict[str, Any]]) -> str | None:
+    """The field of all JSON answers with the fewest distinct texts that recur, None where none does."""
+    best: tuple[int, str] | None = None
+    for name in rows[0]:
+        values = [row.get(name) for row in rows]
+        if all(isinstance(v, str) for v in values):
+            distinct = len(set(values))
+            if distinct <= min(MAX_LABELS, len(rows) // 2) and (best is None or distinct < best[0]):
+                best = (distinct, name)
+    return best[1] if best else None
+
+
+def read_task(path: Path) -> Task:
+    """Read a `task.json`; `InputError` where it is not one."""
+    try:
+        return Task.model_validate_json(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not a task file ({str(error).splitlines()[0]})") from None
