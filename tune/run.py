@@ -110,7 +110,7 @@ def _run_in(
         epochs=settings.epochs,
         patience=settings.patience,
         batch_rows=defaults.batch_rows,
-        capacity=settings.batch_tokens,
+        capacity=models.pack_capacity(settings.batch_tokens, device),
         learning_rate=defaults.learning_rate,
         seed=settings.seed,
         rows=len(train_rows),
@@ -140,9 +140,7 @@ def _run_in(
             )
 
         def validate(net: Any) -> dict[str, Any]:
-            return _evaluate(
-                net, parts.validation, validation_rows, task, chat, settings.batch_tokens, device
-            )
+            return _evaluate(net, parts.validation, validation_rows, task, chat, plan.capacity, device)
 
         with manifest.timed("train"):
             state = trainer.run(validate, report)
@@ -150,7 +148,7 @@ def _run_in(
     out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
     trainer.load_best()
     with manifest.timed("test"):
-        test = _evaluate(net, parts.test, test_rows, task, chat, settings.batch_tokens, device)
+        test = _evaluate(net, parts.test, test_rows, task, chat, plan.capacity, device)
     # The working files of a resumed run are no part of the artifact.
     for entry in work.iterdir():
         _remove(entry)
