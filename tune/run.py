@@ -140,7 +140,12 @@ def _run_in(
             )
 
         def validate(net: Any) -> dict[str, Any]:
-            return _evaluate(net, parts.validation, validation_rows, task, chat, plan.capacity, device)
+            figures = _evaluate(net, parts.validation, validation_rows, task, chat, plan.capacity, device)
+            out.log(
+                f"epoch {trainer.state.epoch + 1}: train loss {trainer.epoch_loss():.3f}, validation loss "
+                f"{figures['loss']:.3f}, {task.metric} {figures['score']:.3f}"
+            )
+            return figures
 
         with manifest.timed("train"):
             state = trainer.run(validate, report)
