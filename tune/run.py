@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from unshot.errors import InputError
 from unshot.manifest import Manifest, describe_file, staged, write_text
 from unshot.models import Source, resolve
 from unshot.task import Task, derive_task
+
+# Seconds between checkpoints within an epoch.
+SAVE_SECONDS = float(os.environ.get("UNSHOT_SAVE_SECONDS", "30"))
 
 
 def request(example: Example, task: Task) -> list[Message]:
@@ -148,7 +152,7 @@ def _run_in(
             return figures
 
         with manifest.timed("train"):
-            state = trainer.run(validate, report)
+            state = trainer.run(validate, report, save_seconds=SAVE_SECONDS)
         progress.update(bar, total=len(state.losses), note=state.stopped)
     out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
     trainer.load_best()
