@@ -63,7 +63,7 @@ def least_squares(
 
     def loss(r: np.ndarray, x: np.ndarray) -> float:
         data = ROBUST**2 * np.sum(np.sqrt(1 + (r / ROBUST) ** 2) - 1)
-        return float(data + 0.5 * ROBUST**2 * np.sum((weight * (x - toward)) ** 2))
+        return float(data + 0.5 * np.sum((weight * (x - toward)) ** 2))
 
     x = np.array(start, dtype=float)
     r = residual(x)
@@ -76,8 +76,8 @@ def least_squares(
             moved[j] += 1e-4
             jacobian[:, j] = (residual(moved) - r) / 1e-4
         pull = 1.0 / np.sqrt(1 + (r / ROBUST) ** 2)
-        curvature = jacobian.T @ (jacobian * pull[:, None]) + ROBUST**2 * np.diag(weight**2)
-        slope = jacobian.T @ (pull * r) + ROBUST**2 * weight**2 * (x - toward)
+        curvature = jacobian.T @ (jacobian * pull[:, None]) + np.diag(weight**2)
+        slope = jacobian.T @ (pull * r) + weight**2 * (x - toward)
         for _ in range(8):
             step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), -slope)
             tried = residual(x + step)
@@ -172,7 +172,8 @@ def calibrate(report: Path | Mapping[str, Any], *, gpu: str | None = None) -> Ef
     device = catalog.gpu(str(name))
     prior = efficiency(device, "llamacpp")
     points = [point for i, side in enumerate(sides) for point in _side(side, f"{where}: sides[{i}]")]
-    wide = 1.0 / np.maximum(np.asarray(prior.errors), 0.05)
+    # A medians' noise of about 5% against the prior's own error bars.
+    wide = 0.05 / np.maximum(np.asarray(prior.errors), 0.05)
 
     def residual(x: np.ndarray) -> np.ndarray:
         eff = prior.with_vector(np.clip(x, -16.0, 8.0))
