@@ -250,9 +250,10 @@ def intervals(
         body.append(_text(left - 4, y + 12, row.label, "label"))
         a, b, c = (axis.at(v, left, right) for v in (row.low, row.value, row.high))
         body.append(_whisker(a, c, y + 22))
+        tip = f"{row.label}: {x_format(row.value)} [{x_format(row.low)}, {x_format(row.high)}]"
         body.append(
             f'<circle class="s{index % COLOURS + 1}" cx="{b:.1f}" cy="{y + 22}" r="4.5"><title>'
-            f"{escape(f'{row.label}: {x_format(row.value)} [{x_format(row.low)}, {x_format(row.high)}]')}</title></circle>"
+            f"{escape(tip)}</title></circle>"
         )
         body.append(_text(min(c, right) + 6, y + 26, f"{x_format(row.value)}{row.note}", "value"))
     body += _top_marks(marks, axis, left, right, top, height)
