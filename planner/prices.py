@@ -327,8 +327,9 @@ def _genai_version() -> str:
 
 
 def _verified(comment: str | None) -> str | None:
-    """The newest `YYYY-MM-DD` in a model's price comment, not after today."""
-    dates = [d for d in re.findall(r"20\d\d-\d\d-\d\d", comment or "") if d <= date.today().isoformat()]
+    """The newest "verified on YYYY-MM-DD" in a model's price comment, not after today."""
+    dates = re.findall(r"verified on (20\d\d-\d\d-\d\d)", comment or "")
+    dates = [d for d in dates if d <= date.today().isoformat()]
     return max(dates) if dates else None
 
 
