@@ -412,8 +412,9 @@ def request_cost(
 ) -> RequestCost:
     """Mean dollars of one request. `prefix` is the static part, `hit` the share of requests that find it cached.
 
-    Without a cached price, or below the cache minimum, everything pays the input price. Where writing costs more, each
-    miss writes. Raises `InputError` for batch where the provider has none.
+    `prefix` 0 means that caching is not used. Without a cached price, or below the cache minimum, everything pays the
+    input price. Where writing costs more, each miss writes. `input_tokens`, `output_tokens` and `hit` may be numpy
+    arrays. Raises `InputError` for batch where the provider has none.
     """
     plain, cached, output = price.input, price.cached, price.output
     if batch:
@@ -421,10 +422,9 @@ def request_cost(
             raise InputError(f"{price.model}: no batch price is known; pass --price batch_input=..")
         plain, cached, output = price.batch_input, price.batch_cached, price.batch_output
     held = price.rule.cacheable(prefix) if price.rule and cached is not None else 0
-    held = min(held, int(input_tokens))
     write = price.write_long if long_ttl else price.write
     write_price = plain if write is None else write * (plain / price.input if price.input else 1.0)
-    if not held or hit <= 0:
+    if not held:
         return RequestCost(input_tokens * plain / MTOK, 0.0, 0.0, output_tokens * output / MTOK)
     assert cached is not None
     misses = (1 - hit) * held
