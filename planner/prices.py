@@ -94,15 +94,15 @@ class ApiPrice:
 
 @dataclass(frozen=True)
 class RequestCost:
-    """Dollars of one request by what they pay for."""
+    """Dollars of one request by what they pay for; numbers or numpy arrays."""
 
-    input: float
-    cached: float
-    write: float
-    output: float
+    input: Any
+    cached: Any
+    write: Any
+    output: Any
 
     @property
-    def total(self) -> float:
+    def total(self) -> Any:
         """Dollars of one request."""
         return self.input + self.cached + self.write + self.output
 

@@ -70,7 +70,7 @@ def triage(task: Task, *, shots: int, economics: Economics | None) -> Triage:
         blocks.append(
             (
                 "the target is met",
-                f"the prompt reaches {task.current:.0%} of a target of {task.target:.0%}; each further point costs more",
+                f"the prompt reaches {task.current:.0%}, the target is {task.target:.0%}; a further point costs more",
                 "a higher target that the business can name a value for, or cost and latency that hurt",
             )
         )
