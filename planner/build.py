@@ -219,7 +219,14 @@ class Planner:
     # Self-hosted options
 
     def hosted(
-        self, model: str, gpu: str, precision: str, *, tuned: bool, prefix_cache: bool = False, baseline: bool = False
+        self,
+        model: str,
+        gpu: str,
+        precision: str,
+        *,
+        tuned: bool,
+        prefix_cache: bool = False,
+        baseline: bool = False,
     ) -> Option:
         """A self-hosted option: the base model with the long prompt, or the tuned one with the short prompt."""
         label = "short" if tuned else "long"
@@ -233,7 +240,6 @@ class Planner:
             rate=self.case.traffic.rate,
             peak_factor=self.case.traffic.peak_factor,
             slo=self.case.traffic.slo,
-            min_replicas=self.case.plan.min_replicas,
             price=self.settings.gpu_prices.get(gpu, self.settings.gpu_prices.get("")),
             calibration=self.settings.calibration,
         )
@@ -330,7 +336,11 @@ class Planner:
             gpu = case.baseline.gpu or case.candidate.gpu[0]
             precision = catalog.precision(case.baseline.precision or case.candidate.precision).name
             self.usage(model, self.long, "long", api=False)
-            if (model, gpu, precision) != (case.candidate.model, case.candidate.gpu[0], case.candidate.precision):
+            if (model, gpu, precision) != (
+                case.candidate.model,
+                case.candidate.gpu[0],
+                case.candidate.precision,
+            ):
                 for cache in (False, True):
                     self.hosted(model, gpu, precision, tuned=False, prefix_cache=cache, baseline=True)
         self.candidates()
@@ -439,10 +449,16 @@ class Planner:
         spreads = [
             Assumption("rate", "request rate", RATE_LOW, RATE_HIGH, "forecasts of traffic miss by as much"),
             Assumption(
-                "api_price", "API price", 0.6, 1.05, "list prices have mostly fallen within a year; contracts differ"
+                "api_price",
+                "API price",
+                0.6,
+                1.05,
+                "list prices have mostly fallen within a year; contracts differ",
             ),
             Assumption("varying", "input length", 1 - varying, 1 + varying, f"sample of {rows} inputs"),
-            Assumption("answer", "answer length", 1 - answer, 1 + answer, f"sample of {usage.output.rows} answers"),
+            Assumption(
+                "answer", "answer length", 1 - answer, 1 + answer, f"sample of {usage.output.rows} answers"
+            ),
             Assumption(
                 "people",
                 "people and data",
@@ -464,7 +480,10 @@ class Planner:
                 2, Assumption("capacity", "GPU throughput", low, high, "fitted efficiency of the GPU class")
             )
             spreads.insert(
-                2, Assumption("gpu_price", "GPU price", *tuned.serving.price_interval, "spread between providers")
+                2,
+                Assumption(
+                    "gpu_price", "GPU price", *tuned.serving.price_interval, "spread between providers"
+                ),
             )
         if counting:
             spreads.append(
@@ -475,7 +494,9 @@ class Planner:
     def _cost_notes(self) -> list[str]:
         plan, costs = self.case.plan, oneoff.catalog()
         example = oneoff.example_cost(plan)
-        source = "your figure" if plan.example_cost is not None else costs["example"][plan.labels_by]["source"]
+        source = (
+            "your figure" if plan.example_cost is not None else costs["example"][plan.labels_by]["source"]
+        )
         return [
             f"load: {self.case.traffic.rate:g} requests/s on average, {self.case.traffic.peak_factor:g} times that at "
             "the busiest hour of a smooth day; 730 hours a month",

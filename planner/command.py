@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from unshot.console import Output
 
 # Subcommands live in modules of their own and are imported when used.
-SUBCOMMANDS = {"validate": ("planner.validate_command:validate", "Forecast published measurements and show the errors.")}
+SUBCOMMANDS = {
+    "validate": ("planner.validate_command:validate", "Forecast published measurements and show the errors.")
+}
 
 
 class PlanGroup(click.Group):
@@ -41,7 +43,9 @@ class PlanGroup(click.Group):
     type=click.Path(path_type=Path),
     help="The long prompt: few-shot examples (JSONL, JSON, CSV), a text with a {{slot}}, or a folder of prompts.",
 )
-@click.option("--inputs", type=click.Path(path_type=Path), help="Sample of real inputs, with answers where there are.")
+@click.option(
+    "--inputs", type=click.Path(path_type=Path), help="Sample of real inputs, with answers where there are."
+)
 @click.option("--rate", type=float, help="Mean requests per second.")
 @click.option("--peak-factor", type=float, help="Busiest hour over the mean.")
 @click.option("--output-tokens", type=float, help="Answer length where the inputs hold no answers.")
@@ -57,7 +61,10 @@ class PlanGroup(click.Group):
 @click.option("--slo-ttft", type=float, help="Time to first token, milliseconds at the percentile.")
 @click.option("--slo-tpot", type=float, help="Time per output token, milliseconds at the percentile.")
 @click.option("--slo-e2e", type=float, help="End to end, milliseconds at the percentile.")
-@click.option("--fails", help="What fails today, comma-separated: facts, tools, format, jargon, reasoning, latency, cost.")
+@click.option(
+    "--fails",
+    help="What fails today, comma-separated: facts, tools, format, jargon, reasoning, latency, cost.",
+)
 @click.option("--current", type=float, help="What the prompt reaches today on the metric, 0 to 1.")
 @click.option("--target", type=float, help="What is good enough on the metric, 0 to 1.")
 @click.option("--examples-at-hand", type=int, help="Labelled examples that could be had.")
@@ -70,12 +77,18 @@ class PlanGroup(click.Group):
 )
 @click.option("--gpu-price", "gpu_price_values", multiple=True, help="$ per hour: 2.10, or GPU=2.10.")
 @click.option("--tokenizer", multiple=True, help="PATH or MODEL=PATH of a tokenizer that is not at hand.")
-@click.option("--approximate", is_flag=True, help="Count with another tokenizer where one is missing, error stated.")
 @click.option(
-    "--calibrate", type=click.Path(path_type=Path), help="report.json of `unshot bench` to fit efficiencies to."
+    "--approximate", is_flag=True, help="Count with another tokenizer where one is missing, error stated."
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    help="report.json of `unshot bench` to fit efficiencies to.",
 )
 @click.option("--seed", type=int, default=0, help="Seed of the uncertainty analysis.")
-@click.option("--out", "final", type=click.Path(path_type=Path), help="Directory to write plan.json and report.html to.")
+@click.option(
+    "--out", "final", type=click.Path(path_type=Path), help="Directory to write plan.json and report.html to."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @case_option
 @common

@@ -71,7 +71,9 @@ def _verdict(plan: Plan, data: dict[str, Any]) -> list[RenderableType]:
 def _cost_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
     from rich.table import Table
 
-    table = Table(title=f"Cost at {plan.rate:g} requests/s (90% interval)", title_justify="left", pad_edge=False)
+    table = Table(
+        title=f"Cost at {plan.rate:g} requests/s (90% interval)", title_justify="left", pad_edge=False
+    )
     table.add_column("option", overflow="fold", min_width=24)
     for name in ("tokens in/out", "$ per 1,000", "$ per month", "GPUs", "used", "break-even", "payback"):
         table.add_column(name, justify="right")
@@ -151,7 +153,9 @@ def _matters(plan: Plan) -> list[RenderableType]:
         return []
     from rich.table import Table
 
-    table = Table(title="What matters most: the saving per month if one assumption is off", title_justify="left")
+    table = Table(
+        title="What matters most: the saving per month if one assumption is off", title_justify="left"
+    )
     for name in ("assumption", "at its low end", "at its high end"):
         table.add_column(name, justify="left" if name == "assumption" else "right")
     for swing in plan.uncertainty.tornado[:5]:
