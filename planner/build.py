@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -329,7 +329,7 @@ class Planner:
             price = self.api(api, baseline=True)
             cheaper = case.plan.cheaper_api or prices.cheaper(api)
             self.tuned_api(api, price)
-            if cheaper is not None:
+            if cheaper is not None and cheaper != "none":
                 self.tuned_api(cheaper, self.api(cheaper, baseline=False))
         else:
             assert model is not None
@@ -432,7 +432,22 @@ class Planner:
             latency_met=True if asked else None,
             # An API's latency is not forecast, so only a self-hosted long prompt can be said to miss the SLO.
             prompt_latency_met=any(long_hosted) if asked and keep.kind == "hosted" else None,
+            untuned=self._cheaper(tuned, lambda o: not o.tuned and not o.baseline),
+            cheaper_tuned=self._cheaper(tuned, lambda o: o.tuned and o.kind == "api"),
         )
+
+    def _cheaper(self, than: Option, wanted: Callable[[Option], bool]) -> tuple[tuple[str, float], ...]:
+        """Usable options that cost less than `than` at the case's rate, cheapest first."""
+        rate = self.case.traffic.rate
+        found = [
+            (o.name, float(o.monthly(rate)))
+            for o in self.options
+            if wanted(o)
+            and (o.serving is None or o.serving.fits)
+            and (o.mode != "batch" or self.case.traffic.offline)
+            and o.monthly(rate) < than.monthly(rate)
+        ]
+        return tuple(sorted(found, key=lambda pair: pair[1]))
 
     def _spreads(self, tuned: Option | None) -> list[Assumption]:
         costs = oneoff.catalog()
@@ -500,7 +515,8 @@ class Planner:
         return [
             f"load: {self.case.traffic.rate:g} requests/s on average, {self.case.traffic.peak_factor:g} times that at "
             "the busiest hour of a smooth day; 730 hours a month",
-            f"data: {plan.examples} examples, {self.case.task.examples_at_hand or 0} at hand, ${example:g} each ({source})",
+            f"data: {plan.examples} examples, {self.case.task.examples_at_hand or 0} at hand, ${example:g} each "
+            f"({source})",
             f"people: {plan.engineering_days:g} engineering days at ${plan.engineer_day:g} to deploy, "
             f"{plan.operations_days:g} a month to operate own GPUs, {plan.evaluation_answers} judged answers at "
             f"${costs['evaluation_answer']['value']:g}, {plan.retrain_per_year:g} retrainings a year",

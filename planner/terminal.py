@@ -28,6 +28,13 @@ def per_second(value: float | None) -> str:
     return f"{number(value)}/s" if value >= 0.1 else f"{number(value * 3600)}/h"
 
 
+def share(value: float | None) -> str:
+    """A utilisation; empty where there is none."""
+    if value is None:
+        return ""
+    return "under 1%" if value < 0.01 else f"{value:.0%}"
+
+
 def interval(low: float | None, high: float | None, form: Any = dollars) -> str:
     """`low to high`; an open end where a bound is not finite."""
     return f"{form(low) if low is not None else '–'} to {form(high) if high is not None else 'never'}"
@@ -93,7 +100,7 @@ def _cost_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
             dollars(row["per_request"] * 1000),
             f"{dollars(row['per_month'])}\n{interval(low, high)}",
             "" if row["replicas"] is None else number(row["replicas"] * row["gpus_per_replica"]),
-            "" if row["utilisation"] is None else f"{row['utilisation']:.0%}",
+            share(row["utilisation"]),
             per_second(row["break_even_rate"]) if compared and row["tuned"] else "",
             months(row["payback_months"]) if compared and row["tuned"] else "",
             style=style,

@@ -24,7 +24,8 @@ class Economics:
 
     `break_even` is requests per second (None: never), `payback_months` None where tuning never pays back.
     `latency_met` says whether the best tuned option holds the SLO, `prompt_latency_met` the same for the best option
-    with the long prompt (None: no SLO, or not known).
+    with the long prompt (None: no SLO, or not known). `untuned` are other ways to keep the prompt that cost less than
+    `tuned` (name, $ per month) and whose quality is not known; `cheaper_tuned` other tuned options that cost less.
     """
 
     rate: float
@@ -37,6 +38,8 @@ class Economics:
     horizon_months: float
     latency_met: bool | None = None
     prompt_latency_met: bool | None = None
+    untuned: tuple[tuple[str, float], ...] = ()
+    cheaper_tuned: tuple[tuple[str, float], ...] = ()
 
     @property
     def pays(self) -> bool:
@@ -182,10 +185,20 @@ def _answer(
             )
         if task.target is not None:
             change.append(f"a tuned model that stays below {task.target:.0%} on that test set")
-        names = " and ".join(name for name, _ in grounds)
-        return Triage(
-            "yes", f"Yes, because of {names}", tuple(r for _, r in grounds), tuple(change), tuple(unknown)
-        )
+        reasons = [reason for _, reason in grounds]
+        headline = f"Yes, because of {' and '.join(name for name, _ in grounds)}"
+        if economics is not None:
+            if economics.untuned and {name for name, _ in grounds} <= {"cost"}:
+                # Without a failure that needs tuning, a cheaper way to keep the prompt comes first.
+                name, monthly = economics.untuned[0]
+                headline += f", unless {name} answers as well: ${monthly:,.0f} a month without tuning"
+            reasons += [f"cheaper, if it answers as well: {_list(economics.untuned)}"] * bool(
+                economics.untuned
+            )
+            reasons += [f"cheaper tuned options: {_list(economics.cheaper_tuned)}"] * bool(
+                economics.cheaper_tuned
+            )
+        return Triage("yes", headline, tuple(reasons), tuple(change), tuple(unknown))
     return Triage(
         "not yet",
         "Not yet: nothing speaks for tuning so far",
@@ -193,6 +206,10 @@ def _answer(
         ("a failure that examples can teach (format, jargon, reasoning), or cost or latency that hurts",),
         tuple(unknown),
     )
+
+
+def _list(options: tuple[tuple[str, float], ...]) -> str:
+    return "; ".join(f"{name} at ${monthly:,.0f} a month" for name, monthly in options[:3])
 
 
 def _fails(task: Task) -> set[str]:

@@ -134,7 +134,7 @@ class Plan(Section):
     min_replicas: int = Field(2, ge=1, description="replicas kept up for availability")
     adapters: int = Field(8, ge=1, description="tuned tasks that share one base in the many-adapters option")
     horizon_months: Positive = Field(12.0, description="months over which one-off costs are spread")
-    cheaper_api: str | None = Field(None, description="cheaper API model to compare with the long prompt")
+    cheaper_api: str | None = Field(None, description="cheaper API model to compare with; none: leave it out")
 
 
 class Claim(Section):
