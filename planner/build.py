@@ -244,7 +244,8 @@ class Planner:
             calibration=self.settings.calibration,
         )
         what = "tuned" if tuned else "base"
-        cache = ", prefix cache" if prefix_cache else ""
+        # A tuned option always has the cache on: its short prefix makes little of it.
+        cache = ", prefix cache" if prefix_cache and not tuned else ""
         option = Option(
             key=f"{gpu}:{model}:{precision}:{what}{':cache' if prefix_cache else ''}",
             name=f"{model} {what}, {label} prompt{cache}, {precision} on {gpu}",
@@ -402,13 +403,22 @@ class Planner:
         )
 
     def _cheapest(self, options: Sequence[Option]) -> Option | None:
-        """The cheapest usable option at the case's rate; batch only for offline work; ties go to the first."""
+        """The cheapest usable option at the case's rate; batch only for offline work.
+
+        Equal costs (whole GPUs make them common) go to the precision asked for, then to the prefix cache.
+        """
         good = [
             o
             for o in options
             if (o.serving is None or o.serving.fits) and (o.mode != "batch" or self.case.traffic.offline)
         ]
-        return min(good, key=lambda o: float(o.monthly(self.case.traffic.rate))) if good else None
+        asked = catalog.precision(self.case.candidate.precision).name
+
+        def order(option: Option) -> tuple[float, bool, bool]:
+            cost = round(float(option.monthly(self.case.traffic.rate)), 2)
+            return cost, option.precision != asked, not option.prefix_cache
+
+        return min(good, key=order) if good else None
 
     def _economics(
         self, keep: Option | None, tuned: Option | None, comparisons: Mapping[str, Comparison]

@@ -32,6 +32,7 @@ def payload(plan: Plan) -> dict[str, Any]:
             "payback_months": economics.payback_months if economics else None,
             "saving_per_month": economics.keep_monthly - economics.tuned_monthly if economics else None,
         },
+        "price_per_hour": plan.machine["dollars_per_hour"] if plan.machine else None,
         "prices": prices(plan),
         "tokens": {key: usage.as_dict() for key, usage in plan.usages.items()},
         "options": [option_row(plan, option) for option in plan.options],

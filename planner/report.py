@@ -161,7 +161,7 @@ def _cost_curve(plan: Plan) -> str:
         x_marks=marks,
         y_format=dollars,
         height=300,
-        note="Running cost with GPUs in whole numbers sized for the busiest hour, retraining included, one-off costs not.",
+        note="Running cost: GPUs in whole numbers for the busiest hour, with retraining, without one-off costs.",
     )
 
 
@@ -242,8 +242,8 @@ def _breakdown(plan: Plan, data: dict[str, Any]) -> str:
 
 def _options_table(plan: Plan, data: dict[str, Any]) -> str:
     headers = [
-        "option", "tokens in / out", "$ per 1,000", "$ per month", "90% interval", "GPUs", "used", "GPUs if scaled hourly",
-        "one-off", "break-even", "payback", "note",
+        "option", "tokens in / out", "$ per 1,000", "$ per month", "90% interval", "GPUs", "used",
+        "GPUs if scaled hourly", "one-off", "break-even", "payback", "note",
     ]  # fmt: skip
     rows, strong, faint = [], [], []
     marked = {o.key for o in (plan.keep, plan.tuned) if o is not None}
@@ -279,8 +279,8 @@ def _options_table(plan: Plan, data: dict[str, Any]) -> str:
         left=(0, 11),
         strong=strong,
         faint=faint,
-        caption="Bold: the two that the verdict weighs. Break-even and payback are against the cheapest way to keep the "
-        "prompt with today's model.",
+        caption="Bold: the two that the verdict weighs. Break-even and payback are against the cheapest way to keep "
+        "the prompt with today's model.",
     )
 
 
