@@ -89,13 +89,13 @@ def measure(
     """
     rows = _thin(inputs)
     requests = [request(prompt, row) for row in rows]
-    counts = [counter.prompt(messages) for messages in requests]
+    counts = counter.prompts(requests)
     outputs = _outputs(prompt, rows, counter, output_tokens)
     paired = (
         outputs if len(outputs) == len(counts) else [outputs[i % len(outputs)] for i in range(len(counts))]
     )
     probes = [prompt.messages(text) for text in PROBES]
-    prefix = min([counter.shared(*probes), *(counter.shared(probes[0], r) for r in requests[:16])])
+    prefix = min([counter.shared(*probes), *(counter.shared(probes[0], r) for r in requests[:4])])
     return Usage(
         counter=counter.describe(),
         error=counter.error,
