@@ -66,7 +66,12 @@ class Load:
 
     @classmethod
     def of_samples(
-        cls, rate: float, samples: Sequence[tuple[float, float]], *, cached_tokens: float = 0.0, arrival_cv: float = 1.0
+        cls,
+        rate: float,
+        samples: Sequence[tuple[float, float]],
+        *,
+        cached_tokens: float = 0.0,
+        arrival_cv: float = 1.0,
     ) -> Load:
         """A load whose lengths are those of real requests, `(prompt tokens, output tokens)` each."""
         if not samples:
@@ -387,8 +392,14 @@ def _holds(one: Setup, shape: queueing.Shape, rates: np.ndarray, slo: Slo) -> np
 
 
 def _missed(idle: Forecast, slo: Slo) -> str:
-    pairs = (("TTFT", slo.ttft, idle.ttft), ("TPOT", slo.tpot, idle.tpot), ("end-to-end time", slo.e2e, idle.e2e))
+    pairs = (
+        ("TTFT", slo.ttft, idle.ttft),
+        ("TPOT", slo.tpot, idle.tpot),
+        ("end-to-end time", slo.e2e, idle.e2e),
+    )
     for name, target, value in pairs:
         if target is not None and value.p50 > target:
-            return f"{name} is {value.p50 * 1e3:.0f} ms on an idle server; the target is {target * 1e3:.0f} ms"
+            return (
+                f"{name} is {value.p50 * 1e3:.0f} ms on an idle server; the target is {target * 1e3:.0f} ms"
+            )
     return "no load meets the SLO"

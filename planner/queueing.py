@@ -96,7 +96,9 @@ def capacity(cost: StepCost, shape: Shape) -> Number:
     return np.where(shape.limit >= 1, inflow / seconds, 0.0)
 
 
-def respond(cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0)) -> Response:
+def respond(
+    cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0)
+) -> Response:
     """Latency at `rate` requests/s; infinite where the rate is at or above capacity."""
     cap = capacity(cost, shape)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -259,7 +261,11 @@ def _full(order: Number, spin: Number, rho: Number, limit: Number) -> Number:
     """Probability that all `limit` slots are taken: negative binomial below, geometric above."""
     x = np.maximum(spin, 1e-12)
     log_pmf = (
-        _lgamma(limit + order) - _lgamma(order) - _lgamma(limit + 1.0) + order * np.log1p(-x) + limit * np.log(x)
+        _lgamma(limit + order)
+        - _lgamma(order)
+        - _lgamma(limit + 1.0)
+        + order * np.log1p(-x)
+        + limit * np.log(x)
     )
     tail = np.exp(np.minimum(log_pmf, 0.0)) / (1.0 - rho)
     mean = order * x / (1.0 - x)
