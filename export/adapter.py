@@ -54,7 +54,9 @@ def load_adapter(folder: Path) -> Adapter:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     kind = str(config.get("peft_type", "")).upper()
     if kind != "LORA":
-        raise InputError(f"{path}: peft_type is {kind or 'missing'}; export merges LORA adapters (DoRA included)")
+        raise InputError(
+            f"{path}: peft_type is {kind or 'missing'}; export merges LORA adapters (DoRA included)"
+        )
     for key in UNREAD:
         if config.get(key):
             raise InputError(f"{path}: `{key}` is set; export cannot merge that, merge with peft instead")
@@ -95,7 +97,9 @@ def _place(adapter: Adapter, name: str, value: Any, path: Path) -> None:
             delta.magnitude = value
         return
     if "lora_" in name:
-        raise InputError(f"{path}: `{name}` is of a LoRA kind that export cannot merge; merge with peft instead")
+        raise InputError(
+            f"{path}: `{name}` is of a LoRA kind that export cannot merge; merge with peft instead"
+        )
     # What is left are whole tensors: modules_to_save and trained biases.
     adapter.replaced[re.sub(r"\.(modules_to_save(\.default)?|base_layer)\.", ".", name)] = value
 

@@ -90,7 +90,9 @@ def _rotary(writer: Any, config: Config) -> None:
     elif kind in ("longrope", "su"):
         writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
     elif kind not in ("default", "llama3"):
-        raise InputError(f"rope_type {kind} is not supported; supported: default, linear, yarn, llama3, longrope")
+        raise InputError(
+            f"rope_type {kind} is not supported; supported: default, linear, yarn, llama3, longrope"
+        )
     if main.get("rope_theta") is not None:
         writer.add_rope_freq_base(float(main["rope_theta"]))
     local = whole.get("sliding_attention", {}).get("rope_theta")

@@ -126,8 +126,10 @@ def pieces(model: Merged, tensor: Planned, family: Family, config: Config) -> It
     if tensor.source is None:
         yield torch.tensor(tensor.constant, dtype=torch.float32)
         return
-    rotary = family.rotary_pairs and ".self_attn." in tensor.source and (
-        ".q_proj." in tensor.source or ".k_proj." in tensor.source
+    rotary = (
+        family.rotary_pairs
+        and ".self_attn." in tensor.source
+        and (".q_proj." in tensor.source or ".k_proj." in tensor.source)
     )
     width = head_dim(config)
     for values in model.chunks(tensor.source, multiple=width):
@@ -154,7 +156,9 @@ def write_gguf(
     try:
         import gguf
     except ImportError as error:
-        raise OutsideError(f"writing GGUF needs the package gguf ({error}); pip install 'unshot[export]'") from None
+        raise OutsideError(
+            f"writing GGUF needs the package gguf ({error}); pip install 'unshot[export]'"
+        ) from None
     config = model.config
     family = family_of(config)
     plan = tensor_plan(model, family, config, precision)

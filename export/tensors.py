@@ -83,9 +83,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 raise ValueError(f"`{name}` has the wrong size")
             entries[name] = Entry(path, 8 + length + begin, dtype, shape)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: damaged safetensors file ({error}); copy or download it again"
-        ) from None
+        raise InputError(f"{path}: damaged safetensors file ({error}); copy or download it again") from None
     return entries
 
 

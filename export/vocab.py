@@ -56,14 +56,18 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     data = json.loads(path.read_text(encoding="utf-8"))
     model = data.get("model") or {}
     if model.get("type") != "BPE":
-        raise InputError(f"{path}: the tokenizer is {model.get('type')}; export writes BPE and SentencePiece ones")
+        raise InputError(
+            f"{path}: the tokenizer is {model.get('type')}; export writes BPE and SentencePiece ones"
+        )
     if model.get("byte_fallback"):
         from export.sentencepiece import read_pieces
 
         return read_pieces(folder, data, size)
     tokens, types = base_tokens(path, data, size)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    return Vocabulary("gpt2", pre_tokenizer(path, data), tokens, types, merges=merges, space_prefix=_prefix(folder))
+    return Vocabulary(
+        "gpt2", pre_tokenizer(path, data), tokens, types, merges=merges, space_prefix=_prefix(folder)
+    )
 
 
 def base_tokens(path: Path, data: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
