@@ -1,0 +1,276 @@
+"""`report.html`: the verdict, its reason and the conditions first, then figures and plots. One file, no script."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from bench.records import SIDES, Record
+from bench.summary import ratio
+from unshot import charts, page
+
+KIND = {"met": "good", "not met": "bad", "inconclusive": "warn"}
+WORD = {"met": "MET", "not met": "NOT MET", "inconclusive": "INCONCLUSIVE"}
+
+
+def render(report: dict[str, Any], records: Sequence[Record]) -> str:
+    """The whole page."""
+    low, high = report["claim"]["low"], report["claim"]["high"]
+    title = f"{low:g}-{high:g}x faster and cheaper: {WORD[report['verdict']]}"
+    return page.page(
+        title,
+        page.verdict(_headline(report), _reasons(report), kind=KIND[report["verdict"]]),
+        page.cards(_cards(report)),
+        page.charts(_ratios(report), _quality_chart(report)),
+        page.section("Measured", _table(report), _definitions()),
+        page.section("Latency", page.charts(*_latency(report, records))),
+        page.section("Cost", _cost(report)),
+        page.section("Quality", _quality(report)),
+        page.section("Conditions", page.facts(_conditions(report))),
+        subtitle=_subtitle(report),
+        footer="Raw requests: records.jsonl. All figures: report.json. Versions and hashes: manifest.json.",
+    )
+
+
+def _headline(report: dict[str, Any]) -> str:
+    return f"{WORD[report['verdict']].capitalize()}: {report['reason']}"
+
+
+def _subtitle(report: dict[str, Any]) -> str:
+    sides = report["systems"]
+    c = report["conditions"]
+    return (
+        f"{sides['baseline']['spec'].rsplit('/', 1)[-1]} with {sides['baseline']['examples_in_prompt']} examples in the "
+        f"prompt, against {sides['candidate']['spec'].rsplit('/', 1)[-1]} with a short prompt. "
+        f"{sides['candidate']['engine']}, {c['hardware'].get('cpu', '')}, {sides['candidate']['threads']} threads, {c['date']}."
+    )
+
+
+def _reasons(report: dict[str, Any]) -> list[str]:
+    lines = []
+    for mode, facts in report["modes"].items():
+        claim = facts["claim"]
+        text = (
+            f"Prefix {mode}: {ratio(claim['speed'])} faster, {ratio(claim['cost'])} cheaper "
+            f"({claim['speed']['pairs']} pairs): {claim['verdict']}."
+        )
+        if claim.get("pairs_to_settle"):
+            text += f" About {claim['pairs_to_settle']} pairs would settle it."
+        if claim.get("above_range"):
+            text += f" Above the claimed {report['claim']['high']:g}x."
+        lines.append(text)
+    q = report["quality"]
+    d = q["difference"]
+    lines.append(
+        f"Quality gate {q['gate']}: {q['metric']} {q['candidate']['score']:.3f} against {q['baseline']['score']:.3f} on "
+        f"{q['rows']} rows, difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]; at most "
+        f"{q['margin']:g} worse is allowed."
+    )
+    return lines
+
+
+def _cards(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    cards = []
+    for mode, facts in report["modes"].items():
+        speed = facts["claim"]["speed"]
+        cards.append((f"Faster, {mode}", f"{speed['value']:.1f}x", f"95%: {ratio(speed).split('x ')[-1]}"))
+    for mode, facts in report["modes"].items():
+        cost = [facts[s]["cost"]["per_1000_requests"] for s in SIDES]
+        cards.append(
+            (f"$ per 1,000, {mode}", charts.dollars(cost[1]), f"baseline {charts.dollars(cost[0])}")
+        )
+    q = report["quality"]
+    cards.append((q["metric"], f"{q['candidate']['score']:.3f}", f"baseline {q['baseline']['score']:.3f}"))
+    first = next(iter(report["modes"].values()))
+    cards.append(
+        (
+            "Prompt tokens",
+            f"{first['candidate']['tokens']['prompt']:,.0f}",
+            f"baseline {first['baseline']['tokens']['prompt']:,.0f}",
+        )
+    )
+    return cards
+
+
+def _ratios(report: dict[str, Any]) -> str:
+    spans = []
+    for mode, facts in report["modes"].items():
+        entries = {
+            "end to end": facts["claim"]["speed"],
+            "TTFT": facts["ratios"]["ttft"],
+            "TPOT": facts["ratios"]["tpot"],
+            "cost per correct answer": facts["ratios"]["cost_per_correct"],
+        }
+        for name, r in entries.items():
+            if r:
+                high = r["high"] if r["high"] is not None else math.inf
+                spans.append(charts.Span(f"{mode}: {name}", r["value"], r["low"], high))
+    c = report["claim"]
+    return charts.intervals(
+        "Baseline over candidate, 95% interval",
+        spans,
+        x_label="times better (log scale)",
+        log=True,
+        x_format=lambda v: f"{charts.number(v)}x",
+        marks=[charts.Mark(c["low"], f"claim {c['low']:g}x"), charts.Mark(1.0, "equal")],
+    )
+
+
+def _quality_chart(report: dict[str, Any]) -> str:
+    q = report["quality"]
+    spans = [charts.Span(s, q[s]["score"], q[s]["low"], q[s]["high"]) for s in SIDES]
+    return charts.intervals(
+        f"{q['metric']} on the same {q['rows']} rows, 95% interval",
+        spans,
+        x_label=q["metric"],
+        x_format=lambda v: f"{v:.2f}",
+        note=f"Answers outside the labels: baseline {q['baseline']['invalid']:.0%}, "
+        f"candidate {q['candidate']['invalid']:.0%}.",
+    )
+
+
+def _table(report: dict[str, Any]) -> str:
+    headers = ["", "", "requests", "prompt tok", "cached", "output tok", "TTFT p50", "TPOT p50", "ITL p95"]
+    headers += ["e2e p50", "e2e p95", "e2e p99", "req/s", "output tok/s", "errors"]
+    rows = []
+    for mode, facts in report["modes"].items():
+        for side in SIDES:
+            f = facts[side]
+            tokens = f["tokens"]
+            rows.append(
+                [
+                    mode,
+                    side,
+                    str(f["requests"]),
+                    f"{tokens['prompt']:,.0f}",
+                    "-" if tokens["cached"] is None else f"{tokens['cached']:,.0f}",
+                    f"{tokens['output']:.1f}",
+                    ms(f["ttft_ms"], "p50"),
+                    ms(f["tpot_ms"], "p50"),
+                    ms(f["itl_ms"], "p95"),
+                    ms(f["e2e_ms"], "p50"),
+                    ms(f["e2e_ms"], "p95"),
+                    ms(f["e2e_ms"], "p99"),
+                    f"{f['requests_per_second'] or 0:.2f}",
+                    f"{f['output_tokens_per_second'] or 0:.1f}",
+                    ", ".join(f"{n} {k}" for k, n in f["errors"].items()) or "none",
+                ]
+            )
+    return page.table(headers, rows, left=(0, 1))
+
+
+def ms(facts: dict[str, Any], name: str) -> str:
+    """A percentile as text; `-` where nothing was counted."""
+    return charts.milliseconds(facts[name]["value"]) if facts.get("count") else "-"
+
+
+def _definitions() -> str:
+    return page.text(
+        "TTFT: from the messages to the first token, tokenizing included. TPOT: (last token - first token) / (tokens - "
+        "1). ITL: time between neighbouring tokens. Tokens are counted from ids, the stop token included. Cache on: the "
+        "shared prefix is in the KV cache; cache off: every request starts with an empty one. Faster: ratio of mean "
+        "end-to-end times on the same requests.",
+        small=True,
+    )
+
+
+def _latency(report: dict[str, Any], records: Sequence[Record]) -> list[str]:
+    figures = []
+    for mode in report["modes"]:
+        chosen = {s: [r for r in records if r.mode == mode and r.side == s and r.ok] for s in SIDES}
+        for name, label in (("e2e", "End to end"), ("ttft", "Time to first token")):
+            samples = {s: [getattr(r, name) * 1000 for r in chosen[s]] for s in SIDES}
+            figures.append(
+                charts.cdf(
+                    f"{label}, {mode}", samples, x_label="milliseconds (log)", log_x=True, x_format=charts.number
+                )
+            )
+        figures.append(
+            charts.line(
+                f"Timeline, {mode}",
+                [
+                    charts.Series(s, [r.start for r in chosen[s]], [r.e2e * 1000 for r in chosen[s]], points=True)
+                    for s in SIDES
+                ],
+                x_label="seconds since the start",
+                y_label="end to end, ms",
+                log_y=True,
+            )
+        )
+    return figures
+
+
+def _cost(report: dict[str, Any]) -> str:
+    rows = []
+    for mode, facts in report["modes"].items():
+        for side in SIDES:
+            cost = facts[side]["cost"]
+            right = cost["per_1000_correct"]
+            rows.append(
+                [
+                    mode,
+                    side,
+                    charts.dollars(cost["per_1000_requests"]),
+                    charts.dollars(right) if right is not None else "no right answer",
+                    f"{cost['machine_seconds_per_request'] * 1000:,.1f} ms",
+                ]
+            )
+    price = report["price"]
+    return page.table(
+        ["", "", "$ per 1,000 requests", "$ per 1,000 correct", "machine time a request"], rows, left=(0, 1)
+    ) + page.text(
+        f"${price['per_hour']:.4f} an hour ({price['source']}) / measured throughput at one request at a time. Both "
+        "sides run on the same machine, so the ratio does not depend on the price.",
+        small=True,
+    )
+
+
+def _quality(report: dict[str, Any]) -> str:
+    q = report["quality"]
+    rows = [
+        [
+            side,
+            f"{q[side]['score']:.3f}",
+            f"[{q[side]['low']:.3f}, {q[side]['high']:.3f}]",
+            f"{q[side]['accuracy']:.3f}",
+            f"{q[side]['invalid']:.1%}",
+            str(q["right_only"][side]),
+        ]
+        for side in SIDES
+    ]
+    blocks = [
+        page.table(["", q["metric"], "95% interval", "accuracy", "outside labels", "right where the other is not"], rows)
+    ]
+    if q["candidate"]["classes"]:
+        classes = [
+            [label, *(f"{q[s]['classes'][label]['f1']:.2f}" for s in SIDES), str(facts["support"])]
+            for label, facts in q["candidate"]["classes"].items()
+        ]
+        blocks.append(page.details("F1 by class", page.table(["class", *SIDES, "rows"], classes)))
+    return "".join(blocks)
+
+
+def _conditions(report: dict[str, Any]) -> dict[str, str]:
+    c = report["conditions"]
+    facts = {}
+    for side in SIDES:
+        s = report["systems"][side]
+        facts[side] = (
+            f"{s['spec']} ({s['model']}, {s['bytes'] / 1e6:,.0f} MB), {s['library']}, {s['threads']} threads, "
+            f"{s['device']}; {s['examples_in_prompt']} examples in the prompt"
+        )
+    fill = report["prefix_fill_ms"]
+    machine = c["hardware"]
+    return {
+        **facts,
+        "machine": f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('ram_bytes', 0) / 2**30:.0f} GiB",
+        "load": f"{c['load']} of {c['block']}; {c['warm_up']} warm-up requests a side, not measured",
+        "decoding": f"{c['decoding']}, at most {c['max_tokens']} tokens",
+        "filling the prefix cache": ", ".join(
+            f"{s} {charts.milliseconds(v)}" for s, v in fill.items() if v is not None
+        )
+        or "not run",
+        "data": f"{c['data']}, {c['rows']} rows",
+        "date": c["date"],
+    }
