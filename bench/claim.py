@@ -13,6 +13,8 @@ from bench.records import Record
 from bench.stats import INCONCLUSIVE, MET, NOT_MET, Ratio, bootstrap_ratio, fieller, pairs_needed
 from unshot.case import Claim
 
+ENOUGH_TO_RESAMPLE = 10
+
 
 def service_ratio(baseline: Sequence[Record], candidate: Sequence[Record], *, seed: int = 0) -> Ratio:
     """Mean end-to-end time of the baseline over the candidate's, on pairs of the same request.
@@ -24,8 +26,14 @@ def service_ratio(baseline: Sequence[Record], candidate: Sequence[Record], *, se
 
 
 def widest(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Ratio:
-    """Ratio of means with the wider bounds of Fieller's interval and the bootstrap's."""
-    first, second = fieller(a, b), bootstrap_ratio(a, b, seed=seed)
+    """Ratio of means with the wider bounds of Fieller's interval and the bootstrap's.
+
+    Below `ENOUGH_TO_RESAMPLE` pairs Fieller's alone: resampling so few says nothing about their spread.
+    """
+    first = fieller(a, b)
+    if first.pairs < ENOUGH_TO_RESAMPLE:
+        return first
+    second = bootstrap_ratio(a, b, seed=seed)
     return Ratio(
         first.value,
         min(first.low, second.low),
@@ -39,7 +47,10 @@ def side_ratio(
     baseline: Sequence[Record], candidate: Sequence[Record], figure: str, *, seed: int = 0
 ) -> dict[str, Any] | None:
     """Ratio of the means of another figure (`ttft`, `tpot`, `prompt_tokens`, ...) for information."""
-    rows = [(float(getattr(a, figure)), float(getattr(b, figure))) for a, b in zip(baseline, candidate, strict=True)]
+    rows = [
+        (float(getattr(a, figure)), float(getattr(b, figure)))
+        for a, b in zip(baseline, candidate, strict=True)
+    ]
     rows = [(a, b) for a, b in rows if math.isfinite(a) and math.isfinite(b) and a > 0 and b > 0]
     if len(rows) < 2:
         return None
@@ -101,7 +112,7 @@ def check(speed: Ratio, cost: Ratio, claim: Claim) -> dict[str, Any]:
         verdict = NOT_MET
     else:
         verdict = INCONCLUSIVE
-    result = {
+    result: dict[str, Any] = {
         "verdict": verdict,
         "speed": {**shown(speed), "verdict": verdicts[0]},
         "cost": {**shown(cost), "verdict": verdicts[1]},

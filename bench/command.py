@@ -19,7 +19,9 @@ SPEC = "gguf:PATH, onnx:PATH or torch:PATH_OR_NAME"
 @click.option("--baseline", required=True, metavar="SPEC", help=f"What runs today: {SPEC}.")
 @click.option("--candidate", required=True, metavar="SPEC", help="What should replace it, same forms.")
 @click.option("--data", type=click.Path(path_type=Path), help="Labelled rows both sides answer.")
-@click.option("--out", "final", type=click.Path(path_type=Path), required=True, help="Report directory to write.")
+@click.option(
+    "--out", "final", type=click.Path(path_type=Path), required=True, help="Report directory to write."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists.")
 @click.option("--baseline-prompt", type=click.Path(path_type=Path), help="The baseline's few-shot examples.")
 @click.option("--baseline-system", help="The baseline's system prompt: text, or a text file.")
@@ -136,7 +138,9 @@ def bench(
     out.result({"out": str(final), **report}, *summary(report, final))
     if report["verdict"] != "met":
         low, high = report["claim"]["low"], report["claim"]["high"]
-        raise GateError(f"claim {low:g}-{high:g}x {report['verdict']}: {report['reason']}; see {final}/report.html")
+        raise GateError(
+            f"claim {low:g}-{high:g}x {report['verdict']}: {report['reason']}; see {final}/report.html"
+        )
 
 
 def _claim(text: str | None) -> dict[str, float] | None:

@@ -38,13 +38,17 @@ def _headline(report: dict[str, Any]) -> str:
 
 
 def _subtitle(report: dict[str, Any]) -> str:
-    sides = report["systems"]
+    old, new = (report["systems"][side] for side in SIDES)
     c = report["conditions"]
     return (
-        f"{sides['baseline']['spec'].rsplit('/', 1)[-1]} with {sides['baseline']['examples_in_prompt']} examples in the "
-        f"prompt, against {sides['candidate']['spec'].rsplit('/', 1)[-1]} with a short prompt. "
-        f"{sides['candidate']['engine']}, {c['hardware'].get('cpu', '')}, {sides['candidate']['threads']} threads, {c['date']}."
+        f"{_short(old)} with {old['examples_in_prompt']} examples in the prompt, against {_short(new)} with "
+        f"{new['examples_in_prompt'] or 'none'}. {new['engine']} on {c['hardware'].get('cpu', 'an unknown CPU')}, "
+        f"{new['threads']} threads, {c['date']}."
     )
+
+
+def _short(system: dict[str, Any]) -> str:
+    return str(system["spec"]).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _reasons(report: dict[str, Any]) -> list[str]:
@@ -63,8 +67,8 @@ def _reasons(report: dict[str, Any]) -> list[str]:
     q = report["quality"]
     d = q["difference"]
     lines.append(
-        f"Quality gate {q['gate']}: {q['metric']} {q['candidate']['score']:.3f} against {q['baseline']['score']:.3f} on "
-        f"{q['rows']} rows, difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]; at most "
+        f"Quality gate {q['gate']}: {q['metric']} {q['candidate']['score']:.3f} against "
+        f"{q['baseline']['score']:.3f} on {q['rows']} rows, difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]; at most "
         f"{q['margin']:g} worse is allowed."
     )
     return lines
@@ -77,9 +81,7 @@ def _cards(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         cards.append((f"Faster, {mode}", f"{speed['value']:.1f}x", f"95%: {ratio(speed).split('x ')[-1]}"))
     for mode, facts in report["modes"].items():
         cost = [facts[s]["cost"]["per_1000_requests"] for s in SIDES]
-        cards.append(
-            (f"$ per 1,000, {mode}", charts.dollars(cost[1]), f"baseline {charts.dollars(cost[0])}")
-        )
+        cards.append((f"$ per 1,000, {mode}", charts.dollars(cost[1]), f"baseline {charts.dollars(cost[0])}"))
     q = report["quality"]
     cards.append((q["metric"], f"{q['candidate']['score']:.3f}", f"baseline {q['baseline']['score']:.3f}"))
     first = next(iter(report["modes"].values()))
@@ -167,9 +169,9 @@ def ms(facts: dict[str, Any], name: str) -> str:
 
 def _definitions() -> str:
     return page.text(
-        "TTFT: from the messages to the first token, tokenizing included. TPOT: (last token - first token) / (tokens - "
-        "1). ITL: time between neighbouring tokens. Tokens are counted from ids, the stop token included. Cache on: the "
-        "shared prefix is in the KV cache; cache off: every request starts with an empty one. Faster: ratio of mean "
+        "TTFT: from the messages to the first token, tokenizing included. TPOT: (last token - first token) / "
+        "(tokens - 1). ITL: time between neighbouring tokens. Tokens are counted from ids, the stop token included. "
+        "Cache on: the shared prefix is in the KV cache; cache off: every request starts with an empty one. Faster: ratio of mean "
         "end-to-end times on the same requests.",
         small=True,
     )
@@ -183,14 +185,20 @@ def _latency(report: dict[str, Any], records: Sequence[Record]) -> list[str]:
             samples = {s: [getattr(r, name) * 1000 for r in chosen[s]] for s in SIDES}
             figures.append(
                 charts.cdf(
-                    f"{label}, {mode}", samples, x_label="milliseconds (log)", log_x=True, x_format=charts.number
+                    f"{label}, {mode}",
+                    samples,
+                    x_label="milliseconds (log)",
+                    log_x=True,
+                    x_format=charts.number,
                 )
             )
         figures.append(
             charts.line(
                 f"Timeline, {mode}",
                 [
-                    charts.Series(s, [r.start for r in chosen[s]], [r.e2e * 1000 for r in chosen[s]], points=True)
+                    charts.Series(
+                        s, [r.start for r in chosen[s]], [r.e2e * 1000 for r in chosen[s]], points=True
+                    )
                     for s in SIDES
                 ],
                 x_label="seconds since the start",
@@ -240,7 +248,10 @@ def _quality(report: dict[str, Any]) -> str:
         for side in SIDES
     ]
     blocks = [
-        page.table(["", q["metric"], "95% interval", "accuracy", "outside labels", "right where the other is not"], rows)
+        page.table(
+            ["", q["metric"], "95% interval", "accuracy", "outside labels", "right where the other is not"],
+            rows,
+        )
     ]
     if q["candidate"]["classes"]:
         classes = [

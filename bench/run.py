@@ -61,7 +61,9 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
     task = read_task(job.task_path) if job.task_path else derive_task(case.task, rows)
     for row in rows:
         if task.label(row.answer or "") == "(invalid)":
-            raise InputError(f"{job.data}, line {row.line}: the answer {row.answer!r:.60} is none of the task's labels")
+            raise InputError(
+                f"{job.data}, line {row.line}: the answer {row.answer!r:.60} is none of the task's labels"
+            )
     with staged(job.final, overwrite=overwrite) as work:
         manifest = Manifest("bench", config=_config(job, case), seeds={"seed": case.bench.seed})
         manifest.inputs = [describe_file(p) for p in (job.data, *job.inputs) if p.is_file()]
@@ -175,11 +177,10 @@ def build(
     scored = sorted(answers["baseline"].keys() & answers["candidate"].keys())
     truth = [rows[i].answer or "" for i in scored]
     texts = {side: [answers[side][i] for i in scored] for side in answers}
-    quality = judge(
-        task, truth, texts["baseline"], texts["candidate"], margin=case.bench.margin, seed=seed
-    )
+    quality = judge(task, truth, texts["baseline"], texts["candidate"], margin=case.bench.margin, seed=seed)
     right = {
-        side: [task.label(t) == task.label(a) for t, a in zip(truth, texts[side], strict=True)] for side in texts
+        side: [task.label(t) == task.label(a) for t, a in zip(truth, texts[side], strict=True)]
+        for side in texts
     }
     modes = {
         mode: _mode(mode, [r for r in records if r.mode == mode], price, quality, right, case)
@@ -223,7 +224,9 @@ def _mode(
     seed = case.bench.seed
     a, b = pairs(records)
     if len(a) < 2:
-        raise InputError(f"{mode}: {len(a)} pairs of answered requests; at least 2 are needed, raise the requests")
+        raise InputError(
+            f"{mode}: {len(a)} pairs of answered requests; at least 2 are needed, raise the requests"
+        )
     facts: dict[str, Any] = {}
     for side, group in (("baseline", a), ("candidate", b)):
         facts[side] = summarise([r for r in records if r.side == side])

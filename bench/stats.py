@@ -134,14 +134,9 @@ def bootstrap_ratio(
     pivots = (values[keep] - estimate[0]) / errors[keep]
     tail = (1 - level) / 2
     low, high = np.quantile(pivots, [tail, 1 - tail])
-    return Ratio(
-        ratio,
-        float(np.exp(estimate[0] - high * error[0])),
-        float(np.exp(estimate[0] - low * error[0])),
-        n,
-        "bootstrap",
-        level,
-    )
+    with np.errstate(over="ignore"):
+        bounds = np.exp(estimate[0] - np.array([high, low]) * error[0])
+    return Ratio(ratio, float(bounds[0]), float(bounds[1]), n, "bootstrap", level)
 
 
 def _log_ratio(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.records import SIDES
+
 STYLE = {"met": "bold green", "not met": "bold red", "inconclusive": "bold yellow"}
+
+
+def time(facts: dict[str, Any], name: str = "p50") -> str:
+    """A percentile of a distribution in milliseconds as text; `-` where nothing was counted."""
+    if not facts["count"]:
+        return "-"
+    value = facts[name]["value"]
+    return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.1f} ms"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "requests": lambda f: str(f["requests"]),
+    "prompt tokens": lambda f: f"{f['tokens']['prompt']:.0f}",
+    "of them cached": lambda f: _number(f["tokens"]["cached"], ".0f"),
+    "output tokens": lambda f: f"{f['tokens']['output']:.1f}",
+    "TTFT p50": lambda f: time(f["ttft_ms"]),
+    "TPOT p50": lambda f: time(f["tpot_ms"]),
+    "end to end p50": lambda f: time(f["e2e_ms"]),
+    "end to end p95": lambda f: time(f["e2e_ms"], "p95"),
+    "requests/s": lambda f: _number(f["requests_per_second"], ".2f"),
+    "$ per 1,000": lambda f: _number(f["cost"]["per_1000_requests"], ".4f"),
+    "$ per 1,000 correct": lambda f: _number(f["cost"]["per_1000_correct"], ".4f"),
+}
 
 
 def ratio(facts: dict[str, Any] | None) -> str:
@@ -27,27 +57,13 @@ def summary(report: dict[str, Any], final: Path) -> list[Any]:
         Text(f"{low:g}-{high:g}x faster and cheaper: {verdict.upper()}", style=STYLE[verdict]),
         report["reason"],
     ]
-    table = Table(title="service, one request at a time", title_justify="left")
-    for name in ("mode", "side", "prompt", "cached", "output", "TTFT", "TPOT", "e2e p50", "e2e p95", "req/s", "$/1k", "$/1k right"):
-        table.add_column(name, justify="left" if name in ("mode", "side") else "right")
-    for mode, facts in report["modes"].items():
-        for side in ("baseline", "candidate"):
-            f = facts[side]
-            tokens, cost = f["tokens"], f["cost"]
-            table.add_row(
-                mode,
-                side,
-                f"{tokens['prompt']:.0f}",
-                "-" if tokens["cached"] is None else f"{tokens['cached']:.0f}",
-                f"{tokens['output']:.1f}",
-                _ms(f["ttft_ms"]),
-                _ms(f["tpot_ms"]),
-                _ms(f["e2e_ms"]),
-                _ms(f["e2e_ms"], "p95"),
-                f"{f['requests_per_second']:.2f}",
-                f"{cost['per_1000_requests']:.4f}",
-                "-" if cost["per_1000_correct"] is None else f"{cost['per_1000_correct']:.4f}",
-            )
+    table = Table(title=report["conditions"]["load"], title_justify="left")
+    table.add_column("")
+    columns = [(mode, side) for mode in report["modes"] for side in SIDES]
+    for mode, side in columns:
+        table.add_column(f"{mode}\n{side}", justify="right")
+    for name, show in ROWS.items():
+        table.add_row(name, *(show(report["modes"][mode][side]) for mode, side in columns))
     lines.append(table)
     for mode, facts in report["modes"].items():
         claim = facts["claim"]
@@ -67,10 +83,3 @@ def summary(report: dict[str, Any], final: Path) -> list[Any]:
     )
     lines.append(f"written to {final}")
     return lines
-
-
-def _ms(facts: dict[str, Any], name: str = "p50") -> str:
-    if not facts["count"]:
-        return "-"
-    value = facts[name]["value"]
-    return f"{value / 1000:.2f} s" if value >= 1000 else f"{value:.1f} ms"

@@ -150,6 +150,7 @@ class Engine(ABC):
         text = self.detokenize(out[:-1] if stopped else out)
         return Generation(len(ids), keep, out, text, start, times, "stop" if stopped else "length")
 
+    @abstractmethod
     def _make_room(self, tokens: int) -> None:
         """Make sure that `tokens` positions fit; `InputError` where the model cannot hold them."""
 
@@ -182,7 +183,9 @@ def parse_spec(spec: str) -> tuple[str, str]:
     """`gguf:PATH` as `("gguf", "PATH")`. Raises `InputError` for an unknown kind or an empty target."""
     kind, colon, target = spec.partition(":")
     if not colon:
-        raise InputError(f"`{spec}` is no system; give KIND:PATH, e.g. gguf:model.gguf (kinds: {', '.join(KINDS)})")
+        raise InputError(
+            f"`{spec}` is no system; give KIND:PATH, e.g. gguf:model.gguf (kinds: {', '.join(KINDS)})"
+        )
     if kind not in KINDS:
         raise InputError(f"unknown kind of system `{kind}` in `{spec}`; {nearest(kind, KINDS)}")
     if not target:

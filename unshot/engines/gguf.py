@@ -62,7 +62,9 @@ class GgufEngine(Engine):
             str(self.path).encode(), lib.llama_model_default_params()
         )
         if not self._model:
-            raise InputError(f"{self.path}: llama.cpp cannot load it; the file is damaged or of an unknown kind")
+            raise InputError(
+                f"{self.path}: llama.cpp cannot load it; the file is damaged or of an unknown kind"
+            )
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
         self.trained_context = int(lib.llama_model_n_ctx_train(self._model))

@@ -55,7 +55,9 @@ class OnnxEngine(Engine):
         self._chat = Chat(load_tokenizer(self.path.parent))
         self._config = json.loads((self.path.parent / "config.json").read_text(encoding="utf-8"))
         self._empty = [self._empty_past(name) for name in self._past]
-        self.reset()
+        self._ids: list[int] = []
+        self._kv: list[Any] = self._empty
+        self._snapshot: tuple[list[int], list[Any]] = ([], self._empty)
 
     def _empty_past(self, name: str) -> Any:
         info = self._inputs[name]
@@ -149,9 +151,7 @@ class OnnxEngine(Engine):
         return table
 
     def reset(self) -> None:
-        self._ids: list[int] = []
-        self._kv: list[Any] = self._empty
-        self._snapshot: tuple[list[int], list[Any]] = ([], self._empty)
+        self._ids, self._kv, self._snapshot = [], self._empty, ([], self._empty)
 
     def close(self) -> None:
         self._session = None

@@ -37,7 +37,8 @@ class TorchEngine(Engine):
         self._chat = Chat(load_tokenizer(source.path))
         self.vocabulary = int(self._model.config.vocab_size)
         self._room = int(getattr(self._model.config, "max_position_embeddings", 0) or 0)
-        self.reset()
+        self._cache: Any = transformers.DynamicCache()
+        self._ids: list[int] = []
 
     def facts(self) -> dict[str, Any]:
         weights = list(self._model.parameters())
@@ -109,7 +110,7 @@ class TorchEngine(Engine):
 
     def reset(self) -> None:
         self._cache = transformers.DynamicCache()
-        self._ids: list[int] = []
+        self._ids = []
 
     def close(self) -> None:
         self._model = None
