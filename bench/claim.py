@@ -131,17 +131,20 @@ def check(speed: Ratio, cost: Ratio, claim: Claim) -> dict[str, Any]:
 
 def overall(modes: dict[str, dict[str, Any]], gate: str | None) -> tuple[str, str]:
     """`(verdict, reason)` over the modes and the quality gate: every mode must be met and the gate passed."""
-    verdicts = {mode: facts["verdict"] for mode, facts in modes.items()}
-    if gate == FAILED:
-        return NOT_MET, "the quality gate failed: the candidate is worse than the baseline beyond the margin"
-    bad = [mode for mode, v in verdicts.items() if v == NOT_MET]
+    by_verdict: dict[str, list[str]] = {MET: [], NOT_MET: [], INCONCLUSIVE: []}
+    for mode, facts in modes.items():
+        by_verdict[facts["verdict"]].append(mode)
+    met, bad, unclear = (" and ".join(by_verdict[v]) for v in (MET, NOT_MET, INCONCLUSIVE))
+    parts = []
     if bad:
-        good = [mode for mode, v in verdicts.items() if v == MET]
-        reason = f"not met with prefix {' and '.join(bad)}"
-        return NOT_MET, reason + (f", met with prefix {' and '.join(good)}" if good else "")
-    open_modes = [mode for mode, v in verdicts.items() if v == INCONCLUSIVE]
-    if open_modes:
-        return INCONCLUSIVE, f"the interval straddles the claim with prefix {' and '.join(open_modes)}"
-    if gate is not None and gate != PASSED:
-        return INCONCLUSIVE, "speed and cost hold, but too few rows to show that the candidate is not worse"
-    return MET, f"speed and cost hold with prefix {' and '.join(verdicts)}"
+        parts.append(f"not faster and cheaper enough with the prefix {bad}")
+    if unclear:
+        parts.append(f"the interval straddles the claim with the prefix {unclear}")
+    if gate == FAILED:
+        parts.append("the candidate's quality is worse than the baseline's beyond the margin")
+    elif gate is not None and gate != PASSED:
+        parts.append("too few rows to show that the candidate's quality is not worse")
+    if not parts:
+        return MET, f"speed and cost hold with the prefix {met}"
+    verdict = NOT_MET if bad or gate == FAILED else INCONCLUSIVE
+    return verdict, "; ".join(parts) + (f" (speed and cost hold with the prefix {met})" if met else "")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.records import SIDES, Record
-from bench.summary import ratio
+from bench.summary import ROWS, ratio
 from unshot import charts, page
 
 KIND = {"met": "good", "not met": "bad", "inconclusive": "warn"}
@@ -68,8 +68,8 @@ def _reasons(report: dict[str, Any]) -> list[str]:
     d = q["difference"]
     lines.append(
         f"Quality gate {q['gate']}: {q['metric']} {q['candidate']['score']:.3f} against "
-        f"{q['baseline']['score']:.3f} on {q['rows']} rows, difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]; at most "
-        f"{q['margin']:g} worse is allowed."
+        f"{q['baseline']['score']:.3f} on {q['rows']} rows, difference {d['value']:+.3f} "
+        f"[{d['low']:+.3f}, {d['high']:+.3f}]; at most {q['margin']:g} worse is allowed."
     )
     return lines
 
@@ -133,33 +133,22 @@ def _quality_chart(report: dict[str, Any]) -> str:
 
 
 def _table(report: dict[str, Any]) -> str:
-    headers = ["", "", "requests", "prompt tok", "cached", "output tok", "TTFT p50", "TPOT p50", "ITL p95"]
-    headers += ["e2e p50", "e2e p95", "e2e p99", "req/s", "output tok/s", "errors"]
-    rows = []
-    for mode, facts in report["modes"].items():
-        for side in SIDES:
-            f = facts[side]
-            tokens = f["tokens"]
-            rows.append(
-                [
-                    mode,
-                    side,
-                    str(f["requests"]),
-                    f"{tokens['prompt']:,.0f}",
-                    "-" if tokens["cached"] is None else f"{tokens['cached']:,.0f}",
-                    f"{tokens['output']:.1f}",
-                    ms(f["ttft_ms"], "p50"),
-                    ms(f["tpot_ms"], "p50"),
-                    ms(f["itl_ms"], "p95"),
-                    ms(f["e2e_ms"], "p50"),
-                    ms(f["e2e_ms"], "p95"),
-                    ms(f["e2e_ms"], "p99"),
-                    f"{f['requests_per_second'] or 0:.2f}",
-                    f"{f['output_tokens_per_second'] or 0:.1f}",
-                    ", ".join(f"{n} {k}" for k, n in f["errors"].items()) or "none",
-                ]
-            )
-    return page.table(headers, rows, left=(0, 1))
+    columns = [report["modes"][mode][side] for mode in report["modes"] for side in SIDES]
+    headers = ["", *(f"{mode}, {side}" for mode in report["modes"] for side in SIDES)]
+    rows = [[name, *(show(f) for f in columns)] for name, show in FIGURES.items()]
+    return page.table(headers, rows)
+
+
+FIGURES = {
+    **ROWS,
+    "end to end p99": lambda f: ms(f["e2e_ms"], "p99"),
+    "ITL p50": lambda f: ms(f["itl_ms"], "p50"),
+    "ITL p95": lambda f: ms(f["itl_ms"], "p95"),
+    "input tokens/s": lambda f: f"{f['input_tokens_per_second'] or 0:,.0f}",
+    "output tokens/s": lambda f: f"{f['output_tokens_per_second'] or 0:,.1f}",
+    "answers cut at the limit": lambda f: str(f["stopped_at_limit"]),
+    "errors": lambda f: ", ".join(f"{n} {k}" for k, n in f["errors"].items()) or "none",
+}
 
 
 def ms(facts: dict[str, Any], name: str) -> str:
@@ -171,8 +160,8 @@ def _definitions() -> str:
     return page.text(
         "TTFT: from the messages to the first token, tokenizing included. TPOT: (last token - first token) / "
         "(tokens - 1). ITL: time between neighbouring tokens. Tokens are counted from ids, the stop token included. "
-        "Cache on: the shared prefix is in the KV cache; cache off: every request starts with an empty one. Faster: ratio of mean "
-        "end-to-end times on the same requests.",
+        "Cache on: the shared prefix is in the KV cache; cache off: every request starts with an empty one. "
+        "Faster: ratio of mean end-to-end times on the same requests.",
         small=True,
     )
 

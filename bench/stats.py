@@ -167,20 +167,21 @@ def percentile_interval(
     return low, high
 
 
-def pairs_needed(ratio: Ratio, claim: float, *, limit: int = 10_000_000) -> int | None:
-    """How many pairs would settle an inconclusive verdict, if mean and spread stay as measured.
+def pairs_needed(ratio: Ratio, claim: float, *, power: float = 0.8, limit: int = 10_000_000) -> int | None:
+    """How many pairs settle an inconclusive verdict with probability `power`, if mean and spread stay as measured.
 
-    The interval's half-width on the log scale shrinks with the square root of the pairs. None where the ratio
-    is the claim itself to measuring precision.
+    The interval's half-width on the log scale shrinks with the square root of the pairs, and the estimate itself
+    moves: the usual sample size for power, `((z_level + z_power) * se / distance)^2`. None above `limit`.
     """
     distance = abs(math.log(ratio.value / claim))
     if not math.isfinite(ratio.high) or ratio.low <= 0:
         return 4 * ratio.pairs
     half = math.log(ratio.high / ratio.low) / 2
-    if distance == 0 or half == 0:
-        return None if distance == 0 else ratio.pairs
-    # A tenth more, since the estimate itself moves.
-    needed = math.ceil(1.1 * ratio.pairs * (half / distance) ** 2)
+    if distance == 0:
+        return None
+    z = NormalDist().inv_cdf(0.5 + ratio.level / 2)
+    factor = (1 + NormalDist().inv_cdf(power) / z) ** 2
+    needed = math.ceil(factor * ratio.pairs * (half / distance) ** 2)
     return max(needed, ratio.pairs + 1) if needed <= limit else None
 
 
