@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 
@@ -12,12 +13,36 @@ from unshot.options import case_option, common
 if TYPE_CHECKING:
     from unshot.console import Output
 
-SPEC = "gguf:PATH, onnx:PATH or torch:PATH_OR_NAME"
+SPEC = "gguf:PATH, onnx:PATH, torch:PATH_OR_NAME, http://HOST:PORT/v1 or serve:gguf:PATH"
 
 
-@click.command()
-@click.option("--baseline", required=True, metavar="SPEC", help=f"What runs today: {SPEC}.")
-@click.option("--candidate", required=True, metavar="SPEC", help="What should replace it, same forms.")
+class BenchGroup(click.Group):
+    """`unshot bench` itself measures; its tools are commands below it, imported when used."""
+
+    TOOLS: ClassVar[dict[str, str]] = {
+        "load": "Drive one server with a load and report its figures.",
+        "sweep": "Raise the load on one server from idle to saturation and find the knee.",
+        "compare": "Flag regressions between two reports.",
+        "golden": "A server with scripted delays, to check any load generator.",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.TOOLS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.TOOLS:
+            return None
+        command: click.Command = getattr(importlib.import_module("bench.tools"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Tools"):
+            formatter.write_dl([(k, v) for k, v in self.TOOLS.items() if k != "golden"])
+
+
+@click.group(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="", no_args_is_help=True)
+@click.option("--baseline", metavar="SPEC", help=f"What runs today: {SPEC}.")
+@click.option("--candidate", metavar="SPEC", help="What should replace it, same forms.")
 @click.option("--data", type=click.Path(path_type=Path), help="Labelled rows both sides answer.")
 @click.option(
     "--out", "final", type=click.Path(path_type=Path), required=True, help="Report directory to write."
@@ -48,13 +73,28 @@ SPEC = "gguf:PATH, onnx:PATH or torch:PATH_OR_NAME"
 @click.option("--claim", help="Claimed factor as LOW-HIGH (default 5-10).")
 @click.option("--threads", type=int, help="CPU threads per engine; default: the usable cores.")
 @click.option("--seed", type=int, help="Seed of bootstrap draws and row sampling.")
+@click.option("--concurrency", type=int, help="Servers: requests at a time (default 1).")
+@click.option("--baseline-model", default="default", help="Servers: the baseline's model name.")
+@click.option("--candidate-model", default="default", help="Servers: the candidate's model name.")
+@click.option("--api", type=click.Choice(["chat", "completions"]), default="chat", help="Servers: which API.")
+@click.option("--api-key-env", help="Servers: environment variable that holds the API key.")
+@click.option("--timeout", type=float, default=120.0, help="Servers: seconds until a request is given up.")
+@click.option("--tokenizer", help="Servers: model directory whose tokenizer counts the answers.")
+@click.option(
+    "--baseline-token-price", metavar="IN:OUT[:CACHED]", help="$ per million tokens, for an API baseline."
+)
+@click.option("--candidate-token-price", metavar="IN:OUT[:CACHED]", help="Same, for an API candidate.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write the verdicts as JUnit XML.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the report as Markdown.")
 @case_option
 @common
+@click.pass_context
 def bench(
-    baseline: str,
-    candidate: str,
+    ctx: click.Context,
+    baseline: str | None,
+    candidate: str | None,
     data: Path | None,
-    final: Path,
+    final: Path | None,
     overwrite: bool,
     baseline_prompt: Path | None,
     baseline_system: str | None,
@@ -73,6 +113,17 @@ def bench(
     claim: str | None,
     threads: int | None,
     seed: int | None,
+    concurrency: int | None,
+    baseline_model: str,
+    candidate_model: str,
+    api: str,
+    api_key_env: str | None,
+    timeout: float,
+    tokenizer: str | None,
+    baseline_token_price: str | None,
+    candidate_token_price: str | None,
+    junit: Path | None,
+    markdown: Path | None,
     case_path: Path | None,
     out: Output,
 ) -> None:
@@ -81,16 +132,30 @@ def bench(
     Both answer every row (quality), in interleaved blocks, with the prefix cache on and off. Exit code 0 where the
     claim is met, 1 where it is not met or the run cannot tell; the report is written either way.
     """
+    if ctx.invoked_subcommand is not None:
+        return
+    from bench.cost import token_price
     from bench.measure import CACHE_OFF, CACHE_ON, MODES
+    from bench.opening import Server
     from bench.run import Job, bench_run
+    from bench.pull_request import junit_report, markdown_report
     from bench.summary import summary
     from bench.systems import text_or_file
     from unshot.case import load_case
     from unshot.errors import GateError, InputError
+    from unshot.manifest import write_text
     from unshot.prompts import load_prompt
     from unshot.task import read_task
 
+    if baseline is None or candidate is None or final is None:
+        missing = {"--baseline": baseline, "--candidate": candidate, "--out": final}
+        raise InputError(
+            f"missing {', '.join(k for k, v in missing.items() if v is None)}; see `unshot bench --help`"
+        )
+    if not 0 < timeout < float("inf"):
+        raise InputError(f"--timeout is {timeout:g}; it must be above 0 (seconds)")
     for name, value, least in (
+        ("--concurrency", concurrency, 1),
         ("--cold-requests", cold_requests, 2),
         ("--rows", rows, 2),
         ("--block", block, 1),
@@ -108,7 +173,13 @@ def bench(
             "system": text_or_file(baseline_system),
             "instruction": text_or_file(instruction),
         },
-        bench={"requests": requests, "margin": margin, "seed": seed, "claim": _claim(claim)},
+        bench={
+            "requests": requests,
+            "concurrency": concurrency,
+            "margin": margin,
+            "seed": seed,
+            "claim": _claim(claim),
+        },
     )
     data = data or case.task.data
     if data is None:
@@ -131,10 +202,26 @@ def bench(
         rows=rows,
         max_tokens=max_tokens,
         threads=threads,
+        concurrency=case.bench.concurrency,
+        server=Server(
+            {"baseline": baseline_model, "candidate": candidate_model}, api, api_key_env, timeout, tokenizer
+        ),
+        token_prices={
+            side: price
+            for side, price in (
+                ("baseline", token_price(baseline_token_price, "--baseline-token-price")),
+                ("candidate", token_price(candidate_token_price, "--candidate-token-price")),
+            )
+            if price is not None
+        },
         modes={"both": MODES, "on": (CACHE_ON,), "off": (CACHE_OFF,)}[cache],
         inputs=[p for p in (case.task.examples, task_path) if p is not None],
     )
     report = bench_run(job, case, out, overwrite=overwrite)
+    if junit:
+        write_text(junit, junit_report(report))
+    if markdown:
+        write_text(markdown, markdown_report(report))
     out.result({"out": str(final), **report}, *summary(report, final))
     if report["verdict"] != "met":
         low, high = report["claim"]["low"], report["claim"]["high"]

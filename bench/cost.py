@@ -29,6 +29,34 @@ class Price:
         return self.per_hour * seconds / 3600
 
 
+@dataclass(frozen=True)
+class TokenPrice:
+    """Dollars per million tokens of an API: input, output, and input read from the prompt cache."""
+
+    input: float
+    output: float
+    cached: float
+    source: str
+
+    def of(self, prompt: int, output: int, cached: int | None) -> float:
+        """Dollars for one request."""
+        hit = min(cached or 0, prompt)
+        return ((prompt - hit) * self.input + hit * self.cached + output * self.output) / 1e6
+
+
+def token_price(text: str | None, flag: str) -> TokenPrice | None:
+    """`IN:OUT` or `IN:OUT:CACHED`, dollars per million tokens; None stays None. Raises `InputError`."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(":")]
+        if len(values) not in (2, 3) or not all(0 <= v < float("inf") for v in values):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"{flag} is `{text}`; give IN:OUT[:CACHED] in dollars per million tokens") from None
+    return TokenPrice(values[0], values[1], values[2] if len(values) == 3 else values[0], flag)
+
+
 def machine_price(flag: float | None, plan: Path | None, cores: int) -> Price:
     """The price to count with: the flag, else the plan's, else the list price of as many CPU cores.
 
@@ -63,18 +91,14 @@ def _plan_price(plan: Path) -> Price:
     raise InputError(f"{plan}: the plan holds no price per hour; pass --price-per-hour")
 
 
-def costs(price: Price, seconds: Sequence[float], correct_share: float | None) -> dict[str, Any]:
-    """Dollars per 1,000 requests and per 1,000 correct answers from seconds of service per request.
+def costs(dollars: Sequence[float], correct_share: float | None) -> dict[str, Any]:
+    """Dollars per 1,000 requests and per 1,000 correct answers from dollars per request.
 
     `correct_share` is the share of right answers; the second figure is None where none is right or none was
     scored.
     """
-    mean = sum(seconds) / len(seconds)
-    per_thousand = price.of(mean) * 1000
+    per_thousand = sum(dollars) / len(dollars) * 1000
     return {
         "per_1000_requests": per_thousand,
         "per_1000_correct": per_thousand / correct_share if correct_share else None,
-        "price_per_hour": price.per_hour,
-        "price_source": price.source,
-        "machine_seconds_per_request": mean,
     }

@@ -232,7 +232,9 @@ class Golden:
         try:
             server = await loop.create_server(lambda: Handler(self), host, port, backlog=4096)
         except OSError as error:
-            raise OutsideError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from None
+            raise OutsideError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
+            ) from None
         self.port = server.sockets[0].getsockname()[1]
         ready(self.port)
         async with server:

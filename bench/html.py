@@ -43,7 +43,7 @@ def _subtitle(report: dict[str, Any]) -> str:
     return (
         f"{_short(old)} with {old['examples_in_prompt']} examples in the prompt, against {_short(new)} with "
         f"{new['examples_in_prompt'] or 'none'}. {new['engine']} on {c['hardware'].get('cpu', 'an unknown CPU')}, "
-        f"{new['threads']} threads, {c['date']}."
+        f"{str(new['threads']) + ' threads, ' if new['threads'] else ''}{c['date']}."
     )
 
 
@@ -213,14 +213,29 @@ def _cost(report: dict[str, Any]) -> str:
                     f"{cost['machine_seconds_per_request'] * 1000:,.1f} ms",
                 ]
             )
-    price = report["price"]
     return page.table(
         ["", "", "$ per 1,000 requests", "$ per 1,000 correct", "machine time a request"], rows, left=(0, 1)
     ) + page.text(
-        f"${price['per_hour']:.4f} an hour ({price['source']}) / measured throughput at one request at a time. Both "
-        "sides run on the same machine, so the ratio does not depend on the price.",
+        " ".join(_price_notes(report["price"])),
         small=True,
     )
+
+
+def _price_notes(price: dict[str, Any]) -> list[str]:
+    notes = []
+    for side, tokens in price["tokens"].items():
+        notes.append(
+            f"The {side} at ${tokens['input']:g} in, ${tokens['output']:g} out, ${tokens['cached']:g} cached per million "
+            f"tokens ({tokens['source']})."
+        )
+    if len(price["tokens"]) < 2:
+        notes.append(
+            f"{'The other side: ' if notes else ''}${price['per_hour']:.4f} an hour ({price['source']}) times the "
+            "measured machine time of a request."
+        )
+    if not notes[:-1]:
+        notes.append("Both sides have the same machine, so the ratio does not depend on the price.")
+    return notes
 
 
 def _quality(report: dict[str, Any]) -> str:
@@ -256,10 +271,17 @@ def _conditions(report: dict[str, Any]) -> dict[str, str]:
     facts = {}
     for side in SIDES:
         s = report["systems"][side]
+        size = f", {s['bytes'] / 1e6:,.0f} MB" if s["bytes"] else ""
+        threads = f"{s['threads']} threads, " if s["threads"] else ""
         facts[side] = (
-            f"{s['spec']} ({s['model']}, {s['bytes'] / 1e6:,.0f} MB), {s['library']}, {s['threads']} threads, "
-            f"{s['device']}; {s['examples_in_prompt']} examples in the prompt"
+            f"{s['spec']} ({s['model']}{size}), {s['library']}, {threads}{s['device']}; "
+            f"{s['examples_in_prompt']} examples in the prompt"
         )
+        if s.get("client"):
+            client = s["client"]
+            facts[f"{side}, the client"] = (
+                "kept up" if client["valid"] else f"was the bottleneck: {'; '.join(client['reasons'])}"
+            )
     fill = report["prefix_fill_ms"]
     machine = c["hardware"]
     return {

@@ -49,7 +49,9 @@ def parse_url(url: str) -> Address:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"{url}: not a server's address; give http://HOST:PORT/v1")
     if parts.username or parts.password:
-        raise InputError("the URL holds credentials; give the key by the environment variable of --api-key-env")
+        raise InputError(
+            "the URL holds credentials; give the key by the environment variable of --api-key-env"
+        )
     tls = parts.scheme == "https"
     return Address(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
@@ -187,7 +189,8 @@ class Connection(asyncio.Protocol):
             self._left -= len(data)
             return data, self._left <= 0
         data = self._buffer + data if self._buffer else data
-        parts, position = [], 0
+        parts: list[bytes] = []
+        position = 0
         while True:
             line = data.find(b"\r\n", position)
             if line < 0:

@@ -48,7 +48,9 @@ class Run:
         lag = _percentiles(self.lag)
         reasons = []
         if late and late["p99_ms"] > LATE * 1000:
-            reasons.append(f"1 in 100 requests was sent {late['p99_ms']:.1f} ms late or more (limit {LATE * 1000:g} ms)")
+            reasons.append(
+                f"1 in 100 requests was sent {late['p99_ms']:.1f} ms late or more (limit {LATE * 1000:g} ms)"
+            )
         if lag and lag["p99_ms"] > 5 * LATE * 1000:
             reasons.append(f"the client's own loop lagged {lag['p99_ms']:.1f} ms at p99")
         sent = len(self.exchanges)
@@ -174,7 +176,10 @@ class Driver:
         number = self._next
         self._next += 1
         exchange = Exchange(
-            self.payloads[number], scheduled, self.timeout, lambda e, number=number: self._end(number, e)  # type: ignore[misc]
+            self.payloads[number],
+            scheduled,
+            self.timeout,
+            lambda e, number=number: self._end(number, e),  # type: ignore[misc]
         )
         self.exchanges.append(exchange)
         self._active.add(number)

@@ -56,7 +56,9 @@ def parse_load(text: str) -> Load:
     """`closed:4`, `constant:10`, `poisson:10`, `gamma:10:2`, `trace:FILE`. Raises `InputError`."""
     kind, _, rest = text.partition(":")
     if kind not in FORMS:
-        raise InputError(f"unknown load `{text}`; {nearest(kind, FORMS)} (forms: {', '.join(FORMS.values())})")
+        raise InputError(
+            f"unknown load `{text}`; {nearest(kind, FORMS)} (forms: {', '.join(FORMS.values())})"
+        )
     if kind == "trace":
         return Load(kind, times=_read_trace(Path(rest)), text=text)
     try:

@@ -3,14 +3,55 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bench.records import Record
 from unshot.data import Example, Message, read_text
 from unshot.engines import Engine
 from unshot.prompts import Prompt
+
+# Number of the request in the run, number of the row, the row.
+Item = tuple[int, int, Example]
+Progress = Callable[[Record], None]
+
+
+class Measured(Protocol):
+    """A system that the A/B run can measure."""
+
+    side: str
+    prompt: Prompt
+    max_tokens: int
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once."""
+
+    def reset(self) -> None:
+        """Forget what can be forgotten of earlier requests."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the report says about it."""
+
+    def run_block(
+        self, items: Sequence[Item], *, mode: str, block: int, clock: float, progress: Progress | None = None
+    ) -> list[Record]:
+        """Answer the items and time them; `clock` is the run's start on `time.perf_counter()`."""
+
+
+def request_messages(prompt: Prompt, row: Example) -> list[Message]:
+    """The request for a row. A prompt of its own replaces the row's system message."""
+    own = [m for m in row.messages if m["role"] != "system"]
+    if prompt.examples or prompt.template is not None:
+        return prompt.messages(row.text, row.extra)
+    if prompt.system:
+        return [{"role": "system", "content": prompt.system}, *own]
+    return list(row.messages)
 
 
 @dataclass
@@ -22,19 +63,36 @@ class System:
     prompt: Prompt
     max_tokens: int
 
-    def messages(self, row: Example) -> list[Message]:
-        """The request for a row. A prompt of its own replaces the row's system message."""
-        own = [m for m in row.messages if m["role"] != "system"]
-        if self.prompt.examples or self.prompt.template is not None:
-            return self.prompt.messages(row.text, row.extra)
-        if self.prompt.system:
-            return [{"role": "system", "content": self.prompt.system}, *own]
-        return list(row.messages)
+    @property
+    def concurrency(self) -> int:
+        """Requests at once that this system can take."""
+        return 1
+
+    def reset(self) -> None:
+        """Forget the prefix cache."""
+        self.engine.reset()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.engine.close()
+
+    def run_block(
+        self, items: Sequence[Item], *, mode: str, block: int, clock: float, progress: Progress | None = None
+    ) -> list[Record]:
+        """Answer the items one after the other."""
+        records = []
+        for request, number, row in items:
+            record = self.run(row, number, mode=mode, block=block, clock=clock)
+            record.extra["request"] = request
+            records.append(record)
+            if progress:
+                progress(record)
+        return records
 
     def run(self, row: Example, number: int, *, mode: str, block: int, clock: float) -> Record:
         """Answer one row and time it, from the messages to the last token; `clock` is the run's start."""
         start = time.perf_counter()
-        ids = self.engine.prompt_ids(self.messages(row))
+        ids = self.engine.prompt_ids(request_messages(self.prompt, row))
         answer = self.engine.generate(ids, max_tokens=self.max_tokens, prefix_cache=mode == "cache on")
         times = [t - start for t in answer.token_times]
         return Record(
