@@ -137,8 +137,8 @@ def bench(
     from bench.cost import token_price
     from bench.measure import CACHE_OFF, CACHE_ON, MODES
     from bench.opening import Server
-    from bench.run import Job, bench_run
     from bench.pull_request import junit_report, markdown_report
+    from bench.run import Job, bench_run
     from bench.summary import summary
     from bench.systems import text_or_file
     from unshot.case import load_case

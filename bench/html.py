@@ -225,8 +225,8 @@ def _price_notes(price: dict[str, Any]) -> list[str]:
     notes = []
     for side, tokens in price["tokens"].items():
         notes.append(
-            f"The {side} at ${tokens['input']:g} in, ${tokens['output']:g} out, ${tokens['cached']:g} cached per million "
-            f"tokens ({tokens['source']})."
+            f"The {side} at ${tokens['input']:g} in, ${tokens['output']:g} out, ${tokens['cached']:g} cached per "
+            f"million tokens ({tokens['source']})."
         )
     if len(price["tokens"]) < 2:
         notes.append(

@@ -90,6 +90,7 @@ class Driver:
         seed: int = 0,
         warm_connections: int = 0,
         ramp: float = 0.0,
+        began: float | None = None,
     ) -> None:
         self.address = address
         self.payloads = payloads
@@ -100,6 +101,7 @@ class Driver:
         self.exchanges: list[Exchange] = []
         self.warm_connections = warm_connections
         self.ramp = ramp
+        self._planned = began
         self._next = 0
         self._active: set[int] = set()
         self._interrupted = False
@@ -117,7 +119,9 @@ class Driver:
         cpu = time.process_time()
         with _steady():
             self._alarm = Alarm(self._loop, self._due)
-            self.began = time.perf_counter() + (0.005 if self.load.open else 0.0)
+            self.began = self._planned or time.perf_counter() + (0.005 if self.load.open else 0.0)
+            if self._planned and not self.load.open:
+                await asyncio.sleep(max(0.0, self._planned - time.perf_counter()))
             try:
                 self._start()
                 await self._finished.wait()

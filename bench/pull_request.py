@@ -29,7 +29,8 @@ def markdown_report(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"Quality gate {q['gate']}: {q['metric']} {q['candidate']['score']:.3f} against {q['baseline']['score']:.3f}, "
-        f"difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] on {q['rows']} rows, margin {q['margin']:g}.",
+        f"difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] on {q['rows']} rows, "
+        f"margin {q['margin']:g}.",
         "",
     ]
     columns = [(mode, side) for mode in report["modes"] for side in SIDES]

@@ -38,6 +38,7 @@ class Remote:
     timeout: float = 120.0
     count: Count | None = None
     template: Callable[[Sequence[Message]], str] | None = None
+    count_prompt: Callable[[Sequence[Message]], int] | None = None
     clients: list[dict[str, Any]] = field(default_factory=list)
 
     def facts(self) -> dict[str, Any]:
@@ -82,8 +83,19 @@ class Remote:
 
         def done(number: int, exchange: Exchange) -> None:
             request, row, _ = items[number]
-            record = self.record(exchange, row=row, mode=mode, block=block, clock=clock)
+            record = make_record(
+                exchange,
+                self.api,
+                side=self.side,
+                row=row,
+                mode=mode,
+                block=block,
+                clock=clock,
+                count=self.count,
+            )
             record.extra["request"] = request
+            if not record.prompt_tokens and self.count_prompt:
+                record.prompt_tokens = self.count_prompt(request_messages(self.prompt, items[number][2]))
             records[number] = record
             if progress:
                 progress(record)
@@ -103,12 +115,6 @@ class Remote:
             raise KeyboardInterrupt
         return [records[i] for i in sorted(records)]
 
-    def record(self, exchange: Exchange, *, row: int, mode: str, block: int, clock: float) -> Record:
-        """A finished exchange as a record."""
-        return make_record(
-            exchange, self.api, side=self.side, row=row, mode=mode, block=block, clock=clock, count=self.count
-        )
-
 
 def make_record(
     exchange: Exchange,
@@ -126,7 +132,9 @@ def make_record(
     start = exchange.scheduled
     last = answer.times[-1] if answer.times else exchange.ended
     ours = count(answer.text) if count and answer.times else None
-    # The stop token is generated but not in the text: servers count it or not, a tokenizer never sees it.
+    # The stop token is generated but not in the text; counted here as the engines and most servers count it.
+    if ours is not None and answer.finish == "stop":
+        ours += 1
     tokens = ours if ours is not None else answer.output_tokens
     extra: dict[str, Any] = {"connect": max(0.0, exchange.started - start) if exchange.started else None}
     if ours is not None and answer.output_tokens is not None:

@@ -83,8 +83,8 @@ class Served(Remote):
         self._engine = engine
         self._spec = spec
         self._cores = cores
-        # The stop token too, as the engines count it.
-        self.count = lambda text: len(engine.tokenize(text)) + 1
+        self.count = lambda text: len(engine.tokenize(text))
+        self.count_prompt = lambda messages: len(engine.prompt_ids(messages))
 
     def facts(self) -> dict[str, Any]:
         own = self._engine.facts()

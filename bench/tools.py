@@ -65,7 +65,8 @@ def load(out: Output, **options: Any) -> None:
 
     Latencies count from the scheduled time. Exit code 1 where the client itself was the bottleneck.
     """
-    from bench.single import load_run, load_summary
+    from bench.single import load_run
+    from bench.single_page import load_summary
     from unshot.errors import GateError
 
     report = load_run(options, out)
@@ -81,7 +82,8 @@ def load(out: Output, **options: Any) -> None:
 @common
 def sweep(out: Output, **options: Any) -> None:
     """Raise the load on the server at URL step by step and find the knee of throughput against latency."""
-    from bench.single import sweep_run, sweep_summary
+    from bench.single import sweep_run
+    from bench.single_page import sweep_summary
 
     report = sweep_run(options, out)
     out.result({"out": str(options["final"]), **report}, *sweep_summary(report))
