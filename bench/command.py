@@ -44,9 +44,7 @@ class BenchGroup(click.Group):
 @click.option("--baseline", metavar="SPEC", help=f"What runs today: {SPEC}.")
 @click.option("--candidate", metavar="SPEC", help="What should replace it, same forms.")
 @click.option("--data", type=click.Path(path_type=Path), help="Labelled rows both sides answer.")
-@click.option(
-    "--out", "final", type=click.Path(path_type=Path), required=True, help="Report directory to write."
-)
+@click.option("--out", "final", type=click.Path(path_type=Path), help="Report directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists.")
 @click.option("--baseline-prompt", type=click.Path(path_type=Path), help="The baseline's few-shot examples.")
 @click.option("--baseline-system", help="The baseline's system prompt: text, or a text file.")

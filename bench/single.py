@@ -29,7 +29,12 @@ from unshot.manifest import Manifest, describe_file, hardware, staged, write_tex
 from unshot.prompts import load_prompt
 
 # Plain words, so that prompts of a wished length can be made without a model. Random order keeps caches cold.
-WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state", "family", "student", "group", "country", "problem", "hand", "part", "place", "case", "week", "company", "system", "program", "question", "work", "number", "night", "point", "home", "water", "room", "mother", "area", "money", "story", "fact", "month", "lot", "right", "study", "book", "eye", "job", "word", "business", "issue", "side", "kind", "head", "house", "service", "friend"]
+TEXT = (
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work number night point home water room mother area "
+    "money story fact month lot right study book eye job word business issue side kind head house service friend"
+)
+WORDS = TEXT.split()
 RAMP_PER_STREAM = 0.002
 
 
@@ -288,6 +293,7 @@ def knee(points: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "e2e_p50_ms": best["figures"]["e2e_ms"]["p50"]["value"],
         "most_requests_per_second": most,
         "share_of_most": best["figures"]["requests_per_second"] / most,
+        "saturated": best is not usable[-1],
     }
 
 

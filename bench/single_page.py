@@ -71,6 +71,11 @@ def _client(client: dict[str, Any]) -> str:
 def _knee(knee: dict[str, Any] | None) -> str:
     if knee is None:
         return "too few steps for a knee; three are needed"
+    if not knee["saturated"]:
+        return (
+            f"no knee up to concurrency {knee['concurrency']}: throughput still rises as fast as latency "
+            f"({knee['requests_per_second']:.2f} requests/s); raise --concurrencies"
+        )
     return (
         f"knee at concurrency {knee['concurrency']}: {knee['requests_per_second']:.2f} requests/s "
         f"({knee['share_of_most']:.0%} of the most, {knee['most_requests_per_second']:.2f}), e2e p50 "
@@ -83,7 +88,9 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
     good = [r for r in records if r.ok]
     if report["kind"] == "sweep":
         points = report["points"]
-        head = page.verdict(_knee(report["knee"]), kind="good" if report["knee"] else "warn")
+        head = page.verdict(
+            _knee(report["knee"]), kind="good" if report["knee"] and report["knee"]["saturated"] else "warn"
+        )
         rows = [[name, *(show(p["figures"]) for p in points)] for name, show in FIGURES.items()]
         table = page.table(["", *(f"{p['concurrency']} at once" for p in points)], rows)
         throughput = [p["figures"]["requests_per_second"] or 0.0 for p in points]
