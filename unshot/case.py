@@ -20,6 +20,7 @@ from unshot.prompts import Prompt, load_prompt
 DEFAULT_FILE = Path("unshot.toml")
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Metric = Literal["macro_f1", "accuracy", "exact_match", "json_f1", "rouge_l"]
 Method = Literal["lora", "qlora", "dora", "full", "prompt"]
@@ -55,7 +56,8 @@ class Task(Section):
     metric: Metric = "macro_f1"
     target: Share | None = Field(None, description="accuracy target on the metric, 0 to 1")
     fails: Texts = Field(
-        default_factory=list, description="what fails today: facts, format, jargon, reasoning, latency, cost"
+        default_factory=list,
+        description="what fails today: facts, tools, format, jargon, reasoning, latency, cost",
     )
     current: Share | None = Field(None, description="what the prompt reaches today on the metric")
     examples_at_hand: int | None = Field(None, ge=0, description="labelled examples that could be had")
@@ -76,6 +78,7 @@ class Traffic(Section):
     rate: Positive = Field(1.0, description="mean requests per second")
     peak_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
     output_tokens: Positive | None = Field(None, description="answer length where no answers are at hand")
+    offline: bool = Field(False, description="answers may wait a day, so that batch prices apply")
     slo: Slo = Field(default_factory=Slo)
 
 
@@ -117,6 +120,23 @@ class Export(Section):
     to: Texts = Field(default_factory=lambda: ["gguf:q8_0"])
 
 
+class Plan(Section):
+    """What the forecast assumes about people, data and operation; dollars are US dollars."""
+
+    examples: int = Field(300, ge=1, description="labelled examples the tuned model needs")
+    labels_by: Literal["expert", "llm_reviewed"] = Field("expert", description="who writes the missing ones")
+    example_cost: NotNegative | None = Field(None, description="$ per example; default by labels_by")
+    engineer_day: NotNegative = Field(800.0, description="$ per engineering day")
+    engineering_days: NotNegative = Field(10.0, description="days to the first deployment")
+    evaluation_answers: int = Field(200, ge=0, description="answers an expert judges before a release")
+    retrain_per_year: NotNegative = Field(4.0, description="retrainings per year")
+    operations_days: NotNegative = Field(1.0, description="engineering days per month to run own GPUs")
+    min_replicas: int = Field(2, ge=1, description="replicas kept up for availability")
+    adapters: int = Field(8, ge=1, description="tuned tasks that share one base in the many-adapters option")
+    horizon_months: Positive = Field(12.0, description="months over which one-off costs are spread")
+    cheaper_api: str | None = Field(None, description="cheaper API model to compare with; none: leave it out")
+
+
 class Claim(Section):
     """The ratio that was promised: faster and cheaper by `low` to `high`."""
 
@@ -141,6 +161,7 @@ class Case(Section):
     traffic: Traffic = Field(default_factory=Traffic)
     baseline: Baseline = Field(default_factory=Baseline)
     candidate: Candidate = Field(default_factory=Candidate)
+    plan: Plan = Field(default_factory=Plan)
     tune: Tune = Field(default_factory=Tune)
     export: Export = Field(default_factory=Export)
     bench: Bench = Field(default_factory=Bench)

@@ -143,6 +143,7 @@ def cdf(
     samples: Mapping[str, Sequence[float]],
     *,
     x_label: str,
+    y_label: str = "share of requests",
     log_x: bool = False,
     x_marks: Sequence[Mark] = (),
     y_marks: Sequence[Mark] = (),
@@ -168,7 +169,7 @@ def cdf(
         title,
         series,
         x_label=x_label,
-        y_label="share of requests",
+        y_label=y_label,
         log_x=log_x,
         x_marks=x_marks,
         y_marks=y_marks,
@@ -250,9 +251,10 @@ def intervals(
         body.append(_text(left - 4, y + 12, row.label, "label"))
         a, b, c = (axis.at(v, left, right) for v in (row.low, row.value, row.high))
         body.append(_whisker(a, c, y + 22))
+        tip = f"{row.label}: {x_format(row.value)} [{x_format(row.low)}, {x_format(row.high)}]"
         body.append(
             f'<circle class="s{index % COLOURS + 1}" cx="{b:.1f}" cy="{y + 22}" r="4.5"><title>'
-            f"{escape(f'{row.label}: {x_format(row.value)} [{x_format(row.low)}, {x_format(row.high)}]')}</title></circle>"
+            f"{escape(tip)}</title></circle>"
         )
         body.append(_text(min(c, right) + 6, y + 26, f"{x_format(row.value)}{row.note}", "value"))
     body += _top_marks(marks, axis, left, right, top, height)
@@ -277,11 +279,11 @@ def tornado(
     axis = _axis(values, log, tight=False)
     step, top = 38, 24
     height = top + step * len(rows) + 34
-    left, right = 12, WIDTH - 14
+    left, right = 58, WIDTH - 58
     body = [_grid(axis, left, right, top, height - 34, x_format, x_label)]
     for index, row in enumerate(rows):
         y = top + step * index
-        body.append(_text(left - 4, y + 12, f"{row.label}{row.note}", "label"))
+        body.append(_text(8, y + 12, f"{row.label}{row.note}", "label"))
         zero = axis.at(base, left, right)
         for value, style in ((row.low, "s1"), (row.high, "s2")):
             end = axis.at(value, left, right)
@@ -435,7 +437,7 @@ class _Plot:
     def vertical(self, mark: Mark) -> None:
         x = self.x.at(mark.value, LEFT, WIDTH - RIGHT)
         self.body.append(_rule(x, TOP, x, self.bottom))
-        side = "end" if x > (LEFT + WIDTH) / 2 else ""
+        side = "end" if x > WIDTH * 0.72 else ""
         # Labels of neighbouring marks stand below each other.
         y = self.bottom - 8 - 14 * self._labels if self.labels_low else TOP + 11 + 14 * self._labels
         self._labels += 1

@@ -41,6 +41,7 @@ table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:
 caption{caption-side:top;text-align:left;padding:.5rem .7rem;font-weight:600}
 th,td{padding:.4rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
 th{color:var(--soft);font-weight:600;background:var(--panel);white-space:nowrap}
+td:first-child{min-width:13rem}td:last-child:not(.r,:first-child){min-width:15rem}caption{max-width:75ch}
 tr:last-child td{border-bottom:0}
 .r{text-align:right;white-space:nowrap}
 tr.strong td{font-weight:650;background:var(--panel)}

@@ -1,0 +1,570 @@
+"""From a case to a plan: count, price, forecast, compare, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from planner import oneoff, prices
+from planner.breakeven import exact_break_even, payback
+from planner.options import Option, Shape
+from planner.serving import Serving, machine, serve
+from planner.tokens import Counter, Paths, counter_for
+from planner.triage import Economics, Triage, triage
+from planner.uncertainty import Assumption, Uncertainty, analyse
+from planner.usage import Usage, measure
+from unshot import catalog
+from unshot.case import Case
+from unshot.data import Example, read_examples
+from unshot.errors import InputError
+from unshot.prompts import SLOT, Prompt
+
+PRECISIONS = ("fp16", "fp8", "int8", "int4")
+LLAMACPP_PRECISIONS = ("fp16", "q8_0", "q4_k_m")
+# 90% interval of the mean rate against what a team forecasts.
+RATE_LOW, RATE_HIGH = 0.6, 1.6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line adds to the case: tokenizers, prices, seeds."""
+
+    paths: Paths = field(default_factory=lambda: Paths({}))
+    approximate: bool = False
+    prices: prices.Overrides = field(default_factory=prices.Overrides)
+    gpu_prices: Mapping[str, float] = field(default_factory=dict)
+    calibration: Path | None = None
+    draws: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One option against the cheapest way to keep the prompt."""
+
+    break_even: float | None
+    payback_months: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a report shows. `keep` and `tuned` are the two options the verdict weighs."""
+
+    case: Case
+    rate: float
+    options: tuple[Option, ...]
+    keep: Option | None
+    tuned: Option | None
+    comparisons: dict[str, Comparison]
+    uncertainty: Uncertainty
+    triage: Triage
+    economics: Economics | None
+    usages: dict[str, Usage]
+    assumptions: tuple[str, ...]
+    warnings: tuple[str, ...]
+    machine: dict[str, Any] | None
+    price: prices.ApiPrice | None
+
+    def option(self, key: str) -> Option:
+        """The option called `key`."""
+        return next(o for o in self.options if o.key == key)
+
+
+class Planner:
+    """Builds a plan; keeps counters, usages and notes while it does."""
+
+    def __init__(self, case: Case, settings: Settings) -> None:
+        self.case, self.settings = case, settings
+        self.long, self.short = case.long_prompt(), case.short_prompt()
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.counters: dict[str, Counter] = {}
+        self.usages: dict[str, Usage] = {}
+        self.inputs = self._inputs()
+        self.shape = Shape.of(case.traffic.peak_factor)
+        self.options: list[Option] = []
+        if self.long.template is None and not self.long.examples:
+            self.warnings.append(
+                "the long prompt holds no examples: give them with --prompt or [task] examples"
+            )
+        if self.short.system is None:
+            self.notes.append(
+                "no instruction was given: the tuned model's prompt is the input alone (--instruction)"
+            )
+
+    def _inputs(self) -> list[Example]:
+        task = self.case.task
+        path = task.inputs or task.data
+        if path is not None:
+            rows = read_inputs(path, self.long)
+            self.notes.append(f"inputs: {len(rows)} rows of {path}")
+            return rows
+        if self.long.examples:
+            self.notes.append(
+                "inputs: none given, so the few-shot examples stand for the real inputs (--inputs)"
+            )
+            return list(self.long.examples)
+        raise InputError("what is asked? give a sample of real inputs: --inputs FILE, or [task] inputs")
+
+    def counter(self, model: str, *, api: bool) -> Counter:
+        """The counter of a model, made once."""
+        if model not in self.counters:
+            counter = counter_for(
+                model, api=api, paths=self.settings.paths, approximate=self.settings.approximate
+            )
+            self.counters[model] = counter
+            self.notes.append(f"tokens of {model}: counted with {counter.describe()}")
+            if not counter.exact:
+                self.warnings.append(f"tokens of {model} are approximate: within {counter.error:.0%}")
+        return self.counters[model]
+
+    def usage(self, model: str, prompt: Prompt, label: str, *, api: bool) -> Usage:
+        """Tokens of a prompt with a model, measured once."""
+        key = f"{model}, {label} prompt"
+        if key not in self.usages:
+            self.usages[key] = measure(
+                prompt,
+                self.inputs,
+                self.counter(model, api=api),
+                output_tokens=self.case.traffic.output_tokens,
+            )
+        return self.usages[key]
+
+    # API options
+
+    def api(self, model: str, *, baseline: bool) -> prices.ApiPrice:
+        """The plain, cached and batch options of an API model with the long prompt; returns its price."""
+        usage = self.usage(model, self.long, "long", api=True)
+        price = prices.api_price(
+            model, input_tokens=usage.input.mean, overrides=self.settings.prices, baseline=baseline
+        )
+        self.notes.append(price.describe())
+        if price.context and usage.input.largest + usage.output.largest > price.context:
+            self.warnings.append(
+                f"{model}: the longest request ({usage.input.largest:.0f} tokens) is over its context"
+            )
+        first = Option(
+            key=f"api:{model}:plain",
+            name=f"{model}, long prompt",
+            kind="api",
+            model=model,
+            prompt="long",
+            tuned=False,
+            usage=usage,
+            costs=oneoff.Costs({}, {}, {}),
+            shape=self.shape,
+            price=price,
+            baseline=baseline,
+        )
+        cached = replace(
+            first, key=f"api:{model}:cached", name=f"{model}, long prompt, cached", mode="cached"
+        )
+        if price.rule is None:
+            cached = replace(cached, notes=("no prompt caching is known for this model",))
+        elif not cached.caches():
+            cached = replace(
+                cached, notes=(f"prefix of {usage.prefix} tokens is below the minimum {price.rule.minimum}",)
+            )
+        self.options += [first, cached]
+        if price.rule is not None:
+            self.notes.append(f"prompt cache of {price.provider}: {price.rule.source}, {price.rule.date}")
+        if price.batch_input is not None:
+            late = () if self.case.traffic.offline else ("answers may take 24 hours: not for live traffic",)
+            self.options.append(
+                replace(
+                    first,
+                    key=f"api:{model}:batch",
+                    name=f"{model}, long prompt, batch",
+                    mode="batch",
+                    notes=late,
+                )
+            )
+            self.notes.append(f"batch price of {model}: {price.batch_source}")
+        if price.latency is not None:
+            self.notes.append(f"latency of {price.provider}: {price.latency.source}; not a forecast")
+        return price
+
+    def tuned_api(self, model: str, price: prices.ApiPrice) -> None:
+        """The fine-tuned version of an API model with the short prompt, where its provider sells one."""
+        tuned = prices.fine_tuned(model, price, self.settings.prices)
+        if tuned is None or tuned.training is None:
+            return
+        usage = self.usage(model, self.short, "short", api=True)
+        costs = oneoff.fine_tuned_api(
+            self.case.plan,
+            examples_at_hand=self.case.task.examples_at_hand or 0,
+            tokens_per_example=usage.input.mean + usage.output.mean,
+            epochs=self.case.tune.epochs,
+            fee_per_mtok=tuned.training,
+        )
+        self.notes.append(tuned.describe())
+        self.options.append(
+            Option(
+                key=f"api:{model}:tuned",
+                name=f"{model} fine-tuned, short prompt",
+                kind="api",
+                model=model,
+                prompt="short",
+                tuned=True,
+                usage=usage,
+                costs=costs,
+                shape=self.shape,
+                mode="cached",
+                price=tuned,
+            )
+        )
+
+    # Self-hosted options
+
+    def hosted(
+        self,
+        model: str,
+        gpu: str,
+        precision: str,
+        *,
+        tuned: bool,
+        prefix_cache: bool = False,
+        baseline: bool = False,
+    ) -> Option:
+        """A self-hosted option: the base model with the long prompt, or the tuned one with the short prompt."""
+        label = "short" if tuned else "long"
+        usage = self.usage(model, self.short if tuned else self.long, label, api=False)
+        served = serve(
+            model,
+            gpu,
+            precision,
+            usage,
+            prefix_cache=prefix_cache,
+            rate=self.case.traffic.rate,
+            peak_factor=self.case.traffic.peak_factor,
+            slo=self.case.traffic.slo,
+            price=self.settings.gpu_prices.get(gpu, self.settings.gpu_prices.get("")),
+            calibration=self.settings.calibration,
+        )
+        what = "tuned" if tuned else "base"
+        # A tuned option always has the cache on: its short prefix makes little of it.
+        cache = ", prefix cache" if prefix_cache and not tuned else ""
+        option = Option(
+            key=f"{gpu}:{model}:{precision}:{what}{':cache' if prefix_cache else ''}",
+            name=f"{model} {what}, {label} prompt{cache}, {precision} on {gpu}",
+            kind="hosted",
+            model=model,
+            prompt="short" if tuned else "long",
+            tuned=tuned,
+            usage=usage,
+            costs=self._hosted_costs(model, served, usage, tuned=tuned),
+            shape=self.shape,
+            serving=served,
+            gpu=gpu,
+            precision=precision,
+            prefix_cache=prefix_cache,
+            min_replicas=self.case.plan.min_replicas,
+            baseline=baseline,
+            notes=() if served.fits else (served.why,),
+        )
+        self.options.append(option)
+        return option
+
+    def _hosted_costs(self, model: str, served: Serving, usage: Usage, *, tuned: bool) -> oneoff.Costs:
+        architecture = catalog.model(model)
+        return oneoff.self_hosted(
+            self.case.plan,
+            examples_at_hand=self.case.task.examples_at_hand or 0,
+            tokens_per_example=usage.input.mean + usage.output.mean,
+            epochs=self.case.tune.epochs,
+            method=self.case.tune.method,
+            params=float(architecture.params),
+            peak_flops=served.train_flops,
+            gpu_hour=served.price_hour,
+            tuned=tuned,
+        )
+
+    def candidates(self) -> None:
+        """Base and tuned options of the candidate model on each GPU asked for."""
+        wanted = self.case.candidate
+        for gpu in wanted.gpu:
+            device = catalog.gpu(gpu)
+            self.notes.append(machine(device, self._gpu_price(gpu))["line"])
+            asked = catalog.precision(wanted.precision).name
+            for cache in (False, True):
+                self.hosted(wanted.model, gpu, asked, tuned=False, prefix_cache=cache)
+            best: Option | None = None
+            for precision in self._precisions(gpu, asked):
+                option = self.hosted(wanted.model, gpu, precision, tuned=True, prefix_cache=True)
+                if precision == asked:
+                    best = option
+            if best is not None and self.case.plan.adapters > 1 and best.serving and best.serving.fits:
+                count = self.case.plan.adapters
+                self.options.append(
+                    replace(
+                        best,
+                        key=f"{best.key}:adapters",
+                        name=f"{wanted.model} + LoRA adapter ({count} tasks share a base), {asked} on {gpu}",
+                        shared_by=count,
+                        notes=(f"only where {count} tasks share the GPUs",),
+                    )
+                )
+
+    def _gpu_price(self, gpu: str) -> float | None:
+        found = self.settings.gpu_prices
+        return found.get(gpu, found.get(""))
+
+    def _precisions(self, gpu: str, asked: str) -> list[str]:
+        device = catalog.gpu(gpu)
+        if device.engine == "llamacpp":
+            names = list(LLAMACPP_PRECISIONS)
+        else:
+            names = [p for p in PRECISIONS if p in ("fp16", "int4") or p in device.flops]
+        return names if asked in names else [asked, *names]
+
+    # The answer
+
+    def plan(self) -> Plan:
+        """Count, price and compare everything."""
+        case = self.case
+        price: prices.ApiPrice | None = None
+        api, model = _baseline(case)
+        if api is not None:
+            price = self.api(api, baseline=True)
+            cheaper = case.plan.cheaper_api or prices.cheaper(api)
+            self.tuned_api(api, price)
+            if cheaper is not None and cheaper != "none":
+                self.tuned_api(cheaper, self.api(cheaper, baseline=False))
+        else:
+            assert model is not None
+            gpu = case.baseline.gpu or case.candidate.gpu[0]
+            precision = catalog.precision(case.baseline.precision or case.candidate.precision).name
+            self.usage(model, self.long, "long", api=False)
+            if (model, gpu, precision) != (
+                case.candidate.model,
+                case.candidate.gpu[0],
+                case.candidate.precision,
+            ):
+                for cache in (False, True):
+                    self.hosted(model, gpu, precision, tuned=False, prefix_cache=cache, baseline=True)
+        self.candidates()
+        if api is None:
+            self.options = [
+                replace(o, baseline=True) if o.model == model and not o.tuned and o.kind == "hosted" else o
+                for o in self.options
+            ]
+        self.options.sort(key=lambda o: (not o.baseline, o.tuned, o.kind != "api"))
+        return self._judge(price)
+
+    def _judge(self, price: prices.ApiPrice | None) -> Plan:
+        case, rate = self.case, self.case.traffic.rate
+        keep = self._cheapest([o for o in self.options if o.baseline])
+        tuned = self._cheapest(
+            [o for o in self.options if o.tuned and o.kind == "hosted" and o.shared_by == 1]
+        )
+        comparisons = {}
+        for option in self.options:
+            if keep is None or option.key == keep.key or (option.serving and not option.serving.fits):
+                continue
+            months = payback(option, keep, rate)
+            comparisons[option.key] = Comparison(
+                exact_break_even(option, keep), months if months != float("inf") else None
+            )
+        usable = [o for o in self.options if o.serving is None or o.serving.fits]
+        uncertainty = analyse(
+            usable,
+            self._spreads(tuned),
+            rate,
+            tuned=tuned,
+            keep=keep,
+            draws=self.settings.draws,
+            seed=self.settings.seed,
+        )
+        economics = self._economics(keep, tuned, comparisons)
+        shots = len(self.long.examples) or (len(next(iter(self.usages.values())).examples) or 0)
+        judged = triage(case.task, shots=shots, economics=economics)
+        if uncertainty.cheaper is not None and 0.2 < uncertainty.cheaper < 0.8:
+            self.warnings.append(
+                f"the cost answer is uncertain: tuning is cheaper in {uncertainty.cheaper:.0%} of the draws"
+            )
+        first = case.candidate.gpu[0]
+        return Plan(
+            case=case,
+            rate=rate,
+            options=tuple(self.options),
+            keep=keep,
+            tuned=tuned,
+            comparisons=comparisons,
+            uncertainty=uncertainty,
+            triage=judged,
+            economics=economics,
+            usages=self.usages,
+            assumptions=tuple(dict.fromkeys([*self.notes, *self._cost_notes()])),
+            warnings=tuple(dict.fromkeys(self.warnings)),
+            machine=machine(catalog.gpu(first), self._gpu_price(first)),
+            price=price,
+        )
+
+    def _cheapest(self, options: Sequence[Option]) -> Option | None:
+        """The cheapest usable option at the case's rate; batch only for offline work.
+
+        Equal costs (whole GPUs make them common) go to the precision asked for, then to the prefix cache.
+        """
+        good = [
+            o
+            for o in options
+            if (o.serving is None or o.serving.fits) and (o.mode != "batch" or self.case.traffic.offline)
+        ]
+        asked = catalog.precision(self.case.candidate.precision).name
+
+        def order(option: Option) -> tuple[float, bool, bool]:
+            cost = round(float(option.monthly(self.case.traffic.rate)), 2)
+            return cost, option.precision != asked, not option.prefix_cache
+
+        return min(good, key=order) if good else None
+
+    def _economics(
+        self, keep: Option | None, tuned: Option | None, comparisons: Mapping[str, Comparison]
+    ) -> Economics | None:
+        if keep is None or tuned is None:
+            return None
+        rate = self.case.traffic.rate
+        found = comparisons[tuned.key]
+        slo = self.case.traffic.slo
+        asked = any(v is not None for v in (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms))
+        long_hosted = [o.serving.fits for o in self.options if not o.tuned and o.serving is not None]
+        return Economics(
+            rate=rate,
+            keep=keep.name,
+            keep_monthly=float(keep.monthly(rate)),
+            tuned=tuned.name,
+            tuned_monthly=float(tuned.monthly(rate)),
+            break_even=found.break_even,
+            payback_months=found.payback_months,
+            horizon_months=self.case.plan.horizon_months,
+            latency_met=True if asked else None,
+            # An API's latency is not forecast, so only a self-hosted long prompt can be said to miss the SLO.
+            prompt_latency_met=any(long_hosted) if asked and keep.kind == "hosted" else None,
+            untuned=self._cheaper(tuned, lambda o: not o.tuned and not o.baseline),
+            cheaper_tuned=self._cheaper(tuned, lambda o: o.tuned and o.kind == "api"),
+        )
+
+    def _cheaper(self, than: Option, wanted: Callable[[Option], bool]) -> tuple[tuple[str, float], ...]:
+        """Usable options that cost less than `than` at the case's rate, cheapest first."""
+        rate = self.case.traffic.rate
+        found = [
+            (o.name, float(o.monthly(rate)))
+            for o in self.options
+            if wanted(o)
+            and (o.serving is None or o.serving.fits)
+            and (o.mode != "batch" or self.case.traffic.offline)
+            and o.monthly(rate) < than.monthly(rate)
+        ]
+        return tuple(sorted(found, key=lambda pair: pair[1]))
+
+    def _spreads(self, tuned: Option | None) -> list[Assumption]:
+        costs = oneoff.catalog()
+        label = costs["example"][self.case.plan.labels_by]
+        usage = next(iter(self.usages.values()))
+        rows = max(usage.input.rows, 1)
+        wide = (usage.input.p95 - usage.input.p5) / 3.29 / rows**0.5
+        varying = min(max(2 * wide / max(usage.varying, 1.0), 0.02), 0.9)
+        spread_out = (usage.output.p95 - usage.output.p5) / 3.29 / max(usage.output.rows, 1) ** 0.5
+        answer = 0.3 if usage.output.rows == 1 else min(max(2 * spread_out / usage.output.mean, 0.05), 0.9)
+        counting = max((u.error for u in self.usages.values()), default=0.0)
+        method = "full" if self.case.tune.method == "full" else "lora"
+        mfu = costs["mfu"][method]
+        spreads = [
+            Assumption("rate", "request rate", RATE_LOW, RATE_HIGH, "forecasts of traffic miss by as much"),
+            Assumption(
+                "api_price",
+                "API price",
+                0.6,
+                1.05,
+                "list prices have mostly fallen within a year; contracts differ",
+            ),
+            Assumption("varying", "input length", 1 - varying, 1 + varying, f"sample of {rows} inputs"),
+            Assumption(
+                "answer", "answer length", 1 - answer, 1 + answer, f"sample of {usage.output.rows} answers"
+            ),
+            Assumption(
+                "people",
+                "people and data",
+                label["low"] / label["value"],
+                label["high"] / label["value"],
+                "days and cost per example differ widely between teams",
+            ),
+            Assumption(
+                "training",
+                "training efficiency",
+                mfu["value"] / mfu["high"],
+                mfu["value"] / mfu["low"],
+                "MFU reached in training",
+            ),
+        ]
+        if tuned is not None and tuned.serving is not None:
+            low, high = tuned.serving.capacity_interval
+            spreads.insert(
+                2, Assumption("capacity", "GPU throughput", low, high, "fitted efficiency of the GPU class")
+            )
+            spreads.insert(
+                2,
+                Assumption(
+                    "gpu_price", "GPU price", *tuned.serving.price_interval, "spread between providers"
+                ),
+            )
+        if counting:
+            spreads.append(
+                Assumption("length", "token counts", 1 - counting, 1 + counting, "approximate tokenizer")
+            )
+        return spreads
+
+    def _cost_notes(self) -> list[str]:
+        plan, costs = self.case.plan, oneoff.catalog()
+        example = oneoff.example_cost(plan)
+        source = (
+            "your figure" if plan.example_cost is not None else costs["example"][plan.labels_by]["source"]
+        )
+        return [
+            f"load: {self.case.traffic.rate:g} requests/s on average, {self.case.traffic.peak_factor:g} times that at "
+            "the busiest hour of a smooth day; 730 hours a month",
+            f"data: {plan.examples} examples, {self.case.task.examples_at_hand or 0} at hand, ${example:g} each "
+            f"({source})",
+            f"people: {plan.engineering_days:g} engineering days at ${plan.engineer_day:g} to deploy, "
+            f"{plan.operations_days:g} a month to operate own GPUs, {plan.evaluation_answers} judged answers at "
+            f"${costs['evaluation_answer']['value']:g}, {plan.retrain_per_year:g} retrainings a year",
+            f"training: {self.case.tune.method}, {self.case.tune.epochs} epochs, {costs['training']['runs']} runs; "
+            f"MFU {costs['mfu']['full' if self.case.tune.method == 'full' else 'lora']['source']}",
+            f"replicas: at least {plan.min_replicas} of a self-hosted model, for availability",
+            "quality is not forecast: an option counts only once `unshot bench` shows that it answers as well",
+        ]
+
+
+def _baseline(case: Case) -> tuple[str | None, str | None]:
+    """`(API model, open model)`: which of the two runs today. `--baseline` may name either."""
+    if case.baseline.api is not None:
+        name = case.baseline.api
+        if not prices.known_api(name):
+            try:
+                return None, catalog.model(name).name
+            except InputError:
+                return name, None
+        return name, None
+    if case.baseline.model is not None:
+        return None, case.baseline.model
+    raise InputError(
+        "what runs today? give --baseline API_MODEL or --baseline-model OPEN_MODEL ([baseline] api or model)"
+    )
+
+
+def read_inputs(path: Path, prompt: Prompt) -> list[Example]:
+    """A sample of inputs; where the prompt is a text with one slot, the column of the slot's name is the input."""
+    column = None
+    if prompt.template is not None and path.suffix.lower() in (".csv", ".tsv"):
+        slots = SLOT.findall(prompt.template)
+        header = path.read_text(encoding="utf-8-sig").partition("\n")[0] if path.is_file() else ""
+        names = header.strip().split("\t" if path.suffix.lower() == ".tsv" else ",")
+        column = next((s for s in reversed(slots) if s in names), None)
+    return read_examples(path, answers=False, input_column=column)
+
+
+def build(case: Case, settings: Settings) -> Plan:
+    """The plan of a case. Raises `InputError` for what the case lacks, `OutsideError` for tokenizers or packages."""
+    return Planner(case, settings).plan()

@@ -1,0 +1,405 @@
+"""What a model on a device does under a load: latency quantiles, capacity, and how many devices hold an SLO.
+
+`forecast` answers one point with error bars, `gpus_needed` sizes a fleet. Step times come from
+`planner.roofline`, waiting from `planner.queueing`; `planner.simulate` is the check on both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner import queueing
+from planner.roofline import (
+    Efficiency,
+    StepCost,
+    cache_bytes,
+    cost_of,
+    efficiency,
+    max_batch_by_memory,
+    weight_bytes,
+)
+from unshot import catalog
+from unshot.catalog import Architecture, Gpu, Precision
+from unshot.errors import InputError
+
+MAX_BATCH = {"batched": 2048, "llamacpp": 64}
+CHUNK = {"batched": 2048, "llamacpp": 512}
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests as they come to one replica.
+
+    `rate` requests/s; tokens are means per request; `cached_tokens` of the prompt are found in a prefix cache.
+    `arrival_cv` is the coefficient of variation of the time between arrivals (1 Poisson, above it bursty).
+    Lengths spread by `prompt_cv` and `output_cv`, or come from `samples`, pairs (prompt, output) of real requests
+    (the simulation draws pairs; the analytic form takes their means and spreads).
+    """
+
+    rate: float
+    prompt_tokens: float
+    output_tokens: float
+    cached_tokens: float = 0.0
+    arrival_cv: float = 1.0
+    prompt_cv: float = 0.0
+    output_cv: float = 0.0
+    samples: tuple[tuple[float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "prompt_tokens", "output_tokens", "arrival_cv"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"load: `{name}` is {value}; a number above zero is needed")
+        for name in ("cached_tokens", "prompt_cv", "output_cv"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise InputError(f"load: `{name}` is {value}; zero or more is needed")
+        if self.cached_tokens >= self.prompt_tokens:
+            raise InputError(
+                f"load: `cached_tokens` is {self.cached_tokens:g} of {self.prompt_tokens:g} prompt tokens; "
+                "at least one token must be new"
+            )
+
+    @classmethod
+    def of_samples(
+        cls,
+        rate: float,
+        samples: Sequence[tuple[float, float]],
+        *,
+        cached_tokens: float = 0.0,
+        arrival_cv: float = 1.0,
+    ) -> Load:
+        """A load whose lengths are those of real requests, `(prompt tokens, output tokens)` each."""
+        if not samples:
+            raise InputError("load: no samples; give at least one (prompt, output) pair")
+        array = np.asarray(samples, dtype=float)
+        mean, spread = array.mean(0), array.std(0)
+        return cls(
+            rate=rate,
+            prompt_tokens=float(mean[0]),
+            output_tokens=float(max(1.0, mean[1])),
+            cached_tokens=cached_tokens,
+            arrival_cv=arrival_cv,
+            prompt_cv=float(spread[0] / mean[0]),
+            output_cv=float(spread[1] / max(1.0, mean[1])),
+            samples=tuple((float(p), float(o)) for p, o in array),
+        )
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Targets in seconds at `percentile` (0-100); None means no target."""
+
+    ttft: float | None = None
+    tpot: float | None = None
+    e2e: float | None = None
+    percentile: float = 95.0
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Mean, p50, p95 and p99 of a latency, seconds."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One replica under a load. Times in seconds, `capacity` in requests/s with no latency target.
+
+    `fits` is False where the weights, or not even one sequence, do not fit (then `reason` says why, latencies
+    are infinite and capacity 0). `stable` is False where the rate exceeds the capacity. `utilisation` is rate over
+    capacity; `batch` the mean number of decoding sequences, `max_batch` the bound by memory (and engine).
+    `low` and `high` bound each figure at one standard deviation of the device's efficiency, by name
+    (`ttft_p95`, `tpot_p95`, `e2e_p95`, `capacity`); `spread` is that relative standard deviation.
+    """
+
+    model: str
+    gpu: str
+    precision: str
+    engine: str
+    tensor_parallel: int
+    fits: bool
+    stable: bool
+    reason: str
+    ttft: Quantiles
+    tpot: Quantiles
+    e2e: Quantiles
+    capacity: float
+    utilisation: float
+    batch: float
+    max_batch: int
+    weight_bytes: float
+    cache_bytes_per_request: float
+    prefill_seconds: float
+    decode_step_seconds: float
+    spread: float
+    low: Mapping[str, float]
+    high: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How many devices hold an SLO: `replicas` of `tensor_parallel` devices, `gpus` in all.
+
+    `rate_per_replica` is the highest rate one replica takes within the SLO; `forecast` is one replica's at its
+    share of the load. `feasible` is False where no number of replicas holds the SLO; `reason` then says which
+    target fails with an almost idle server.
+    """
+
+    feasible: bool
+    replicas: int
+    gpus: int
+    rate_per_replica: float
+    forecast: Forecast
+    reason: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One replica, resolved: shape, step cost and limits (what `forecast` and `simulate` both start from)."""
+
+    arch: Architecture
+    gpu: Gpu
+    precision: Precision
+    engine: str
+    tensor_parallel: int
+    cost: StepCost
+    eff: Efficiency
+    max_batch: int
+    chunk: int
+    cache_tokens: float
+
+    def shape(self, load: Load) -> queueing.Shape:
+        """The load as the queueing formulas take it."""
+        new = load.prompt_tokens - load.cached_tokens
+        full = load.prompt_tokens + (load.output_tokens - 1) / 2.0
+        return queueing.Shape(
+            new=new,
+            pairs=_pairs(self.arch, load.prompt_tokens) - _pairs(self.arch, load.cached_tokens),
+            context=self.arch.cached_tokens(full),
+            output=load.output_tokens,
+            chunk=float(self.chunk),
+            limit=float(self.max_batch),
+            work_cv2=(load.prompt_cv * load.prompt_tokens / new) ** 2,
+            output_cv2=load.output_cv**2,
+            arrival_cv2=load.arrival_cv**2,
+        )
+
+
+def _pairs(arch: Architecture, tokens: float) -> float:
+    """Query-key pairs of a causal prompt, averaged over layers (windowed layers see at most their window)."""
+    full = tokens * (tokens + 1) / 2.0
+    if not arch.windowed or tokens <= arch.window:
+        return full
+    windowed = full - (tokens - arch.window) * (tokens - arch.window + 1) / 2.0
+    return full + (windowed - full) * arch.windowed / arch.layers
+
+
+def setup(
+    model: str | Architecture,
+    gpu: str | Gpu,
+    precision: str | Precision,
+    load: Load,
+    *,
+    engine: str | None = None,
+    tensor_parallel: int = 1,
+    eff: Efficiency | None = None,
+    efficiency_scale: float = 1.0,
+    max_batch: int | None = None,
+    chunk: int | None = None,
+) -> Setup:
+    """Look names up and work out step cost and limits. Raises `InputError` for unknown names."""
+    arch = catalog.model(model) if isinstance(model, str) else model
+    device = catalog.gpu(gpu) if isinstance(gpu, str) else gpu
+    form = catalog.precision(precision) if isinstance(precision, str) else precision
+    if tensor_parallel < 1:
+        raise InputError(f"tensor parallel is {tensor_parallel}; one or more devices are needed")
+    engine = engine or device.engine
+    eff = eff or efficiency(device, engine)
+    cost = cost_of(arch, device, form, engine=engine, eff=eff, tensor_parallel=tensor_parallel)
+    if efficiency_scale != 1.0:
+        cost = cost.scaled(efficiency_scale)
+    fitting = max_batch_by_memory(
+        arch, device, form, load.prompt_tokens + load.output_tokens, engine=engine,
+        tensor_parallel=tensor_parallel, shared=load.cached_tokens,
+    )  # fmt: skip
+    each = cache_bytes(arch, form, load.prompt_tokens + load.output_tokens)
+    return Setup(
+        arch=arch,
+        gpu=device,
+        precision=form,
+        engine=engine,
+        tensor_parallel=tensor_parallel,
+        cost=cost,
+        eff=eff,
+        max_batch=min(fitting, max_batch or MAX_BATCH[engine]),
+        chunk=chunk or CHUNK[engine],
+        cache_tokens=fitting * each / max(arch.kv_elements * form.cache, 1.0),
+    )
+
+
+def forecast(
+    model: str | Architecture,
+    gpu: str | Gpu,
+    precision: str | Precision,
+    load: Load,
+    *,
+    engine: str | None = None,
+    tensor_parallel: int = 1,
+    eff: Efficiency | None = None,
+    efficiency_scale: float = 1.0,
+    max_batch: int | None = None,
+    chunk: int | None = None,
+) -> Forecast:
+    """Latency, capacity and memory of one replica under `load`, with error bars.
+
+    `engine` is `batched` (TensorRT-LLM, vLLM) or `llamacpp`, by default what the device usually runs. `eff`
+    replaces the catalog's efficiencies (see `planner.fit.calibrate`); `efficiency_scale` multiplies the speed
+    (for a Monte Carlo over the forecast's own error: draw it log-normally with `Forecast.spread`). `max_batch` and
+    `chunk` are the engine's limits on sequences and prefill tokens per iteration.
+    """
+    one = setup(
+        model, gpu, precision, load, engine=engine, tensor_parallel=tensor_parallel, eff=eff,
+        efficiency_scale=efficiency_scale, max_batch=max_batch, chunk=chunk,
+    )  # fmt: skip
+    return forecast_setup(one, load)
+
+
+def forecast_setup(one: Setup, load: Load) -> Forecast:
+    """`forecast` for a replica already resolved by `setup`."""
+    shape = one.shape(load)
+    weights = weight_bytes(one.arch, one.precision)
+    spread = one.eff.spread
+    names = ("ttft_p95", "tpot_p95", "e2e_p95", "capacity")
+    reason = ""
+    if one.max_batch < 1:
+        room = one.gpu.memory * one.tensor_parallel
+        reason = (
+            f"{one.arch.name} in {one.precision.name} needs {weights / 1e9:.1f} GB for weights and a cache of "
+            f"{cache_bytes(one.arch, one.precision, load.prompt_tokens + load.output_tokens) / 1e9:.1f} GB per request; "
+            f"{one.gpu.name} has {room / 1e9:.1f} GB"
+        )
+    answer = queueing.respond(one.cost, shape, load.rate)
+    stable = bool(answer.utilisation < 1.0)
+    if not reason and not stable:
+        reason = f"{load.rate:g} requests/s exceed the capacity of {float(answer.capacity):.3g}"
+
+    def figures(speed: float) -> dict[str, float]:
+        moved = queueing.respond(one.cost.scaled(speed), shape, load.rate, (95.0,))
+        values = (moved.ttft[95.0], moved.tpot[95.0], moved.e2e[95.0], moved.capacity)
+        return {k: float(v) for k, v in zip(names, values, strict=True)}
+
+    fast, slow = figures(math.exp(spread)), figures(math.exp(-spread))
+    return Forecast(
+        model=one.arch.name,
+        gpu=one.gpu.name,
+        precision=one.precision.name,
+        engine=one.engine,
+        tensor_parallel=one.tensor_parallel,
+        fits=one.max_batch >= 1,
+        stable=stable,
+        reason=reason,
+        ttft=_quantiles(answer.ttft_mean, answer.ttft),
+        tpot=_quantiles(answer.tpot_mean, answer.tpot),
+        e2e=_quantiles(answer.e2e_mean, answer.e2e),
+        capacity=float(answer.capacity),
+        utilisation=float(answer.utilisation),
+        batch=float(answer.batch) if stable else float(one.max_batch),
+        max_batch=one.max_batch,
+        weight_bytes=weights,
+        cache_bytes_per_request=cache_bytes(one.arch, one.precision, load.prompt_tokens + load.output_tokens),
+        prefill_seconds=float(answer.prefill),
+        decode_step_seconds=float(answer.decode),
+        spread=spread,
+        low={k: min(fast[k], slow[k]) for k in names},
+        high={k: max(fast[k], slow[k]) for k in names},
+    )
+
+
+def _quantiles(mean: object, at: Mapping[float, object]) -> Quantiles:
+    return Quantiles(float(mean), float(at[50.0]), float(at[95.0]), float(at[99.0]))  # type: ignore[arg-type]
+
+
+def gpus_needed(
+    model: str | Architecture,
+    gpu: str | Gpu,
+    precision: str | Precision,
+    load: Load,
+    slo: Slo,
+    *,
+    peak_factor: float = 1.0,
+    max_utilisation: float = 0.9,
+    engine: str | None = None,
+    tensor_parallel: int = 1,
+    eff: Efficiency | None = None,
+    efficiency_scale: float = 1.0,
+    max_batch: int | None = None,
+    chunk: int | None = None,
+) -> Sizing:
+    """Fewest replicas that hold `slo` when `peak_factor` x `load.rate` is split evenly over them.
+
+    The highest rate of one replica within the SLO is found on a grid of utilisations up to `max_utilisation`
+    (without targets that bound alone holds), then the peak is divided by it. The forecast returned is one
+    replica's at its share of the peak.
+    """
+    one = setup(
+        model, gpu, precision, load, engine=engine, tensor_parallel=tensor_parallel, eff=eff,
+        efficiency_scale=efficiency_scale, max_batch=max_batch, chunk=chunk,
+    )  # fmt: skip
+    peak = load.rate * peak_factor
+    if one.max_batch < 1:
+        nothing = forecast_setup(one, replace(load, rate=peak))
+        return Sizing(False, 0, 0, 0.0, nothing, nothing.reason)
+    shape = one.shape(load)
+    top = float(queueing.capacity(one.cost, shape))
+    low, high = 1e-4, max_utilisation
+    best = 0.0
+    for _ in range(3):
+        grid = np.linspace(low, high, 25)
+        held = _holds(one, shape, grid * top, slo)
+        if not held[0]:
+            break
+        last = int(np.argmin(held)) - 1 if not held.all() else len(grid) - 1
+        best = float(grid[last])
+        if last == len(grid) - 1:
+            break
+        low, high = float(grid[last]), float(grid[last + 1])
+    if best <= 0.0:
+        idle = forecast_setup(one, replace(load, rate=max(1e-4 * top, 1e-12)))
+        return Sizing(False, 0, 0, 0.0, idle, _missed(idle, slo))
+    each = best * top
+    replicas = max(1, math.ceil(peak / each - 1e-9))
+    share = forecast_setup(one, replace(load, rate=peak / replicas))
+    return Sizing(True, replicas, replicas * tensor_parallel, each, share, "")
+
+
+def _holds(one: Setup, shape: queueing.Shape, rates: np.ndarray, slo: Slo) -> np.ndarray:
+    p = slo.percentile
+    answer = queueing.respond(one.cost, shape, rates, (p,))
+    good = np.ones(len(rates), dtype=bool)
+    for target, value in ((slo.ttft, answer.ttft[p]), (slo.tpot, answer.tpot[p]), (slo.e2e, answer.e2e[p])):
+        if target is not None:
+            good &= np.asarray(value) <= target
+    return good
+
+
+def _missed(idle: Forecast, slo: Slo) -> str:
+    pairs = (
+        ("TTFT", slo.ttft, idle.ttft),
+        ("TPOT", slo.tpot, idle.tpot),
+        ("end-to-end time", slo.e2e, idle.e2e),
+    )
+    for name, target, value in pairs:
+        if target is not None and value.p50 > target:
+            return (
+                f"{name} is {value.p50 * 1e3:.0f} ms on an idle server; the target is {target * 1e3:.0f} ms"
+            )
+    return "no load meets the SLO"

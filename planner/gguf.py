@@ -1,0 +1,137 @@
+"""Vocabulary and chat template of a GGUF file, read without the `gguf` package and without the weights.
+
+Format: GGUF v2/v3, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (header, then typed key-value pairs).
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from unshot.errors import InputError, OutsideError
+
+SCALARS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+STRING, ARRAY = 8, 9
+CONTROL, USER_DEFINED = 3, 4
+
+# Pre-tokenizer regexes by `tokenizer.ggml.pre`, from llama.cpp src/llama-vocab.cpp (llm_tokenizer_bpe).
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE = {
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "qwen2": _QWEN2,
+    "gpt-2": _GPT2,
+    "tekken": _TEKKEN,
+}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The key-value pairs of a GGUF file. Raises `InputError` where it is not one, or is cut short."""
+    try:
+        with path.open("rb") as handle:
+            if handle.read(4) != b"GGUF":
+                raise InputError(f"{path}: not a GGUF file")
+            version, _, count = struct.unpack("<IQQ", handle.read(20))
+            if version not in (2, 3):
+                raise InputError(f"{path}: GGUF version {version}; versions 2 and 3 are read")
+            return dict(_pair(handle) for _ in range(count))
+    except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError):
+        raise InputError(f"{path}: the GGUF's metadata is damaged or cut short") from None
+
+
+def _pair(handle: BinaryIO) -> tuple[str, Any]:
+    return _string(handle), _value(handle, struct.unpack("<I", handle.read(4))[0])
+
+
+def _string(handle: BinaryIO) -> str:
+    (length,) = struct.unpack("<Q", handle.read(8))
+    raw = handle.read(length)
+    if len(raw) != length:
+        raise struct.error
+    return raw.decode("utf-8", errors="replace")
+
+
+def _value(handle: BinaryIO, kind: int) -> Any:
+    if kind == STRING:
+        return _string(handle)
+    if kind == ARRAY:
+        inner, length = struct.unpack("<IQ", handle.read(12))
+        if inner in SCALARS:
+            form = SCALARS[inner][1]
+            return list(struct.unpack(f"<{length}{form}", handle.read(length * struct.calcsize(form))))
+        return [_value(handle, inner) for _ in range(length)]
+    form = SCALARS[kind]
+    return struct.unpack(form, handle.read(struct.calcsize(form)))[0]
+
+
+def build_tokenizer(fields: dict[str, Any], path: Path) -> Any:
+    """A `tokenizers.Tokenizer` equal to the GGUF's byte-level BPE vocabulary.
+
+    Raises `OutsideError` for vocabularies that are not rebuilt here (SentencePiece and unknown pre-tokenizers).
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    kind, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or (pre not in PRE and pre != "smollm"):
+        raise OutsideError(
+            f"{path}: its vocabulary is {kind}/{pre}, not read here; give the model's tokenizer.json directory "
+            "with --tokenizer"
+        )
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
+    model = models.BPE(
+        vocab={t: i for i, t in enumerate(tokens)},
+        merges=merges,
+        ignore_merges=pre in ("llama-bpe", "tekken"),
+    )
+    tokenizer = Tokenizer(model)
+    if pre == "smollm":
+        first: Any = pre_tokenizers.Digits(individual_digits=True)
+        second = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        first = pre_tokenizers.Split(Regex(PRE[str(pre)]), behavior="isolated")
+        second = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, second])
+    tokenizer.decoder = decoders.ByteLevel()
+    added = [
+        AddedToken(text, special=kind == CONTROL, normalized=False)
+        for text, kind in zip(tokens, types, strict=True)
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    tokenizer.add_tokens(added)
+    return tokenizer
+
+
+def special_tokens(fields: dict[str, Any]) -> dict[str, str]:
+    """`bos_token`, `eos_token`, `unk_token`, `pad_token`, of those the file names."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+    return {
+        name: tokens[fields[f"tokenizer.ggml.{key}_token_id"]]
+        for key, name in names.items()
+        if f"tokenizer.ggml.{key}_token_id" in fields
+    }

@@ -1,0 +1,143 @@
+"""Costs that do not scale with requests: data, training, evaluation, people; once, at each retraining, each month."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from unshot.case import Method, Plan
+
+MONTHS = 12
+
+
+@functools.cache
+def catalog() -> dict[str, Any]:
+    """`unshot/catalog/costs.toml`."""
+    text = (resources.files("unshot.catalog") / "costs.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Compute of one training run: tokens seen, floating-point operations, and GPU hours at the assumed MFU."""
+
+    tokens: float
+    flops: float
+    mfu: float
+    hours: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Dollars. `once` by what they pay for; `retraining` is one retraining; `monthly` recurs each month."""
+
+    once: dict[str, float]
+    retraining: dict[str, float]
+    monthly: dict[str, float]
+    training: Training | None = None
+
+    @property
+    def total_once(self) -> float:
+        """Dollars until the first deployment."""
+        return sum(self.once.values())
+
+    @property
+    def total_monthly(self) -> float:
+        """Dollars per month, retraining spread over the year included."""
+        return sum(self.monthly.values())
+
+
+def flops_per_token(params: float, method: Method) -> float:
+    """Training operations per token of a model with `params` weights.
+
+    Forward 2N, gradients of the activations 2N, gradients of the weights 2N (Kaplan et al. 2020, section 2.1). LoRA
+    and QLoRA need no gradients of the frozen weights: 4N, plus adapters below 1%.
+    """
+    return (6.0 if method == "full" else 4.0) * params
+
+
+def training_run(
+    params: float, tokens: float, method: Method, peak_flops: float, *, mfu: float | None = None
+) -> Training:
+    """One run over `tokens` (epochs included) on a GPU of `peak_flops` dense bf16 operations per second."""
+    key = {"full": "full", "qlora": "qlora"}.get(method, "lora")
+    reached = catalog()["mfu"][key]["value"] if mfu is None else mfu
+    work = flops_per_token(params, method) * tokens
+    return Training(tokens, work, reached, work / (peak_flops * reached) / 3600)
+
+
+def example_cost(plan: Plan) -> float:
+    """Dollars for one labelled example."""
+    if plan.example_cost is not None:
+        return plan.example_cost
+    return float(catalog()["example"][plan.labels_by]["value"])
+
+
+def _people(plan: Plan, examples_at_hand: int) -> tuple[dict[str, float], dict[str, float]]:
+    """`(once, per retraining)` of what tuning costs wherever it runs, compute aside."""
+    missing = max(plan.examples - examples_at_hand, 0)
+    judge = catalog()["evaluation_answer"]["value"]
+    once = {
+        "data": missing * example_cost(plan),
+        "evaluation": plan.evaluation_answers * judge,
+        "engineering": plan.engineering_days * plan.engineer_day,
+    }
+    # A retraining adds a tenth of the data anew and a tenth of the engineering, and is judged again.
+    again = {
+        "data": 0.1 * plan.examples * example_cost(plan),
+        "evaluation": plan.evaluation_answers * judge,
+        "engineering": 0.1 * plan.engineering_days * plan.engineer_day,
+    }
+    return once, again
+
+
+def self_hosted(
+    plan: Plan,
+    *,
+    examples_at_hand: int,
+    tokens_per_example: float,
+    epochs: int,
+    method: Method,
+    params: float,
+    peak_flops: float,
+    gpu_hour: float,
+    tuned: bool = True,
+) -> Costs:
+    """Costs round a self-hosted model; `tuned` False leaves data, training and retraining out (base + long prompt).
+
+    A base model still needs to be set up (half the engineering days) and evaluated once.
+    """
+    operations = plan.operations_days * plan.engineer_day
+    if not tuned:
+        once = {
+            "evaluation": plan.evaluation_answers * catalog()["evaluation_answer"]["value"],
+            "engineering": 0.5 * plan.engineering_days * plan.engineer_day,
+        }
+        return Costs(once, {}, {"operations": operations})
+    once, again = _people(plan, examples_at_hand)
+    facts = catalog()["training"]
+    run = training_run(params, plan.examples * tokens_per_example * epochs, method, peak_flops)
+    once["training"] = facts["runs"] * (run.hours + facts["hours_around"]) * gpu_hour
+    again["training"] = (run.hours + facts["hours_around"]) * gpu_hour
+    monthly = {"operations": operations, "retraining": plan.retrain_per_year / MONTHS * sum(again.values())}
+    return Costs(once, again, monthly, run)
+
+
+def fine_tuned_api(
+    plan: Plan, *, examples_at_hand: int, tokens_per_example: float, epochs: int, fee_per_mtok: float
+) -> Costs:
+    """Costs round a fine-tuned API model: the provider's fee per million training tokens replaces GPU hours.
+
+    Serving and operations are the provider's; half the engineering days remain.
+    """
+    once, again = _people(plan, examples_at_hand)
+    tokens = plan.examples * tokens_per_example * epochs
+    fee = tokens * fee_per_mtok / 1e6
+    once["engineering"] *= 0.5
+    once["training"] = catalog()["training"]["runs"] * fee
+    again["training"] = fee
+    monthly = {"retraining": plan.retrain_per_year / MONTHS * sum(again.values())}
+    return Costs(once, again, monthly, Training(tokens, 0.0, 0.0, 0.0))

@@ -1,0 +1,321 @@
+"""Waiting in a continuous-batching server, in closed form; every argument may be a float or an array.
+
+The server is seen as three things at once.
+
+1. Decoding sequences share the device like a processor-sharing queue: with n of them an iteration takes
+   d(n) = d0 + d1 n. The number present is then negative binomial (a birth-death chain with death rate
+   n / (O d(n))), which does not depend on the law of the answer's length beyond its mean (insensitivity of
+   processor sharing; Kelly, "Reversibility and Stochastic Networks", 1979).
+2. Prompts that arrive during one iteration are prefilled together in the next: iteration lengths follow
+   T' = d + S Poisson(rate T), whose cumulants are closed. Where a prompt fills a whole chunk or more, prefill is an
+   M/G/1 queue instead (Pollaczek-Khinchine).
+3. Where the batch is full (memory), requests wait for a slot: exponential tail with the Allen-Cunneen factor.
+
+Quantiles come from three moments through Wilson and Hilferty's cube root (Pearson type III), mixed over
+"found idle", "found busy" and "found full". `planner.simulate` is the check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from planner.roofline import StepCost
+
+Number = Any
+
+_Z = {50.0: 0.0, 90.0: 1.2815516, 95.0: 1.6448536, 99.0: 2.3263479}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one request asks of the server: means, and squared coefficients of variation of its lengths.
+
+    `new` prompt tokens to prefill, `pairs` query-key pairs of that prefill, `context` mean cached tokens while
+    decoding, `output` answer tokens, `chunk` prefill tokens one iteration takes, `limit` sequences at most.
+    """
+
+    new: Number
+    pairs: Number
+    context: Number
+    output: Number
+    chunk: Number
+    limit: Number
+    work_cv2: Number = 0.0
+    output_cv2: Number = 0.0
+    arrival_cv2: Number = 1.0
+
+
+@dataclass(frozen=True)
+class Response:
+    """Latency of a load: `ttft`, `tpot`, `e2e` map a percentile to seconds; means beside them; see `Forecast`."""
+
+    capacity: Number
+    utilisation: Number
+    batch: Number
+    tpot_mean: Number
+    ttft_mean: Number
+    e2e_mean: Number
+    ttft: dict[float, Number]
+    tpot: dict[float, Number]
+    e2e: dict[float, Number]
+    prefill: Number
+    decode: Number
+
+
+def iteration(cost: StepCost, shape: Shape, sequences: Number, prompts: Number) -> Number:
+    """Seconds of an iteration with `sequences` decoding and `prompts` whole prompts prefilled in it."""
+    chunks = np.maximum(prompts * shape.new / shape.chunk, np.minimum(prompts, 1.0))
+    return cost.step(
+        prompts * shape.new,
+        prompts * shape.pairs,
+        sequences,
+        sequences * shape.context,
+        prompts=prompts,
+        chunks=chunks,
+    )
+
+
+def capacity(cost: StepCost, shape: Shape) -> Number:
+    """Requests/s with a queue that never empties: full batch, prefill spread evenly over the iterations.
+
+    A slot is held for the prefill's iterations and for one per further answer token. This is the figure that the
+    published offline-throughput rows are compared with.
+    """
+    held = np.maximum(shape.output - 1.0, 0.0) + np.maximum(1.0, shape.new / shape.chunk)
+    inflow = np.minimum(shape.limit / held, shape.chunk / shape.new)
+    inflow = np.maximum(inflow, 1e-12)
+    seconds = iteration(cost, shape, inflow * np.maximum(shape.output - 1.0, 0.0), inflow)
+    return np.where(shape.limit >= 1, inflow / seconds, 0.0)
+
+
+def respond(
+    cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0)
+) -> Response:
+    """Latency at `rate` requests/s; infinite where the rate is at or above capacity."""
+    cap = capacity(cost, shape)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        load = np.where(cap > 0, rate / np.maximum(cap, 1e-300), np.inf)
+    stable = load < 1.0
+    rho = np.minimum(load, 0.9995)
+    lam = rho * cap
+    lam = np.maximum(lam, 1e-12)
+    limit = np.maximum(shape.limit, 1.0)
+    steps = np.maximum(shape.output - 1.0, 0.0)
+
+    # Mean field: sequences present, time of a decode iteration, extra time one prefill adds.
+    empty = iteration(cost, shape, 0.0, 0.0)
+    one = iteration(cost, shape, 1.0, 0.0)
+    batch = np.minimum(limit, lam * steps * one)
+    decode = one
+    for _ in range(6):
+        at = np.maximum(np.minimum(limit, batch), 2.0)
+        slope = np.maximum((iteration(cost, shape, at, 0.0) - one) / (at - 1.0), 1e-12 * one)
+        level = np.maximum(one - slope, 1e-3 * slope)
+        joint = np.clip(lam * decode, 1.0, np.maximum(1.0, shape.chunk / shape.new))
+        extra = (iteration(cost, shape, batch, joint) - iteration(cost, shape, batch, 0.0)) / joint
+        busy = np.minimum(lam * extra, 0.999)
+        spin = np.minimum(lam * steps * slope / (1.0 - busy), 0.9995)
+        batch = np.minimum(limit, lam * steps * (level + slope) / (1.0 - busy) / (1.0 - spin))
+        decode = iteration(cost, shape, batch, 0.0) / (1.0 - busy)
+    spread_n = np.minimum(batch / (1.0 - spin), limit**2 / 4.0)
+    plain = iteration(cost, shape, batch, 0.0)
+
+    # Answer speed: the tagged request sees the others and itself; prefills of others fall into its life.
+    tpot = iteration(cost, shape, np.minimum(batch + 1.0, limit), 0.0) / (1.0 - busy)
+    tpot_var = (2.0 / 3.0) * spread_n * (slope / (1.0 - busy)) ** 2
+    tpot_var = tpot_var + extra**2 * lam * tpot / np.maximum(steps, 1.0)
+
+    # Time to first token: found idle, found busy, found full.
+    chunks = np.maximum(1.0, np.ceil(shape.new / shape.chunk - 1e-9))
+    alone = iteration(cost, shape, 0.0, 1.0) + (chunks - 1.0) * empty
+    own = chunks * plain + extra
+    work_var = (extra * np.sqrt(shape.work_cv2)) ** 2
+    order = level / slope + 1.0
+    none_decoding = np.where(steps > 0, np.exp(order * np.log1p(-spin)), 1.0)
+    wide = shape.chunk / shape.new  # whole prompts that fit one iteration
+    single = wide < 1.5
+    served = np.where(single, alone, extra + empty / (1.0 + lam * empty))
+    idle = none_decoding * np.maximum(0.0, 1.0 - lam * served)
+    bulk = _bulk_wait(plain, extra, lam, slope**2 * spread_n, shape)
+    queue = _single_wait(own, plain, lam, idle, shape)
+    wait = [np.where(single, q, b) for q, b in zip(queue, bulk, strict=True)]
+
+    full = _full(order, spin, rho, limit)
+    slot = (shape.arrival_cv2 + shape.output_cv2) / 2.0 / cap_safe(cap) / (1.0 - rho)
+    idle = np.minimum(idle, 1.0 - full)
+    seen = np.maximum(0.0, 1.0 - idle - full)
+
+    sd_floor = (1e-4 * alone) ** 2
+    parts = [
+        (idle, alone, work_var + sd_floor, np.zeros_like(alone * 1.0)),
+        (seen, own + wait[0], wait[1] + slope**2 * spread_n * chunks + work_var + sd_floor, wait[2]),
+        (
+            full,
+            own + wait[0] + slot,
+            wait[1] + slot**2 + work_var + sd_floor,
+            wait[2] + 2.0 * slot**3,
+        ),
+    ]
+    mean, variance, third = _mix(parts)
+    after = steps * tpot
+    e2e_mean = mean + after
+    output_cv = np.sqrt(shape.output_cv2)
+    out_var = (after * output_cv) ** 2
+    e2e_var = variance + steps**2 * tpot_var + out_var
+    e2e_third = third + out_var * after * shape.output_cv2 * 3.0
+    tpot_skew = 2.0 * np.sqrt(tpot_var) / tpot
+
+    def shown(value: Number) -> Number:
+        return np.where(stable, value, np.inf)
+
+    return Response(
+        capacity=cap,
+        utilisation=load,
+        batch=batch,
+        tpot_mean=shown(tpot),
+        ttft_mean=shown(mean),
+        e2e_mean=shown(e2e_mean),
+        ttft={p: shown(_mixture_quantile(parts, p)) for p in percentiles},
+        tpot={p: shown(_pearson(tpot, tpot_var, tpot_skew * tpot_var**1.5, normal(p))) for p in percentiles},
+        e2e={p: shown(_pearson(e2e_mean, e2e_var, e2e_third, normal(p))) for p in percentiles},
+        prefill=alone,
+        decode=one,
+    )
+
+
+def cap_safe(cap: Number) -> Number:
+    """The capacity, never zero, for divisions whose result is not shown."""
+    return np.maximum(cap, 1e-12)
+
+
+def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -> list[Number]:
+    """Mean, variance, third cumulant of what an arrival waits for in the running and its own iteration.
+
+    Iterations follow T' = d + s Poisson(lam T). The arrival meets a length-biased T, waits its rest, and shares
+    its own iteration with what else came during T. Where the chunk bounds how many prompts go together, a queue
+    adds an exponential part.
+    """
+    rho = np.minimum(lam * s, 0.999)
+    burst = shape.arrival_cv2 + shape.work_cv2
+    mean = d / (1.0 - rho)
+    var = (s**2 * lam * mean * burst + d_var) / (1.0 - rho**2)
+    third = s**3 * (lam * mean * burst**2 + 3.0 * burst * lam**2 * var) / (1.0 - rho**3)
+    m2 = var + mean**2
+    m3 = third + 3.0 * var * mean + mean**3
+    a1, a2 = m2 / mean, m3 / mean
+    a3 = a2 * (2.0 * a2 / a1 - a1)
+    x1 = a1 * (0.5 + rho)
+    x2 = a2 * (1.0 / 3.0 + rho + rho**2) + s * rho * burst * a1
+    x3 = a3 * (0.25 + rho + 1.5 * rho**2 + rho**3) + 3.0 * s * rho * burst * a2 * (0.5 + rho)
+    x3 = x3 + s**2 * rho * burst**2 * a1
+    together = np.maximum(shape.chunk / shape.new, 1.0)
+    tight = np.minimum(lam * (d + together * s) / together, 0.999)
+    more = tight**together * (d + together * s) / (2.0 * together * (1.0 - tight))
+    return [
+        x1 + more,
+        x2 - x1**2 + more**2,
+        np.maximum(x3 - 3.0 * x1 * x2 + 2.0 * x1**3, 0.0) + 2.0 * more**3,
+    ]
+
+
+def _single_wait(s: Number, d: Number, lam: Number, idle: Number, shape: Shape) -> list[Number]:
+    """The same for prompts served one after another: M/G/1 (Takacs' recursion), else the rest of a decode step."""
+    rho = np.minimum(lam * s, 0.999)
+    cv2 = shape.work_cv2
+    s2, s3, s4 = s**2 * (1 + cv2), s**3 * (1 + 3 * cv2), s**4 * (1 + 6 * cv2 + 3 * cv2**2)
+    burst = (shape.arrival_cv2 + cv2) / (1.0 + cv2)
+    scale = lam / (1.0 - rho)
+    w1 = scale * s2 / 2.0 * burst
+    w2 = scale * (s2 * w1 + s3 / 3.0) * burst
+    w3 = scale * (1.5 * s2 * w2 + s3 * w1 + s4 / 4.0) * burst
+    share = np.clip(rho / np.maximum(1.0 - idle, 1e-9), 0.0, 1.0)
+    x = []
+    for k, w in enumerate((w1, w2, w3), start=1):
+        x.append(share * w / np.maximum(rho, 1e-12) + (1.0 - share) * d**k / (k + 1.0))
+    return [x[0], np.maximum(x[1] - x[0] ** 2, 0.0), np.maximum(x[2] - 3 * x[0] * x[1] + 2 * x[0] ** 3, 0.0)]
+
+
+def _full(order: Number, spin: Number, rho: Number, limit: Number) -> Number:
+    """Probability that all `limit` slots are taken: negative binomial below, geometric above."""
+    x = np.maximum(spin, 1e-12)
+    log_pmf = (
+        _lgamma(limit + order)
+        - _lgamma(order)
+        - _lgamma(limit + 1.0)
+        + order * np.log1p(-x)
+        + limit * np.log(x)
+    )
+    tail = np.exp(np.minimum(log_pmf, 0.0)) / (1.0 - rho)
+    mean = order * x / (1.0 - x)
+    variance = mean / (1.0 - x)
+    below = 1.0 - _survival(mean, variance, 2.0 * variance**2 / np.maximum(mean, 1e-12), limit - 0.5)
+    # With one or two slots the sum is short and exact.
+    first = np.exp(order * np.log1p(-x))
+    below = np.where(limit < 1.5, first, np.where(limit < 2.5, first * (1.0 + order * x), below))
+    return np.clip(tail / (below + tail), 0.0, 1.0)
+
+
+def _lgamma(x: Number) -> Number:
+    """log Gamma by Stirling's series, shifted up by three for small arguments."""
+    y = x + 3.0
+    series = (y - 0.5) * np.log(y) - y + 0.9189385332 + 1.0 / (12.0 * y) - 1.0 / (360.0 * y**3)
+    return series - np.log(x * (x + 1.0) * (x + 2.0))
+
+
+def normal(percentile: float) -> float:
+    """Quantile of the standard normal at `percentile` (0-100)."""
+    if percentile in _Z:
+        return _Z[percentile]
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(percentile / 100.0)
+
+
+def _cdf(z: Number) -> Number:
+    """Standard normal distribution function, within 1.5e-4 (logistic with a cubic term)."""
+    return 1.0 / (1.0 + np.exp(-np.clip(1.5976 * z + 0.07056 * z**3, -60.0, 60.0)))
+
+
+def _skew(variance: Number, third: Number) -> Number:
+    return np.clip(third / np.maximum(variance, 1e-300) ** 1.5, 0.0, 3.9)
+
+
+def _pearson(mean: Number, variance: Number, third: Number, z: Number) -> Number:
+    """Quantile from mean, variance and third cumulant (Pearson III through Wilson-Hilferty)."""
+    g = _skew(variance, third)
+    k = np.maximum(g, 1e-3)
+    unit = (2.0 / k) * (np.maximum(1.0 + k * z / 6.0 - k**2 / 36.0, 0.0) ** 3 - 1.0)
+    return mean + np.sqrt(variance) * unit
+
+
+def _survival(mean: Number, variance: Number, third: Number, t: Number) -> Number:
+    """P(X > t) for the same distribution."""
+    k = np.maximum(_skew(variance, third), 1e-3)
+    unit = (t - mean) / np.sqrt(np.maximum(variance, 1e-300))
+    z = (np.cbrt(np.maximum(1.0 + k * unit / 2.0, 0.0)) - 1.0 + k**2 / 36.0) * 6.0 / k
+    return 1.0 - _cdf(z)
+
+
+def _mix(parts: list[tuple[Number, ...]]) -> tuple[Number, Number, Number]:
+    """Mean, variance and third cumulant of a mixture of `(weight, mean, variance, third)`."""
+    mean = sum(w * m for w, m, _, _ in parts)
+    variance = sum(w * (v + (m - mean) ** 2) for w, m, v, _ in parts)
+    third = sum(w * (t + 3.0 * (m - mean) * v + (m - mean) ** 3) for w, m, v, t in parts)
+    return mean, variance, third
+
+
+def _mixture_quantile(parts: list[tuple[Number, ...]], percentile: float) -> Number:
+    """The percentile of a mixture, by bisection on its survival function."""
+    target = 1.0 - percentile / 100.0
+    low = np.minimum(parts[0][1], parts[1][1]) * 0.3
+    high = low
+    for _, m, v, _ in parts:
+        high = np.maximum(high, m + 8.0 * np.sqrt(v))
+    for _ in range(26):
+        middle = 0.5 * (low + high)
+        above = sum(w * _survival(m, v, t, middle) for w, m, v, t in parts) > target
+        low, high = np.where(above, middle, low), np.where(above, high, middle)
+    return 0.5 * (low + high)

@@ -1,0 +1,141 @@
+"""Run `unshot plan`: flags to a case, case to a plan, plan to terminal, JSON and files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from planner.build import Plan, Settings, build
+from planner.payload import payload
+from planner.prices import Overrides
+from planner.tokens import Paths
+from unshot import catalog
+from unshot.case import Case, load_case
+from unshot.console import Output, dumps
+from unshot.data import read_text
+from unshot.errors import InputError
+from unshot.manifest import Manifest, describe_file, staged, write_text
+
+
+def plan_run(
+    out: Output,
+    *,
+    case_path: Path | None,
+    final: Path | None,
+    overwrite: bool,
+    prompt: Path | None,
+    inputs: Path | None,
+    price_values: Sequence[str],
+    gpu_price_values: Sequence[str],
+    tokenizer: Sequence[str],
+    approximate: bool,
+    calibrate: Path | None,
+    seed: int,
+    **flags: Any,
+) -> None:
+    """Plan one prompt, or each prompt of a folder, and write what was asked for."""
+    case = case_from(case_path, prompt=prompt, inputs=inputs, **flags)
+    settings = Settings(
+        paths=Paths.parse(tokenizer),
+        approximate=approximate,
+        prices=Overrides(price_values),
+        gpu_prices=gpu_prices(gpu_price_values),
+        calibration=calibrate,
+        seed=seed,
+    )
+    if case.task.examples is not None and case.task.examples.is_dir():
+        from planner.folder import plan_folder
+
+        plan_folder(case, settings, out, final, overwrite=overwrite)
+        return
+    manifest = Manifest("plan", config=case.model_dump(mode="json"), seeds={"uncertainty": seed})
+    with manifest.timed("plan"):
+        found = build(case, settings)
+    data = payload(found)
+    if final is not None:
+        write_plan(found, data, final, manifest, overwrite=overwrite)
+        data["out"] = str(final)
+    if out.json_mode:
+        out.result(data)
+        return
+    from planner.terminal import summary
+
+    extra = [f"written to {final}"] if final else []
+    out.result(data, *summary(found, data), *extra)
+
+
+def case_from(
+    case_path: Path | None, *, prompt: Path | None = None, inputs: Path | None = None, **flags: Any
+) -> Case:
+    """The case of the file with the flags over it."""
+    fails = flags.get("fails")
+    gpus = list(flags.get("gpu") or ())
+    return load_case(
+        case_path,
+        task={
+            "examples": prompt,
+            "inputs": inputs,
+            "system": text_or_file(flags.get("system")),
+            "instruction": text_or_file(flags.get("instruction")),
+            "fails": [f.strip() for f in fails.split(",") if f.strip()] if fails else None,
+            **{k: flags.get(k) for k in ("current", "target", "examples_at_hand")},
+        },
+        traffic={
+            **{k: flags.get(k) for k in ("rate", "peak_factor", "output_tokens", "offline")},
+            "slo": {
+                "ttft_ms": flags.get("slo_ttft"),
+                "tpot_ms": flags.get("slo_tpot"),
+                "e2e_ms": flags.get("slo_e2e"),
+            },
+        },
+        baseline={"api": flags.get("baseline"), "model": flags.get("baseline_model")},
+        candidate={
+            "model": flags.get("model"),
+            "gpu": gpus or None,
+            "precision": flags.get("precision"),
+        },
+        plan={"min_replicas": flags.get("min_replicas"), "cheaper_api": flags.get("cheaper_api")},
+    )
+
+
+def text_or_file(value: str | None) -> str | None:
+    """A flag that is a text or the name of a file with it."""
+    if value is None or "\n" in value or len(value) > 255:
+        return value
+    path = Path(value)
+    return read_text(path).strip() if path.is_file() else value
+
+
+def gpu_prices(values: Sequence[str]) -> dict[str, float]:
+    """`2.10` (any GPU, key "") and `GPU=2.10`. Raises `InputError`."""
+    found = {}
+    for value in values:
+        name, _, number = value.rpartition("=")
+        try:
+            price = float(number)
+        except ValueError:
+            price = math.nan
+        if not (math.isfinite(price) and price >= 0):
+            raise InputError(f"--gpu-price {value}: give dollars per hour, as 2.10 or h100-sxm=2.10")
+        found[catalog.gpu(name).name if name else ""] = price
+    return found
+
+
+def write_plan(
+    found: Plan, data: dict[str, Any], final: Path, manifest: Manifest, *, overwrite: bool
+) -> None:
+    """Write plan.json, report.html and manifest.json as one directory."""
+    from planner.report import report
+
+    task = found.case.task
+    with staged(final, overwrite=overwrite) as work:
+        for path in (task.examples, task.inputs, task.data):
+            if path is not None and path.is_file():
+                manifest.inputs.append(describe_file(path))
+        with manifest.timed("report"):
+            write_text(work / "plan.json", dumps(data) + "\n")
+            write_text(work / "report.html", report(found, data))
+        manifest.result = {"verdict": data["verdict"]["answer"], **data["compared"]}
+        manifest.write(work)

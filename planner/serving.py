@@ -1,0 +1,167 @@
+"""What the capacity forecast says of one self-hosted option: rate within the SLO, latency, dollars per hour."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from planner.capacity import Forecast, Load, Setup, forecast_setup, gpus_needed, setup
+from planner.capacity import Slo as SecondsSlo
+from planner.queueing import capacity as saturated
+from planner.queueing import respond
+from planner.usage import Usage
+from unshot import catalog
+from unshot.case import Slo
+from unshot.catalog import Gpu
+from unshot.errors import InputError
+
+# vLLM keeps the prefix cache in blocks of 16 tokens (docs.vllm.ai, "Automatic Prefix Caching").
+CACHE_BLOCK = 16
+# Without a price range of its own a GPU costs between these factors of its typical price (5th and 95th percentile of
+# what clouds ask for one card, spot aside).
+PRICE_LOW, PRICE_HIGH = 0.6, 1.6
+Z95 = 1.645
+
+
+@dataclass(frozen=True)
+class Serving:
+    """One replica of a model on a device under one prompt's requests.
+
+    `capacity` requests/s within the SLO (0 where `fits` is False, then `why` says why); elasticities say by what
+    power of the prompt's and the answer's length it falls. `capacity_interval` and `price_interval` are 90% factors.
+    """
+
+    fits: bool
+    why: str
+    capacity: float
+    gpus_per_replica: int
+    price_hour: float
+    price_source: str
+    price_date: str
+    train_flops: float
+    input_elasticity: float
+    output_elasticity: float
+    capacity_interval: tuple[float, float]
+    price_interval: tuple[float, float]
+    load: Load
+    one: Setup
+
+    def forecast(self, rate: float) -> Forecast:
+        """The capacity forecast of one replica at `rate` requests/s."""
+        return forecast_setup(self.one, replace(self.load, rate=max(rate, 1e-9)))
+
+    def latency(self, rate: float) -> dict[str, Any]:
+        """TTFT, TPOT and end-to-end p50/p95/p99 in milliseconds at `rate` requests/s of one replica.
+
+        `interval` is the p95's 90% interval over the forecast's own error.
+        """
+        found = self.forecast(rate)
+
+        def band(name: str) -> list[float | None]:
+            # The forecast bounds one standard deviation; the quantile's logarithm is taken as normal.
+            middle = {"ttft": found.ttft, "tpot": found.tpot, "e2e": found.e2e}[name].p95
+            ends = (found.low[f"{name}_p95"], found.high[f"{name}_p95"])
+            if not all(math.isfinite(v) and v > 0 for v in (middle, *ends)):
+                return [None, None]
+            return [1e3 * middle * (end / middle) ** Z95 for end in ends]
+
+        return {
+            name: {"p50": q.p50 * 1e3, "p95": q.p95 * 1e3, "p99": q.p99 * 1e3, "p95_interval": band(name)}
+            for name, q in (("ttft", found.ttft), ("tpot", found.tpot), ("e2e", found.e2e))
+        }
+
+    def curve(self, rates: list[float], measure: str, percentile: float) -> list[float]:
+        """`measure` (ttft, tpot or e2e) in milliseconds at the percentile, for rates of one replica."""
+        import numpy as np
+
+        answer = respond(self.one.cost, self.one.shape(self.load), np.asarray(rates), (percentile,))
+        return [float(v) * 1e3 for v in np.atleast_1d(getattr(answer, measure)[percentile])]
+
+
+def machine(gpu: Gpu, price: float | None) -> dict[str, Any]:
+    """The device's name and dollars per hour with source and date. Raises `InputError` where no price is known."""
+    if price is None and gpu.price is None:
+        raise InputError(f"{gpu.name}: no price is known; pass --gpu-price {gpu.name}=DOLLARS_PER_HOUR")
+    hour = float(price if price is not None else gpu.price or 0.0)
+    source, date = ("your price", "-") if price is not None else (gpu.price_source, gpu.price_date)
+    return {
+        "name": gpu.name,
+        "title": gpu.title,
+        "kind": "cpu" if gpu.family == "cpu" else "gpu",
+        "dollars_per_hour": hour,
+        "source": source,
+        "date": date,
+        "line": f"{gpu.name} ({gpu.title}): ${hour:g} per hour; {source}, {date}",
+    }
+
+
+def serve(
+    model: str,
+    gpu: str,
+    precision: str,
+    usage: Usage,
+    *,
+    prefix_cache: bool,
+    rate: float,
+    peak_factor: float,
+    slo: Slo,
+    price: float | None,
+    calibration: Path | None = None,
+) -> Serving:
+    """Size one replica for the prompt's requests. Raises `InputError` for unknown names."""
+    device = catalog.gpu(gpu)
+    cached = usage.prefix // CACHE_BLOCK * CACHE_BLOCK if prefix_cache else 0
+    shortest = min(prompt for prompt, _ in usage.samples)
+    load = Load.of_samples(
+        rate, [(float(p), float(o)) for p, o in usage.samples], cached_tokens=float(min(cached, shortest - 1))
+    )
+    options: dict[str, Any] = {}
+    if calibration is not None:
+        options["eff"] = _calibrated(calibration, device)
+    one = setup(model, device, precision, load, **options)
+    sizing = gpus_needed(
+        model,
+        device,
+        precision,
+        load,
+        SecondsSlo(_seconds(slo.ttft_ms), _seconds(slo.tpot_ms), _seconds(slo.e2e_ms), slo.percentile),
+        peak_factor=peak_factor,
+        **options,
+    )
+    facts = machine(device, price)
+    spread = math.exp(Z95 * one.eff.spread)
+    return Serving(
+        fits=sizing.feasible,
+        why=sizing.reason,
+        capacity=sizing.rate_per_replica,
+        gpus_per_replica=one.tensor_parallel,
+        price_hour=facts["dollars_per_hour"],
+        price_source=facts["source"],
+        price_date=facts["date"],
+        train_flops=device.peak("fp16"),
+        input_elasticity=_elasticity(one, load, "prompt_tokens"),
+        output_elasticity=_elasticity(one, load, "output_tokens"),
+        capacity_interval=(1 / spread, spread),
+        price_interval=(1.0, 1.0) if price is not None else (PRICE_LOW, PRICE_HIGH),
+        load=load,
+        one=one,
+    )
+
+
+def _seconds(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1e3
+
+
+def _elasticity(one: Setup, load: Load, name: str) -> float:
+    """Minus d log(capacity) / d log(length), from a tenth more."""
+    more = replace(load, **{name: getattr(load, name) * 1.1})
+    before, after = (float(saturated(one.cost, one.shape(at))) for at in (load, more))
+    return -math.log(after / before) / math.log(1.1) if before > 0 and after > 0 else 0.0
+
+
+def _calibrated(path: Path, device: Gpu) -> Any:
+    from planner.fit import calibrate
+
+    return calibrate(path, device)

@@ -1,0 +1,187 @@
+"""What of a model's shape sets its speed and memory, read from the catalog or from a `config.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unshot.errors import InputError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder-only transformer. Sizes are counts of elements; `intermediate` is one expert's width.
+
+    `window` is the sliding-window size in tokens and `windowed` the number of layers that use it (0: none).
+    `published_params` is the publisher's own parameter count, 0 where not given.
+    """
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    context: int = 0
+    tied: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+    shared_intermediate: int = 0
+    window: int = 0
+    windowed: int = 0
+    gated: bool = True
+    repo: str = ""
+    aliases: tuple[str, ...] = ()
+    published_params: int = 0
+
+    @classmethod
+    def from_catalog(cls, key: str, row: Mapping[str, Any]) -> Architecture:
+        """An architecture from one table of `models.toml`."""
+        values = dict(row)
+        values["published_params"] = values.pop("params", 0)
+        values["aliases"] = tuple(values.get("aliases", ()))
+        values.setdefault("head_dim", values["hidden"] // values["heads"])
+        return cls(name=key, **values)
+
+    @property
+    def attention_params(self) -> int:
+        """Weights of the q, k, v and output projections of all layers."""
+        per_layer = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * per_layer
+
+    @property
+    def expert_params(self) -> int:
+        """Weights of one expert (or of the one MLP) of one layer."""
+        return (3 if self.gated else 2) * self.hidden * self.intermediate
+
+    @property
+    def mlp_params(self) -> int:
+        """Weights of every MLP and router of all layers."""
+        shared = (3 if self.gated else 2) * self.hidden * self.shared_intermediate
+        routed = self.expert_params * max(1, self.experts) + self.hidden * self.experts
+        return self.layers * (routed + shared)
+
+    @property
+    def linear_params(self) -> int:
+        """Weights that every pass may read: all but embeddings, output head and norms."""
+        return self.attention_params + self.mlp_params
+
+    @property
+    def active_params(self) -> int:
+        """Of `linear_params`, those one token is multiplied with (top-k experts only)."""
+        idle = max(0, self.experts - self.experts_per_token) if self.experts else 0
+        return self.linear_params - self.layers * idle * self.expert_params
+
+    @property
+    def head_params(self) -> int:
+        """Weights of the output head (shared with the embedding where tied, but still multiplied)."""
+        return self.hidden * self.vocab
+
+    @property
+    def params(self) -> int:
+        """All weights, norms included (two a layer and the last), biases not."""
+        embeddings = self.head_params * (1 if self.tied else 2)
+        return self.linear_params + embeddings + self.hidden * (2 * self.layers + 1)
+
+    @property
+    def kv_elements(self) -> int:
+        """Key and value elements one token adds to the cache, over all layers (MHA, GQA and MQA alike)."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+    def cached_tokens(self, context: float) -> float:
+        """Mean over layers of the tokens kept for a context of `context` tokens (windowed layers keep fewer)."""
+        if not self.windowed or context <= self.window:
+            return context
+        return context + (self.window - context) * self.windowed / self.layers
+
+
+def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.json") -> Architecture:
+    """The architecture a transformers `config.json` describes.
+
+    Understands multi-head, grouped and multi-query attention, explicit `head_dim`, tied embeddings, mixtures of
+    experts (Mixtral, Qwen MoE, DeepSeek-style shared experts), sliding windows (one for all layers, `layer_types`,
+    `sliding_window_pattern`, Gemma 2's every second layer) and multimodal files that keep the text model under
+    `text_config`. Raises `InputError` naming a key that is missing or not a positive number.
+    """
+    if isinstance(config.get("text_config"), Mapping):
+        outer = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
+        config = {**outer, "model_type": config.get("model_type", ""), **config["text_config"]}
+
+    def number(*keys: str, default: int | None = None) -> int:
+        for key in keys:
+            value = config.get(key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(f"{name}: `{key}` is {value!r}; a whole number is needed")
+            return value
+        if default is None:
+            raise InputError(f"{name}: no `{keys[0]}`; give the config.json of a decoder-only language model")
+        return default
+
+    kind = str(config.get("model_type", ""))
+    layers = number("num_hidden_layers", "n_layer", "num_layers")
+    hidden = number("hidden_size", "n_embd", "d_model")
+    heads = number("num_attention_heads", "n_head")
+    if not layers or not hidden or not heads:
+        raise InputError(f"{name}: layers, hidden size and heads must be above zero")
+    mqa = config.get("multi_query") is True
+    kv_heads = 1 if mqa else number("num_key_value_heads", "num_kv_heads", default=heads)
+    experts = number("num_local_experts", "num_experts", "n_routed_experts", default=0)
+    dense = number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
+    window, windowed = _windows(config, kind, layers)
+    shared = number("shared_expert_intermediate_size", default=0)
+    if not shared and config.get("n_shared_experts"):
+        shared = number("n_shared_experts") * number("moe_intermediate_size")
+    return Architecture(
+        name=str(config.get("_name_or_path") or name),
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=number("head_dim", default=0) or hidden // heads,
+        intermediate=number("moe_intermediate_size", default=dense) if experts else dense,
+        vocab=number("vocab_size"),
+        context=number("max_position_embeddings", "n_positions", default=0),
+        tied=bool(config.get("tie_word_embeddings", _tied_by_default(kind))),
+        experts=experts,
+        experts_per_token=number("num_experts_per_tok", "num_experts_per_token", default=2) if experts else 0,
+        shared_intermediate=shared,
+        window=window,
+        windowed=windowed,
+        gated=kind not in {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "phi", "bloom", "starcoder2", "gpt_bigcode"},
+    )
+
+
+def _tied_by_default(kind: str) -> bool:
+    """What transformers assumes where `tie_word_embeddings` is not written."""
+    return kind not in {
+        "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3", "phi", "gptj",
+        "gpt_neox", "deepseek_v2", "deepseek_v3", "olmo", "olmo2",
+    }  # fmt: skip
+
+
+def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int, int]:
+    """`(window, number of layers that use it)`."""
+    window = config.get("sliding_window")
+    if not isinstance(window, int) or isinstance(window, bool) or window <= 0:
+        return 0, 0
+    if config.get("use_sliding_window") is False:
+        return 0, 0
+    types = config.get("layer_types")
+    if isinstance(types, list):
+        return window, sum(t == "sliding_attention" for t in types)
+    pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+    if not pattern and kind.startswith("gemma3"):
+        pattern = 6
+    if not pattern and kind in {"gemma2", "cohere2"}:
+        pattern = 2 if kind == "gemma2" else 4
+    if isinstance(pattern, int) and pattern > 0:
+        # Every `pattern`-th layer is global.
+        return window, layers - layers // pattern
+    if kind.startswith("qwen2") and isinstance(config.get("max_window_layers"), int):
+        return window, max(0, layers - config["max_window_layers"])
+    return window, layers

@@ -1,0 +1,117 @@
+"""One accelerator, and the number formats weights and caches come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unshot.errors import InputError, nearest
+
+GIB = float(2**30)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device (a GPU, an Apple chip or a CPU).
+
+    `memory` bytes, `bandwidth` bytes/s, `flops` dense peak operations/s by `fp16`, `fp8`, `int8` (only what the
+    hardware has), `cores` SMs or cores, `clock` Hz, `link` bytes/s to a neighbour in one direction, `price` US$ per
+    hour or None. `family` names the class its efficiencies are fitted for, `engine` the serving stack it usually
+    runs: `batched` (TensorRT-LLM, vLLM) or `llamacpp`.
+    """
+
+    name: str
+    title: str
+    family: str
+    engine: str
+    memory: float
+    bandwidth: float
+    flops: Mapping[str, float]
+    cores: int
+    clock: float
+    link: float
+    tdp: float | None
+    source: str
+    price: float | None
+    price_source: str
+    price_date: str
+    aliases: tuple[str, ...] = ()
+
+    @classmethod
+    def from_catalog(cls, key: str, row: Mapping[str, Any]) -> Gpu:
+        """A device from one table of `gpus.toml`."""
+        return cls(
+            name=key,
+            title=row["title"],
+            family=row["family"],
+            engine=row["engine"],
+            memory=row["memory_gib"] * GIB,
+            bandwidth=row["bandwidth_gbs"] * 1e9,
+            flops={kind: row[kind] * 1e12 for kind in ("fp16", "fp8", "int8") if kind in row},
+            cores=row["cores"],
+            clock=row["clock_ghz"] * 1e9,
+            link=row.get("link_gbs", 16) * 1e9 / 2,
+            tdp=row.get("tdp_w"),
+            source=row["source"],
+            price=row.get("price"),
+            price_source=row.get("price_source", ""),
+            price_date=row.get("price_date", ""),
+            aliases=tuple(row.get("aliases", ())),
+        )
+
+    def peak(self, compute: str) -> float:
+        """Dense peak operations/s in `compute`; the fp16 rate where the hardware lacks that format."""
+        return self.flops.get(compute, self.flops["fp16"])
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights (`weight` bytes each), cache (`cache` bytes per element) and arithmetic (`compute`) are kept.
+
+    `head` is the bytes per weight of embeddings and output head, which most formats keep wider.
+    """
+
+    name: str
+    weight: float
+    head: float
+    cache: float
+    compute: str
+    note: str = ""
+
+
+def _precisions() -> dict[str, Precision]:
+    rows = [
+        Precision("fp16", 2.0, 2.0, 2.0, "fp16", "fp16 or bf16 throughout"),
+        Precision("fp8", 1.0, 2.0, 1.0, "fp8", "fp8 weights, activations and cache; head in fp16"),
+        Precision("int8", 1.0, 2.0, 2.0, "int8", "W8A8; head and cache in fp16"),
+        # 4 bits, and one fp16 scale and zero for each group of 128 (AWQ, GPTQ).
+        Precision("int4", 0.53, 2.0, 2.0, "fp16", "W4A16, groups of 128; arithmetic in fp16"),
+        # Bits per weight of the GGUF formats: block layouts in llama.cpp, ggml-common.h; k-quant mixtures as
+        # the mean over a Llama-3-8B file (4.92 GB for q4_k_m, 5.73 q5_k_m, 6.60 q6_k, 8.54 q8_0).
+        Precision("q8_0", 8.5 / 8, 8.5 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q6_k", 6.5625 / 8, 6.5625 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q5_k_m", 5.7 / 8, 5.9 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q4_k_m", 4.83 / 8, 5.5 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q4_0", 4.5 / 8, 5.5 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q3_k_m", 3.9 / 8, 5.0 / 8, 2.0, "fp16", "GGUF"),
+        Precision("fp32", 4.0, 4.0, 2.0, "fp16", "weights in fp32"),
+    ]
+    return {row.name: row for row in rows}
+
+
+PRECISIONS: dict[str, Precision] = _precisions()
+_ALIASES = {
+    "f16": "fp16", "bf16": "fp16", "float16": "fp16", "bfloat16": "fp16", "f32": "fp32", "float32": "fp32",
+    "e4m3": "fp8", "fp8_e4m3": "fp8", "w8a8": "int8", "w4a16": "int4", "awq": "int4", "gptq": "int4", "nf4": "int4",
+    "q8": "q8_0", "q4": "q4_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m",
+}  # fmt: skip
+
+
+def precision(name: str) -> Precision:
+    """The number format called `name` (aliases such as `bf16` or `awq` included). Raises `InputError`."""
+    key = name.strip().lower().replace("-", "_")
+    key = _ALIASES.get(key, key)
+    if key not in PRECISIONS:
+        raise InputError(f"unknown precision '{name}'; {nearest(key, PRECISIONS)}")
+    return PRECISIONS[key]
