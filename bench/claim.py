@@ -1,0 +1,150 @@
+"""The claim check: faster and cheaper by the claimed factor, with prefix caching and without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.quality import FAILED, PASSED
+from bench.records import Record
+from bench.stats import INCONCLUSIVE, MET, NOT_MET, Ratio, bootstrap_ratio, fieller, pairs_needed
+from unshot.case import Claim
+
+ENOUGH_TO_RESAMPLE = 10
+
+
+def service_ratio(baseline: Sequence[Record], candidate: Sequence[Record], *, seed: int = 0) -> Ratio:
+    """Mean end-to-end time of the baseline over the candidate's, on pairs of the same request.
+
+    Fieller's interval and the studentised bootstrap are both computed; the wider bound of the two counts.
+    """
+    a, b = [r.e2e for r in baseline], [r.e2e for r in candidate]
+    return widest(a, b, seed=seed)
+
+
+def widest(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Ratio:
+    """Ratio of means with the wider bounds of Fieller's interval and the bootstrap's.
+
+    Below `ENOUGH_TO_RESAMPLE` pairs Fieller's alone: resampling so few says nothing about their spread.
+    """
+    first = fieller(a, b)
+    if first.pairs < ENOUGH_TO_RESAMPLE:
+        return first
+    second = bootstrap_ratio(a, b, seed=seed)
+    return Ratio(
+        first.value,
+        min(first.low, second.low),
+        max(first.high, second.high),
+        first.pairs,
+        "fieller and studentised bootstrap, wider bounds",
+    )
+
+
+def side_ratio(
+    baseline: Sequence[Record], candidate: Sequence[Record], figure: str, *, seed: int = 0
+) -> dict[str, Any] | None:
+    """Ratio of the means of another figure (`ttft`, `tpot`, `prompt_tokens`, ...) for information."""
+    rows = [
+        (float(getattr(a, figure)), float(getattr(b, figure)))
+        for a, b in zip(baseline, candidate, strict=True)
+    ]
+    rows = [(a, b) for a, b in rows if math.isfinite(a) and math.isfinite(b) and a > 0 and b > 0]
+    if len(rows) < 2:
+        return None
+    return shown(widest([a for a, _ in rows], [b for _, b in rows], seed=seed))
+
+
+def shown(ratio: Ratio) -> dict[str, Any]:
+    """A ratio as the report keeps it."""
+    return {
+        "value": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high if math.isfinite(ratio.high) else None,
+        "pairs": ratio.pairs,
+        "method": ratio.method,
+        "level": ratio.level,
+    }
+
+
+def per_correct_ratio(
+    costs: tuple[Sequence[float], Sequence[float]],
+    correct: tuple[Sequence[bool], Sequence[bool]],
+    *,
+    draws: int = 4000,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """Ratio of cost per correct answer, percentile bootstrap over cost pairs and over scored rows apart.
+
+    None where a side has no correct answer at all: its cost per correct answer has no value.
+    """
+    right = [np.asarray(c, dtype=float) for c in correct]
+    if not right[0].sum() or not right[1].sum():
+        return None
+    generator = np.random.default_rng(seed)
+    money = [np.asarray(c, dtype=float) for c in costs]
+    picks = generator.integers(0, len(money[0]), size=(draws, len(money[0])))
+    rows = generator.integers(0, len(right[0]), size=(draws, len(right[0])))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = (money[0][picks].mean(axis=1) / right[0][rows].mean(axis=1)) / (
+            money[1][picks].mean(axis=1) / right[1][rows].mean(axis=1)
+        )
+    point = (money[0].mean() / right[0].mean()) / (money[1].mean() / right[1].mean())
+    low, high = np.quantile(values, [0.025, 0.975], method="nearest")
+    return {
+        "value": float(point),
+        "low": float(low),
+        "high": float(high) if np.isfinite(high) else None,
+        "pairs": len(money[0]),
+        "method": "bootstrap of requests and rows",
+        "level": 0.95,
+    }
+
+
+def check(speed: Ratio, cost: Ratio, claim: Claim) -> dict[str, Any]:
+    """Verdict of one mode: both ratios at least `claim.low`."""
+    verdicts = (speed.verdict(claim.low), cost.verdict(claim.low))
+    if all(v == MET for v in verdicts):
+        verdict = MET
+    elif NOT_MET in verdicts:
+        verdict = NOT_MET
+    else:
+        verdict = INCONCLUSIVE
+    result: dict[str, Any] = {
+        "verdict": verdict,
+        "speed": {**shown(speed), "verdict": verdicts[0]},
+        "cost": {**shown(cost), "verdict": verdicts[1]},
+    }
+    if verdict == INCONCLUSIVE:
+        needed = [
+            pairs_needed(r, claim.low)
+            for r, v in zip((speed, cost), verdicts, strict=True)
+            if v == INCONCLUSIVE
+        ]
+        result["pairs_to_settle"] = None if None in needed else max(n for n in needed if n is not None)
+    if speed.value > claim.high and cost.value > claim.high:
+        result["above_range"] = True
+    return result
+
+
+def overall(modes: dict[str, dict[str, Any]], gate: str | None) -> tuple[str, str]:
+    """`(verdict, reason)` over the modes and the quality gate: every mode must be met and the gate passed."""
+    by_verdict: dict[str, list[str]] = {MET: [], NOT_MET: [], INCONCLUSIVE: []}
+    for mode, facts in modes.items():
+        by_verdict[facts["verdict"]].append(mode)
+    met, bad, unclear = (" and ".join(by_verdict[v]) for v in (MET, NOT_MET, INCONCLUSIVE))
+    parts = []
+    if bad:
+        parts.append(f"not faster and cheaper enough with the prefix {bad}")
+    if unclear:
+        parts.append(f"the interval straddles the claim with the prefix {unclear}")
+    if gate == FAILED:
+        parts.append("the candidate's quality is worse than the baseline's beyond the margin")
+    elif gate is not None and gate != PASSED:
+        parts.append("too few rows to show that the candidate's quality is not worse")
+    if not parts:
+        return MET, f"speed and cost hold with the prefix {met}"
+    verdict = NOT_MET if bad or gate == FAILED else INCONCLUSIVE
+    return verdict, "; ".join(parts) + (f" (speed and cost hold with the prefix {met})" if met else "")

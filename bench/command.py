@@ -1,0 +1,244 @@
+"""`unshot bench`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import click
+
+from unshot.options import case_option, common
+
+if TYPE_CHECKING:
+    from unshot.console import Output
+
+SPEC = "gguf:PATH, onnx:PATH, torch:PATH_OR_NAME, http://HOST:PORT/v1 or serve:gguf:PATH"
+
+
+class BenchGroup(click.Group):
+    """`unshot bench` itself measures; its tools are commands below it, imported when used."""
+
+    TOOLS: ClassVar[dict[str, str]] = {
+        "load": "Drive one server with a load and report its figures.",
+        "sweep": "Raise the load on one server from idle to saturation and find the knee.",
+        "compare": "Flag regressions between two reports.",
+        "golden": "A server with scripted delays, to check any load generator.",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.TOOLS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.TOOLS:
+            return None
+        command: click.Command = getattr(importlib.import_module("bench.tools"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Tools"):
+            formatter.write_dl([(k, v) for k, v in self.TOOLS.items() if k != "golden"])
+
+
+@click.group(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="", no_args_is_help=True)
+@click.option("--baseline", metavar="SPEC", help=f"What runs today: {SPEC}.")
+@click.option("--candidate", metavar="SPEC", help="What should replace it, same forms.")
+@click.option("--data", type=click.Path(path_type=Path), help="Labelled rows both sides answer.")
+@click.option("--out", "final", type=click.Path(path_type=Path), help="Report directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists.")
+@click.option("--baseline-prompt", type=click.Path(path_type=Path), help="The baseline's few-shot examples.")
+@click.option("--baseline-system", help="The baseline's system prompt: text, or a text file.")
+@click.option("--instruction", help="The candidate's short system prompt: text, or a text file.")
+@click.option("--task", "task_path", type=click.Path(path_type=Path), help="task.json of the tuned run.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Directory of `unshot plan`, for the price.")
+@click.option("--price-per-hour", type=float, help="Dollars per hour of the machine under test.")
+@click.option("--requests", type=int, help="Timed requests per side with the prefix cache on (default 64).")
+@click.option(
+    "--cold-requests", type=int, default=8, show_default=True, help="Timed requests per side without it."
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["both", "on", "off"]),
+    default="both",
+    show_default=True,
+    help="Which prefix cache modes to run.",
+)
+@click.option("--rows", type=int, help="At most so many rows of the data, drawn by seed.")
+@click.option("--block", type=int, default=4, show_default=True, help="Requests per interleaved A/B block.")
+@click.option("--warm-up", type=int, default=2, show_default=True, help="Requests per side before measuring.")
+@click.option("--max-tokens", type=int, help="Longest answer, tokens; default from the task, else 64.")
+@click.option("--margin", type=float, help="How much worse the candidate's metric may be (default 0.02).")
+@click.option("--claim", help="Claimed factor as LOW-HIGH (default 5-10).")
+@click.option("--threads", type=int, help="CPU threads per engine; default: the usable cores.")
+@click.option("--seed", type=int, help="Seed of bootstrap draws and row sampling.")
+@click.option("--concurrency", type=int, help="Servers: requests at a time (default 1).")
+@click.option("--baseline-model", default="default", help="Servers: the baseline's model name.")
+@click.option("--candidate-model", default="default", help="Servers: the candidate's model name.")
+@click.option("--api", type=click.Choice(["chat", "completions"]), default="chat", help="Servers: which API.")
+@click.option("--api-key-env", help="Servers: environment variable that holds the API key.")
+@click.option("--timeout", type=float, default=120.0, help="Servers: seconds until a request is given up.")
+@click.option("--tokenizer", help="Servers: model directory whose tokenizer counts the answers.")
+@click.option(
+    "--baseline-token-price", metavar="IN:OUT[:CACHED]", help="$ per million tokens, for an API baseline."
+)
+@click.option("--candidate-token-price", metavar="IN:OUT[:CACHED]", help="Same, for an API candidate.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write the verdicts as JUnit XML.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the report as Markdown.")
+@case_option
+@common
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    baseline: str | None,
+    candidate: str | None,
+    data: Path | None,
+    final: Path | None,
+    overwrite: bool,
+    baseline_prompt: Path | None,
+    baseline_system: str | None,
+    instruction: str | None,
+    task_path: Path | None,
+    plan: Path | None,
+    price_per_hour: float | None,
+    requests: int | None,
+    cold_requests: int,
+    cache: str,
+    rows: int | None,
+    block: int,
+    warm_up: int,
+    max_tokens: int | None,
+    margin: float | None,
+    claim: str | None,
+    threads: int | None,
+    seed: int | None,
+    concurrency: int | None,
+    baseline_model: str,
+    candidate_model: str,
+    api: str,
+    api_key_env: str | None,
+    timeout: float,
+    tokenizer: str | None,
+    baseline_token_price: str | None,
+    candidate_token_price: str | None,
+    junit: Path | None,
+    markdown: Path | None,
+    case_path: Path | None,
+    out: Output,
+) -> None:
+    """Measure two systems on the same rows and check the claim "5-10x faster and cheaper".
+
+    Both answer every row (quality), in interleaved blocks, with the prefix cache on and off. Exit code 0 where the
+    claim is met, 1 where it is not met or the run cannot tell; the report is written either way.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    from bench.cost import token_price
+    from bench.measure import CACHE_OFF, CACHE_ON, MODES
+    from bench.opening import Server
+    from bench.pull_request import junit_report, markdown_report
+    from bench.run import Job, bench_run
+    from bench.summary import summary
+    from bench.systems import text_or_file
+    from unshot.case import load_case
+    from unshot.errors import GateError, InputError
+    from unshot.manifest import write_text
+    from unshot.prompts import load_prompt
+    from unshot.task import read_task
+
+    if baseline is None or candidate is None or final is None:
+        missing = {"--baseline": baseline, "--candidate": candidate, "--out": final}
+        raise InputError(
+            f"missing {', '.join(k for k, v in missing.items() if v is None)}; see `unshot bench --help`"
+        )
+    if not 0 < timeout < float("inf"):
+        raise InputError(f"--timeout is {timeout:g}; it must be above 0 (seconds)")
+    for name, value, least in (
+        ("--concurrency", concurrency, 1),
+        ("--cold-requests", cold_requests, 2),
+        ("--rows", rows, 2),
+        ("--block", block, 1),
+        ("--warm-up", warm_up, 1),
+        ("--max-tokens", max_tokens, 1),
+        ("--threads", threads, 1),
+        ("--requests", requests, 2),
+    ):
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}; it must be at least {least}")
+    case = load_case(
+        case_path,
+        task={
+            "examples": baseline_prompt,
+            "system": text_or_file(baseline_system),
+            "instruction": text_or_file(instruction),
+        },
+        bench={
+            "requests": requests,
+            "concurrency": concurrency,
+            "margin": margin,
+            "seed": seed,
+            "claim": _claim(claim),
+        },
+    )
+    data = data or case.task.data
+    if data is None:
+        raise InputError("no data; give --data, or `data` under [task] in the case file")
+    if case.task.instruction is None and task_path is not None:
+        case.task.instruction = read_task(task_path).instruction
+    job = Job(
+        baseline=baseline,
+        candidate=candidate,
+        data=data,
+        final=final,
+        baseline_prompt=load_prompt(case.task.examples, system=case.task.system),
+        candidate_prompt=case.short_prompt(),
+        task_path=task_path,
+        plan=plan,
+        price_per_hour=price_per_hour,
+        cold_requests=cold_requests,
+        block=block,
+        warm_up=warm_up,
+        rows=rows,
+        max_tokens=max_tokens,
+        threads=threads,
+        concurrency=case.bench.concurrency,
+        server=Server(
+            {"baseline": baseline_model, "candidate": candidate_model}, api, api_key_env, timeout, tokenizer
+        ),
+        token_prices={
+            side: price
+            for side, price in (
+                ("baseline", token_price(baseline_token_price, "--baseline-token-price")),
+                ("candidate", token_price(candidate_token_price, "--candidate-token-price")),
+            )
+            if price is not None
+        },
+        modes={"both": MODES, "on": (CACHE_ON,), "off": (CACHE_OFF,)}[cache],
+        inputs=[p for p in (case.task.examples, task_path) if p is not None],
+    )
+    report = bench_run(job, case, out, overwrite=overwrite)
+    if junit:
+        write_text(junit, junit_report(report))
+    if markdown:
+        write_text(markdown, markdown_report(report))
+    out.result({"out": str(final), **report}, *summary(report, final))
+    if report["verdict"] != "met":
+        low, high = report["claim"]["low"], report["claim"]["high"]
+        raise GateError(
+            f"claim {low:g}-{high:g}x {report['verdict']}: {report['reason']}; see {final}/report.html"
+        )
+
+
+def _claim(text: str | None) -> dict[str, float] | None:
+    """`5-10` as the case file's claim; None stays None. Raises `InputError`."""
+    from unshot.errors import InputError
+
+    if text is None:
+        return None
+    low, _, high = text.partition("-")
+    try:
+        values = float(low), float(high or low)
+    except ValueError:
+        raise InputError(f"--claim is `{text}`; give LOW-HIGH, e.g. 5-10") from None
+    if not 0 < values[0] <= values[1] < float("inf"):
+        raise InputError(f"--claim is `{text}`; it must be LOW-HIGH with 0 < LOW <= HIGH")
+    return {"low": values[0], "high": values[1]}

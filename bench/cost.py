@@ -1,0 +1,104 @@
+"""What an hour of the machine costs, and from that and the measured throughput what requests cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unshot.data import read_text
+from unshot.errors import InputError
+
+# Amazon EC2 c7i.large: 2 vCPU, Linux on demand, us-east-1, $0.08925 an hour (list price, aws.amazon.com/ec2/pricing,
+# as of 2025-06). Used only where neither a flag nor a plan gives a price.
+CPU_PER_CORE_HOUR = 0.08925 / 2
+CPU_SOURCE = "EC2 c7i.large on demand, us-east-1, 2025-06, per core in use"
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars per hour of the machine that runs one side, and where the figure is from."""
+
+    per_hour: float
+    source: str
+
+    def of(self, seconds: float) -> float:
+        """Dollars for `seconds` of the machine."""
+        return self.per_hour * seconds / 3600
+
+
+@dataclass(frozen=True)
+class TokenPrice:
+    """Dollars per million tokens of an API: input, output, and input read from the prompt cache."""
+
+    input: float
+    output: float
+    cached: float
+    source: str
+
+    def of(self, prompt: int, output: int, cached: int | None) -> float:
+        """Dollars for one request."""
+        hit = min(cached or 0, prompt)
+        return ((prompt - hit) * self.input + hit * self.cached + output * self.output) / 1e6
+
+
+def token_price(text: str | None, flag: str) -> TokenPrice | None:
+    """`IN:OUT` or `IN:OUT:CACHED`, dollars per million tokens; None stays None. Raises `InputError`."""
+    if text is None:
+        return None
+    try:
+        values = [float(part) for part in text.split(":")]
+        if len(values) not in (2, 3) or not all(0 <= v < float("inf") for v in values):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"{flag} is `{text}`; give IN:OUT[:CACHED] in dollars per million tokens") from None
+    return TokenPrice(values[0], values[1], values[2] if len(values) == 3 else values[0], flag)
+
+
+def machine_price(flag: float | None, plan: Path | None, cores: int) -> Price:
+    """The price to count with: the flag, else the plan's, else the list price of as many CPU cores.
+
+    Raises `InputError` for a price that is not positive or a plan without one.
+    """
+    if flag is not None:
+        if not 0 < flag < float("inf"):
+            raise InputError(f"--price-per-hour is {flag:g}; it must be above 0 (dollars per hour)")
+        return Price(flag, "--price-per-hour")
+    if plan is not None:
+        return _plan_price(plan)
+    return Price(CPU_PER_CORE_HOUR * cores, CPU_SOURCE)
+
+
+def read_plan(plan: Path) -> dict[str, Any]:
+    """`plan.json` of a plan directory (or the file itself)."""
+    path = plan / "plan.json" if plan.is_dir() else plan
+    try:
+        loaded = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: not a plan; give the directory that `unshot plan --out` wrote")
+    return loaded
+
+
+def _plan_price(plan: Path) -> Price:
+    loaded = read_plan(plan)
+    for value in (loaded.get("price_per_hour"), loaded.get("bench", {}).get("price_per_hour")):
+        if isinstance(value, int | float) and value > 0:
+            return Price(float(value), f"plan {plan}")
+    raise InputError(f"{plan}: the plan holds no price per hour; pass --price-per-hour")
+
+
+def costs(dollars: Sequence[float], correct_share: float | None) -> dict[str, Any]:
+    """Dollars per 1,000 requests and per 1,000 correct answers from dollars per request.
+
+    `correct_share` is the share of right answers; the second figure is None where none is right or none was
+    scored.
+    """
+    per_thousand = sum(dollars) / len(dollars) * 1000
+    return {
+        "per_1000_requests": per_thousand,
+        "per_1000_correct": per_thousand / correct_share if correct_share else None,
+    }

@@ -1,0 +1,341 @@
+"""A small HTTP/1.1 client on asyncio that notes when each piece of a response arrived, and does nothing else then.
+
+Parsing a stream while it arrives would make one answer's tokens wait for another's JSON; so a connection only takes
+the transfer coding off and keeps `(time, bytes)`. What the bytes mean is read when the answer is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from unshot.errors import InputError
+
+MAX_HEADER = 64 * 1024
+# After `[DONE]` the end of the response is due; a server that never sends it does not hold the answer back.
+GRACE = 0.5
+DONE = b"[DONE]"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server is: the parts of its base URL."""
+
+    host: str
+    port: int
+    tls: bool
+    path: str
+
+    @property
+    def authority(self) -> str:
+        """The Host header's value."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+
+
+def parse_url(url: str) -> Address:
+    """Split `http(s)://host[:port][/path]`; `InputError` for anything else, and for credentials in it."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InputError(f"{url}: not a URL ({error})") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{url}: not a server's address; give http://HOST:PORT/v1")
+    if parts.username or parts.password:
+        raise InputError(
+            "the URL holds credentials; give the key by the environment variable of --api-key-env"
+        )
+    tls = parts.scheme == "https"
+    return Address(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+
+
+@dataclass
+class Exchange:
+    """One request and what came back. Times are `time.perf_counter()` seconds."""
+
+    payload: bytes
+    scheduled: float
+    timeout: float
+    done: Callable[[Exchange], None]
+    started: float = 0.0
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+    ended: float = 0.0
+    error: str | None = None
+    detail: str | None = None
+    connection: Connection | None = None
+    complete: bool = False
+    resent: bool = False
+
+    def finish(self, error: str | None = None, detail: str | None = None) -> None:
+        """Close the exchange once; later calls do nothing."""
+        if self.ended:
+            return
+        self.ended = time.perf_counter()
+        self.error, self.detail = error, detail
+        self.done(self)
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection, one exchange at a time."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._requests = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._buffer = b""
+        self._in_body = False
+        self._chunked = False
+        self._left = -1
+        self._keep = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        raw = transport.get_extra_info("socket")
+        if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request can be sent."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, exchange: Exchange) -> None:
+        """Send a request now."""
+        assert self._transport is not None
+        self._reset()
+        self._exchange = exchange
+        self._requests += 1
+        exchange.connection = self
+        if not exchange.resent:
+            exchange.started = time.perf_counter()
+        self._transport.write(exchange.payload)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        exchange = self._exchange
+        if exchange is None:
+            self.close()
+            return
+        if not self._in_body:
+            data = self._read_head(exchange, self._buffer + data)
+            if not self._in_body:
+                return
+        try:
+            body, complete = self._decode(data)
+        except ValueError:
+            self._fail("bad stream", "the response's chunked coding is broken")
+            return
+        if body:
+            exchange.pieces.append((now, body))
+        if complete:
+            self._complete(exchange)
+        elif DONE in body:
+            exchange.complete = True
+            self._pool.loop.call_later(GRACE, self._late_end, exchange)
+
+    def _read_head(self, exchange: Exchange, data: bytes) -> bytes:
+        """Read status and headers once they are whole; return what follows them."""
+        end = data.find(b"\r\n\r\n")
+        if end < 0:
+            self._buffer = data
+            if len(data) > MAX_HEADER:
+                self._fail("bad stream", "no end of the response's headers")
+            return b""
+        lines = data[:end].decode("latin-1").split("\r\n")
+        first = lines[0].split(" ", 2)
+        if not first[0].startswith("HTTP/1.") or len(first) < 2 or not first[1].isdigit():
+            self._fail("bad stream", "the response does not start with an HTTP/1 status line")
+            return b""
+        exchange.status = int(first[1])
+        pairs = (line.partition(":") for line in lines[1:])
+        exchange.headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+        if exchange.status < 200:  # an interim response; the real one follows
+            return self._read_head(exchange, data[end + 4 :])
+        self._buffer = b""
+        self._in_body = True
+        self._chunked = "chunked" in exchange.headers.get("transfer-encoding", "").lower()
+        length = exchange.headers.get("content-length", "")
+        self._left = int(length) if length.isdigit() and not self._chunked else -1
+        closing = exchange.headers.get("connection", "").lower() == "close"
+        self._keep = not closing and first[0] != "HTTP/1.0" and (self._chunked or self._left >= 0)
+        if exchange.status in (204, 304):
+            self._left = 0
+        return data[end + 4 :]
+
+    def _decode(self, data: bytes) -> tuple[bytes, bool]:
+        """Body bytes in `data` and whether the response ended; `ValueError` for broken chunks."""
+        if not self._chunked:
+            if self._left < 0:
+                return data, False
+            self._left -= len(data)
+            return data, self._left <= 0
+        data = self._buffer + data if self._buffer else data
+        parts: list[bytes] = []
+        position = 0
+        while True:
+            line = data.find(b"\r\n", position)
+            if line < 0:
+                break
+            size = int(data[position:line].split(b";", 1)[0], 16)
+            if size < 0:
+                raise ValueError("negative chunk")
+            begin, end = line + 2, line + 2 + size
+            if size == 0:
+                if data.find(b"\r\n", begin) < 0:
+                    break
+                self._buffer = b""
+                return b"".join(parts), True
+            if len(data) < end + 2:
+                break
+            parts.append(data[begin:end])
+            position = end + 2
+        self._buffer = data[position:]
+        return b"".join(parts), False
+
+    def _late_end(self, exchange: Exchange) -> None:
+        if self._exchange is exchange and not exchange.ended:
+            self._keep = False
+            self._complete(exchange)
+
+    def _complete(self, exchange: Exchange) -> None:
+        exchange.complete = True
+        self._exchange = None
+        if self._keep:
+            self._pool.put(self)
+        else:
+            self.close()
+        exchange.finish()
+
+    def _fail(self, error: str, detail: str) -> None:
+        exchange, self._exchange = self._exchange, None
+        self.close()
+        if exchange is not None:
+            exchange.finish(error, detail)
+
+    def abandon(self, error: str, detail: str) -> None:
+        """Give up on the exchange under way, e.g. at its timeout."""
+        self._fail(error, detail)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._pool.forget(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is None or exchange.ended:
+            return
+        if self._requests > 1 and not exchange.status and not self._buffer and not exchange.resent:
+            # The server closed an idle connection just as it was used again (RFC 9112, 9.3.1): not its failure.
+            exchange.resent = True
+            self._pool.send(exchange)
+            return
+        until_close = self._in_body and not self._chunked and self._left < 0
+        if error is None and (until_close or exchange.complete):
+            exchange.complete = True
+            exchange.finish()
+        elif error is not None:
+            exchange.finish("reset", f"the server reset the connection ({error})")
+        else:
+            where = "in mid-answer" if exchange.pieces else "before an answer"
+            exchange.finish("cut short", f"the server closed the connection {where}")
+
+
+class Pool:
+    """Keep-alive connections to one server, opened when there is no idle one."""
+
+    def __init__(self, address: Address, loop: asyncio.AbstractEventLoop) -> None:
+        self.address = address
+        self.loop = loop
+        self.opened = 0
+        self._idle: deque[Connection] = deque()
+        self._all: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._context = ssl.create_default_context() if address.tls else None
+
+    def send(self, exchange: Exchange) -> None:
+        """Send on the connection that was used last, or on a new one; never blocks."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                connection.send(exchange)
+                return
+        task = self.loop.create_task(self._open(exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self, exchange: Exchange) -> None:
+        try:
+            connection = await self.connect()
+        except socket.gaierror as error:
+            exchange.finish("dns", f"{self.address.host}: {error.strerror or error}")
+        except ssl.SSLError as error:
+            exchange.finish("tls", str(error.reason or error))
+        except OSError as error:
+            exchange.finish("connect", f"{self.address.authority}: {error.strerror or error}")
+        else:
+            if exchange.ended:
+                self.put(connection)
+            else:
+                connection.send(exchange)
+
+    async def connect(self) -> Connection:
+        """Open one connection."""
+        self.opened += 1
+        _, connection = await self.loop.create_connection(
+            lambda: Connection(self), self.address.host, self.address.port, ssl=self._context
+        )
+        self._all.add(connection)
+        return connection
+
+    async def warm(self, count: int) -> None:
+        """Open `count` idle connections; a server that refuses some is told of by the requests."""
+        for begin in range(0, count, 64):
+            opening = (self.connect() for _ in range(min(64, count - begin)))
+            for result in await asyncio.gather(*opening, return_exceptions=True):
+                if isinstance(result, Connection):
+                    self.put(result)
+
+    def put(self, connection: Connection) -> None:
+        """Take back a connection whose exchange is over."""
+        if connection.usable:
+            self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._all.discard(connection)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for task in list(self._tasks):
+            task.cancel()
+        for connection in list(self._all):
+            connection.close()
+        self._idle.clear()
+        await asyncio.sleep(0)
+
+
+def request_bytes(address: Address, path: str, body: bytes, headers: dict[str, str]) -> bytes:
+    """A POST request. Raises `InputError` for a header that would break out of its line."""
+    lines = [f"POST {address.path}{path} HTTP/1.1", f"Host: {address.authority}"]
+    for name, value in headers.items():
+        if any(c in value for c in "\r\n"):
+            raise InputError(f"the header {name} holds a line break; check the API key")
+        lines.append(f"{name}: {value}")
+    lines += ["Content-Type: application/json", f"Content-Length: {len(body)}"]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body

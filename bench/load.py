@@ -1,0 +1,278 @@
+"""Drive one server: send by the schedule, keep every exchange, and measure how late the client itself was."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.http import Address, Exchange, Pool
+from bench.schedule import Load
+from bench.timer import Alarm
+
+# A run is invalid where the client sent 1 request in 100 later than this (seconds).
+LATE = 0.002
+TICK = 0.01
+SWEEP = 0.05
+MAX_BACK_OFF = 30.0
+
+Done = Callable[[int, Exchange], None]
+
+
+@dataclass
+class Run:
+    """What one load brought. `lateness` (open loop) and `lag` of the client's own event loop are seconds."""
+
+    exchanges: list[Exchange]
+    began: float
+    seconds: float
+    lateness: np.ndarray
+    lag: np.ndarray
+    cpu_seconds: float
+    connections: int
+    interrupted: bool = False
+    unsent: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def client(self) -> dict[str, Any]:
+        """What the report says of the client, and whether it was the bottleneck."""
+        late = _percentiles(self.lateness)
+        lag = _percentiles(self.lag)
+        reasons = []
+        if late and late["p99_ms"] > LATE * 1000:
+            reasons.append(
+                f"1 in 100 requests was sent {late['p99_ms']:.1f} ms late or more (limit {LATE * 1000:g} ms)"
+            )
+        if lag and lag["p99_ms"] > 5 * LATE * 1000:
+            reasons.append(f"the client's own loop lagged {lag['p99_ms']:.1f} ms at p99")
+        sent = len(self.exchanges)
+        return {
+            "valid": not reasons,
+            "reasons": reasons,
+            "send_lateness": late,
+            "loop_lag": lag,
+            "cpu_seconds": self.cpu_seconds,
+            "cpu_seconds_per_1000": self.cpu_seconds / sent * 1000 if sent else None,
+            "connections": self.connections,
+            "unsent": self.unsent,
+        }
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float] | None:
+    if not len(values):
+        return None
+    cut = np.percentile(values, [50, 99]) * 1000
+    return {"p50_ms": float(cut[0]), "p99_ms": float(cut[1]), "max_ms": float(values.max() * 1000)}
+
+
+class Driver:
+    """One run against one server; `done` is called with each request's number and finished exchange.
+
+    `warm_connections` are opened before the clock starts. `ramp` spreads a closed loop's first requests over so
+    many seconds, so that its streams do not all begin at once.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        payloads: Sequence[bytes],
+        load: Load,
+        *,
+        timeout: float = 120.0,
+        seed: int = 0,
+        warm_connections: int = 0,
+        ramp: float = 0.0,
+        began: float | None = None,
+    ) -> None:
+        self.address = address
+        self.payloads = payloads
+        self.load = load
+        self.timeout = timeout
+        self.arrivals = load.arrivals(len(payloads), seed=seed) if load.open else np.zeros(0)
+        self.total = len(self.arrivals) if load.open else len(payloads)
+        self.exchanges: list[Exchange] = []
+        self.warm_connections = warm_connections
+        self.ramp = ramp
+        self._planned = began
+        self._next = 0
+        self._active: set[int] = set()
+        self._interrupted = False
+        self._lag: list[float] = []
+
+    async def run(self, done: Done | None = None, *, pool: Pool | None = None) -> Run:
+        """Send everything and wait for the answers, or for `stop`."""
+        self._loop = asyncio.get_running_loop()
+        self._done = done
+        self._finished = asyncio.Event()
+        self._pool = pool or Pool(self.address, self._loop)
+        await self._pool.warm(self.warm_connections)
+        opened = self._pool.opened
+        timers = [self._loop.create_task(self._watch()), self._loop.create_task(self._expire())]
+        cpu = time.process_time()
+        with _steady():
+            self._alarm = Alarm(self._loop, self._due)
+            self.began = self._planned or time.perf_counter() + (0.005 if self.load.open else 0.0)
+            if self._planned and not self.load.open:
+                await asyncio.sleep(max(0.0, self._planned - time.perf_counter()))
+            try:
+                self._start()
+                await self._finished.wait()
+            finally:
+                self._alarm.close()
+                for timer in timers:
+                    timer.cancel()
+        ended = max((e.ended for e in self.exchanges), default=self.began)
+        result = Run(
+            exchanges=self.exchanges,
+            began=self.began,
+            seconds=ended - self.began,
+            lateness=np.array([max(0.0, e.started - e.scheduled) for e in self.exchanges if e.started])
+            if self.load.open
+            else np.zeros(0),
+            lag=np.asarray(self._lag),
+            cpu_seconds=time.process_time() - cpu,
+            connections=self._pool.opened - opened,
+            interrupted=self._interrupted,
+            unsent=self.total - self._next,
+        )
+        if pool is None:
+            await self._pool.close()
+        return result
+
+    def stop(self) -> None:
+        """Send nothing more and give up on what is under way; the run ends as a partial one."""
+        self._interrupted = True
+        for number in list(self._active):
+            self._give_up(number, "interrupted", "the run was stopped")
+        self._finished.set()
+
+    def _start(self) -> None:
+        if not self.total:
+            self._finished.set()
+        elif self.load.open:
+            self._due()
+        else:
+            streams = min(self.load.concurrency, self.total)
+            for number in range(streams):
+                if self.ramp and number:
+                    self._loop.call_later(self.ramp * number / streams, self._resume)
+                else:
+                    self._send(time.perf_counter())
+
+    def _due(self) -> None:
+        """Send all that is due, then sleep until the next."""
+        while self._next < self.total and not self._interrupted:
+            when = self.began + self.arrivals[self._next]
+            if when > time.perf_counter():
+                self._alarm.set(when)
+                return
+            self._send(when)
+
+    def _send(self, scheduled: float) -> None:
+        number = self._next
+        self._next += 1
+        exchange = Exchange(
+            self.payloads[number],
+            scheduled,
+            self.timeout,
+            lambda e, number=number: self._end(number, e),  # type: ignore[misc]
+        )
+        self.exchanges.append(exchange)
+        self._active.add(number)
+        self._pool.send(exchange)
+
+    def _end(self, number: int, exchange: Exchange) -> None:
+        self._active.discard(number)
+        exchange.connection = None
+        if self._done and not self._interrupted:
+            self._done(number, exchange)
+        if self._interrupted:
+            return
+        if not self.load.open and self._next < self.total:
+            wait = retry_after(exchange)
+            if wait:
+                self._loop.call_later(wait, self._resume)
+            else:
+                self._send(time.perf_counter())
+        elif not self._active and self._next >= self.total:
+            self._finished.set()
+
+    def _resume(self) -> None:
+        if self._next < self.total and not self._interrupted:
+            self._send(time.perf_counter())
+        elif not self._active:
+            self._finished.set()
+
+    def _give_up(self, number: int, error: str, detail: str) -> None:
+        exchange = self.exchanges[number]
+        if exchange.connection is not None:
+            exchange.connection.abandon(error, detail)
+        else:
+            exchange.finish(error, detail)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            limit = time.perf_counter() - self.timeout
+            for number in [n for n in self._active if self.exchanges[n].scheduled < limit]:
+                self._give_up(number, "timeout", f"no end after {self.timeout:g} s")
+
+    async def _watch(self) -> None:
+        """How late the event loop runs what is due: what every arrival time may be off by."""
+        while True:
+            due = self._loop.time() + TICK
+            await asyncio.sleep(TICK)
+            # asyncio itself rounds a timer up to a millisecond.
+            self._lag.append(max(0.0, self._loop.time() - due - 0.001))
+
+
+def retry_after(exchange: Exchange) -> float:
+    """Seconds a 429 or 503 asks to wait (RFC 9110, 10.2.3, the form in seconds), at most half a minute; else 0."""
+    if exchange.status not in (429, 503):
+        return 0.0
+    try:
+        return min(max(float(exchange.headers.get("retry-after", "0")), 0.0), MAX_BACK_OFF)
+    except ValueError:
+        return 0.0
+
+
+@contextmanager
+def _steady() -> Any:
+    """No garbage collection in the middle of a measurement."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+def drive(driver: Driver, done: Done | None = None) -> Run:
+    """Run to the end in a loop of its own; the first Ctrl-C stops it and what is there is kept."""
+
+    async def main() -> Run:
+        loop = asyncio.get_running_loop()
+        handled = False
+        if sys.platform != "win32":
+            with suppress(ValueError, RuntimeError):  # not in the main thread
+                loop.add_signal_handler(signal.SIGINT, driver.stop)
+                handled = True
+        try:
+            return await driver.run(done)
+        finally:
+            if handled:
+                loop.remove_signal_handler(signal.SIGINT)
+
+    return asyncio.run(main())

@@ -1,0 +1,70 @@
+"""From a spec on the command line to a system that can be measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.remote import open_remote, read_key
+from bench.systems import Measured, System
+from unshot.console import Output
+from unshot.engines import open_engine
+from unshot.errors import InputError
+from unshot.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Server:
+    """How to talk to servers; `models` are the model names to ask for, by side."""
+
+    models: dict[str, str] | None = None
+    api: str = "chat"
+    key_env: str | None = None
+    timeout: float = 120.0
+    tokenizer: str | None = None
+
+
+def open_system(
+    side: str,
+    spec: str,
+    prompt: Prompt,
+    *,
+    max_tokens: int,
+    threads: int | None,
+    concurrency: int,
+    server: Server,
+    out: Output,
+) -> Measured:
+    """Open `http(s)://...`, `serve:gguf:PATH`, or an engine. Raises `InputError` or `OutsideError`."""
+    model = (server.models or {}).get(side, "default")
+    if spec.startswith(("http://", "https://")):
+        return open_remote(
+            side,
+            spec,
+            prompt,
+            model=model,
+            max_tokens=max_tokens,
+            kind=server.api,
+            key=read_key(server.key_env),
+            concurrency=concurrency,
+            timeout=server.timeout,
+            tokenizer=server.tokenizer,
+        )
+    if spec.startswith("serve:"):
+        from bench.serve import open_served
+
+        return open_served(
+            side,
+            spec.removeprefix("serve:"),
+            prompt,
+            max_tokens=max_tokens,
+            threads=threads,
+            concurrency=concurrency,
+            timeout=server.timeout,
+            out=out,
+        )
+    if concurrency > 1:
+        raise InputError(
+            f"--concurrency {concurrency}: {spec} runs in this process, one request at a time; "
+            "use serve:gguf:PATH or a server's URL"
+        )
+    return System(side, open_engine(spec, threads=threads), prompt, max_tokens)

@@ -1,0 +1,224 @@
+"""A server as a system under test, driven in closed loop at a concurrency."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.http import Exchange, parse_url
+from bench.load import Driver, drive
+from bench.openai import CHAT, Api, read_answer
+from bench.records import Record
+from bench.schedule import Load
+from bench.systems import Item, Progress, request_messages
+from unshot.data import Message
+from unshot.errors import InputError
+from unshot.prompts import Prompt
+
+Count = Callable[[str], int]
+
+
+@dataclass
+class Remote:
+    """An OpenAI-compatible server with the prompt that goes with it.
+
+    `count` counts an answer's tokens with the model's own tokenizer; without it the server's `usage` is taken,
+    and without that the pieces of the stream, which the report says.
+    """
+
+    side: str
+    api: Api
+    prompt: Prompt
+    max_tokens: int
+    concurrency: int = 1
+    timeout: float = 120.0
+    count: Count | None = None
+    template: Callable[[Sequence[Message]], str] | None = None
+    count_prompt: Callable[[Sequence[Message]], int] | None = None
+    clients: list[dict[str, Any]] = field(default_factory=list)
+
+    def facts(self) -> dict[str, Any]:
+        """What the report says about this side."""
+        return {
+            "spec": f"{'https' if self.api.address.tls else 'http'}://{self.api.address.authority}{self.api.address.path}",
+            "engine": "server",
+            "library": f"OpenAI-compatible, {self.api.kind}",
+            "model": self.api.model,
+            "bytes": None,
+            "threads": None,
+            "device": "of the server",
+            "concurrency": self.concurrency,
+            "examples_in_prompt": len(self.prompt.examples),
+            "system_prompt": bool(self.prompt.system),
+            "tokens_counted_by": "tokenizer" if self.count else "server",
+            "client": client_facts(self.clients),
+        }
+
+    def reset(self) -> None:
+        """A server's cache cannot be emptied from here; cold requests defeat it by a prefix of their own."""
+
+    def close(self) -> None:
+        """Nothing is held between blocks."""
+
+    def payload(self, item: Item, mode: str) -> bytes:
+        """The request's bytes. Without cache a number unlike any before stands in front of everything."""
+        request, _, row = item
+        messages = request_messages(self.prompt, row)
+        if mode == "cache off":
+            messages = defeat_cache(messages, request)
+        if self.api.kind == CHAT:
+            return self.api.request(messages, self.max_tokens)
+        text = self.template(messages) if self.template else "\n\n".join(m["content"] for m in messages)
+        return self.api.request(text, self.max_tokens)
+
+    def run_block(
+        self, items: Sequence[Item], *, mode: str, block: int, clock: float, progress: Progress | None = None
+    ) -> list[Record]:
+        """Send the items at the system's concurrency."""
+        records: dict[int, Record] = {}
+
+        def done(number: int, exchange: Exchange) -> None:
+            request, row, _ = items[number]
+            record = make_record(
+                exchange,
+                self.api,
+                side=self.side,
+                row=row,
+                mode=mode,
+                block=block,
+                clock=clock,
+                count=self.count,
+            )
+            record.extra["request"] = request
+            if not record.prompt_tokens and self.count_prompt:
+                record.prompt_tokens = self.count_prompt(request_messages(self.prompt, items[number][2]))
+            records[number] = record
+            if progress:
+                progress(record)
+
+        run = drive(
+            Driver(
+                self.api.address,
+                [self.payload(item, mode) for item in items],
+                Load("closed", concurrency=self.concurrency),
+                timeout=self.timeout,
+                warm_connections=min(self.concurrency, len(items)),
+            ),
+            done,
+        )
+        self.clients.append(run.client())
+        if run.interrupted:
+            raise KeyboardInterrupt
+        return [records[i] for i in sorted(records)]
+
+
+def make_record(
+    exchange: Exchange,
+    api: Api,
+    *,
+    side: str,
+    row: int,
+    mode: str,
+    block: int,
+    clock: float,
+    count: Count | None = None,
+) -> Record:
+    """Read an exchange; all latencies count from its scheduled time."""
+    answer = read_answer(exchange, api.kind)
+    start = exchange.scheduled
+    last = answer.times[-1] if answer.times else exchange.ended
+    ours = count(answer.text) if count and answer.times else None
+    # The stop token is generated but not in the text; counted here as the engines and most servers count it.
+    if ours is not None and answer.finish == "stop":
+        ours += 1
+    tokens = ours if ours is not None else answer.output_tokens
+    extra: dict[str, Any] = {"connect": max(0.0, exchange.started - start) if exchange.started else None}
+    if ours is not None and answer.output_tokens is not None:
+        extra["server_tokens"] = answer.output_tokens
+    if exchange.headers.get("retry-after"):
+        extra["retry_after"] = exchange.headers["retry-after"]
+    return Record(
+        side=side,
+        mode=mode,
+        row=row,
+        block=block,
+        scheduled=start - clock,
+        start=(exchange.started or start) - clock,
+        token_times=[t - start for t in answer.times],
+        e2e=last - start if answer.error is None else math.nan,
+        prompt_tokens=answer.prompt_tokens or 0,
+        output_tokens=tokens if tokens is not None else len(answer.times),
+        cached_tokens=answer.cached_tokens,
+        text=answer.text,
+        finish=answer.finish,
+        error=answer.error,
+        detail=answer.detail,
+        extra={**extra, **answer.extra},
+    )
+
+
+def defeat_cache(messages: Sequence[Message], number: int) -> list[Message]:
+    """The same messages with a text in front that no earlier request began with."""
+    mark = f"[{time.time_ns():x}-{number}] "
+    first = dict(messages[0])
+    first["content"] = mark + first["content"]
+    return [first, *messages[1:]]
+
+
+def client_facts(clients: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The client's own state over all blocks: invalid where one block was."""
+    if not clients:
+        return None
+    reasons = sorted({reason for c in clients for reason in c["reasons"]})
+    return {
+        "valid": all(c["valid"] for c in clients),
+        "reasons": reasons[:5],
+        "cpu_seconds": sum(c["cpu_seconds"] for c in clients),
+        "connections": sum(c["connections"] for c in clients),
+    }
+
+
+def read_key(variable: str | None) -> str | None:
+    """The API key out of the environment variable that the user names; it is never logged or written.
+
+    There is no default variable: a key is only sent to a server for which somebody asked for that.
+    """
+    if variable is None:
+        return None
+    if not os.environ.get(variable):
+        raise InputError(f"--api-key-env names {variable}, which is not set")
+    return os.environ[variable]
+
+
+def open_remote(
+    side: str,
+    url: str,
+    prompt: Prompt,
+    *,
+    model: str,
+    max_tokens: int,
+    kind: str = CHAT,
+    key: str | None = None,
+    concurrency: int = 1,
+    timeout: float = 120.0,
+    tokenizer: str | None = None,
+) -> Remote:
+    """A server by its base URL (`.../v1`). Raises `InputError` for a bad URL or tokenizer."""
+    api = Api(parse_url(url), model, kind, key)
+    count = template = None
+    if tokenizer is not None:
+        count, template = open_tokenizer(tokenizer)
+    return Remote(side, api, prompt, max_tokens, concurrency, timeout, count, template)
+
+
+def open_tokenizer(path: str) -> tuple[Count, Callable[[Sequence[Message]], str]]:
+    """`(count, render)` of a Hugging Face model directory or hub name."""
+    from unshot.chat import Chat, load_tokenizer
+    from unshot.models import resolve
+
+    chat = Chat(load_tokenizer(resolve(path, need_weights=False).path))
+    return lambda text: len(chat.tokenizer(text, add_special_tokens=False)["input_ids"]), chat.render

@@ -1,0 +1,130 @@
+"""The two systems under test: what runs them, and the request each makes out of a row."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.records import Record
+from unshot.data import Example, Message, read_text
+from unshot.engines import Engine
+from unshot.prompts import Prompt
+
+# Number of the request in the run, number of the row, the row.
+Item = tuple[int, int, Example]
+Progress = Callable[[Record], None]
+
+
+class Measured(Protocol):
+    """A system that the A/B run can measure."""
+
+    side: str
+    prompt: Prompt
+    max_tokens: int
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once."""
+
+    def reset(self) -> None:
+        """Forget what can be forgotten of earlier requests."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the report says about it."""
+
+    def run_block(
+        self, items: Sequence[Item], *, mode: str, block: int, clock: float, progress: Progress | None = None
+    ) -> list[Record]:
+        """Answer the items and time them; `clock` is the run's start on `time.perf_counter()`."""
+
+
+def request_messages(prompt: Prompt, row: Example) -> list[Message]:
+    """The request for a row. A prompt of its own replaces the row's system message."""
+    own = [m for m in row.messages if m["role"] != "system"]
+    if prompt.examples or prompt.template is not None:
+        return prompt.messages(row.text, row.extra)
+    if prompt.system:
+        return [{"role": "system", "content": prompt.system}, *own]
+    return list(row.messages)
+
+
+@dataclass
+class System:
+    """An engine with the prompt that goes with it."""
+
+    side: str
+    engine: Engine
+    prompt: Prompt
+    max_tokens: int
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once that this system can take."""
+        return 1
+
+    def reset(self) -> None:
+        """Forget the prefix cache."""
+        self.engine.reset()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.engine.close()
+
+    def run_block(
+        self, items: Sequence[Item], *, mode: str, block: int, clock: float, progress: Progress | None = None
+    ) -> list[Record]:
+        """Answer the items one after the other."""
+        records = []
+        for request, number, row in items:
+            record = self.run(row, number, mode=mode, block=block, clock=clock)
+            record.extra["request"] = request
+            records.append(record)
+            if progress:
+                progress(record)
+        return records
+
+    def run(self, row: Example, number: int, *, mode: str, block: int, clock: float) -> Record:
+        """Answer one row and time it, from the messages to the last token; `clock` is the run's start."""
+        start = time.perf_counter()
+        ids = self.engine.prompt_ids(request_messages(self.prompt, row))
+        answer = self.engine.generate(ids, max_tokens=self.max_tokens, prefix_cache=mode == "cache on")
+        times = [t - start for t in answer.token_times]
+        return Record(
+            side=self.side,
+            mode=mode,
+            row=number,
+            block=block,
+            scheduled=start - clock,
+            start=start - clock,
+            token_times=times,
+            e2e=times[-1],
+            prompt_tokens=answer.prompt_tokens,
+            output_tokens=len(answer.ids),
+            cached_tokens=answer.cached,
+            text=answer.text,
+            finish=answer.finish,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the report says about this side."""
+        return {
+            "spec": self.engine.spec,
+            **self.engine.facts(),
+            "examples_in_prompt": len(self.prompt.examples),
+            "system_prompt": bool(self.prompt.system),
+        }
+
+
+def text_or_file(value: str | None) -> str | None:
+    """A prompt given as text, or as the path of a text file that exists."""
+    if value is None:
+        return None
+    if "\n" not in value and len(value) < 4096 and Path(value).is_file():
+        return read_text(Path(value)).strip()
+    return value

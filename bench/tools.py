@@ -1,0 +1,151 @@
+"""The tools below `unshot bench`: load, sweep, compare, golden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unshot.options import common
+
+if TYPE_CHECKING:
+    from unshot.console import Output
+
+OUT = click.option(
+    "--out", "final", type=click.Path(path_type=Path), required=True, help="Report directory to write."
+)
+
+
+def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The server and what is sent to it."""
+    for option in reversed(
+        (
+            click.argument("url"),
+            click.option("--model", default="default", help="Model name to ask for."),
+            click.option("--api", type=click.Choice(["chat", "completions"]), default="chat"),
+            click.option("--api-key-env", help="Environment variable that holds the API key."),
+            click.option("--data", type=click.Path(path_type=Path), help="Rows to send, taken in turn."),
+            click.option(
+                "--prompt", type=click.Path(path_type=Path), help="Few-shot examples before each row."
+            ),
+            click.option("--system", help="System prompt: text, or a text file."),
+            click.option(
+                "--prompt-words", default="64", help="Without --data: words a prompt, N or LOW-HIGH."
+            ),
+            click.option("--max-tokens", type=int, default=64, show_default=True),
+            click.option("--cache", type=click.Choice(["on", "off"]), default="on", show_default=True),
+            click.option("--timeout", type=float, default=120.0, help="Seconds until a request is given up."),
+            click.option("--tokenizer", help="Model directory whose tokenizer counts the answers."),
+            click.option("--slo", help="Goodput: e.g. ttft=200,tpot=50,e2e=2000 (milliseconds)."),
+            click.option("--seed", type=int, default=0),
+            click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists."),
+            OUT,
+        )
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@target_options
+@click.option(
+    "--load",
+    default="closed:1",
+    show_default=True,
+    help="closed:N, constant:RATE, poisson:RATE, gamma:RATE:CV or trace:FILE.",
+)
+@click.option("--requests", type=int, default=100, show_default=True)
+@click.option("--warm-up", type=int, default=4, show_default=True, help="Requests before measuring.")
+@click.option("--processes", type=int, default=1, show_default=True, help="Client processes.")
+@common
+def load(out: Output, **options: Any) -> None:
+    """Drive the server at URL (http://HOST:PORT/v1) with one load and report its figures.
+
+    Latencies count from the scheduled time. Exit code 1 where the client itself was the bottleneck.
+    """
+    from bench.single import load_run
+    from bench.single_page import load_summary
+    from unshot.errors import GateError
+
+    report = load_run(options, out)
+    out.result({"out": str(options["final"]), **report}, *load_summary(report))
+    if not report["client"]["valid"]:
+        raise GateError(f"invalid run: {'; '.join(report['client']['reasons'])}")
+
+
+@click.command()
+@target_options
+@click.option("--concurrencies", default="1,2,4,8,16", show_default=True, help="Closed loop steps.")
+@click.option("--requests", type=int, default=50, show_default=True, help="Requests a step, at least.")
+@common
+def sweep(out: Output, **options: Any) -> None:
+    """Raise the load on the server at URL step by step and find the knee of throughput against latency."""
+    from bench.single import sweep_run
+    from bench.single_page import sweep_summary
+
+    report = sweep_run(options, out)
+    out.result({"out": str(options["final"]), **report}, *sweep_summary(report))
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--side", type=click.Choice(["baseline", "candidate"]), default="candidate", show_default=True)
+@click.option(
+    "--threshold", type=float, default=0.05, show_default=True, help="Slower by more than this share."
+)
+@click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Also write Markdown.")
+@common
+def compare(
+    old: Path, new: Path, side: str, threshold: float, junit: Path | None, markdown: Path | None, out: Output
+) -> None:
+    """Compare two report directories: exit code 1 where NEW is slower, dearer or worse than OLD."""
+    from bench.history import compare_reports, compare_summary, to_junit, to_markdown
+    from unshot.errors import GateError
+    from unshot.manifest import write_text
+
+    result = compare_reports(old, new, side=side, threshold=threshold)
+    if junit:
+        write_text(junit, to_junit(result))
+    if markdown:
+        write_text(markdown, to_markdown(result))
+    out.result(result, *compare_summary(result))
+    worse = [row["name"] for row in result["rows"] if row["verdict"] == "regression"]
+    if worse:
+        raise GateError(f"{new} is worse than {old}: {', '.join(worse)}")
+
+
+@click.command(hidden=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=int, default=0, help="0: any free port, printed on stdout.")
+@click.option("--ttft-ms", type=float, default=20.0, show_default=True)
+@click.option("--itl-ms", type=float, default=5.0, show_default=True)
+@click.option("--tokens", type=int, default=20, show_default=True)
+@click.option("--per-chunk", type=int, default=1, show_default=True, help="Tokens a chunk.")
+@click.option("--fault", help="Scripted failure; see docs/bench.md.")
+@click.option(
+    "--every", type=int, default=1, show_default=True, help="The fault hits each so-many-th request."
+)
+@click.option("--stall-ms", type=float, default=1000.0, show_default=True)
+@click.option("--retry-after", type=int, default=1, show_default=True)
+@common
+def golden(host: str, port: int, out: Output, **script: Any) -> None:
+    """Serve scripted answers on a real socket until Ctrl-C."""
+    import asyncio
+    import gc
+    from contextlib import suppress
+
+    from bench.golden import Golden, Script
+    from unshot.errors import InputError
+
+    if script["tokens"] < 1 or script["per_chunk"] < 1 or script["every"] < 1:
+        raise InputError("--tokens, --per-chunk and --every must be at least 1")
+    if min(script["ttft_ms"], script["itl_ms"], script["stall_ms"]) < 0:
+        raise InputError("delays must not be negative")
+    server = Golden(Script(**script))
+    gc.disable()  # nothing here makes cycles, and a collection would delay every stream
+    with suppress(KeyboardInterrupt):
+        asyncio.run(server.serve(host, port, lambda p: print(f"http://{host}:{p}/v1", flush=True)))

@@ -1,0 +1,210 @@
+"""What an engine is, and how one is opened from its spec."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from unshot.data import Message
+from unshot.errors import InputError, OutsideError, nearest
+
+# kind -> (module, class)
+KINDS = {
+    "gguf": ("unshot.engines.gguf", "GgufEngine"),
+    "onnx": ("unshot.engines.onnx", "OnnxEngine"),
+    "torch": ("unshot.engines.torch", "TorchEngine"),
+}
+
+
+@dataclass
+class Generation:
+    """One greedy answer. Times are seconds on `time.perf_counter()`'s clock.
+
+    `token_times` holds when each id of `ids` was known, the stop token's included (`ids` keeps it, `text` does
+    not). `cached` prompt tokens came out of the KV cache, the others were computed.
+    """
+
+    prompt_tokens: int
+    cached: int
+    ids: list[int]
+    text: str
+    start: float
+    token_times: list[float]
+    finish: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ttft(self) -> float:
+        """Seconds from start to the first token; NaN where none came."""
+        return self.token_times[0] - self.start if self.token_times else float("nan")
+
+    @property
+    def e2e(self) -> float:
+        """Seconds from start to the last token; NaN where none came."""
+        return self.token_times[-1] - self.start if self.token_times else float("nan")
+
+
+class Engine(ABC):
+    """A loaded model. Not safe for use by several threads at once."""
+
+    kind: str = ""
+
+    def __init__(self, target: str, *, threads: int | None = None) -> None:
+        self.target = target
+        self.threads = threads or usable_cores()
+
+    @property
+    def spec(self) -> str:
+        """`kind:target`, as `open_engine` takes it."""
+        return f"{self.kind}:{self.target}"
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What a report says about the engine: library, version, precision, threads, files."""
+
+    @abstractmethod
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of `text`; special tokens written in it count as such, none are added."""
+
+    @abstractmethod
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+
+    @abstractmethod
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt text up to where the assistant starts to answer, by the model's own chat template."""
+
+    @abstractmethod
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Next-token logits at every position, float32, shape `(len(ids), vocabulary)`; forgets the KV cache."""
+
+    @property
+    @abstractmethod
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget the KV cache."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the model. The engine is not used after that."""
+
+    @abstractmethod
+    def _prefill(self, ids: Sequence[int], keep: int) -> int:
+        """Keep the first `keep` cached positions, run the rest of `ids`, return the greedy next id."""
+
+    @abstractmethod
+    def _step(self, token: int) -> int:
+        """Run one more token, return the greedy next id."""
+
+    @abstractmethod
+    def _cached_ids(self) -> Sequence[int]:
+        """The ids whose keys and values are in the cache, in order."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the rendered prompt."""
+        return self.tokenize(self.render(messages))
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stop_ids: Collection[int] | None = None,
+        prefix_cache: bool = True,
+    ) -> Generation:
+        """Decode greedily until a stop id or `max_tokens`.
+
+        `prefix_cache` reuses the longest prefix shared with what the cache holds (at least the last prompt token
+        is always computed); without it the cache is emptied first. `stop_ids` default to the model's own.
+        """
+        if not ids:
+            raise InputError("an empty prompt cannot be run; give at least one token")
+        if max_tokens < 1:
+            raise InputError(f"max_tokens is {max_tokens}; it must be at least 1")
+        stops = self.stop_ids if stop_ids is None else frozenset(stop_ids)
+        start = time.perf_counter()
+        self._make_room(len(ids) + max_tokens)
+        if prefix_cache:
+            keep = min(common_prefix(self._cached_ids(), ids), len(ids) - 1)
+        else:
+            self.reset()
+            keep = 0
+        token = self._prefill(ids, keep)
+        out, times = [token], [time.perf_counter()]
+        while token not in stops and len(out) < max_tokens:
+            token = self._step(token)
+            out.append(token)
+            times.append(time.perf_counter())
+        stopped = token in stops
+        text = self.detokenize(out[:-1] if stopped else out)
+        return Generation(len(ids), keep, out, text, start, times, "stop" if stopped else "length")
+
+    @abstractmethod
+    def _make_room(self, tokens: int) -> None:
+        """Make sure that `tokens` positions fit; `InputError` where the model cannot hold them."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    size = min(len(a), len(b))
+    if not size:
+        return 0
+    differ = np.flatnonzero(np.asarray(a[:size]) != np.asarray(b[:size]))
+    return int(differ[0]) if len(differ) else size
+
+
+def parse_spec(spec: str) -> tuple[str, str]:
+    """`gguf:PATH` as `("gguf", "PATH")`. Raises `InputError` for an unknown kind or an empty target."""
+    kind, colon, target = spec.partition(":")
+    if not colon:
+        raise InputError(
+            f"`{spec}` is no system; give KIND:PATH, e.g. gguf:model.gguf (kinds: {', '.join(KINDS)})"
+        )
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of system `{kind}` in `{spec}`; {nearest(kind, KINDS)}")
+    if not target:
+        raise InputError(f"`{spec}` names no model; give {kind}:PATH")
+    return kind, target
+
+
+def open_engine(spec: str, *, threads: int | None = None) -> Engine:
+    """Load the model that `spec` names.
+
+    `threads` defaults to the usable cores. Raises `InputError` for a bad spec or file, `OutsideError` where the
+    engine's library is missing.
+    """
+    kind, target = parse_spec(spec)
+    module, name = KINDS[kind]
+    try:
+        engine: Engine = getattr(importlib.import_module(module), name)(target, threads=threads)
+    except ImportError as error:
+        raise OutsideError(
+            f"{spec}: the engine's library is missing ({error}); pip install 'unshot[bench,export]'"
+        ) from None
+    return engine

@@ -1,0 +1,219 @@
+"""GGUF files on llama.cpp, by the C interface that llama-cpp-python ships.
+
+The C interface and not the package's `Llama` class: what is cached, when it is dropped and when a token is known
+are then exactly what this file says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as lib
+import numpy as np
+
+from unshot.data import Message
+from unshot.engines.base import Engine
+from unshot.engines.template import ChatTemplate
+from unshot.errors import InputError, OutsideError
+
+BATCH = 2048
+MICRO_BATCH = 512
+CONTEXT_STEP = 1024
+MAGIC = b"GGUF"
+
+
+@lib.llama_log_callback
+def _silent(level: int, text: bytes, data: Any) -> None:
+    """llama.cpp logs nothing: stderr is unshot's own."""
+
+
+_started = False
+
+
+def _start_library() -> None:
+    global _started
+    if not _started:
+        lib.llama_log_set(_silent, ctypes.c_void_p(0))
+        lib.llama_backend_init()
+        _started = True
+
+
+class GgufEngine(Engine):
+    """A GGUF model with one sequence of KV cache, greedy decoding."""
+
+    kind = "gguf"
+
+    def __init__(self, target: str, *, threads: int | None = None) -> None:
+        super().__init__(target, threads=threads)
+        self.path = Path(target).expanduser()
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such file; give a .gguf file")
+        with self.path.open("rb") as handle:
+            if handle.read(4) != MAGIC:
+                raise InputError(f"{self.path}: not a GGUF file (it does not start with GGUF)")
+        _start_library()
+        self._model: Any = lib.llama_model_load_from_file(
+            str(self.path).encode(), lib.llama_model_default_params()
+        )
+        if not self._model:
+            raise InputError(
+                f"{self.path}: llama.cpp cannot load it; the file is damaged or of an unknown kind"
+            )
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
+        self.trained_context = int(lib.llama_model_n_ctx_train(self._model))
+        self._context: Any = None
+        self.context_size = 0
+        self._ids: list[int] = []
+
+    def facts(self) -> dict[str, Any]:
+        buffer = ctypes.create_string_buffer(256)
+        lib.llama_model_desc(self._model, buffer, 256)
+        return {
+            "engine": "llama.cpp",
+            "library": f"llama-cpp-python {metadata.version('llama-cpp-python')}",
+            "model": buffer.value.decode(errors="replace"),
+            "parameters": int(lib.llama_model_n_params(self._model)),
+            "bytes": self.path.stat().st_size,
+            "threads": self.threads,
+            "device": "gpu" if lib.llama_supports_gpu_offload() else "cpu",
+        }
+
+    def tokenize(self, text: str) -> list[int]:
+        raw = text.encode()
+        room = len(raw) + 8
+        ids = (lib.llama_token * room)()
+        count = lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, False, True)
+        if count < 0:
+            raise OutsideError(f"{self.path}: llama.cpp could not tokenize a text of {len(raw)} bytes")
+        return list(ids[:count])
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return b"".join(self._piece(i, special=False) for i in ids).decode(errors="replace")
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        buffer = ctypes.create_string_buffer(64)
+        size = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        if size < 0:
+            buffer = ctypes.create_string_buffer(-size)
+            size = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, special)
+        return bytes(buffer.raw[:size])
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        source = lib.llama_model_chat_template(self._model, None)
+        if not source:
+            raise InputError(f"{self.path}: the file has no chat template; use an instruct model")
+        tokens = {}
+        for name, token in (
+            ("bos", lib.llama_vocab_bos(self._vocab)),
+            ("eos", lib.llama_vocab_eos(self._vocab)),
+        ):
+            tokens[name] = self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
+        return ChatTemplate(source.decode(), **tokens)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return self._template.render(messages)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
+        return frozenset(i for i in range(self.vocabulary) if lib.llama_vocab_is_eog(self._vocab, i))
+
+    def _make_room(self, tokens: int) -> None:
+        if self._context is not None and tokens <= self.context_size:
+            return
+        if tokens > self.trained_context:
+            raise InputError(
+                f"{self.path}: the request needs {tokens} tokens, the model holds {self.trained_context}; "
+                "shorten the prompt or --max-tokens"
+            )
+        self._free_context()
+        size = min(-(-tokens // CONTEXT_STEP) * CONTEXT_STEP, self.trained_context)
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch = size, BATCH, MICRO_BATCH
+        params.n_threads = params.n_threads_batch = self.threads
+        self._context = lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise OutsideError(f"{self.path}: llama.cpp could not make a context of {size} tokens (memory?)")
+        self.context_size = int(lib.llama_n_ctx(self._context))
+        self._memory = lib.llama_get_memory(self._context)
+        self._ids = []
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        self._make_room(len(ids))
+        self.reset()
+        rows = np.empty((len(ids), self.vocabulary), dtype=np.float32)
+        batch = lib.llama_batch_init(MICRO_BATCH, 0, 1)
+        try:
+            for begin in range(0, len(ids), MICRO_BATCH):
+                chunk = ids[begin : begin + MICRO_BATCH]
+                batch.n_tokens = len(chunk)
+                for i, token in enumerate(chunk):
+                    batch.token[i], batch.pos[i], batch.logits[i] = token, begin + i, 1
+                    batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+                self._decode(batch)
+                table = lib.llama_get_logits(self._context)
+                rows[begin : begin + len(chunk)] = np.ctypeslib.as_array(
+                    table, shape=(len(chunk), self.vocabulary)
+                )
+        finally:
+            lib.llama_batch_free(batch)
+            self.reset()
+        return rows
+
+    def _cached_ids(self) -> Sequence[int]:
+        return self._ids
+
+    def _prefill(self, ids: Sequence[int], keep: int) -> int:
+        if not lib.llama_memory_seq_rm(self._memory, 0, keep, -1):
+            # A recurrent memory cannot drop its tail: nothing of it can be kept.
+            self.reset()
+            keep = 0
+        self._ids = list(ids[:keep])
+        token = -1
+        for begin in range(keep, len(ids), BATCH):
+            token = self._run(ids[begin : begin + BATCH])
+        return token
+
+    def _step(self, token: int) -> int:
+        return self._run([token])
+
+    def _run(self, ids: Sequence[int]) -> int:
+        array = (lib.llama_token * len(ids))(*ids)
+        self._decode(lib.llama_batch_get_one(array, len(ids)))
+        self._ids.extend(ids)
+        last = lib.llama_get_logits_ith(self._context, -1)
+        return int(np.ctypeslib.as_array(last, shape=(self.vocabulary,)).argmax())
+
+    def _decode(self, batch: Any) -> None:
+        status = lib.llama_decode(self._context, batch)
+        if status != 0:
+            self.reset()
+            raise OutsideError(f"{self.path}: llama.cpp's decode failed with status {status}")
+
+    def reset(self) -> None:
+        if self._context is not None:
+            lib.llama_memory_clear(self._memory, True)
+        self._ids = []
+
+    def _free_context(self) -> None:
+        if self._context is not None:
+            lib.llama_free(self._context)
+            self._context = None
+            self._ids = []
+
+    def close(self) -> None:
+        self._free_context()
+        if self._model is not None:
+            lib.llama_model_free(self._model)
+            self._model = None
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()

@@ -1,0 +1,176 @@
+"""ONNX decoder graphs with past keys and values (optimum's layout) on ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from unshot.chat import Chat, load_tokenizer
+from unshot.data import Message
+from unshot.engines.base import Engine
+from unshot.errors import InputError, OutsideError
+
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class OnnxEngine(Engine):
+    """A graph `input_ids, attention_mask[, position_ids], past_key_values.* -> logits, present.*`, batch 1, greedy.
+
+    Keys and values stay on the device between steps. The cropped prefix is kept as a snapshot, so that requests
+    with one shared prefix do not copy it again.
+    """
+
+    kind = "onnx"
+
+    def __init__(self, target: str, *, threads: int | None = None) -> None:
+        super().__init__(target, threads=threads)
+        path = Path(target).expanduser()
+        self.path = path if path.is_file() else _find_graph(path)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = self.threads
+        # The other system of an A/B run must find the cores free.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        providers = [p for p in wanted if p in ort.get_available_providers()]
+        try:
+            self._session: Any = ort.InferenceSession(str(self.path), options, providers=providers)
+        except Exception as error:  # ONNX Runtime raises its own kinds for damaged graphs
+            raise InputError(f"{self.path}: ONNX Runtime cannot load it ({str(error)[:160]})") from None
+        self.device = "cuda" if "CUDAExecutionProvider" in self._session.get_providers() else "cpu"
+        self._inputs = {i.name: i for i in self._session.get_inputs()}
+        self._past = [n for n in self._inputs if n.startswith("past_key_values.")]
+        if "input_ids" not in self._inputs or not self._past:
+            raise InputError(
+                f"{self.path}: not a decoder graph with past keys and values (inputs: "
+                f"{', '.join(list(self._inputs)[:5])}); export with `unshot export --to onnx:fp32`"
+            )
+        self._present = [n.replace("past_key_values.", "present.") for n in self._past]
+        self._chat = Chat(load_tokenizer(self.path.parent))
+        self._config = json.loads((self.path.parent / "config.json").read_text(encoding="utf-8"))
+        self._empty = [self._empty_past(name) for name in self._past]
+        self._ids: list[int] = []
+        self._kv: list[Any] = self._empty
+        self._snapshot: tuple[list[int], list[Any]] = ([], self._empty)
+
+    def _empty_past(self, name: str) -> Any:
+        info = self._inputs[name]
+        shape = [d if isinstance(d, int) else 1 if i == 0 else 0 for i, d in enumerate(info.shape)]
+        return self._value(np.zeros(shape, dtype=TYPES.get(info.type, np.float32)))
+
+    def _value(self, array: np.ndarray) -> Any:
+        return ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
+
+    def facts(self) -> dict[str, Any]:
+        files = [p for p in self.path.parent.glob(f"{self.path.name}*") if p.is_file()]
+        return {
+            "engine": "onnxruntime",
+            "library": f"onnxruntime {ort.__version__}",
+            "model": f"{self._config.get('model_type')} {self.path.name}",
+            "bytes": sum(p.stat().st_size for p in files),
+            "threads": self.threads,
+            "device": self.device,
+            "providers": self._session.get_providers(),
+        }
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(self._chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._chat.decode(ids)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return self._chat.render(messages)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
+        own = self._config.get("eos_token_id")
+        more = own if isinstance(own, list) else [own] if own is not None else []
+        return frozenset([self._chat.end, *more])
+
+    def _make_room(self, tokens: int) -> None:
+        room = int(self._config.get("max_position_embeddings") or 0)
+        if room and tokens > room:
+            raise InputError(
+                f"{self.path}: the request needs {tokens} tokens, the model holds {room}; "
+                "shorten the prompt or --max-tokens"
+            )
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        self.reset()
+        table = self._forward(list(ids))[0]
+        self.reset()
+        return np.asarray(table, dtype=np.float32)
+
+    def _cached_ids(self) -> Sequence[int]:
+        return self._ids
+
+    def _prefill(self, ids: Sequence[int], keep: int) -> int:
+        if keep < len(self._ids):
+            snapshot_ids, snapshot = self._snapshot
+            if len(snapshot_ids) != keep or snapshot_ids != list(ids[:keep]):
+                snapshot = [self._value(_crop(v.numpy(), keep)) for v in self._kv] if keep else self._empty
+                self._snapshot = (list(ids[:keep]), snapshot)
+            self._kv, self._ids = snapshot, list(ids[:keep])
+        return int(self._forward(list(ids[keep:]))[0, -1].argmax())
+
+    def _step(self, token: int) -> int:
+        return int(self._forward([token])[0, -1].argmax())
+
+    def _forward(self, ids: list[int]) -> np.ndarray:
+        total = len(self._ids) + len(ids)
+        binding = self._session.io_binding()
+        feeds = {
+            "input_ids": np.array([ids], dtype=np.int64),
+            "attention_mask": np.ones((1, total), dtype=np.int64),
+            "position_ids": np.arange(len(self._ids), total, dtype=np.int64)[None],
+        }
+        for name, value in feeds.items():
+            if name in self._inputs:
+                binding.bind_cpu_input(name, value)
+        for name, past in zip(self._past, self._kv, strict=True):
+            binding.bind_ortvalue_input(name, past)
+        binding.bind_output("logits", "cpu")
+        for name in self._present:
+            binding.bind_output(name, self.device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            self.reset()
+            raise OutsideError(f"{self.path}: ONNX Runtime failed ({str(error)[:160]})") from None
+        outputs = binding.get_outputs()
+        self._kv = list(outputs[1:])
+        self._ids.extend(ids)
+        table: np.ndarray = outputs[0].numpy()
+        return table
+
+    def reset(self) -> None:
+        self._ids, self._kv, self._snapshot = [], self._empty, ([], self._empty)
+
+    def close(self) -> None:
+        self._session = None
+        self._kv = self._empty = []
+
+
+def _crop(values: np.ndarray, keep: int) -> np.ndarray:
+    """The first `keep` positions of keys or values, shape `(1, heads, positions, width)`."""
+    return np.ascontiguousarray(values[:, :, :keep])
+
+
+def _find_graph(folder: Path) -> Path:
+    """The graph in a directory: `model.onnx`, else the only `.onnx` file."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such file or directory; give an ONNX file or its directory")
+    graphs = sorted(folder.glob("*.onnx"))
+    if folder / "model.onnx" in graphs:
+        return folder / "model.onnx"
+    if len(graphs) == 1:
+        return graphs[0]
+    found = ", ".join(g.name for g in graphs[:5]) or "none"
+    raise InputError(f"{folder}: no model.onnx there (.onnx files: {found}); name the file")

@@ -1,0 +1,119 @@
+"""Hugging Face directories on PyTorch, with transformers' own cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from unshot.chat import Chat, load_tokenizer
+from unshot.data import Message
+from unshot.engines.base import Engine
+from unshot.errors import InputError
+from unshot.models import resolve
+
+
+class TorchEngine(Engine):
+    """A causal language model on CPU (float32) or CUDA (the checkpoint's precision), batch 1, greedy."""
+
+    kind = "torch"
+
+    def __init__(self, target: str, *, threads: int | None = None) -> None:
+        super().__init__(target, threads=threads)
+        source = resolve(target)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cpu":
+            torch.set_num_threads(self.threads)
+        self.dtype: Any = torch.float32 if self.device.type == "cpu" else "auto"
+        transformers.utils.logging.disable_progress_bar()
+        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            str(source.path), dtype=self.dtype, use_safetensors=True
+        )
+        self._model = self._model.to(self.device).eval()
+        self._chat = Chat(load_tokenizer(source.path))
+        self.vocabulary = int(self._model.config.vocab_size)
+        self._room = int(getattr(self._model.config, "max_position_embeddings", 0) or 0)
+        self._cache: Any = transformers.DynamicCache()
+        self._ids: list[int] = []
+
+    def facts(self) -> dict[str, Any]:
+        weights = list(self._model.parameters())
+        return {
+            "engine": "torch",
+            "library": f"torch {torch.__version__}, transformers {transformers.__version__}",
+            "model": f"{type(self._model).__name__} {str(weights[0].dtype).removeprefix('torch.')}",
+            "parameters": sum(p.numel() for p in weights),
+            "bytes": sum(p.numel() * p.element_size() for p in weights),
+            "threads": self.threads if self.device.type == "cpu" else None,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+        }
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(self._chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._chat.decode(ids)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return self._chat.render(messages)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
+        own = self._model.generation_config.eos_token_id
+        more = own if isinstance(own, list) else [own] if own is not None else []
+        return frozenset([self._chat.end, *more])
+
+    def _make_room(self, tokens: int) -> None:
+        if self._room and tokens > self._room:
+            raise InputError(
+                f"{self.target}: the request needs {tokens} tokens, the model holds {self._room}; "
+                "shorten the prompt or --max-tokens"
+            )
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        self.reset()
+        with torch.inference_mode():
+            out = self._model(torch.tensor([list(ids)], device=self.device), use_cache=False)
+        table: np.ndarray = out.logits[0].float().cpu().numpy()
+        return table
+
+    def _cached_ids(self) -> Sequence[int]:
+        return self._ids
+
+    def _prefill(self, ids: Sequence[int], keep: int) -> int:
+        if keep < len(self._ids):
+            if keep:
+                self._cache.crop(keep)
+                self._ids = self._ids[:keep]
+            else:
+                self.reset()
+        return self._run(list(ids[keep:]))
+
+    def _step(self, token: int) -> int:
+        return self._run([token])
+
+    def _run(self, ids: list[int]) -> int:
+        with torch.inference_mode():
+            out = self._model(
+                torch.tensor([ids], device=self.device),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        self._ids.extend(ids)
+        # .item() waits for the device, so that the time read after it is the token's.
+        return int(out.logits[0, -1].argmax().item())
+
+    def reset(self) -> None:
+        self._cache = transformers.DynamicCache()
+        self._ids = []
+
+    def close(self) -> None:
+        self._model = None
+        self.reset()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
