@@ -91,12 +91,12 @@ def test_splits_are_disjoint_stratified_and_independent_of_file_order() -> None:
     examples = [
         Example(({"role": "user", "content": f"text {i}"},), "ab"[i % 5 == 0], i + 1) for i in range(200)
     ]
-    examples += [Example(({"role": "user", "content": "TEXT  7"},), "b", 201)]
+    examples += [Example(({"role": "user", "content": "TEXT  7"},), "a", 201)]
     parts = split(examples, stratum=lambda e: e.answer)
     sets = [{normalised(e) for e in part} for part in (parts.train, parts.validation, parts.test)]
     assert [len(s) for s in sets] == [160, 20, 20]
     assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2]
-    assert sum(e.answer == "b" and e.line != 201 for e in parts.test) == 4
+    assert sum(e.answer == "b" for e in parts.test) == 4
     again = split(examples[::-1], stratum=lambda e: e.answer)
     assert {normalised(e) for e in again.test} == sets[2]
 

@@ -34,7 +34,7 @@ data = "data.jsonl"
 metric = "macro_f1"            # macro_f1, accuracy, exact_match, json_f1, rouge_l
 # target = 0.9                 # tuning stops when validation reaches it; the test split must reach it
 # For the plan's triage: what fails today, what the prompt reaches, how many labelled examples could be had.
-# fails = ["cost", "latency"]  # facts, format, jargon, reasoning, latency, cost
+# fails = ["cost", "latency"]  # facts, tools, format, jargon, reasoning, latency, cost
 # current = 0.8
 # examples_at_hand = 300
 
@@ -42,6 +42,7 @@ metric = "macro_f1"            # macro_f1, accuracy, exact_match, json_f1, rouge
 rate = 5.0                     # mean requests per second
 peak_factor = 2.0              # peak rate / mean rate
 # output_tokens = 40           # answer length where no answers are at hand
+offline = false                # true: answers may wait a day, so that batch prices apply
 
 [traffic.slo]                  # milliseconds at a percentile
 # ttft_ms = 500
@@ -59,6 +60,20 @@ api = "gpt-4o"
 model = "llama-3.1-8b"
 gpu = ["h100-sxm", "l4"]
 precision = "fp16"             # fp32, fp16, bf16, fp8, int8, int4
+
+[plan]                         # what the forecast assumes; dollars are US dollars
+examples = 300                 # labelled examples the tuned model needs
+labels_by = "expert"           # who writes the missing ones: expert, llm_reviewed
+# example_cost = 4.0           # $ per example; default by labels_by
+engineer_day = 800.0
+engineering_days = 10.0        # to the first deployment
+evaluation_answers = 200       # answers an expert judges before a release
+retrain_per_year = 4.0
+operations_days = 1.0          # per month, to run own GPUs
+min_replicas = 2               # kept up for availability
+adapters = 8                   # tuned tasks that share one base in the many-adapters option
+horizon_months = 12.0          # one-off costs are spread over these months
+# cheaper_api = "gpt-4o-mini"  # cheaper API model to compare with; "none" leaves it out
 
 [tune]
 method = "lora"                # lora, dora
