@@ -286,6 +286,12 @@ class Planner:
         wanted = self.case.candidate
         for gpu in wanted.gpu:
             device = catalog.gpu(gpu)
+            if self.settings.calibration is not None:
+                self.notes.append(
+                    f"efficiencies of {gpu} fitted to {self.settings.calibration}"
+                    if device.engine == "llamacpp"
+                    else f"efficiencies of {gpu} are the catalog's: {self.settings.calibration} was taken with llama.cpp"
+                )
             self.notes.append(machine(device, self._gpu_price(gpu))["line"])
             asked = catalog.precision(wanted.precision).name
             for cache in (False, True):
