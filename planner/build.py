@@ -77,7 +77,7 @@ class Planner:
 
     def __init__(self, case: Case, settings: Settings) -> None:
         self.case, self.settings = case, settings
-        self.long, self.short = case.long_prompt(), case.short_prompt()
+        self.long, self.short = case.long_prompt(), short_prompt(case)
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.counters: dict[str, Counter] = {}
@@ -286,6 +286,12 @@ class Planner:
         wanted = self.case.candidate
         for gpu in wanted.gpu:
             device = catalog.gpu(gpu)
+            if self.settings.calibration is not None:
+                self.notes.append(
+                    f"efficiencies of {gpu} fitted to {self.settings.calibration}"
+                    if device.engine == "llamacpp"
+                    else f"efficiencies of {gpu} are the catalog's: {self.settings.calibration} was taken with llama.cpp"
+                )
             self.notes.append(machine(device, self._gpu_price(gpu))["line"])
             asked = catalog.precision(wanted.precision).name
             for cache in (False, True):
@@ -552,6 +558,15 @@ def _baseline(case: Case) -> tuple[str | None, str | None]:
     raise InputError(
         "what runs today? give --baseline API_MODEL or --baseline-model OPEN_MODEL ([baseline] api or model)"
     )
+
+
+def short_prompt(case: Case) -> Prompt:
+    """The tuned model's prompt. Where the long one is a text with several slots, the input is all of them."""
+    short, template = case.short_prompt(), case.long_prompt().template
+    slots = list(dict.fromkeys(SLOT.findall(template))) if template else []
+    if len(slots) < 2:
+        return short
+    return Prompt(short.system, (), "\n\n".join("{{" + name + "}}" for name in slots))
 
 
 def read_inputs(path: Path, prompt: Prompt) -> list[Example]:

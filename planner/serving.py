@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,8 +119,8 @@ def serve(
         rate, [(float(p), float(o)) for p, o in usage.samples], cached_tokens=float(min(cached, shortest - 1))
     )
     options: dict[str, Any] = {}
-    if calibration is not None:
-        options["eff"] = _calibrated(calibration, device)
+    if calibration is not None and device.engine == "llamacpp":
+        options = {"eff": _calibrated(calibration, device.name), "engine": "llamacpp"}
     one = setup(model, device, precision, load, **options)
     sizing = gpus_needed(
         model,
@@ -161,7 +162,9 @@ def _elasticity(one: Setup, load: Load, name: str) -> float:
     return -math.log(after / before) / math.log(1.1) if before > 0 and after > 0 else 0.0
 
 
-def _calibrated(path: Path, device: Gpu) -> Any:
+@functools.cache
+def _calibrated(path: Path, gpu: str) -> Any:
+    """The efficiencies a bench report shows for its machine (benches run llama.cpp)."""
     from planner.fit import calibrate
 
-    return calibrate(path, device)
+    return calibrate(path, gpu=gpu)

@@ -229,6 +229,7 @@ class ApproximateCounter(Counter):
     def __init__(self, model: str, base: Callable[[str], float], base_name: str, base_error: float) -> None:
         family, facts = _family(model)
         self.ratio, self.overhead, self.fixed = facts["ratio"], facts["per_message"], facts["fixed"]
+        self.end = int(facts.get("answer_end", 1))
         self.base = base
         self.error = facts["error"] + base_error
         self.name = f"approximate ({family} family: {self.ratio:g} x {base_name})"
@@ -239,6 +240,9 @@ class ApproximateCounter(Counter):
         if count is None:
             count = self._counts[text] = round(self.ratio * self.base(text))
         return count
+
+    def answer(self, text: str) -> int:
+        return self.text(text) + self.end
 
     def _message(self, message: Message) -> int:
         return self.text(message["content"]) + int(self.overhead)
