@@ -99,9 +99,9 @@ class Engine:
         values: np.ndarray = np.load(target)
         return values
 
-    def generate(self, ids: Sequence[int], tokens: int, stop: Sequence[int]) -> list[int]:
-        """The greedy answer's token ids, without the stop token."""
-        found: list[int] = self._ask(do="generate", ids=list(ids), tokens=tokens, stop=list(stop))
+    def generate(self, prompt: int, tokens: int, stop: Sequence[int]) -> list[int]:
+        """The greedy answer to the first `prompt` tokens of the sequence last given to `logits`, without its end."""
+        found: list[int] = self._ask(do="generate", prompt=prompt, tokens=tokens, stop=list(stop))
         return found
 
     def _ask(self, **request: Any) -> Any:

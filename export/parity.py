@@ -20,8 +20,9 @@ from export.probes import probe_strings
 from export.source import Model
 from export.targets import Target
 
+BATCH = 8  # rows the reference runs together
 WINDOW = 48  # positions compared at the end of each prompt, besides those of the answer
-ANSWER_TOKENS = 24  # length of a greedy answer where the task does not say
+ANSWER_TOKENS = 16  # length of a greedy answer where the task does not say
 
 
 @dataclass
@@ -66,22 +67,28 @@ class Report:
 
 
 def expect(
-    model: Model, reference: Any, rows: int, folder: Path, tick: Callable[[], None] | None = None
+    model: Model, reference: Any, rows: int, folder: Path, tick: Callable[[int], None] | None = None
 ) -> list[Expected]:
     """The evaluated model's answers and logits on the first `rows` rows, kept as files in `folder`."""
-    tokens = answer_tokens(model)
-    found = []
-    for number, messages in enumerate(model.requests()[:rows]):
-        prompt = model.chat.prompt_ids(messages)
-        answer = reference.generate(prompt, tokens, [model.chat.end])
-        ids = prompt + answer
-        start = max(0, len(prompt) - WINDOW)
-        path = folder / f"expected-{number}.npy"
-        np.save(path, reference.logits(ids, start))
-        found.append(Expected(ids, len(prompt), answer, start, path))
+    prompts = [model.chat.prompt_ids(messages) for messages in model.requests()[:rows]]
+    found: list[Expected | None] = [None] * len(prompts)
+    # Neighbours in length share a batch, so that little of it is padding.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for begin in range(0, len(order), BATCH):
+        chosen = order[begin : begin + BATCH]
+        batch = [prompts[i] for i in chosen]
+        answers = reference.generate(batch, answer_tokens(model), model.chat.end)
+        whole = [p + a for p, a in zip(batch, answers, strict=True)]
+        starts = [max(0, len(p) - WINDOW) for p in batch]
+        for i, answer, ids, start, logits in zip(
+            chosen, answers, whole, starts, reference.logits(whole, starts), strict=True
+        ):
+            path = folder / f"expected-{i}.npy"
+            np.save(path, logits)
+            found[i] = Expected(ids, len(prompts[i]), answer, start, path)
         if tick:
-            tick()
-    return found
+            tick(len(chosen))
+    return [row for row in found if row is not None]
 
 
 def answer_tokens(model: Model) -> int:
@@ -197,7 +204,7 @@ def check_numbers(
         drift.add(
             reference, engine.logits(row.ids, row.start), np.array(row.ids[row.start + 1 :], dtype=np.int64)
         )
-        answer = engine.generate(row.ids[: row.prompt], answer_tokens(model), stop)
+        answer = engine.generate(row.prompt, answer_tokens(model), stop)
         answers.append(answer)
         greedy += same_answer(row, answer, reference, bounds.tie, model.chat.end)
         if tick:
