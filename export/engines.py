@@ -37,7 +37,7 @@ class Engine:
         self.kind, self.path = kind, path
         self.context, self.threads = context, threads or cores()
         self._folder = tempfile.TemporaryDirectory(prefix="unshot-parity-")
-        self._log = Path(self._folder.name, "log").open("w+b")
+        self._log = Path(self._folder.name, "log").open("w+b")  # noqa: SIM115 (closed by __exit__)
         self.info: dict[str, Any] = {}
 
     def __enter__(self) -> Engine:

@@ -135,7 +135,7 @@ def _gemma3(writer: Any, config: Config) -> None:
 def _phi3(writer: Any, config: Config) -> None:
     _shape(writer, config)
     settings = rope(config)
-    original = settings.get("original_max_position_embeddings", config["max_position_embeddings"])
+    original = int(settings.get("original_max_position_embeddings") or config["max_position_embeddings"])
     writer.add_rope_scaling_orig_ctx_len(original)
     share = settings.get("partial_rotary_factor", 1.0)
     writer.add_rope_dimension_count(int(share * config["hidden_size"]) // config["num_attention_heads"])

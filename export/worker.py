@@ -171,7 +171,7 @@ class OnnxEngine:
                 "template": text}  # fmt: skip
 
 
-ENGINES = {"gguf": LlamaEngine, "onnx": OnnxEngine}
+ENGINES: dict[str, Any] = {"gguf": LlamaEngine, "onnx": OnnxEngine}
 
 
 def main() -> None:
