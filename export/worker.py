@@ -29,7 +29,7 @@ class LlamaEngine:
             n_threads=threads,
             n_threads_batch=threads,
             logits_all=True,
-            verbose=False,
+            verbose=True,  # its chatter goes to the log, whose last lines explain a failure
         )
 
     def tokenize(self, text: str) -> list[int]:
