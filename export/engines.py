@@ -37,7 +37,7 @@ class Engine:
         self.kind, self.path = kind, path
         self.context, self.threads = context, threads or cores()
         self._folder = tempfile.TemporaryDirectory(prefix="unshot-parity-")
-        self._log = Path(self._folder.name, "log").open("w+b")
+        self._log = Path(self._folder.name, "log").open("w+b")  # noqa: SIM115 (closed by __exit__)
         self.info: dict[str, Any] = {}
 
     def __enter__(self) -> Engine:
@@ -99,9 +99,9 @@ class Engine:
         values: np.ndarray = np.load(target)
         return values
 
-    def generate(self, ids: Sequence[int], tokens: int, stop: Sequence[int]) -> list[int]:
-        """The greedy answer's token ids, without the stop token."""
-        found: list[int] = self._ask(do="generate", ids=list(ids), tokens=tokens, stop=list(stop))
+    def generate(self, prompt: int, tokens: int, stop: Sequence[int]) -> list[int]:
+        """The greedy answer to the first `prompt` tokens of the sequence last given to `logits`, without its end."""
+        found: list[int] = self._ask(do="generate", prompt=prompt, tokens=tokens, stop=list(stop))
         return found
 
     def _ask(self, **request: Any) -> Any:
@@ -134,5 +134,7 @@ class Engine:
 
 
 def cores() -> int:
-    """Usable CPU cores."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Usable CPU cores, or `OMP_NUM_THREADS` where that is fewer."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(usable, int(wanted)) if wanted.isdecimal() and int(wanted) else usable

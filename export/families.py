@@ -135,7 +135,7 @@ def _gemma3(writer: Any, config: Config) -> None:
 def _phi3(writer: Any, config: Config) -> None:
     _shape(writer, config)
     settings = rope(config)
-    original = settings.get("original_max_position_embeddings", config["max_position_embeddings"])
+    original = int(settings.get("original_max_position_embeddings") or config["max_position_embeddings"])
     writer.add_rope_scaling_orig_ctx_len(original)
     share = settings.get("partial_rotary_factor", 1.0)
     writer.add_rope_dimension_count(int(share * config["hidden_size"]) // config["num_attention_heads"])
@@ -175,21 +175,20 @@ def extra_tensors(config: Config) -> dict[str, list[float]]:
 
 def _llama3_factors(settings: Config, width: int) -> list[float]:
     """By how much each rotary frequency is slowed (Llama 3.1's scaling, transformers `_compute_llama3_parameters`)."""
-    import numpy as np
+    import torch
 
     base, factor = settings.get("rope_theta", 10000.0), settings.get("factor", 8.0)
     low, high = settings.get("low_freq_factor", 1.0), settings.get("high_freq_factor", 4.0)
     context = settings.get("original_max_position_embeddings", 8192)
-    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    frequencies = 1.0 / np.power(np.float32(base), exponents, dtype=np.float32)
+    frequencies = 1.0 / (base ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
     factors = []
-    for frequency in frequencies:
-        length = 2 * math.pi / float(frequency)
+    for frequency in frequencies:  # fp32 tensors, as llama.cpp's converter has them
+        length = 2 * math.pi / frequency
         if length < context / high:
             factors.append(1.0)
         elif length > context / low:
             factors.append(float(factor))
         else:
             smooth = (context / length - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
+            factors.append(float(1 / ((1 - smooth) / factor + smooth)))
     return factors

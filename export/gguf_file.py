@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,7 @@ def write_gguf(
     plan = tensor_plan(model, family, config, precision)
     vocabulary = read_vocabulary(folder, config["vocab_size"])
     writer = gguf.GGUFWriter(None, family.arch)
-    _general(writer, facts, plan)
+    _general(writer, facts, plan, safe_name(facts.name, vocabulary.tokens, family.arch))
     family.parameters(writer, config)
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -201,12 +202,24 @@ def _pad(handle: Any) -> None:
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
 
-def _general(writer: Any, facts: Facts, plan: list[Planned]) -> None:
+def safe_name(name: str, tokens: list[str], arch: str) -> str:
+    """`general.name` such that llama.cpp applies its Phi-3 token rules to Phi-3 tokenizers and to no other.
+
+    It looks for "phi-3" or "phi3" in the name, and fails to load the file where the tokens it then wants are missing.
+    """
+    named = any(mark in name.lower() for mark in ("phi-3", "phi3"))
+    has = {"<unk>", "<s>", "</s>", "<|endoftext|>"} <= set(tokens)
+    if arch == "phi3" and has:
+        return name if named else f"Phi-3 {name}"
+    return re.sub(r"(?i)phi-?3", "phi 3", name) if named else name
+
+
+def _general(writer: Any, facts: Facts, plan: list[Planned], name: str) -> None:
     import gguf
 
     total = sum(int(np.prod(t.shape, dtype=np.int64)) for t in plan if t.source)
     writer.add_type(gguf.GGUFType.MODEL)
-    writer.add_name(facts.name)
+    writer.add_name(name)
     writer.add_size_label(gguf.size_label(total, total, 0, 0))
     if facts.license:
         writer.add_license(facts.license.lower())

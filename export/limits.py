@@ -2,7 +2,7 @@
 
 The figures compare next-token distributions at the same positions of the same token sequences:
 `kl` mean Kullback-Leibler divergence in nats (reference to export), `top1` share of positions with the same most
-likely token, near-ties aside, `cosine` mean cosine of the logit vectors, `perplexity` ratio of the export's
+likely token, near-ties aside, `cosine` mean cosine of the centred logits, `perplexity` ratio of the export's
 perplexity on the text to the reference's, `greedy` share of equal greedy answers, near-ties aside, and `task` the
 loss in the task's score.
 """
@@ -49,8 +49,9 @@ LIMITS: dict[str, Limits] = {
         5e-3, 0.98, 0.9995, 1.02, 0.9, 0.02, 0.1, "weights keep 8 bits: relative error below 4e-3 per weight"
     ),
     "q8_0": Limits(
-        0.02, 0.97, 0.999, 1.03, 0.9, 0.03, 0.3,
-        "8 bits and one scale per 32 weights; published KL of q8_0 is near 1e-3, and small models lose more",
+        0.02, 0.97, 0.995, 1.03, 0.9, 0.03, 0.3,
+        "8 bits and one scale per 32 weights, activations too in llama.cpp; SmolLM2-135M, a hard case for its size, "
+        "shows KL 0.005 and cosine 0.9988",
     ),
 }  # fmt: skip
 # Four bits and fewer are for `--allow-drift` or for a search by task score; these catch a broken file.

@@ -33,8 +33,7 @@ class Drift:
         true, guess = log_softmax(expected), log_softmax(found)
         self.positions += len(expected)
         self.kl.extend(np.maximum((np.exp(true) * (true - guess)).sum(axis=1), 0.0).tolist())
-        norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-        self.cosine.extend(((expected * found).sum(axis=1) / np.maximum(norms, 1e-30)).tolist())
+        self.cosine.extend(cosine(expected, found).tolist())
         best, other = expected.argmax(axis=1), found.argmax(axis=1)
         rows = np.arange(len(expected))
         gaps = expected[rows, best] - expected[rows, other]
@@ -64,6 +63,14 @@ class Drift:
             "perplexity_reference": float(np.exp(self.reference_nll / self.tokens)) if self.tokens else None,
             "perplexity": ratio,
         }
+
+
+def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Row-wise cosine of logits less their mean: a constant added to all logits changes no probability."""
+    a = first - first.mean(axis=1, keepdims=True)
+    b = second - second.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / np.maximum(norms, 1e-30))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -17,33 +17,41 @@ class Reference:
 
     def __init__(self, net: Any) -> None:
         self.net = net.eval()
+        inner = net.get_base_model() if hasattr(net, "get_base_model") else net
+        self.body, self.head = inner.model, inner.get_output_embeddings()
+        self.softcap = getattr(inner.config, "final_logit_softcapping", None)
 
-    def logits(self, ids: Sequence[int], start: int = 0) -> np.ndarray:
-        """fp32 logits of positions `start:`, shape `(len(ids) - start, vocab)`."""
+    def logits(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[np.ndarray]:
+        """fp32 logits of each sequence from its start position on, shape `(len(ids) - start, vocab)` each."""
         import torch
 
+        width = max(len(ids) for ids in sequences)
+        # Padding on the right is never looked at by a causal model.
+        padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in sequences])
+        found = []
         with torch.inference_mode():
-            found = self.net(input_ids=torch.tensor([list(ids)]), logits_to_keep=len(ids) - start).logits
-        values: np.ndarray = found[0].float().numpy()
-        return values
+            hidden = self.body(input_ids=padded, use_cache=False).last_hidden_state
+            for row, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
+                values = self.head(hidden[row, start : len(ids)])
+                if self.softcap:
+                    values = torch.tanh(values / self.softcap) * self.softcap
+                found.append(values.float().numpy())
+        return found
 
-    def generate(self, ids: Sequence[int], tokens: int, stop: Sequence[int]) -> list[int]:
-        """The greedy answer's token ids, without the stop token."""
+    def generate(self, prompts: Sequence[Sequence[int]], tokens: int, end: int) -> list[list[int]]:
+        """The greedy answer's token ids to each prompt, without the end token."""
         import torch
 
-        answer: list[int] = []
+        width = max(len(ids) for ids in prompts)
+        padded = torch.tensor([[*[end] * (width - len(ids)), *ids] for ids in prompts])
+        mask = torch.tensor([[*[0] * (width - len(ids)), *[1] * len(ids)] for ids in prompts])
         with torch.inference_mode():
-            out = self.net(input_ids=torch.tensor([list(ids)]), use_cache=True, logits_to_keep=1)
-            while len(answer) < tokens:
-                best = int(out.logits[0, -1].argmax())
-                if best in stop:
-                    break
-                answer.append(best)
-                if len(answer) < tokens:
-                    out = self.net(
-                        input_ids=torch.tensor([[best]]), past_key_values=out.past_key_values, use_cache=True
-                    )
-        return answer
+            out = self.net.generate(
+                input_ids=padded, attention_mask=mask, max_new_tokens=tokens, do_sample=False,
+                eos_token_id=end, pad_token_id=end,
+            )  # fmt: skip
+        answers = [row[width:].tolist() for row in out]
+        return [a[: a.index(end)] if end in a else a for a in answers]
 
 
 def _transformers() -> Any:

@@ -107,7 +107,7 @@ def _write_and_check(
         with manifest.timed("reference"):
             net = reference.evaluated(model.base.path, model.adapter_path)
             bar = progress.add_task("the evaluated model", total=rows, note="")
-            expected = parity.expect(model, net, rows, scratch, lambda: progress.advance(bar))
+            expected = parity.expect(model, net, rows, scratch, lambda n: progress.advance(bar, n))
             del net
         for target in targets:
             bar = progress.add_task(f"check {target}", total=rows, note="")

@@ -29,7 +29,7 @@ class LlamaEngine:
             n_threads=threads,
             n_threads_batch=threads,
             logits_all=True,
-            verbose=False,
+            verbose=True,  # its chatter goes to the log, whose last lines explain a failure
         )
 
     def tokenize(self, text: str) -> list[int]:
@@ -51,9 +51,9 @@ class LlamaEngine:
         self.llama.eval(ids)
         return np.array(self.llama.scores[start : len(ids)], dtype=np.float32)
 
-    def generate(self, ids: list[int], tokens: int, stop: list[int]) -> list[int]:
-        self.llama.reset()
-        self.llama.eval(ids)
+    def generate(self, prompt: int, tokens: int, stop: list[int]) -> list[int]:
+        """Go on from the first `prompt` tokens of the sequence that `logits` was asked for last."""
+        self.llama.n_tokens = prompt
         answer: list[int] = []
         while len(answer) < tokens:
             best = int(np.argmax(self.llama.scores[self.llama.n_tokens - 1]))
@@ -99,6 +99,8 @@ class OnnxEngine:
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.folder = folder
+        self.last = np.zeros((0, 0), dtype=np.float32)
+        self.past: dict[str, np.ndarray] = {}
 
     def tokenize(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
@@ -136,11 +138,13 @@ class OnnxEngine:
         }
 
     def logits(self, ids: list[int], start: int) -> np.ndarray:
-        return self._step(ids, {})[0][start:].astype(np.float32)
+        self.last, self.past = self._step(ids, {})
+        return self.last[start:].astype(np.float32)
 
-    def generate(self, ids: list[int], tokens: int, stop: list[int]) -> list[int]:
+    def generate(self, prompt: int, tokens: int, stop: list[int]) -> list[int]:
+        """Go on from the first `prompt` tokens of the sequence that `logits` was asked for last."""
+        logits, past = self.last[:prompt], {k: v[:, :, :prompt] for k, v in self.past.items()}
         answer: list[int] = []
-        logits, past = self._step(ids, {})
         while len(answer) < tokens:
             best = int(np.argmax(logits[-1]))
             if best in stop:
@@ -167,7 +171,7 @@ class OnnxEngine:
                 "template": text}  # fmt: skip
 
 
-ENGINES = {"gguf": LlamaEngine, "onnx": OnnxEngine}
+ENGINES: dict[str, Any] = {"gguf": LlamaEngine, "onnx": OnnxEngine}
 
 
 def main() -> None:
