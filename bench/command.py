@@ -132,7 +132,7 @@ def bench(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from bench.cost import token_price
+    from bench.cost import plan_token_price, token_price
     from bench.measure import CACHE_OFF, CACHE_ON, MODES
     from bench.opening import Server
     from bench.pull_request import junit_report, markdown_report
@@ -184,6 +184,17 @@ def bench(
         raise InputError("no data; give --data, or `data` under [task] in the case file")
     if case.task.instruction is None and task_path is not None:
         case.task.instruction = read_task(task_path).instruction
+    prices = {
+        side: price
+        for side, price in (
+            ("baseline", token_price(baseline_token_price, "--baseline-token-price")),
+            ("candidate", token_price(candidate_token_price, "--candidate-token-price")),
+        )
+        if price is not None
+    }
+    if plan and baseline.startswith("http") and "baseline" not in prices:
+        planned = plan_token_price(plan)
+        prices.update({"baseline": planned} if planned else {})
     job = Job(
         baseline=baseline,
         candidate=candidate,
@@ -204,14 +215,7 @@ def bench(
         server=Server(
             {"baseline": baseline_model, "candidate": candidate_model}, api, api_key_env, timeout, tokenizer
         ),
-        token_prices={
-            side: price
-            for side, price in (
-                ("baseline", token_price(baseline_token_price, "--baseline-token-price")),
-                ("candidate", token_price(candidate_token_price, "--candidate-token-price")),
-            )
-            if price is not None
-        },
+        token_prices=prices,
         modes={"both": MODES, "on": (CACHE_ON,), "off": (CACHE_OFF,)}[cache],
         inputs=[p for p in (case.task.examples, task_path) if p is not None],
     )

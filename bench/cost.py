@@ -11,11 +11,6 @@ from typing import Any
 from unshot.data import read_text
 from unshot.errors import InputError
 
-# Amazon EC2 c7i.large: 2 vCPU, Linux on demand, us-east-1, $0.08925 an hour (list price, aws.amazon.com/ec2/pricing,
-# as of 2025-06). Used only where neither a flag nor a plan gives a price.
-CPU_PER_CORE_HOUR = 0.08925 / 2
-CPU_SOURCE = "EC2 c7i.large on demand, us-east-1, 2025-06, per core in use"
-
 
 @dataclass(frozen=True)
 class Price:
@@ -68,7 +63,14 @@ def machine_price(flag: float | None, plan: Path | None, cores: int) -> Price:
         return Price(flag, "--price-per-hour")
     if plan is not None:
         return _plan_price(plan)
-    return Price(CPU_PER_CORE_HOUR * cores, CPU_SOURCE)
+    from unshot.catalog import gpu
+
+    cpu = gpu("cpu")
+    assert cpu.price is not None
+    return Price(
+        cpu.price / cpu.cores * cores,
+        f"{cores} of the {cpu.cores} cores of {cpu.price_source}, {cpu.price_date}",
+    )
 
 
 def read_plan(plan: Path) -> dict[str, Any]:
@@ -85,10 +87,23 @@ def read_plan(plan: Path) -> dict[str, Any]:
 
 def _plan_price(plan: Path) -> Price:
     loaded = read_plan(plan)
-    for value in (loaded.get("price_per_hour"), loaded.get("bench", {}).get("price_per_hour")):
-        if isinstance(value, int | float) and value > 0:
-            return Price(float(value), f"plan {plan}")
-    raise InputError(f"{plan}: the plan holds no price per hour; pass --price-per-hour")
+    value = loaded.get("price_per_hour")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise InputError(f"{plan}: the plan holds no price per hour; pass --price-per-hour")
+    machine = (loaded.get("prices") or {}).get("machine") or {}
+    name = machine.get("title") or machine.get("name") or "the planned machine"
+    return Price(float(value), f"plan {plan.name}: {name}")
+
+
+def plan_token_price(plan: Path) -> TokenPrice | None:
+    """The price of the API that the plan has as baseline; None where it has none."""
+    api = (read_plan(plan).get("prices") or {}).get("api")
+    if not isinstance(api, dict):
+        return None
+    million = {k: float(api[f"{k}_per_token"]) * 1e6 for k in ("input", "output", "cached_input")}
+    return TokenPrice(
+        million["input"], million["output"], million["cached_input"], f"plan: {api.get('model')}"
+    )
 
 
 def costs(dollars: Sequence[float], correct_share: float | None) -> dict[str, Any]:

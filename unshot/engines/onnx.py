@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -37,8 +38,7 @@ class OnnxEngine(Engine):
         options.intra_op_num_threads = self.threads
         # The other system of an A/B run must find the cores free.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        providers = [p for p in wanted if p in ort.get_available_providers()]
+        providers = _providers()
         try:
             self._session: Any = ort.InferenceSession(str(self.path), options, providers=providers)
         except Exception as error:  # ONNX Runtime raises its own kinds for damaged graphs
@@ -156,6 +156,19 @@ class OnnxEngine(Engine):
     def close(self) -> None:
         self._session = None
         self._kv = self._empty = []
+
+
+def _providers() -> list[str]:
+    """CUDA where there is a driver for it, always the CPU."""
+    ort.set_default_logger_severity(4)
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ["CPUExecutionProvider"]
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA's libraries as torch's wheels bring them
+    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    return [p for p in wanted if p in ort.get_available_providers()]
 
 
 def _crop(values: np.ndarray, keep: int) -> np.ndarray:
