@@ -284,13 +284,14 @@ class Planner:
     def candidates(self) -> None:
         """Base and tuned options of the candidate model on each GPU asked for."""
         wanted = self.case.candidate
-        for gpu in wanted.gpu:
-            device = catalog.gpu(gpu)
+        for asked_gpu in wanted.gpu:
+            device = catalog.gpu(asked_gpu)
+            gpu = device.name
             if self.settings.calibration is not None:
                 self.notes.append(
                     f"efficiencies of {gpu} fitted to {self.settings.calibration}"
                     if device.engine == "llamacpp"
-                    else f"efficiencies of {gpu} are the catalog's: {self.settings.calibration} was taken with llama.cpp"
+                    else f"efficiencies of {gpu} are the catalog's: the bench report was taken with llama.cpp"
                 )
             self.notes.append(machine(device, self._gpu_price(gpu))["line"])
             asked = catalog.precision(wanted.precision).name
@@ -340,13 +341,14 @@ class Planner:
                 self.tuned_api(cheaper, self.api(cheaper, baseline=False))
         else:
             assert model is not None
-            gpu = case.baseline.gpu or case.candidate.gpu[0]
+            gpu = catalog.gpu(case.baseline.gpu or case.candidate.gpu[0]).name
             precision = catalog.precision(case.baseline.precision or case.candidate.precision).name
             self.usage(model, self.long, "long", api=False)
+            mine = case.candidate
             if (model, gpu, precision) != (
-                case.candidate.model,
-                case.candidate.gpu[0],
-                case.candidate.precision,
+                mine.model,
+                catalog.gpu(mine.gpu[0]).name,
+                catalog.precision(mine.precision).name,
             ):
                 for cache in (False, True):
                     self.hosted(model, gpu, precision, tuned=False, prefix_cache=cache, baseline=True)
@@ -390,7 +392,7 @@ class Planner:
             self.warnings.append(
                 f"the cost answer is uncertain: tuning is cheaper in {uncertainty.cheaper:.0%} of the draws"
             )
-        first = case.candidate.gpu[0]
+        first = catalog.gpu(case.candidate.gpu[0]).name
         return Plan(
             case=case,
             rate=rate,
