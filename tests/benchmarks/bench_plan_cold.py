@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_plan_cold.py [--runs 15]
 
-Target: under 0.6 s for a case with an open model, torch never imported. Other load on the machine shows in the median;
-the smallest is the machine's own figure.
+Target: under 0.6 s, torch never imported. `first` counts tokens and reads prices anew (UNSHOT_NO_CACHE=1), `again` takes
+them over from an earlier run of the same case. Other load on the machine shows in the median; the smallest is the
+machine's own figure.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ ROOT = Path(__file__).parent.parent.parent
 TARGET_S = 0.6
 
 
-def timed(command: list[str], runs: int) -> dict[str, float]:
+def timed(command: list[str], runs: int, **extra: str) -> dict[str, float]:
     """Wall seconds (smallest and median) and CPU seconds (median) of a command."""
     wall, cpu = [], []
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNSHOT_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNSHOT_OFFLINE": "1", **extra}
     for _ in range(runs):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
@@ -64,15 +65,20 @@ def main() -> None:
     result: dict[str, object] = {"python -c pass": timed([sys.executable, "-c", "pass"], runs)}
     with tempfile.TemporaryDirectory() as folder:
         for name, command in files(Path(folder)).items():
-            result[name] = found = timed(command, runs)
+            first = timed(command, runs, UNSHOT_NO_CACHE="1")
+            again = timed(command, runs)
+            result[name] = {"first": first, "again": again}
             probe = [sys.executable, "-X", "importtime", *command[1:]]
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNSHOT_OFFLINE": "1"}
             text = subprocess.run(probe, cwd=ROOT, env=environment, capture_output=True, text=True).stderr
             modules = {line.rsplit("|", 1)[-1].strip() for line in text.splitlines() if "|" in line}
-            found["modules"] = float(len(modules))
+            result[f"{name}: modules"] = len(modules)
             heavy = sorted({"torch", "transformers", "onnxruntime", "scipy", "huggingface_hub"} & modules)
             result[f"{name}: heavy imports"] = heavy
-            result[f"{name}: under {TARGET_S} s"] = found["min_s"] < TARGET_S
+            result[f"{name}: under {TARGET_S} s"] = {
+                "first": first["min_s"] < TARGET_S,
+                "again": again["min_s"] < TARGET_S,
+            }
     print(json.dumps(result, indent=2))
 
 
