@@ -11,7 +11,12 @@ from unshot.manifest import Manifest
 from unshot.models import resolve
 from unshot.task import Task
 
-TEXTS = ["The supplier is not liable.", "Fees are due in 30 days.", "Either party may end it.", "Notice is sixty days."]
+TEXTS = [
+    "The supplier is not liable.",
+    "Fees are due in 30 days.",
+    "Either party may end it.",
+    "Notice is sixty days.",
+]
 
 
 def add_lora(base: Path, adapter: Path, *, seed: int = 1, **settings: Any) -> None:

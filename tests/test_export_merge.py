@@ -6,14 +6,16 @@ import json
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("peft")
+
+import torch
 
 from export import merge
 from export.adapter import load_adapter
 from export.merge import Merged
 from tests.export_cases import add_lora
-from tests.export_models import make
+from tests.tiny_models import make
 from unshot.errors import InputError
 
 KINDS = {
@@ -64,8 +66,9 @@ def test_equals_peft(bases, tmp_path, kind, dtype, monkeypatch) -> None:
         if dtype == "float32":
             torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-7, msg=name)
         else:
-            # peft rounds the sum to bf16 once; so do we when asked for bf16: at most one rounding apart.
-            torch.testing.assert_close(found, expected.float(), rtol=2**-7, atol=1e-4, msg=name)
+            # peft rounds to bf16 (embeddings twice), we keep fp32: at most a rounding apart.
+            atol = 2**-8 * float(expected.abs().max()) if name in ours.adapter.changed else 0.0
+            torch.testing.assert_close(found, expected.float(), rtol=2**-7, atol=atol, msg=name)
     changed = [n for n in reference if not torch.equal(ours.base[n].read().float(), ours.rows(n))]
     assert changed
 
