@@ -37,9 +37,12 @@ class Merged:
                     f"the adapter changes `{name}`, which the base does not have; it was trained on another base"
                 )
             shape = self.shape(name)
-            delta = self.adapter.deltas.get(name)
-            found = tuple(self.adapter.replaced[name].shape) if delta is None else delta_shape(delta)
-            if found != shape:
+            whole, delta = self.adapter.replaced.get(name), self.adapter.deltas.get(name)
+            shapes = [tuple(whole.shape)] if whole is not None else []
+            shapes += [delta_shape(delta)] if delta is not None else []
+            for found in shapes:
+                if found == shape:
+                    continue
                 raise InputError(
                     f"the adapter's `{name}` has shape {list(found)}, the base's {list(shape)}; it was trained on "
                     "another base"
@@ -69,9 +72,11 @@ class Merged:
 
     def rows(self, name: str, start: int = 0, stop: int | None = None) -> Any:
         """Rows `start:stop` of the merged tensor, fp32."""
+        # peft saves an adapted embedding's own weights beside its LoRA pair: both apply.
         if name in self.adapter.replaced:
-            return self.adapter.replaced[name][start:stop]
-        values = self.base[self._source(name)].read(start, stop).float()
+            values = self.adapter.replaced[name][start:stop]
+        else:
+            values = self.base[self._source(name)].read(start, stop).float()
         delta = self.adapter.deltas.get(name)
         if delta is not None:
             values = apply(values, delta, start, stop)

@@ -6,8 +6,8 @@ unmerged, fp32). A rung that fails is reported with what failed and where.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def check_tokens(model: Model, engine: Engine, report: Report) -> None:
 def composes(tokenizer: Any) -> bool:
     """Whether a fast tokenizer normalises text to NFC."""
     normalizer = tokenizer.backend_tokenizer.normalizer
-    return normalizer is not None and "\u00e9" == normalizer.normalize_str("e\u0301")
+    return normalizer is not None and normalizer.normalize_str("e\u0301") == "\u00e9"
 
 
 def check_special(model: Model, engine: Engine, path: Path, report: Report) -> None:
