@@ -66,7 +66,12 @@ class Load:
 
     @classmethod
     def of_samples(
-        cls, rate: float, samples: Sequence[tuple[float, float]], *, cached_tokens: float = 0.0, arrival_cv: float = 1.0
+        cls,
+        rate: float,
+        samples: Sequence[tuple[float, float]],
+        *,
+        cached_tokens: float = 0.0,
+        arrival_cv: float = 1.0,
     ) -> Load:
         """A load whose lengths are those of real requests, `(prompt tokens, output tokens)` each."""
         if not samples:
@@ -223,10 +228,10 @@ def setup(
     if efficiency_scale != 1.0:
         cost = cost.scaled(efficiency_scale)
     fitting = max_batch_by_memory(
-        arch, device, form, load.prompt_tokens + load.output_tokens, engine=engine,
+        arch, device, form, load.prompt_tokens + load.output_tokens * (1.0 + load.output_cv**2), engine=engine,
         tensor_parallel=tensor_parallel, shared=load.cached_tokens,
     )  # fmt: skip
-    each = cache_bytes(arch, form, load.prompt_tokens + load.output_tokens)
+    each = cache_bytes(arch, form, load.prompt_tokens + load.output_tokens * (1.0 + load.output_cv**2))
     return Setup(
         arch=arch,
         gpu=device,
@@ -277,9 +282,10 @@ def forecast_setup(one: Setup, load: Load) -> Forecast:
     reason = ""
     if one.max_batch < 1:
         room = one.gpu.memory * one.tensor_parallel
+        each = cache_bytes(one.arch, one.precision, load.prompt_tokens + load.output_tokens)
         reason = (
             f"{one.arch.name} in {one.precision.name} needs {weights / 1e9:.1f} GB for weights and a cache of "
-            f"{cache_bytes(one.arch, one.precision, load.prompt_tokens + load.output_tokens) / 1e9:.1f} GB per request; "
+            f"{each / 1e9:.1f} GB per request; "
             f"{one.gpu.name} has {room / 1e9:.1f} GB"
         )
     answer = queueing.respond(one.cost, shape, load.rate)
@@ -387,8 +393,14 @@ def _holds(one: Setup, shape: queueing.Shape, rates: np.ndarray, slo: Slo) -> np
 
 
 def _missed(idle: Forecast, slo: Slo) -> str:
-    pairs = (("TTFT", slo.ttft, idle.ttft), ("TPOT", slo.tpot, idle.tpot), ("end-to-end time", slo.e2e, idle.e2e))
+    pairs = (
+        ("TTFT", slo.ttft, idle.ttft),
+        ("TPOT", slo.tpot, idle.tpot),
+        ("end-to-end time", slo.e2e, idle.e2e),
+    )
     for name, target, value in pairs:
         if target is not None and value.p50 > target:
-            return f"{name} is {value.p50 * 1e3:.0f} ms on an idle server; the target is {target * 1e3:.0f} ms"
+            return (
+                f"{name} is {value.p50 * 1e3:.0f} ms on an idle server; the target is {target * 1e3:.0f} ms"
+            )
     return "no load meets the SLO"

@@ -97,7 +97,9 @@ def capacity(cost: StepCost, shape: Shape) -> Number:
     return np.where(shape.limit >= 1, inflow / seconds, 0.0)
 
 
-def respond(cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0)) -> Response:
+def respond(
+    cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0)
+) -> Response:
     """Latency at `rate` requests/s; infinite where the rate is at or above capacity."""
     cap = capacity(cost, shape)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -160,14 +162,19 @@ def respond(cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float
     idle = none_decoding * np.maximum(0.0, 1.0 - lam * served)
     held = order * spin / (1.0 - spin) * drift + lam * np.minimum(first, 1.0 / lam)
     wider = np.maximum(1.0 - (1.0 - spin) / clump, 1e-9)
-    full = _full(np.where(limit < 1.5, order, held * (1.0 - wider) / wider), np.where(limit < 1.5, spin, wider), rho, limit)
+    full = _full(
+        np.where(limit < 1.5, order, held * (1.0 - wider) / wider),
+        np.where(limit < 1.5, spin, wider),
+        rho,
+        limit,
+    )
     slot = (shape.arrival_cv2 + shape.output_cv2) / 2.0 / cap_safe(cap) / (1.0 - rho)
     idle = np.minimum(idle, 1.0 - full)
     seen = np.maximum(0.0, 1.0 - idle - full)
     work_var = (extra * np.sqrt(shape.work_cv2)) ** 2 + (1e-4 * alone) ** 2
     third_n = spread_n * np.maximum(2.0 * spread_n / np.maximum(batch, 1e-9) - 1.0, 0.0)
     parts = [(idle, alone, work_var, 0.0 * alone)]
-    for z, weight in ((-3.0**0.5, 1 / 6), (0.0, 2 / 3), (3.0**0.5, 1 / 6)):
+    for z, weight in ((-(3.0**0.5), 1 / 6), (0.0, 2 / 3), (3.0**0.5, 1 / 6)):
         present = np.clip(_pearson(batch, spread_n, third_n, z), 0.0, limit)
         own, wait, width, skew = _met(cost, shape, lam, idle, present, extra, hidden)
         parts.append((seen * weight, own + wait, width + work_var, skew))
@@ -291,7 +298,11 @@ def _full(order: Number, spin: Number, rho: Number, limit: Number) -> Number:
     """Probability that all `limit` slots are taken: negative binomial below, geometric above."""
     x = np.maximum(spin, 1e-12)
     log_pmf = (
-        _lgamma(limit + order) - _lgamma(order) - _lgamma(limit + 1.0) + order * np.log1p(-x) + limit * np.log(x)
+        _lgamma(limit + order)
+        - _lgamma(order)
+        - _lgamma(limit + 1.0)
+        + order * np.log1p(-x)
+        + limit * np.log(x)
     )
     tail = np.exp(np.minimum(log_pmf, 0.0)) / (1.0 - rho)
     mean = order * x / (1.0 - x)

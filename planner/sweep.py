@@ -91,6 +91,3 @@ def sweep(
         tuple(models), tuple(gpus), tuple(precisions), tuple(prompts), tuple(rates), percentile,
         grid["ttft"], grid["tpot"], grid["e2e"], grid["capacity"], grid["utilisation"], batch, needed,
     )  # fmt: skip
-
-
-

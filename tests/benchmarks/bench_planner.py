@@ -32,8 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    models = ["llama-2-7b", "llama-2-13b", "llama-3.1-8b", "mistral-7b", "mistral-nemo-12b", "qwen2.5-7b", "qwen2.5-14b",
-              "qwen3-8b", "gemma-2-9b", "phi-4"]  # fmt: skip
+    models = [
+        "llama-2-7b", "llama-2-13b", "llama-3.1-8b", "mistral-7b", "mistral-nemo-12b", "qwen2.5-7b", "qwen2.5-14b",
+        "qwen3-8b", "gemma-2-9b", "phi-4",
+    ]  # fmt: skip
     gpus = ["t4", "l4", "a10g", "l40s", "rtx-3090", "rtx-4090", "a40", "a100-sxm-80", "h100-sxm", "h200"]
     prompts, rates = list(np.linspace(200, 4000, 10)), list(np.geomspace(0.05, 200, 25))
     seconds, result = timed(
@@ -49,10 +51,16 @@ def main() -> None:
     seconds, _ = timed(lambda: forecast("llama-3.1-8b", "h100-sxm", "fp16", load))
     rows.append(("one forecast", 1, seconds, 0.05))
     if arguments.json:
-        print(json.dumps([{"what": w, "count": n, "seconds": s, "target_s": t} for w, n, s, t in rows], indent=2))
+        print(
+            json.dumps(
+                [{"what": w, "count": n, "seconds": s, "target_s": t} for w, n, s, t in rows], indent=2
+            )
+        )
         return
     for what, count, seconds, target in rows:
-        print(f"{what:32s} {count:9,d}  {seconds:8.3f} s  (target {target:g} s) {'ok' if seconds < target else 'SLOW'}")
+        print(
+            f"{what:32s} {count:9,d}  {seconds:8.3f} s  (target {target:g} s) {'ok' if seconds < target else 'SLOW'}"
+        )
 
 
 if __name__ == "__main__":
