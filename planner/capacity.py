@@ -228,10 +228,10 @@ def setup(
     if efficiency_scale != 1.0:
         cost = cost.scaled(efficiency_scale)
     fitting = max_batch_by_memory(
-        arch, device, form, load.prompt_tokens + load.output_tokens, engine=engine,
+        arch, device, form, load.prompt_tokens + load.output_tokens * (1.0 + load.output_cv**2), engine=engine,
         tensor_parallel=tensor_parallel, shared=load.cached_tokens,
     )  # fmt: skip
-    each = cache_bytes(arch, form, load.prompt_tokens + load.output_tokens)
+    each = cache_bytes(arch, form, load.prompt_tokens + load.output_tokens * (1.0 + load.output_cv**2))
     return Setup(
         arch=arch,
         gpu=device,
@@ -282,9 +282,10 @@ def forecast_setup(one: Setup, load: Load) -> Forecast:
     reason = ""
     if one.max_batch < 1:
         room = one.gpu.memory * one.tensor_parallel
+        each = cache_bytes(one.arch, one.precision, load.prompt_tokens + load.output_tokens)
         reason = (
             f"{one.arch.name} in {one.precision.name} needs {weights / 1e9:.1f} GB for weights and a cache of "
-            f"{cache_bytes(one.arch, one.precision, load.prompt_tokens + load.output_tokens) / 1e9:.1f} GB per request; "
+            f"{each / 1e9:.1f} GB per request; "
             f"{one.gpu.name} has {room / 1e9:.1f} GB"
         )
     answer = queueing.respond(one.cost, shape, load.rate)

@@ -47,7 +47,9 @@ def judge(rows: Sequence[Observation], hold_out: str = "none") -> list[Judged]:
 
     names = {key(r) for r in rows}
     if len(names) < 2:
-        raise InputError(f"all rows are of {hold_out} {names.pop()}; leaving one {hold_out} out needs two or more")
+        raise InputError(
+            f"all rows are of {hold_out} {names.pop()}; leaving one {hold_out} out needs two or more"
+        )
     fits = {name: fit_rows([r for r in rows if key(r) != name]) for name in names}
     return [Judged(r, predict(r, fits[key(r)].of(r))) for r in rows]
 
@@ -60,7 +62,7 @@ def validate(path: Path, hold_out: str = "none") -> dict[str, Any]:
     `worst`, the five rows furthest off.
     """
     judged = judge(read_published(path), hold_out)
-    table = [
+    table: list[dict[str, Any]] = [
         {
             "line": j.row.line,
             "model": j.row.arch.name,
@@ -86,4 +88,11 @@ def validate(path: Path, hold_out: str = "none") -> dict[str, Any]:
             "mean_error": float(errors.mean()),
         }
     worst = sorted(table, key=lambda row: -abs(row["error"]))[:5]
-    return {"file": str(path), "hold_out": hold_out, "unit": "tokens/s", "summary": summary, "worst": worst, "rows": table}
+    return {
+        "file": str(path),
+        "hold_out": hold_out,
+        "unit": "tokens/s",
+        "summary": summary,
+        "worst": worst,
+        "rows": table,
+    }

@@ -37,7 +37,10 @@ def _tables(report: dict[str, Any]) -> list[Any]:
 
     rows = Table(title=f"{report['file']}, hold-out: {report['hold_out']}")
     for name in ("line", "model", "GPU", "precision", "in", "out", "what", "measured", "forecast", "error"):
-        rows.add_column(name, justify="right" if name in {"line", "in", "out", "measured", "forecast", "error"} else "left")
+        rows.add_column(
+            name,
+            justify="right" if name in {"line", "in", "out", "measured", "forecast", "error"} else "left",
+        )
     for row in report["rows"]:
         gpu = row["gpu"] if row["tensor_parallel"] == 1 else f"{row['tensor_parallel']} x {row['gpu']}"
         rows.add_row(

@@ -1,0 +1,166 @@
+"""Validation against published rows, refusals of bad files, and calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from planner.fit import calibrate
+from planner.published import predict, read_published
+from planner.roofline import cost_of, efficiency
+from planner.validate import judge, validate
+from planner.validate_command import validate_command
+from unshot import catalog
+from unshot.errors import InputError
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "data" / "published"
+TRT, LLAMACPP = PUBLISHED / "trtllm_v0.14_throughput.csv", PUBLISHED / "llamacpp_single_stream.csv"
+needs_data = pytest.mark.skipif(not TRT.is_file(), reason=f"published measurements are not at {PUBLISHED}")
+
+
+@needs_data
+@pytest.mark.parametrize("hold_out", ["gpu", "model", "none"])
+def test_throughput_rows_left_out(hold_out: str) -> None:
+    summary = validate(TRT, hold_out)["summary"]["throughput"]
+    assert summary["rows"] == 54
+    assert summary["median_abs_error"] < 0.10
+    assert summary["p90_abs_error"] < 0.30
+
+
+@needs_data
+@pytest.mark.parametrize("hold_out", ["gpu", "none"])
+def test_single_stream_rows_left_out(hold_out: str) -> None:
+    summary = validate(LLAMACPP, hold_out)["summary"]
+    assert summary["decode"]["median_abs_error"] < 0.12
+    assert summary["prefill"]["median_abs_error"] < 0.25
+
+
+@needs_data
+def test_one_model_cannot_be_left_out() -> None:
+    with pytest.raises(InputError, match="two or more"):
+        validate(LLAMACPP, "model")
+
+
+@needs_data
+def test_left_out_rows_are_not_in_their_fit() -> None:
+    """Spoiling the measurements of one device must not move that device's own left-out forecasts."""
+    from dataclasses import replace
+
+    rows = read_published(TRT)
+    spoiled = [replace(r, measured=r.measured * 3) if r.gpu.name == "l40s" else r for r in rows]
+    before, after = judge(rows, "gpu"), judge(spoiled, "gpu")
+    for a, b in zip(before, after, strict=True):
+        if a.row.gpu.name == "l40s":
+            assert a.forecast == pytest.approx(b.forecast)
+    assert any(a.forecast != pytest.approx(b.forecast) for a, b in zip(before, after, strict=True))
+
+
+@needs_data
+def test_stored_spread_is_honest() -> None:
+    """About two thirds of left-out log errors lie within one stored spread, not far fewer."""
+    inside = [
+        abs(np.log(j.forecast / j.row.measured)) <= 1.5 * efficiency(j.row.gpu, j.row.engine).spread
+        for path in (TRT, LLAMACPP)
+        for j in judge(read_published(path))
+    ]
+    assert np.mean(inside) > 0.7
+
+
+HEADER = "model,gpu,precision,tensor_parallel,input_tokens,output_tokens,output_tokens_per_s\n"
+
+
+def test_new_file_of_the_same_columns(tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text(
+        HEADER + "llama-3.1-70b,H200,fp8,2,1000,1000,6000\nllama-2-13b,A100-SXM-80GB,fp16,1,128,128,3000\n"
+    )
+    report = validate(path)
+    assert [row["line"] for row in report["rows"]] == [2, 3]
+    assert all(row["forecast"] > 0 for row in report["rows"])
+    two, one = (predict(r, efficiency(r.gpu, r.engine)) for r in read_published(path))
+    assert 500 < one < 20_000 and 500 < two < 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", r"bad\.csv:1: columns missing"),
+        (HEADER, "no rows"),
+        (HEADER + "llama-9,L40S,fp8,1,10,10,5\n", r"bad\.csv:2: unknown model"),
+        (HEADER + "llama-3-8b,L40Z9,fp8,1,10,10,5\n", r"bad\.csv:2: unknown GPU"),
+        (HEADER + "llama-3-8b,L40S,fp9,1,10,10,5\n", r"bad\.csv:2: unknown precision"),
+        (
+            HEADER + "llama-3-8b,L40S,fp8,1,10,10,5\nllama-3-8b,L40S,fp8,1,10,x,5\n",
+            r"bad\.csv:3: `output_tokens`",
+        ),
+        (HEADER + "llama-3-8b,L40S,fp8,1,10,10,nan\n", r"bad\.csv:2: `output_tokens_per_s`"),
+        (HEADER + "llama-3-8b,L40S,fp8,0,10,10,5\n", r"bad\.csv:2: `tensor_parallel`"),
+        (HEADER + "llama-3-8b,L40S,fp8,1,10,10\n", r"bad\.csv:2: fewer fields"),
+        (HEADER + "llama-3-8b,L40S,fp8,1,10,10,5,6\n", r"bad\.csv:2: more fields"),
+    ],
+)
+def test_bad_files_are_refused_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_published(path)
+
+
+def test_command_prints_json_and_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(HEADER + "llama-3.1-8b,H100-SXM-80GB,fp16,1,1000,1000,7000\n")
+    done = CliRunner().invoke(validate_command, [str(path), "--json"])
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0 and report["summary"]["throughput"]["rows"] == 1
+    plain = CliRunner().invoke(validate_command, [str(path)])
+    assert plain.exit_code == 0 and "median" in plain.stdout
+
+
+def _report(compute: float, bandwidth: float) -> dict:
+    from dataclasses import replace
+
+    arch, gpu, form = catalog.model("smollm2-135m"), catalog.gpu("cpu"), catalog.precision("q8_0")
+    eff = replace(efficiency(gpu), compute=compute, bandwidth=bandwidth)
+    cost = cost_of(arch, gpu, form, engine="llamacpp", eff=eff)
+    sides = {}
+    for name, prompt in (("baseline", 1500), ("candidate", 120)):
+        chunks = -(-prompt // 512)
+        pairs = prompt * (prompt + 1) / 2
+        step = cost.step(
+            prompt / chunks, pairs / chunks, 0, 0, prompts=1 / chunks, chunks=prompt / 512 / chunks
+        )
+        noise = np.random.default_rng(prompt).lognormal(0, 0.03, 31)
+        sides[name] = {
+            "model": "smollm2-135m", "precision": "q8_0", "prompt_tokens": [prompt] * 31, "output_tokens": [8] * 31,
+            "ttft_s": (chunks * float(step) * noise).tolist(),
+            "tpot_s": (float(cost.step(0, 0, 1, prompt + 4)) * noise).tolist(),
+        }  # fmt: skip
+    return {"gpu": "cpu", "sides": sides}
+
+
+def test_calibration_finds_the_machine(tmp_path: Path) -> None:
+    """A machine at other efficiencies than the catalog's: the calibrated forecast hits its times within 8%."""
+    report = _report(compute=0.2, bandwidth=0.4)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report))
+    fitted = calibrate(path)
+    prior = efficiency(catalog.gpu("cpu"))
+    assert fitted.rows == 4
+    assert abs(np.log(fitted.compute / 0.2)) < abs(np.log(prior.compute / 0.2)) / 3
+    assert all(e <= p for e, p in zip(fitted.errors, prior.errors, strict=True))
+    assert fitted.spread < prior.spread
+    arch, gpu, form = catalog.model("smollm2-135m"), catalog.gpu("cpu"), catalog.precision("q8_0")
+    step = float(cost_of(arch, gpu, form, engine="llamacpp", eff=fitted).step(0, 0, 1, 124))
+    assert step == pytest.approx(np.median(report["sides"]["candidate"]["tpot_s"]), rel=0.08)
+
+
+@pytest.mark.parametrize(
+    "report", [{}, {"sides": []}, {"sides": [{"model": "smollm2-135m"}]}, {"sides": {"a": 3}}]
+)
+def test_calibration_refuses_what_it_cannot_read(report: dict) -> None:
+    with pytest.raises(InputError, match="report"):
+        calibrate(report)
