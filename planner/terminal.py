@@ -168,8 +168,8 @@ def _matters(plan: Plan) -> list[RenderableType]:
     for swing in plan.uncertainty.tornado[:5]:
         table.add_row(
             swing.label,
-            f"{swing.low_factor:.2g}x: {dollars(swing.low)}",
-            f"{swing.high_factor:.2g}x: {dollars(swing.high)}",
+            f"{swing.low_factor:.2f}x: {dollars(swing.low)}",
+            f"{swing.high_factor:.2f}x: {dollars(swing.high)}",
         )
     return [table]
 

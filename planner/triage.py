@@ -128,11 +128,11 @@ def _money(
     grounds: list[tuple[str, str]],
 ) -> None:
     saving = found.keep_monthly - found.tuned_monthly
-    beat = f"{found.tuned} at ${found.tuned_monthly:,.0f} against {found.keep} at ${found.keep_monthly:,.0f} per month"
+    beat = f"{found.tuned} at ${found.tuned_monthly:,.0f} a month against {found.keep} at ${found.keep_monthly:,.0f} a month"
     if found.pays:
-        grounds.append(
-            ("cost", f"{beat}: ${saving:,.0f} saved, paid back in {found.payback_months:.1f} months")
-        )
+        months = found.payback_months or 0.0
+        back = "at once" if months < 0.05 else f"in {months:.1f} months"
+        grounds.append(("cost", f"{beat}: ${saving:,.0f} saved a month, paid back {back}"))
     elif saving > 0:
         if found.payback_months is not None and not fails - {"cost"}:
             blocks.append(

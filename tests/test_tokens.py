@@ -219,7 +219,7 @@ def test_a_wrong_file_is_not_taken_for_the_encoding(tmp_path: Path) -> None:
 
 
 def test_unknown_models_need_a_tokenizer_or_leave_to_approximate() -> None:
-    with pytest.raises(TokenizerMissing, match="--tokenizer llama-3.1-8b=PATH"):
+    with pytest.raises(TokenizerMissing, match=r"--tokenizer llama-3\.1-8b=PATH"):
         counter_for("llama-3.1-8b", api=False)
     counter = counter_for("llama-3.1-8b", api=False, approximate=True)
     assert isinstance(counter, ApproximateCounter) and not counter.exact
