@@ -26,6 +26,7 @@ from planner.roofline import StepCost
 
 Number = Any
 
+TOP = 0.95  # utilisation at which a passing overload is held: it ends before its queue is stationary
 _Z = {50.0: 0.0, 90.0: 1.2815516, 95.0: 1.6448536, 99.0: 2.3263479}
 
 
@@ -118,9 +119,16 @@ def respond(
     for _ in range(6):
         at = np.maximum(np.minimum(limit, batch), 2.0)
         slope = np.maximum((iteration(cost, shape, at, 0.0) - one) / (at - 1.0), 1e-12 * one)
-        level = np.maximum(one - slope, 1e-3 * slope)
-        joint = np.clip(lam * decode, 1.0, np.maximum(1.0, shape.chunk / shape.new))
-        extra = (iteration(cost, shape, batch, joint) - iteration(cost, shape, batch, 0.0)) / joint
+        # A chord through the prompts an iteration holds: weights' reading hides the first ones' arithmetic.
+        wide = np.maximum(shape.chunk - batch, 0.1 * shape.chunk) / shape.new
+        centre = lam * decode + 0.5
+        upper = np.where(wide < 1.5, np.minimum(wide, 1.0), np.minimum(centre + np.sqrt(centre), wide))
+        lower = np.where(wide < 1.5, 0.0, np.minimum(np.maximum(centre - np.sqrt(centre), 0.0), 0.5 * upper))
+        above, below = iteration(cost, shape, batch, upper), iteration(cost, shape, batch, lower)
+        extra = (above - below) / (upper - lower)
+        hidden = iteration(cost, shape, batch, 0.0) - (below - lower * extra)
+        hidden = np.clip(hidden, 0.0, 0.9 * one)
+        level = np.maximum(one - slope - hidden, 1e-3 * slope)
         busy = np.minimum(lam * extra, 0.999)
         spin = np.minimum(lam * steps * slope / (1.0 - busy), 0.9995)
         # Prompts that came while this one waited are prefilled before it decodes on.
@@ -128,47 +136,45 @@ def respond(
         batch = lam * steps * (level + slope) / (1.0 - busy) / (1.0 - spin)
         behind = busy / (1.0 - busy) * first
         batch = np.minimum(limit, batch + lam * behind * (steps > 0))
-        decode = iteration(cost, shape, batch, 0.0) / (1.0 - busy)
-    spread_n = np.minimum(batch / (1.0 - spin), limit**2 / 4.0)
-    plain = iteration(cost, shape, batch, 0.0)
+        decode = (iteration(cost, shape, batch, 0.0) - hidden) / (1.0 - busy)
+    # Arrivals both join and, by their prefill, hold up who is there: linear noise around the mean gives this factor
+    # on the negative binomial's variance, and through the curve of the death rate a higher mean.
+    clump = np.maximum(0.5 * (shape.arrival_cv2 / (1.0 - busy) ** 2 + 1.0), 1.0)
+    drift = (clump - 1.0) * slope / (1.0 - spin) / iteration(cost, shape, batch, 0.0)
+    drift = 1.0 + np.minimum(drift, 0.5)
+    batch = np.minimum(limit, batch * drift)
+    spread_n = np.minimum(batch / (1.0 - spin) * clump, limit**2 / 4.0)
 
     # Answer speed: the tagged request sees the others and itself; prefills of others fall into its life.
-    tpot = iteration(cost, shape, np.minimum(batch + 1.0, limit), 0.0) / (1.0 - busy)
+    tagged = iteration(cost, shape, np.minimum(batch + 1.0, limit), 0.0)
+    tpot = np.maximum(tagged, (tagged - hidden) / (1.0 - busy))
     tpot = tpot + behind / np.maximum(steps, 1.0)
     tpot_var = (2.0 / 3.0) * spread_n * (slope / (1.0 - busy)) ** 2
-    tpot_var = tpot_var + extra**2 * lam * tpot / np.maximum(steps, 1.0)
+    tpot_var = tpot_var + extra**2 * lam * tpot / np.maximum(steps, 1.0) / (1.0 - busy) ** 2
 
-    # Time to first token: found idle, found busy, found full.
-    chunks = np.maximum(1.0, np.ceil(shape.new / shape.chunk - 1e-9))
-    alone = iteration(cost, shape, 0.0, 1.0) + (chunks - 1.0) * empty
-    own = chunks * plain + extra
-    work_var = (extra * np.sqrt(shape.work_cv2)) ** 2
+    # Time to first token: found idle, found busy, found full. The number decoding moves slowly beside a wait, so
+    # what an arrival meets is averaged over three values of it.
+    alone = iteration(cost, shape, 0.0, 1.0) + (np.ceil(shape.new / shape.chunk - 1e-9) - 1.0) * empty
     order = level / slope + 1.0
     none_decoding = np.where(steps > 0, np.exp(order * np.log1p(-spin)), 1.0)
-    wide = shape.chunk / shape.new  # whole prompts that fit one iteration
-    single = wide < 1.5
-    served = np.where(single, alone, extra + empty / (1.0 + lam * empty))
+    served = np.where(shape.chunk / shape.new < 1.5, alone, extra + empty / (1.0 + lam * empty))
     idle = none_decoding * np.maximum(0.0, 1.0 - lam * served)
-    bulk = _bulk_wait(plain, extra, lam, slope**2 * spread_n, shape)
-    queue = _single_wait(own, plain, lam, idle, shape)
-    wait = [np.where(single, q, b) for q, b in zip(queue, bulk, strict=True)]
-
-    full = _full(order, spin, rho, limit)
+    held = order * spin / (1.0 - spin) * drift + lam * np.minimum(first, 1.0 / lam)
+    wider = np.maximum(1.0 - (1.0 - spin) / clump, 1e-9)
+    full = _full(np.where(limit < 1.5, order, held * (1.0 - wider) / wider), np.where(limit < 1.5, spin, wider), rho, limit)
     slot = (shape.arrival_cv2 + shape.output_cv2) / 2.0 / cap_safe(cap) / (1.0 - rho)
     idle = np.minimum(idle, 1.0 - full)
     seen = np.maximum(0.0, 1.0 - idle - full)
-
-    sd_floor = (1e-4 * alone) ** 2
-    parts = [
-        (idle, alone, work_var + sd_floor, np.zeros_like(alone * 1.0)),
-        (seen, own + wait[0], wait[1] + slope**2 * spread_n * chunks + work_var + sd_floor, wait[2]),
-        (
-            full,
-            own + wait[0] + slot,
-            wait[1] + slot**2 + work_var + sd_floor,
-            wait[2] + 2.0 * slot**3,
-        ),
-    ]
+    work_var = (extra * np.sqrt(shape.work_cv2)) ** 2 + (1e-4 * alone) ** 2
+    third_n = spread_n * np.maximum(2.0 * spread_n / np.maximum(batch, 1e-9) - 1.0, 0.0)
+    parts = [(idle, alone, work_var, 0.0 * alone)]
+    for z, weight in ((-3.0**0.5, 1 / 6), (0.0, 2 / 3), (3.0**0.5, 1 / 6)):
+        present = np.clip(_pearson(batch, spread_n, third_n, z), 0.0, limit)
+        own, wait, width, skew = _met(cost, shape, lam, idle, present, extra, hidden)
+        parts.append((seen * weight, own + wait, width + work_var, skew))
+        if z == 0.0:
+            late = own + wait + slot
+            parts.append((full, late, width + slot**2 + work_var, skew + 2.0 * slot**3))
     mean, variance, third = _mix(parts)
     after = steps * tpot
     e2e_mean = mean + after
@@ -196,6 +202,31 @@ def respond(
     )
 
 
+def _met(
+    cost: StepCost, shape: Shape, lam: Number, idle: Number, present: Number, extra: Number, hidden: Number
+) -> tuple[Number, Number, Number, Number]:
+    """Own prefill, mean wait before it, variance and third cumulant of the wait, with `present` decoding."""
+    plain = iteration(cost, shape, present, 0.0)
+    # Decoding sequences take their tokens from the chunk. In a queue prompts share iterations, and end on average
+    # half an iteration after their own work.
+    room = np.maximum(shape.chunk - present, 0.1 * shape.chunk)
+    wide = room / shape.new  # whole prompts that fit one iteration
+    single = wide < 1.5
+    work = plain / np.where(single, wide, 1.0) + extra
+    rest = 0.5 * (plain + np.minimum(lam * work, 1.0) * extra * np.minimum(wide, 1.0))
+    queued = np.minimum(lam * work, 1.0)
+    alone = np.ceil(1.0 / np.minimum(wide, 1.0) - 1e-9) * plain + extra
+    # A last, part-filled iteration is wasted unless another prompt has come to share it.
+    followed = 1.0 - np.exp(-lam * work)
+    service = np.where(single, followed * work + (1.0 - followed) * np.maximum(alone, work), work)
+    net = np.maximum(plain - hidden, 0.1 * plain)
+    own = np.where(single, queued * (work + rest) + (1.0 - queued) * alone, net + extra)
+    bulk = _bulk_wait(net, extra, lam, wide, shape)
+    queue = _single_wait(service, plain, lam, idle, shape)
+    wait, width, skew = (np.where(single, q, b) for q, b in zip(queue, bulk, strict=True))
+    return own, wait, width, skew
+
+
 def plain_wait(cost: StepCost, shape: Shape, batch: Number, extra: Number, lam: Number) -> Number:
     """Rough mean time to first token, for what queues behind a prompt: prefill as M/G/1 with a decode step each."""
     d = iteration(cost, shape, batch, 0.0)
@@ -210,7 +241,7 @@ def cap_safe(cap: Number) -> Number:
     return np.maximum(cap, 1e-12)
 
 
-def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -> list[Number]:
+def _bulk_wait(d: Number, s: Number, lam: Number, wide: Number, shape: Shape) -> list[Number]:
     """Mean, variance, third cumulant of what an arrival waits for in the running and its own iteration.
 
     Iterations follow T' = d + s Poisson(lam T). The arrival meets a length-biased T, waits its rest, and shares
@@ -220,7 +251,7 @@ def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -
     rho = np.minimum(lam * s, 0.999)
     burst = shape.arrival_cv2 + shape.work_cv2
     mean = d / (1.0 - rho)
-    var = (s**2 * lam * mean * burst + d_var) / (1.0 - rho**2)
+    var = s**2 * lam * mean * burst / (1.0 - rho**2)
     third = s**3 * (lam * mean * burst**2 + 3.0 * burst * lam**2 * var) / (1.0 - rho**3)
     m2 = var + mean**2
     m3 = third + 3.0 * var * mean + mean**3
@@ -230,8 +261,8 @@ def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -
     x2 = a2 * (1.0 / 3.0 + rho + rho**2) + s * rho * burst * a1
     x3 = a3 * (0.25 + rho + 1.5 * rho**2 + rho**3) + 3.0 * s * rho * burst * a2 * (0.5 + rho)
     x3 = x3 + s**2 * rho * burst**2 * a1
-    together = np.maximum(shape.chunk / shape.new, 1.0)
-    tight = np.minimum(lam * (d + together * s) / together, 0.999)
+    together = np.maximum(wide, 1.0)
+    tight = np.minimum(lam * (d + together * s) / together, TOP)
     more = tight**together * (d + together * s) / (2.0 * together * (1.0 - tight))
     return [
         x1 + more,
@@ -242,7 +273,7 @@ def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -
 
 def _single_wait(s: Number, d: Number, lam: Number, idle: Number, shape: Shape) -> list[Number]:
     """The same for prompts served one after another: M/G/1 (Takacs' recursion), else the rest of a decode step."""
-    rho = np.minimum(lam * s, 0.999)
+    rho = np.minimum(lam * s, TOP)
     cv2 = shape.work_cv2
     s2, s3, s4 = s**2 * (1 + cv2), s**3 * (1 + 3 * cv2), s**4 * (1 + 6 * cv2 + 3 * cv2**2)
     burst = (shape.arrival_cv2 + cv2) / (1.0 + cv2)
