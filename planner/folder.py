@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.build import Plan, Settings, build
+from planner.build import build
 from planner.payload import payload
+from planner.plan import Plan, Settings
 from planner.terminal import months, per_second
 from unshot import __version__, page
 from unshot.case import Case

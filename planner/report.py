@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planner.build import Plan
 from planner.options import HOURS_PER_MONTH, Option
+from planner.plan import Plan
 from planner.terminal import interval, months, per_second, quantiles, share
 from unshot import __version__, page
 from unshot.charts import Bar, Mark, Series, Span, bars, cdf, dollars, line, milliseconds, number, tornado
