@@ -80,13 +80,13 @@ def _cost_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
     from rich.table import Table
 
     table = Table(
-        title=f"Cost at {plan.rate:g} requests/s (90% interval)",
+        title=f"Cost at {plan.rate:g} requests/s: $ per 1,000 requests, per month (90% interval), break-even rate",
         title_justify="left",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("option", overflow="fold", min_width=18)
-    for name in ("$ per 1,000", "$ per month", "GPUs", "used", "break-even", "payback"):
+    table.add_column("option", overflow="fold", min_width=16)
+    for name in ("$/1,000", "$/month", "GPUs", "used", "even at", "payback"):
         table.add_column(name, justify="right", overflow="fold")
     for row in data["options"]:
         marked = {plan.keep.key if plan.keep else "", plan.tuned.key if plan.tuned else ""}
@@ -121,7 +121,7 @@ def _latency_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("option", overflow="fold", min_width=18)
+    table.add_column("option", overflow="fold", min_width=16)
     for name in ("TTFT", "TPOT", "end to end"):
         table.add_column(name, justify="right", overflow="fold")
     for row in data["options"]:
@@ -144,7 +144,7 @@ def _tokens(plan: Plan) -> RenderableType:
     from rich.table import Table
 
     table = Table(title="Tokens per request", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model and prompt", overflow="fold", min_width=18)
+    table.add_column("model and prompt", overflow="fold", min_width=16)
     for name in ("static prefix", "varying", "input p5/p50/p95", "output p5/p50/p95", "dearest examples"):
         table.add_column(name, justify="right", overflow="fold")
     for key, usage in plan.usages.items():
