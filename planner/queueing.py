@@ -148,7 +148,8 @@ def respond(
     # Answer speed: the tagged request sees the others and itself; prefills of others fall into its life.
     tagged = iteration(cost, shape, np.minimum(batch + 1.0, limit), 0.0)
     tpot = np.maximum(tagged, (tagged - hidden) / (1.0 - busy))
-    tpot = tpot + behind / np.maximum(steps, 1.0)
+    # Every iteration decodes, so at most one chunk of prefill lies between two tokens.
+    tpot = np.minimum(tpot + behind / np.maximum(steps, 1.0), tagged + extra * np.maximum(wide, 1e-9))
     tpot_var = (2.0 / 3.0) * spread_n * (slope / (1.0 - busy)) ** 2
     tpot_var = tpot_var + extra**2 * lam * tpot / np.maximum(steps, 1.0) / (1.0 - busy) ** 2
 
