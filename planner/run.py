@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from planner.build import Plan, Settings, build
+from planner.build import build
+from planner.overrides import Overrides
 from planner.payload import payload
-from planner.prices import Overrides
+from planner.plan import Plan, Settings
 from planner.tokens import Paths
 from unshot import catalog
 from unshot.case import Case, load_case
