@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 from export import gguf_file, onnx_graph, parity, reference
 from export.engines import require
+from export.merge import Merged
 from export.source import Model, open_source
+from export.streamed import streamed
 from export.targets import Target
 from unshot.console import Output, dumps
 from unshot.errors import GateError, OutsideError
@@ -30,11 +33,13 @@ def export_run(
     overwrite: bool = False,
     allow_drift: bool = False,
     check_rows: int = CHECK_ROWS,
+    low_memory: bool = False,
 ) -> dict[str, Any]:
     """Write and check every target into the directory `final`; return its result.
 
     Raises `InputError` for a bad run, base or architecture, `GateError` where an artifact is not equal to the
-    evaluated model (nothing is then left under `final`, unless `allow_drift`).
+    evaluated model (nothing is then left under `final`, unless `allow_drift`). `low_memory` reads the evaluated model
+    layer by layer, as happens by itself where it would not fit.
     """
     manifest = Manifest("export")
     for target in targets:
@@ -46,7 +51,9 @@ def export_run(
         refuse_unsupported(target, merged)
     with staged(final, overwrite=overwrite) as work:
         room(final.parent, targets, merged)
-        reports = _write_and_check(model, targets, work, manifest, out, check_rows)
+        reports = _write_and_check(
+            model, targets, work, manifest, out, check_rows, low=low_memory or not fits(merged)
+        )
         failed = [r for r in reports if not r.passed]
         text = dumps({"source": model.name, "reports": [r.as_dict() for r in reports]}) + "\n"
         write_text(work / "parity.json", text)
@@ -94,7 +101,14 @@ def refuse_unsupported(target: Target, merged: Any) -> None:
 
 
 def _write_and_check(
-    model: Model, targets: Sequence[Target], work: Path, manifest: Manifest, out: Output, rows: int
+    model: Model,
+    targets: Sequence[Target],
+    work: Path,
+    manifest: Manifest,
+    out: Output,
+    rows: int,
+    *,
+    low: bool,
 ) -> list[parity.Report]:
     rows = min(rows, len(model.rows))
     scratch = work / ".scratch"
@@ -105,10 +119,12 @@ def _write_and_check(
             with manifest.timed(f"write {target}"):
                 write(target, model, work, scratch, progress)
         with manifest.timed("reference"):
-            net = reference.evaluated(model.base.path, model.adapter_path)
-            bar = progress.add_task("the evaluated model", total=rows, note="")
-            expected = parity.expect(model, net, rows, scratch, lambda n: progress.advance(bar, n))
-            del net
+            bar = progress.add_task(
+                "the evaluated model", total=rows, note="one layer at a time" if low else ""
+            )
+            expected = expect(
+                model, targets[0], work, rows, scratch, lambda n: progress.advance(bar, n), low_memory=low
+            )
         for target in targets:
             bar = progress.add_task(f"check {target}", total=rows, note="")
             with manifest.timed(f"check {target}"):
@@ -117,6 +133,40 @@ def _write_and_check(
             reports.append(report)
     shutil.rmtree(scratch)
     return reports
+
+
+def expect(
+    model: Model, target: Target, work: Path, rows: int, scratch: Path, tick: Any, *, low_memory: bool
+) -> list[parity.Expected]:
+    """What the evaluated model says, held in memory or streamed layer by layer."""
+    if not low_memory:
+        return parity.expect(
+            model, reference.evaluated(model.base.path, model.adapter_path), rows, scratch, tick
+        )
+    proposed = parity.propose(model, target, work / target.name, rows)
+    net = streamed(model.base.path, model.base.weight_files(), model.adapter_path)
+    return parity.expect(model, net, rows, scratch, tick, proposed)
+
+
+def fits(merged: Merged) -> bool:
+    """Whether the model in fp32 takes less than half of the memory that is free now."""
+    return parameters(merged) * 4 < free_memory() / 2
+
+
+def free_memory() -> int:
+    """Bytes of memory that can be had without swapping; a large number where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
+
+
+def parameters(merged: Merged) -> int:
+    """Number of weights."""
+    return sum(math.prod(merged.shape(name)) for name in merged.names())
 
 
 def check(model: Model, target: Target, path: Path, expected: Any, tick: Any) -> parity.Report:
@@ -159,14 +209,9 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
     progress.advance(bar)
 
 
-def room(folder: Path, targets: Sequence[Target], merged: Any) -> None:
+def room(folder: Path, targets: Sequence[Target], merged: Merged) -> None:
     """`OutsideError` where the disk has not enough room for what will be written."""
-    count = 0
-    for name in merged.names():
-        size = 1
-        for length in merged.shape(name):
-            size *= length
-        count += size
+    count = parameters(merged)
     per = {"f32": 4.0, "fp32": 8.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
     needed = int(sum(count * per.get(t.precision, 4.0) for t in targets)) + SPARE
     free = shutil.disk_usage(folder).free

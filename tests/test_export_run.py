@@ -87,8 +87,8 @@ def test_onnx_runs_in_onnxruntime_with_the_same_logits(tuned, tmp_path, capsys) 
     model = ORTModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template
-    ids = tokenizer("Fees are due", return_tensors="pt")
-    assert model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+    ids = tokenizer("Fees are due", return_tensors="pt")["input_ids"]
+    assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
 
 
 def test_unknown_format_names_the_nearest(tuned, tmp_path, capsys) -> None:
