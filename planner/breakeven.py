@@ -50,11 +50,11 @@ def exact_break_even(option: Option, rival: Option) -> float | None:
 
     # Bisection finds the last crossing of the bracket when it walks down from the side where the option is cheaper.
     fine = np.geomspace(low, high, 200)
-    values = np.array([gap(r) for r in fine])
+    values = option.monthly(fine) - rival.monthly(fine)
     above = np.nonzero(values >= 0)[0]
     if len(above) and above[-1] + 1 < len(fine):
         low, high = fine[above[-1]], fine[above[-1] + 1]
-    for _ in range(60):
+    for _ in range(32):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if gap(middle) >= 0 else (low, middle)
     return float(high)

@@ -9,9 +9,10 @@ from typing import Any
 
 from planner import oneoff, prices
 from planner.breakeven import exact_break_even, payback
+from planner.memo import remember
 from planner.options import Option, Shape
 from planner.serving import Serving, machine, serve
-from planner.tokens import Counter, Paths, counter_for
+from planner.tokens import Counter, Paths, counter_for, fingerprint
 from planner.triage import Economics, Triage, triage
 from planner.uncertainty import Assumption, Uncertainty, analyse
 from planner.usage import Usage, measure
@@ -77,7 +78,7 @@ class Planner:
 
     def __init__(self, case: Case, settings: Settings) -> None:
         self.case, self.settings = case, settings
-        self.long, self.short = case.long_prompt(), case.short_prompt()
+        self.long, self.short = case.long_prompt(), short_prompt(case)
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.counters: dict[str, Counter] = {}
@@ -111,26 +112,37 @@ class Planner:
     def counter(self, model: str, *, api: bool) -> Counter:
         """The counter of a model, made once."""
         if model not in self.counters:
-            counter = counter_for(
+            self.counters[model] = counter_for(
                 model, api=api, paths=self.settings.paths, approximate=self.settings.approximate
             )
-            self.counters[model] = counter
-            self.notes.append(f"tokens of {model}: counted with {counter.describe()}")
-            if not counter.exact:
-                self.warnings.append(f"tokens of {model} are approximate: within {counter.error:.0%}")
         return self.counters[model]
 
     def usage(self, model: str, prompt: Prompt, label: str, *, api: bool) -> Usage:
-        """Tokens of a prompt with a model, measured once."""
-        key = f"{model}, {label} prompt"
-        if key not in self.usages:
-            self.usages[key] = measure(
-                prompt,
-                self.inputs,
-                self.counter(model, api=api),
-                output_tokens=self.case.traffic.output_tokens,
-            )
-        return self.usages[key]
+        """Tokens of a prompt with a model; counts of an earlier run with the same contents are taken over."""
+        name = f"{model}, {label} prompt"
+        if name in self.usages:
+            return self.usages[name]
+        output = self.case.traffic.output_tokens
+
+        def count() -> dict[str, Any]:
+            return measure(prompt, self.inputs, self.counter(model, api=api), output_tokens=output).dump()
+
+        source = fingerprint(model, api=api, paths=self.settings.paths, approximate=self.settings.approximate)
+        contents = [(e.messages, e.answer, sorted(e.extra.items(), key=repr)) for e in self.inputs]
+        key = (
+            source,
+            prompt.system,
+            prompt.template,
+            [(e.messages, e.answer) for e in prompt.examples],
+            contents,
+            output,
+        )
+        found = Usage.load(remember("tokens", key, count), prompt)
+        self.notes.append(f"tokens of {model}: counted with {found.described()}")
+        if found.error:
+            self.warnings.append(f"tokens of {model} are approximate: within {found.error:.0%}")
+        self.usages[name] = found
+        return found
 
     # API options
 
@@ -284,8 +296,15 @@ class Planner:
     def candidates(self) -> None:
         """Base and tuned options of the candidate model on each GPU asked for."""
         wanted = self.case.candidate
-        for gpu in wanted.gpu:
-            device = catalog.gpu(gpu)
+        for asked_gpu in wanted.gpu:
+            device = catalog.gpu(asked_gpu)
+            gpu = device.name
+            if self.settings.calibration is not None:
+                self.notes.append(
+                    f"efficiencies of {gpu} fitted to {self.settings.calibration}"
+                    if device.engine == "llamacpp"
+                    else f"efficiencies of {gpu} are the catalog's: the bench report was taken with llama.cpp"
+                )
             self.notes.append(machine(device, self._gpu_price(gpu))["line"])
             asked = catalog.precision(wanted.precision).name
             for cache in (False, True):
@@ -334,13 +353,14 @@ class Planner:
                 self.tuned_api(cheaper, self.api(cheaper, baseline=False))
         else:
             assert model is not None
-            gpu = case.baseline.gpu or case.candidate.gpu[0]
+            gpu = catalog.gpu(case.baseline.gpu or case.candidate.gpu[0]).name
             precision = catalog.precision(case.baseline.precision or case.candidate.precision).name
             self.usage(model, self.long, "long", api=False)
+            mine = case.candidate
             if (model, gpu, precision) != (
-                case.candidate.model,
-                case.candidate.gpu[0],
-                case.candidate.precision,
+                mine.model,
+                catalog.gpu(mine.gpu[0]).name,
+                catalog.precision(mine.precision).name,
             ):
                 for cache in (False, True):
                     self.hosted(model, gpu, precision, tuned=False, prefix_cache=cache, baseline=True)
@@ -384,7 +404,7 @@ class Planner:
             self.warnings.append(
                 f"the cost answer is uncertain: tuning is cheaper in {uncertainty.cheaper:.0%} of the draws"
             )
-        first = case.candidate.gpu[0]
+        first = catalog.gpu(case.candidate.gpu[0]).name
         return Plan(
             case=case,
             rate=rate,
@@ -552,6 +572,15 @@ def _baseline(case: Case) -> tuple[str | None, str | None]:
     raise InputError(
         "what runs today? give --baseline API_MODEL or --baseline-model OPEN_MODEL ([baseline] api or model)"
     )
+
+
+def short_prompt(case: Case) -> Prompt:
+    """The tuned model's prompt. Where the long one is a text with several slots, the input is all of them."""
+    short, template = case.short_prompt(), case.long_prompt().template
+    slots = list(dict.fromkeys(SLOT.findall(template))) if template else []
+    if len(slots) < 2:
+        return short
+    return Prompt(short.system, (), "\n\n".join("{{" + name + "}}" for name in slots))
 
 
 def read_inputs(path: Path, prompt: Prompt) -> list[Example]:

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 # Subcommands live in modules of their own and are imported when used.
 SUBCOMMANDS = {
-    "validate": ("planner.validate_command:validate", "Forecast published measurements and show the errors.")
+    "validate": (
+        "planner.validate_command:validate_command",
+        "Forecast published measurements and show the errors.",
+    )
 }
 
 

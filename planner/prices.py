@@ -18,6 +18,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
+from planner.memo import remember
 from unshot.data import read_text
 from unshot.errors import InputError, OutsideError, nearest
 
@@ -218,31 +219,19 @@ def _bare(model: str) -> ApiPrice:
 
 
 def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
-    snapshot = _snapshot()
-    provider_id, _, name = model.rpartition("/")
-    try:
-        provider, info = snapshot.find_provider_model(name.lower(), None, provider_id or None, None)
-    except LookupError:
+    # Half hours: some providers' prices change with the time of day.
+    slot = f"{when.astimezone(UTC):%Y-%m-%dT%H}:{when.minute // 30}"
+    found = remember("price", (_genai_version(), model, slot), lambda: _lookup(model, when))
+    if found is None:
         raise InputError(
-            f"unknown API model '{model}': {nearest(name, _model_names())} Or give its price: --price "
-            f"{model}:input=2.5,output=10"
-        ) from None
-    plain = info.get_prices(when)
-    values: dict[str, Any] = {
-        key: _tier(getattr(plain, f"{name}_mtok", None), tokens)
-        for key, name in (
-            ("input", "input"),
-            ("output", "output"),
-            ("cached", "cache_read"),
-            ("write", "cache_write"),
-            ("write_long", "cache_write_1h"),
+            f"unknown API model '{model}': {nearest(model.rpartition('/')[2], _model_names())} Or give its price: "
+            f"--price {model}:input=2.5,output=10"
         )
-    }
+    values: dict[str, Any] = {key: _tier(found["standard"][key], tokens) for key in _STANDARD}
     if values["input"] is None or values["output"] is None:
         raise InputError(f"{model}: genai-prices has no token price for it; pass --price input=..,output=..")
-    facts = catalog()["provider"].get(provider.id, {})
-    batch = info.get_prices(when, {"processing": "batch"}) if info.price_variants else plain
-    batch_values: dict[str, Any] = {k: _tier(getattr(batch, f"{n}_mtok", None), tokens) for k, n in _BATCH}
+    facts = catalog()["provider"].get(found["provider"], {})
+    batch_values: dict[str, Any] = {key: _tier(found["batch"][key], tokens) for key in _BATCH}
     batch_source = f"{_genai_version()}, batch rate"
     if batch_values["batch_input"] == values["input"]:
         discount = facts.get("batch_discount")
@@ -256,32 +245,63 @@ def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
         }
     return ApiPrice(
         model=model,
-        provider=provider.id,
+        provider=found["provider"],
         **values,
         **batch_values,
-        rule=_rule(facts, info.id) if values["cached"] is not None else None,
+        rule=_rule(facts, found["id"]) if values["cached"] is not None else None,
         latency=_latency(facts),
         source=_genai_version(),
-        date=_verified(info.price_comments) or _data_date(),
+        date=found["date"],
         batch_source=batch_source,
-        context=info.context_window,
+        context=found["context"],
     )
 
 
-_BATCH = (("batch_input", "input"), ("batch_cached", "cache_read"), ("batch_output", "output"))
-
-
-def _tier(price: Any, tokens: float) -> float | None:
-    """A price at a request size: the highest tier whose start is below it applies to all tokens."""
-    if price is None:
+def _lookup(model: str, when: datetime) -> dict[str, Any] | None:
+    """What genai-prices says of a model, with its tiers; None for a model it does not know."""
+    provider_id, _, name = model.rpartition("/")
+    try:
+        provider, info = _snapshot().find_provider_model(name.lower(), None, provider_id or None, None)
+    except LookupError:
         return None
-    if hasattr(price, "tiers"):
-        chosen = price.base
-        for tier in price.tiers:
-            if tokens > tier.start:
-                chosen = tier.price
-        return float(chosen)
-    return float(price)
+    plain = info.get_prices(when)
+    batch = info.get_prices(when, {"processing": "batch"}) if info.price_variants else plain
+    return {
+        "provider": provider.id,
+        "id": info.id,
+        "context": info.context_window,
+        "date": _verified(info.price_comments) or _data_date(),
+        "standard": {key: _tiers(plain, name) for key, name in _STANDARD.items()},
+        "batch": {key: _tiers(batch, name) for key, name in _BATCH.items()},
+    }
+
+
+_STANDARD = {
+    "input": "input", "output": "output", "cached": "cache_read", "write": "cache_write",
+    "write_long": "cache_write_1h",
+}  # fmt: skip
+_BATCH = {"batch_input": "input", "batch_cached": "cache_read", "batch_output": "output"}
+
+
+def _tiers(price: Any, name: str) -> list[list[float]] | None:
+    """A price as `[[from tokens, $ per million], ...]`; None where it is not sold."""
+    value = getattr(price, f"{name}_mtok", None)
+    if value is None:
+        return None
+    if hasattr(value, "tiers"):
+        return [[0.0, float(value.base)], *([float(t.start), float(t.price)] for t in value.tiers)]
+    return [[0.0, float(value)]]
+
+
+def _tier(tiers: list[list[float]] | None, tokens: float) -> float | None:
+    """A price at a request size: the highest tier whose start is below it applies to all tokens."""
+    if tiers is None:
+        return None
+    chosen = tiers[0][1]
+    for start, price in tiers[1:]:
+        if tokens > start:
+            chosen = price
+    return chosen
 
 
 def _rule(facts: Mapping[str, Any], model: str) -> CacheRule | None:

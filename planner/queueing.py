@@ -79,15 +79,20 @@ def iteration(cost: StepCost, shape: Shape, sequences: Number, prompts: Number) 
 
 
 def capacity(cost: StepCost, shape: Shape) -> Number:
-    """Requests/s with a queue that never empties: full batch, prefill spread evenly over the iterations.
+    """Requests/s with a queue that never empties: full batch, prefills as regular as slots come free.
 
     A slot is held for the prefill's iterations and for one per further answer token. This is the figure that the
     published offline-throughput rows are compared with.
     """
     held = np.maximum(shape.output - 1.0, 0.0) + np.maximum(1.0, shape.new / shape.chunk)
-    inflow = np.minimum(shape.limit / held, shape.chunk / shape.new)
-    inflow = np.maximum(inflow, 1e-12)
-    seconds = iteration(cost, shape, inflow * np.maximum(shape.output - 1.0, 0.0), inflow)
+    wide = shape.chunk / shape.new
+    inflow = np.maximum(np.minimum(shape.limit / held, wide), 1e-12)
+    # Prompts are not spread thinner than one (or one chunk of one) to an iteration; the others only decode.
+    joint = np.maximum(inflow, np.minimum(1.0, wide))
+    share = inflow / joint
+    sequences = inflow * np.maximum(shape.output - 1.0, 0.0)
+    seconds = share * iteration(cost, shape, sequences, joint)
+    seconds = seconds + (1.0 - share) * iteration(cost, shape, sequences, 0.0)
     return np.where(shape.limit >= 1, inflow / seconds, 0.0)
 
 
@@ -118,13 +123,18 @@ def respond(
         extra = (iteration(cost, shape, batch, joint) - iteration(cost, shape, batch, 0.0)) / joint
         busy = np.minimum(lam * extra, 0.999)
         spin = np.minimum(lam * steps * slope / (1.0 - busy), 0.9995)
-        batch = np.minimum(limit, lam * steps * (level + slope) / (1.0 - busy) / (1.0 - spin))
+        # Prompts that came while this one waited are prefilled before it decodes on.
+        first = plain_wait(cost, shape, batch, extra, lam)
+        batch = lam * steps * (level + slope) / (1.0 - busy) / (1.0 - spin)
+        behind = busy / (1.0 - busy) * first
+        batch = np.minimum(limit, batch + lam * behind * (steps > 0))
         decode = iteration(cost, shape, batch, 0.0) / (1.0 - busy)
     spread_n = np.minimum(batch / (1.0 - spin), limit**2 / 4.0)
     plain = iteration(cost, shape, batch, 0.0)
 
     # Answer speed: the tagged request sees the others and itself; prefills of others fall into its life.
     tpot = iteration(cost, shape, np.minimum(batch + 1.0, limit), 0.0) / (1.0 - busy)
+    tpot = tpot + behind / np.maximum(steps, 1.0)
     tpot_var = (2.0 / 3.0) * spread_n * (slope / (1.0 - busy)) ** 2
     tpot_var = tpot_var + extra**2 * lam * tpot / np.maximum(steps, 1.0)
 
@@ -184,6 +194,15 @@ def respond(
         prefill=alone,
         decode=one,
     )
+
+
+def plain_wait(cost: StepCost, shape: Shape, batch: Number, extra: Number, lam: Number) -> Number:
+    """Rough mean time to first token, for what queues behind a prompt: prefill as M/G/1 with a decode step each."""
+    d = iteration(cost, shape, batch, 0.0)
+    chunks = np.maximum(1.0, shape.new / shape.chunk)
+    own = chunks * d + extra
+    rho = np.minimum(lam * extra, 0.97)
+    return 0.5 * d + own + 0.5 * rho * own / (1.0 - rho)
 
 
 def cap_safe(cap: Number) -> Number:

@@ -310,7 +310,7 @@ def _tokens_table(plan: Plan) -> str:
                 f"{usage.input.p5:,.0f} / {usage.input.p50:,.0f} / {usage.input.p95:,.0f}",
                 f"{usage.output.mean:,.1f}",
                 f"{usage.output.p5:,.0f} / {usage.output.p50:,.0f} / {usage.output.p95:,.0f}",
-                usage.counter,
+                usage.described(),
             ]
         )
     headers = [

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from planner.capacity import Forecast, Load, Setup, forecast_setup, gpus_needed, setup
+import numpy as np
+
+from planner.capacity import Load, Setup, gpus_needed, setup
 from planner.capacity import Slo as SecondsSlo
 from planner.queueing import capacity as saturated
 from planner.queueing import respond
@@ -23,6 +26,9 @@ CACHE_BLOCK = 16
 # what clouds ask for one card, spot aside).
 PRICE_LOW, PRICE_HIGH = 0.6, 1.6
 Z95 = 1.645
+PERCENTILES = (50.0, 95.0, 99.0)
+# Without an SLO a replica is loaded to this share of its capacity (as `gpus_needed` bounds it).
+MAX_UTILISATION = 0.9
 
 
 @dataclass(frozen=True)
@@ -48,34 +54,27 @@ class Serving:
     load: Load
     one: Setup
 
-    def forecast(self, rate: float) -> Forecast:
-        """The capacity forecast of one replica at `rate` requests/s."""
-        return forecast_setup(self.one, replace(self.load, rate=max(rate, 1e-9)))
-
     def latency(self, rate: float) -> dict[str, Any]:
         """TTFT, TPOT and end-to-end p50/p95/p99 in milliseconds at `rate` requests/s of one replica.
 
-        `interval` is the p95's 90% interval over the forecast's own error.
+        `p95_interval` is the p95's 90% interval over the error of the device's efficiency.
         """
-        found = self.forecast(rate)
+        speeds = np.array([1.0, math.exp(-Z95 * self.one.eff.spread), math.exp(Z95 * self.one.eff.spread)])
+        answer = respond(
+            self.one.cost.scaled(speeds), self.one.shape(self.load), max(rate, 1e-9), PERCENTILES
+        )
 
-        def band(name: str) -> list[float | None]:
-            # The forecast bounds one standard deviation; the quantile's logarithm is taken as normal.
-            middle = {"ttft": found.ttft, "tpot": found.tpot, "e2e": found.e2e}[name].p95
-            ends = (found.low[f"{name}_p95"], found.high[f"{name}_p95"])
-            if not all(math.isfinite(v) and v > 0 for v in (middle, *ends)):
-                return [None, None]
-            return [1e3 * middle * (end / middle) ** Z95 for end in ends]
+        def shown(measure: str) -> dict[str, Any]:
+            at = {p: [float(v) * 1e3 for v in getattr(answer, measure)[p]] for p in PERCENTILES}
+            return {
+                **{f"p{p:g}": at[p][0] for p in PERCENTILES},
+                "p95_interval": [min(at[95.0][1:]), max(at[95.0][1:])],
+            }
 
-        return {
-            name: {"p50": q.p50 * 1e3, "p95": q.p95 * 1e3, "p99": q.p99 * 1e3, "p95_interval": band(name)}
-            for name, q in (("ttft", found.ttft), ("tpot", found.tpot), ("e2e", found.e2e))
-        }
+        return {measure: shown(measure) for measure in ("ttft", "tpot", "e2e")}
 
     def curve(self, rates: list[float], measure: str, percentile: float) -> list[float]:
         """`measure` (ttft, tpot or e2e) in milliseconds at the percentile, for rates of one replica."""
-        import numpy as np
-
         answer = respond(self.one.cost, self.one.shape(self.load), np.asarray(rates), (percentile,))
         return [float(v) * 1e3 for v in np.atleast_1d(getattr(answer, measure)[percentile])]
 
@@ -118,24 +117,25 @@ def serve(
         rate, [(float(p), float(o)) for p, o in usage.samples], cached_tokens=float(min(cached, shortest - 1))
     )
     options: dict[str, Any] = {}
-    if calibration is not None:
-        options["eff"] = _calibrated(calibration, device)
+    if calibration is not None and device.engine == "llamacpp":
+        options = {"eff": _calibrated(calibration, device.name), "engine": "llamacpp"}
     one = setup(model, device, precision, load, **options)
-    sizing = gpus_needed(
-        model,
-        device,
-        precision,
-        load,
-        SecondsSlo(_seconds(slo.ttft_ms), _seconds(slo.tpot_ms), _seconds(slo.e2e_ms), slo.percentile),
-        peak_factor=peak_factor,
-        **options,
-    )
+    targets = SecondsSlo(_seconds(slo.ttft_ms), _seconds(slo.tpot_ms), _seconds(slo.e2e_ms), slo.percentile)
+    if one.max_batch >= 1 and targets.ttft is targets.tpot is targets.e2e is None:
+        fits, why = True, ""
+        capacity = MAX_UTILISATION * float(saturated(one.cost, one.shape(load)))
+    else:
+        sizing = gpus_needed(
+            model, device, precision, load, targets,
+            peak_factor=peak_factor, max_utilisation=MAX_UTILISATION, **options,
+        )  # fmt: skip
+        fits, why, capacity = sizing.feasible, sizing.reason, sizing.rate_per_replica
     facts = machine(device, price)
     spread = math.exp(Z95 * one.eff.spread)
     return Serving(
-        fits=sizing.feasible,
-        why=sizing.reason,
-        capacity=sizing.rate_per_replica,
+        fits=fits,
+        why=why,
+        capacity=capacity,
         gpus_per_replica=one.tensor_parallel,
         price_hour=facts["dollars_per_hour"],
         price_source=facts["source"],
@@ -161,7 +161,9 @@ def _elasticity(one: Setup, load: Load, name: str) -> float:
     return -math.log(after / before) / math.log(1.1) if before > 0 and after > 0 else 0.0
 
 
-def _calibrated(path: Path, device: Gpu) -> Any:
+@functools.cache
+def _calibrated(path: Path, gpu: str) -> Any:
+    """The efficiencies a bench report shows for its machine (benches run llama.cpp)."""
     from planner.fit import calibrate
 
-    return calibrate(path, device)
+    return calibrate(path, gpu=gpu)

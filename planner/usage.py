@@ -63,11 +63,37 @@ class Usage:
         """Mean input tokens that differ from request to request."""
         return max(self.input.mean - self.prefix, 0.0)
 
+    def described(self) -> str:
+        """What was counted with, and how well."""
+        return f"{self.counter}, within {self.error:.0%}" if self.error else self.counter
+
     def as_dict(self) -> dict[str, Any]:
         """JSON form, without the samples."""
         data = asdict(self)
         data.pop("samples")
         return {**data, "varying": self.varying}
+
+    def dump(self) -> dict[str, Any]:
+        """JSON form for the cache: numbers only, no text of the prompt."""
+        data = asdict(self)
+        data["examples"] = [cost.tokens for cost in self.examples]
+        return data
+
+    @classmethod
+    def load(cls, data: dict[str, Any], prompt: Prompt) -> Usage:
+        """The inverse of `dump`, with the texts taken from the prompt."""
+        texts = example_texts(prompt)
+        return cls(
+            counter=data["counter"],
+            error=data["error"],
+            prefix=data["prefix"],
+            input=Spread(**data["input"]),
+            output=Spread(**data["output"]),
+            samples=tuple((a, b) for a, b in data["samples"]),
+            examples=tuple(
+                ExampleCost(i + 1, n, t) for i, (n, t) in enumerate(zip(data["examples"], texts, strict=True))
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +123,7 @@ def measure(
     probes = [prompt.messages(text) for text in PROBES]
     prefix = min([counter.shared(*probes), *(counter.shared(probes[0], r) for r in requests[:4])])
     return Usage(
-        counter=counter.describe(),
+        counter=counter.name,
         error=counter.error,
         prefix=prefix,
         input=Spread.of(counts),
@@ -136,21 +162,31 @@ def _outputs(
 
 def example_costs(prompt: Prompt, counter: Counter) -> list[ExampleCost]:
     """Tokens that each few-shot example adds; for a text prompt, each paragraph before the input's slot."""
+    texts = example_texts(prompt)
     if prompt.examples:
         whole = counter.prompt(prompt.messages(PROBES[0]))
-        costs = []
-        for i, example in enumerate(prompt.examples):
+        tokens = []
+        for i in range(len(prompt.examples)):
             kept = prompt.examples[:i] + prompt.examples[i + 1 :]
             without = Prompt(prompt.system, kept, prompt.template)
-            added = whole - counter.prompt(without.messages(PROBES[0]))
-            costs.append(ExampleCost(i + 1, added, _short(example.text)))
-        return costs
+            tokens.append(whole - counter.prompt(without.messages(PROBES[0])))
+    else:
+        tokens = [counter.text(block + "\n\n") for block in _blocks(prompt)]
+    return [ExampleCost(i + 1, n, t) for i, (n, t) in enumerate(zip(tokens, texts, strict=True))]
+
+
+def example_texts(prompt: Prompt) -> list[str]:
+    """How each example (or paragraph of a text prompt) begins."""
+    return [_short(e.text) for e in prompt.examples] or [_short(block) for block in _blocks(prompt)]
+
+
+def _blocks(prompt: Prompt) -> list[str]:
+    """The paragraphs of a text prompt before its first slot."""
     if prompt.template is None:
         return []
     slot = SLOT.search(prompt.template)
     static = prompt.template[: slot.start()] if slot else prompt.template
-    blocks = [b for b in re.split(r"\n\s*\n", static) if b.strip()]
-    return [ExampleCost(i + 1, counter.text(b + "\n\n"), _short(b)) for i, b in enumerate(blocks)]
+    return [b for b in re.split(r"\n\s*\n", static) if b.strip()]
 
 
 def _short(text: str) -> str:

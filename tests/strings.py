@@ -132,7 +132,7 @@ def varied_strings(number: int, special: list[str], *, seed: int = 0) -> list[st
         ),
         lambda: "".join(rng.choices(SPACES, k=rng.randint(1, 8))),
         lambda: rng.choice(CODE) * rng.randint(1, 2) + rng.choice(WORDS),
-        lambda: "".join(rng.choices(list(EMOJI) + [" ", "a", "1"], k=rng.randint(1, 15))),
+        lambda: "".join(rng.choices([*EMOJI, " ", "a", "1"], k=rng.randint(1, 15))),
         lambda: "".join(rng.choices(letters, k=rng.randint(1, 15))),
         lambda: (
             "".join(chr(rng.randint(0x4E00, 0x9FA5)) for _ in range(rng.randint(1, 20))) + rng.choice(WORDS)

@@ -27,7 +27,10 @@ class Pack:
 
 def pack(rows: Sequence[Encoded]) -> Pack:
     """Concatenate rows into one sequence."""
-    ids, positions, predict, targets = [], [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    predict: list[int] = []
+    targets: list[int] = []
     offset = 0
     for row in rows:
         ids.extend(row.ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from unshot.errors import InputError
 from unshot.manifest import Manifest, describe_file, staged, write_text
 from unshot.models import Source, resolve
 from unshot.task import Task, derive_task
+
+# Seconds between checkpoints within an epoch.
+SAVE_SECONDS = float(os.environ.get("UNSHOT_SAVE_SECONDS", "30"))
 
 
 def request(example: Example, task: Task) -> list[Message]:
@@ -110,7 +114,7 @@ def _run_in(
         epochs=settings.epochs,
         patience=settings.patience,
         batch_rows=defaults.batch_rows,
-        capacity=settings.batch_tokens,
+        capacity=models.pack_capacity(settings.batch_tokens, device),
         learning_rate=defaults.learning_rate,
         seed=settings.seed,
         rows=len(train_rows),
@@ -140,17 +144,20 @@ def _run_in(
             )
 
         def validate(net: Any) -> dict[str, Any]:
-            return _evaluate(
-                net, parts.validation, validation_rows, task, chat, settings.batch_tokens, device
+            figures = _evaluate(net, parts.validation, validation_rows, task, chat, plan.capacity, device)
+            out.log(
+                f"epoch {trainer.state.epoch + 1}: train loss {trainer.epoch_loss():.3f}, validation loss "
+                f"{figures['loss']:.3f}, {task.metric} {figures['score']:.3f}"
             )
+            return figures
 
         with manifest.timed("train"):
-            state = trainer.run(validate, report)
+            state = trainer.run(validate, report, save_seconds=SAVE_SECONDS)
         progress.update(bar, total=len(state.losses), note=state.stopped)
     out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
     trainer.load_best()
     with manifest.timed("test"):
-        test = _evaluate(net, parts.test, test_rows, task, chat, settings.batch_tokens, device)
+        test = _evaluate(net, parts.test, test_rows, task, chat, plan.capacity, device)
     # The working files of a resumed run are no part of the artifact.
     for entry in work.iterdir():
         _remove(entry)

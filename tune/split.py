@@ -47,6 +47,7 @@ def split(
         raise InputError(f"{len(groups)} distinct inputs; an 80/10/10 split needs at least 10")
     strata: dict[Hashable, list[str]] = defaultdict(list)
     for key, rows in groups.items():
+        rows.sort(key=lambda e: (e.text, e.answer or ""))
         strata[stratum(rows[0])].append(key)
     parts: tuple[list[Example], ...] = ([], [], [])
     # What a stratum owes to validation and test carries over to the next, so that small classes do not all round

@@ -160,11 +160,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
+    def epoch_loss(self) -> float:
+        """Mean training loss of the last epoch's steps."""
+        steps = self.state.losses[-self.steps_per_epoch :]
+        return sum(steps) / len(steps)
+
     def _close_epoch(self, figures: dict[str, Any]) -> None:
         """Keep the best epoch (score first, then loss) and decide whether to stop."""
         state, plan = self.state, self.plan
-        steps = state.losses[-self.steps_per_epoch :]
-        state.history.append({"epoch": state.epoch + 1, "train_loss": sum(steps) / len(steps), **figures})
+        state.history.append({"epoch": state.epoch + 1, "train_loss": self.epoch_loss(), **figures})
         key = [figures["score"], -figures["loss"]]
         if state.best_key is None or key > state.best_key:
             state.best_key, state.best_epoch = key, state.epoch

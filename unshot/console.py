@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,9 @@ class Output:
             return
         from rich.console import Console
 
-        out = Console(highlight=False)
+        # Into a file or a pipe, tables get the width that they need rather than the 80 columns rich assumes.
+        piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+        out = Console(highlight=False, width=140 if piped else None)
         for item in renderables:
             out.print(item)
 

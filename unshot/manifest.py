@@ -187,7 +187,7 @@ def staged(final: Path, *, overwrite: bool = False, resume: bool = False) -> Ite
     the new one is ready. Two runs with the same output are refused. An error keeps the partial directory only
     with `resume`.
     """
-    final = Path(os.path.abspath(final))
+    final = final.resolve()
     if final.is_file():
         raise InputError(f"{final}: a file is in the way of the output directory; choose another --out")
     if final.exists() and any(final.iterdir()) and not overwrite:

@@ -1,0 +1,42 @@
+# Two commands on a fresh clone, with Python 3.11 to 3.13, make and a C compiler: `make demo` and `make test`.
+# Each makes .venv where it is missing. PY=/path/to/python uses an environment of yours instead.
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+OUT ?= unshot-demo
+PIP_ARGS ?=
+ifndef PY
+PY := .venv/bin/python
+READY := .venv/.installed
+endif
+
+.PHONY: demo test lint types docs clean
+
+demo: $(READY)
+	$(PY) -m unshot demo --out $(OUT) --overwrite
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(READY)
+	$(PY) -m mypy
+
+docs: $(READY)
+	$(PY) -m unshot.reference docs/commands.md
+
+# torch goes first and alone, so that no resolver can trade the pinned build for another; llama-cpp-python compiles
+# (some 10 minutes on 2 cores).
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "error: $(PYTHON) is not Python 3.11 to 3.13; run make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt torch
+	CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-$$(nproc)} \
+	  .venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[all,dev]'
+	.venv/bin/python -m pip check
+	touch $@
+
+clean:
+	rm -rf .venv unshot-demo

@@ -1,0 +1,140 @@
+"""The parent's side of `export.worker`: start an engine, ask it, and turn its death into a `GateError`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unshot.errors import GateError, OutsideError
+
+NEEDS = {"gguf": ("llama_cpp", "llama-cpp-python"), "onnx": ("onnxruntime", "onnxruntime")}
+
+
+def require(kind: str) -> None:
+    """`OutsideError` where the engine's package is not installed."""
+    from importlib.util import find_spec
+
+    module, package = NEEDS[kind]
+    if find_spec(module) is None:
+        raise OutsideError(
+            f"{kind} is checked in its own engine, and {package} is missing; run `pip install 'unshot[export]'`"
+        )
+
+
+class Engine:
+    """An exported file running in a process of its own; use as a context manager."""
+
+    def __init__(self, kind: str, path: Path, *, context: int = 2048, threads: int | None = None) -> None:
+        require(kind)
+        self.kind, self.path = kind, path
+        self.context, self.threads = context, threads or cores()
+        self._folder = tempfile.TemporaryDirectory(prefix="unshot-parity-")
+        self._log = Path(self._folder.name, "log").open("w+b")  # noqa: SIM115 (closed by __exit__)
+        self.info: dict[str, Any] = {}
+
+    def __enter__(self) -> Engine:
+        root = str(Path(__file__).resolve().parent.parent)
+        paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+        self._process = subprocess.Popen(
+            # -P: a folder named `export` in the user's directory is not ours.
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "export.worker",
+                self.kind,
+                str(self.path),
+                str(self.context),
+                str(self.threads),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        try:
+            self.info = self._answer()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._log.close()
+        self._folder.cleanup()
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens parsed, none added."""
+        found: list[list[int]] = self._ask(do="tokenize", texts=list(texts))
+        return found
+
+    def render(self, messages: Sequence[Sequence[dict[str, str]]]) -> list[str]:
+        """Each conversation rendered by the engine with the template in the file."""
+        found: list[str] = self._ask(do="render", conversations=[list(m) for m in messages])
+        return found
+
+    def logits(self, ids: Sequence[int], start: int = 0) -> np.ndarray:
+        """fp32 logits of positions `start:` of a sequence, shape `(len(ids) - start, vocab)`."""
+        target = Path(self._folder.name, "logits.npy")
+        self._ask(do="logits", ids=list(ids), start=start, into=str(target))
+        values: np.ndarray = np.load(target)
+        return values
+
+    def generate(self, prompt: int, tokens: int, stop: Sequence[int]) -> list[int]:
+        """The greedy answer to the first `prompt` tokens of the sequence last given to `logits`, without its end."""
+        found: list[int] = self._ask(do="generate", prompt=prompt, tokens=tokens, stop=list(stop))
+        return found
+
+    def _ask(self, **request: Any) -> Any:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise GateError(f"{self.path.name}: {self.kind} engine died (exit {code}): {self._last_words()}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise GateError(
+                f"{self.path.name}: {self.kind} engine: {reply['error'][:300]}; {self._last_words()}"
+            )
+        return reply["ok"]
+
+    def _last_words(self) -> str:
+        self._log.flush()
+        self._log.seek(0)
+        lines = self._log.read()[-4000:].decode(errors="replace").strip().splitlines()
+        return " | ".join(line.strip() for line in lines[-3:]) or "it said nothing"
+
+
+def cores() -> int:
+    """Usable CPU cores, or `OMP_NUM_THREADS` where that is fewer."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(usable, int(wanted)) if wanted.isdecimal() and int(wanted) else usable

@@ -1,0 +1,194 @@
+"""Model families: how a Hugging Face config and its tensor names become llama.cpp's.
+
+Keys, tensor names and the families' quirks follow llama.cpp's own converter (llama.cpp `conversion/`, and the
+`gguf` package's tensor map).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from unshot.errors import InputError, nearest
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: GGUF name, what its metadata needs, and how its weights differ from Hugging Face's.
+
+    `rotary_pairs`: q/k rows are reordered from halves to pairs. `norm_shift` is added to norm weights
+    (Gemma stores them less one). `head`: whether `lm_head.weight` is written (Gemma always ties it).
+    """
+
+    arch: str
+    parameters: Callable[[Any, Config], None]
+    rotary_pairs: bool = False
+    norm_shift: float = 0.0
+    head: bool = True
+
+
+def family_of(config: Config) -> Family:
+    """The family of a `config.json`; `InputError` names the supported ones."""
+    names = config.get("architectures") or ["(none)"]
+    for name in names:
+        if name in FAMILIES:
+            return FAMILIES[name]
+    raise InputError(
+        f"architecture {names[0]} cannot be written as GGUF here; supported: {', '.join(sorted(FAMILIES))} "
+        f"({nearest(names[0], FAMILIES)})"
+    )
+
+
+def rope(config: Config) -> Config:
+    """Rotary settings of a config in one form: transformers 5's `rope_parameters`, or 4's separate keys."""
+    found: Config = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if "full_attention" in found or "sliding_attention" in found:
+        return found
+    for key in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings"):
+        if key not in found and config.get(key) is not None:
+            found[key] = config[key]
+    if "rope_type" not in found and found.get("type"):
+        found["rope_type"] = found["type"]
+    if config.get("rope_local_base_freq") is not None:
+        found["sliding_attention"] = {"rope_theta": config["rope_local_base_freq"]}
+    return found
+
+
+def head_dim(config: Config) -> int:
+    """Width of an attention head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _shape(writer: Any, config: Config) -> None:
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config.get("num_key_value_heads") or config["num_attention_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+
+
+def _rotary(writer: Any, config: Config) -> None:
+    import gguf
+
+    whole = rope(config)
+    main = whole.get("full_attention", whole)
+    kind = (main.get("rope_type") or "default").lower()
+    factor = main.get("factor")
+    if kind == "linear" and factor is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(factor)
+    elif kind == "yarn" and factor is not None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(factor)
+        writer.add_rope_scaling_orig_ctx_len(main["original_max_position_embeddings"])
+    elif kind in ("longrope", "su"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+    elif kind not in ("default", "llama3"):
+        raise InputError(
+            f"rope_type {kind} is not supported; supported: default, linear, yarn, llama3, longrope"
+        )
+    if main.get("rope_theta") is not None:
+        writer.add_rope_freq_base(float(main["rope_theta"]))
+    local = whole.get("sliding_attention", {}).get("rope_theta")
+    if local is not None:
+        writer.add_rope_freq_base_swa(float(local))
+
+
+def _usual(writer: Any, config: Config) -> None:
+    """What Llama, Qwen and Gemma 3 share."""
+    _shape(writer, config)
+    _rotary(writer, config)
+    if config.get("head_dim") is not None:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+
+
+def _llama(writer: Any, config: Config) -> None:
+    _usual(writer, config)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_rope_dimension_count(head_dim(config))
+
+
+def _gemma2(writer: Any, config: Config) -> None:
+    _shape(writer, config)
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    writer.add_sliding_window(config["sliding_window"])
+
+
+def _gemma3(writer: Any, config: Config) -> None:
+    _usual(writer, config)
+    if config.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if config.get("sliding_window_pattern") != 1:
+        writer.add_sliding_window(config["sliding_window"])
+
+
+def _phi3(writer: Any, config: Config) -> None:
+    _shape(writer, config)
+    settings = rope(config)
+    original = int(settings.get("original_max_position_embeddings") or config["max_position_embeddings"])
+    writer.add_rope_scaling_orig_ctx_len(original)
+    share = settings.get("partial_rotary_factor", 1.0)
+    writer.add_rope_dimension_count(int(share * config["hidden_size"]) // config["num_attention_heads"])
+    writer.add_rope_freq_base(float(settings["rope_theta"]))
+    writer.add_sliding_window(config.get("sliding_window") or 0)
+    if settings.get("long_factor"):
+        # Attention factor of LongRoPE (Ding et al. 2024, arXiv 2402.13753).
+        stretch = config["max_position_embeddings"] / original
+        factor = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+        writer.add_rope_scaling_attn_factors(factor)
+
+
+LLAMA = Family("llama", _llama, rotary_pairs=True)
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": LLAMA,
+    "MistralForCausalLM": LLAMA,
+    "Qwen2ForCausalLM": Family("qwen2", _usual),
+    "Qwen3ForCausalLM": Family("qwen3", _usual),
+    "Gemma2ForCausalLM": Family("gemma2", _gemma2, norm_shift=1.0, head=False),
+    "Gemma3ForCausalLM": Family("gemma3", _gemma3, norm_shift=1.0, head=False),
+    "Phi3ForCausalLM": Family("phi3", _phi3),
+}
+
+
+def extra_tensors(config: Config) -> dict[str, list[float]]:
+    """Tensors that no checkpoint holds: rotary factors of Llama 3 and LongRoPE, as fp32 values."""
+    settings = rope(config)
+    if settings.get("long_factor"):
+        return {
+            "rope_factors_long.weight": settings["long_factor"],
+            "rope_factors_short.weight": settings["short_factor"],
+        }
+    if (settings.get("rope_type") or "").lower() != "llama3":
+        return {}
+    return {"rope_freqs.weight": _llama3_factors(settings, head_dim(config))}
+
+
+def _llama3_factors(settings: Config, width: int) -> list[float]:
+    """By how much each rotary frequency is slowed (Llama 3.1's scaling, transformers `_compute_llama3_parameters`)."""
+    import torch
+
+    base, factor = settings.get("rope_theta", 10000.0), settings.get("factor", 8.0)
+    low, high = settings.get("low_freq_factor", 1.0), settings.get("high_freq_factor", 4.0)
+    context = settings.get("original_max_position_embeddings", 8192)
+    frequencies = 1.0 / (base ** (torch.arange(0, width, 2, dtype=torch.float32) / width))
+    factors = []
+    for frequency in frequencies:  # fp32 tensors, as llama.cpp's converter has them
+        length = 2 * math.pi / frequency
+        if length < context / high:
+            factors.append(1.0)
+        elif length > context / low:
+            factors.append(float(factor))
+        else:
+            smooth = (context / length - low) / (high - low)
+            factors.append(float(1 / ((1 - smooth) / factor + smooth)))
+    return factors

@@ -1,0 +1,185 @@
+"""`unshot export` from run directory to checked artifacts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from export import gguf_file, onnx_graph, parity, reference
+from export.engines import require
+from export.source import Model, open_source
+from export.targets import Target
+from unshot.console import Output, dumps
+from unshot.errors import GateError, OutsideError
+from unshot.manifest import Manifest, describe_file, staged, write_text
+
+CHECK_ROWS = 32
+# Room left on the disk beyond what is written, bytes.
+SPARE = 64 * 1024 * 1024
+
+
+def export_run(
+    source: str,
+    targets: Sequence[Target],
+    final: Path,
+    out: Output,
+    *,
+    base: str | None = None,
+    overwrite: bool = False,
+    allow_drift: bool = False,
+    check_rows: int = CHECK_ROWS,
+) -> dict[str, Any]:
+    """Write and check every target into the directory `final`; return its result.
+
+    Raises `InputError` for a bad run, base or architecture, `GateError` where an artifact is not equal to the
+    evaluated model (nothing is then left under `final`, unless `allow_drift`).
+    """
+    manifest = Manifest("export")
+    for target in targets:
+        require(target.kind)
+    with manifest.timed("open"):
+        model = open_source(source, base, out)
+    merged = model.merged()
+    for target in targets:
+        refuse_unsupported(target, merged)
+    with staged(final, overwrite=overwrite) as work:
+        room(final.parent, targets, merged)
+        reports = _write_and_check(model, targets, work, manifest, out, check_rows)
+        failed = [r for r in reports if not r.passed]
+        text = dumps({"source": model.name, "reports": [r.as_dict() for r in reports]}) + "\n"
+        write_text(work / "parity.json", text)
+        if failed and not allow_drift:
+            kept = final.parent / f"{final.name}.parity.json"
+            write_text(kept, text)
+            raise GateError(
+                f"{failed[0].target} is not the model that was evaluated: {'; '.join(failed[0].failures)} "
+                f"(figures in {kept}; --allow-drift keeps the file all the same)"
+            )
+        for report in failed:
+            out.warn(f"{report.target} drifts: {'; '.join(report.failures)}; kept because of --allow-drift")
+        result = {
+            "source": model.name,
+            "base": model.base.name,
+            "files": {str(t): t.name for t in targets},
+            "bytes": {str(t): _size(work / t.name) for t in targets},
+            "parity": [r.as_dict() for r in reports],
+            "timings": manifest.timings,
+        }
+        manifest.config = {
+            "base": model.fingerprint,
+            "source": {"run": str(model.run) if model.run else None, "name": model.name},
+            "targets": [str(t) for t in targets],
+            "check_rows": check_rows,
+            "allow_drift": allow_drift,
+            "task": model.task.model_dump() if model.task else None,
+        }
+        manifest.inputs = model.inputs + (
+            [describe_file(f) for f in sorted(model.adapter_path.iterdir()) if f.is_file()]
+            if model.adapter_path
+            else []
+        )
+        manifest.result = {k: v for k, v in result.items() if k != "timings"}
+        manifest.write(work)
+    return {"out": str(final), **result}
+
+
+def refuse_unsupported(target: Target, merged: Any) -> None:
+    """Refuse an architecture before any work."""
+    if target.kind == "gguf":
+        gguf_file.tensor_plan(merged, gguf_file.family_of(merged.config), merged.config, target.precision)
+    else:
+        onnx_graph.supported(str(merged.config.get("model_type")))
+
+
+def _write_and_check(
+    model: Model, targets: Sequence[Target], work: Path, manifest: Manifest, out: Output, rows: int
+) -> list[parity.Report]:
+    rows = min(rows, len(model.rows))
+    scratch = work / ".scratch"
+    scratch.mkdir()
+    reports = []
+    with out.progress() as progress:
+        for target in targets:
+            with manifest.timed(f"write {target}"):
+                write(target, model, work, scratch, progress)
+        with manifest.timed("reference"):
+            net = reference.evaluated(model.base.path, model.adapter_path)
+            bar = progress.add_task("the evaluated model", total=rows, note="")
+            expected = parity.expect(model, net, rows, scratch, lambda n: progress.advance(bar, n))
+            del net
+        for target in targets:
+            bar = progress.add_task(f"check {target}", total=rows, note="")
+            with manifest.timed(f"check {target}"):
+                report = check(model, target, work / target.name, expected, lambda b=bar: progress.advance(b))
+            progress.update(bar, note="equal" if report.passed else "DRIFTS")
+            reports.append(report)
+    shutil.rmtree(scratch)
+    return reports
+
+
+def check(model: Model, target: Target, path: Path, expected: Any, tick: Any) -> parity.Report:
+    """`parity.check`, with an engine that died as one more failure."""
+    try:
+        return parity.check(model, target, path, expected, tick)
+    except GateError as error:
+        report = parity.Report(str(target))
+        report.failures.append(str(error))
+        return report
+
+
+def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any) -> None:
+    """Write one target under its final name inside the working directory."""
+    merged = model.merged()
+    path = work / target.name
+    if target.kind == "gguf":
+        plan = gguf_file.tensor_plan(
+            merged, gguf_file.family_of(merged.config), merged.config, target.precision
+        )
+        total = sum(gguf_file.nbytes(t.shape, t.kind) for t in plan)
+        bar = progress.add_task(f"write {target}", total=total, note="")
+        facts = gguf_file.Facts(
+            model.name,
+            model.base.name,
+            model.base.license,
+            model.chat.tokenizer.chat_template,
+            model.chat.end,
+        )
+        gguf_file.write_gguf(
+            path, merged, model.base.path, target.precision, facts, lambda n: progress.advance(bar, n)
+        )
+        return
+    bar = progress.add_task(f"write {target}", total=1, note="")
+    ends = [model.chat.end]
+    eos = model.chat.tokenizer.eos_token_id
+    if eos is not None and eos not in ends:
+        ends.append(eos)
+    onnx_graph.write_onnx(path, model.base.path, merged, scratch / "merged", ends)
+    progress.advance(bar)
+
+
+def room(folder: Path, targets: Sequence[Target], merged: Any) -> None:
+    """`OutsideError` where the disk has not enough room for what will be written."""
+    count = 0
+    for name in merged.names():
+        size = 1
+        for length in merged.shape(name):
+            size *= length
+        count += size
+    per = {"f32": 4.0, "fp32": 8.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
+    needed = int(sum(count * per.get(t.precision, 4.0) for t in targets)) + SPARE
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OutsideError(
+            f"{folder}: {free / 1e9:.2f} GB free, the export needs {needed / 1e9:.2f} GB; free some space or choose "
+            "another --out"
+        )
+
+
+def _size(path: Path) -> int:
+    return (
+        path.stat().st_size
+        if path.is_file()
+        else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    )

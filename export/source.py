@@ -1,0 +1,118 @@
+"""What is exported: a run of `unshot tune`, or a bare base model (so that a baseline comes from the same exporter)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.adapter import Adapter, load_adapter
+from export.merge import Merged
+from unshot.chat import Chat, load_tokenizer
+from unshot.console import Output
+from unshot.data import Example, Message, read_examples
+from unshot.errors import InputError
+from unshot.manifest import NAME as MANIFEST
+from unshot.manifest import describe_file, read_manifest
+from unshot.models import Source, resolve
+from unshot.task import Task, read_task
+
+
+@dataclass
+class Model:
+    """A base model, its adapter (None for a bare base) and the rows it is checked on."""
+
+    name: str
+    base: Source
+    fingerprint: dict[str, Any]
+    adapter_path: Path | None
+    adapter: Adapter | None
+    chat: Chat
+    task: Task | None = None
+    rows: list[Example] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    run: Path | None = None
+
+    def merged(self) -> Merged:
+        """The merged tensors, to be read one by one."""
+        return Merged(self.base.weight_files(), self.base.config(), self.adapter)
+
+    def requests(self) -> list[list[Message]]:
+        """The messages of each row, with the tuned model's instruction as the system message."""
+        instruction = self.task.instruction if self.task else None
+        return [with_instruction(row.messages, instruction) for row in self.rows]
+
+
+def with_instruction(messages: Sequence[Message], instruction: str | None) -> list[Message]:
+    """The row's messages after the instruction, as the model was tuned."""
+    request = list(messages)
+    if instruction and request[0]["role"] != "system":
+        request.insert(0, {"role": "system", "content": instruction})
+    return request
+
+
+def open_source(text: str, base: str | None, out: Output) -> Model:
+    """Open a run directory or a base model by name or directory.
+
+    `base` overrides where the run's base model lies. Raises `InputError` for a damaged run, or a base whose
+    files differ from those that were tuned.
+    """
+    path = Path(text)
+    if path.is_dir() and not (path / MANIFEST).is_file() and (path / "adapter_config.json").is_file():
+        raise InputError(f"{path}: a bare adapter; give the run directory that `unshot tune` wrote")
+    if (path / MANIFEST).is_file() and not (path / "config.json").is_file():
+        return _open_run(path, base, out)
+    if base is not None:
+        raise InputError("--base goes with a run directory; a bare base model is named by the argument alone")
+    source = resolve(text, out)
+    return Model(
+        name=source.name,
+        base=source,
+        fingerprint=source.fingerprint(),
+        adapter_path=None,
+        adapter=None,
+        chat=Chat(load_tokenizer(source.path)),
+        rows=[Example(({"role": "user", "content": t},), None, n) for n, t in enumerate(built_in(), start=1)],
+    )
+
+
+def _open_run(path: Path, base: str | None, out: Output) -> Model:
+    manifest = read_manifest(path, stage="tune")
+    recorded = manifest.config.get("base") or {}
+    if not recorded.get("sha256") or not (path / "adapter").is_dir():
+        raise InputError(f"{path}: the run has no adapter or no record of its base; run `unshot tune` again")
+    source = resolve(base or _where(recorded), out)
+    fingerprint = source.fingerprint()
+    for name, digest in recorded["sha256"].items():
+        if fingerprint["sha256"].get(name) != digest:
+            raise InputError(
+                f"{source.path / name}: not the file that {path} was tuned on; an adapter fits only its own base, "
+                f"give that with --base (it was {recorded.get('name')})"
+            )
+    return Model(
+        name=path.resolve().name,
+        base=Source(
+            recorded.get("name") or source.name, source.path, source.license or recorded.get("license")
+        ),
+        fingerprint={**fingerprint, "name": recorded.get("name") or source.name},
+        adapter_path=path / "adapter",
+        adapter=load_adapter(path / "adapter"),
+        chat=Chat(load_tokenizer(source.path)),
+        task=read_task(path / "task.json"),
+        rows=read_examples(path / "splits" / "test.jsonl"),
+        inputs=[describe_file(path / MANIFEST)],
+        run=path,
+    )
+
+
+def _where(recorded: dict[str, Any]) -> str:
+    """The recorded directory while it is there, else the recorded name."""
+    path = recorded.get("path")
+    return path if path and Path(path).is_dir() else str(recorded["name"])
+
+
+def built_in() -> list[str]:
+    """The package's own varied prompts, for a base model without a test split."""
+    text = Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8")
+    return [line.replace("\\n", "\n") for line in text.split("\n") if line.strip()]

@@ -1,0 +1,57 @@
+"""What can be written: `--to` texts such as `gguf:q8_0` or `onnx:fp32`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unshot.errors import InputError, nearest
+
+# Written here, tensor by tensor.
+STREAMED = ("f32", "f16", "bf16", "q8_0")
+KINDS: dict[str, tuple[str, ...]] = {
+    "gguf": STREAMED,
+    "onnx": ("fp32",),
+}
+DEFAULT = {"gguf": "q8_0", "onnx": "fp32"}
+ALIASES = {"fp32": "f32", "fp16": "f16", "float32": "f32", "float16": "f16"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One artifact: its kind, its precision, and the name it gets in the output directory."""
+
+    kind: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """File or folder name in the output directory."""
+        return f"model-{self.precision}.gguf" if self.kind == "gguf" else f"{self.kind}-{self.precision}"
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.precision}"
+
+
+def known() -> list[str]:
+    """Every accepted `--to` text."""
+    return [f"{kind}:{precision}" for kind, precisions in KINDS.items() for precision in precisions]
+
+
+def parse_targets(texts: Sequence[str]) -> list[Target]:
+    """Targets in the order given, duplicates dropped; `InputError` names the nearest known ones."""
+    targets: list[Target] = []
+    for text in texts:
+        kind, _, precision = text.strip().lower().partition(":")
+        precision = precision or DEFAULT.get(kind, "")
+        accepted = KINDS.get(kind, ())
+        if precision not in accepted and ALIASES.get(precision) in accepted:
+            precision = ALIASES[precision]
+        if precision not in accepted:
+            raise InputError(f"unknown format '{text}': {nearest(text, known())}")
+        target = Target(kind, precision)
+        if target not in targets:
+            targets.append(target)
+    if not targets:
+        raise InputError(f"no format; give --to, e.g. --to gguf:q8_0 (known: {', '.join(known())})")
+    return targets

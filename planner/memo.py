@@ -1,0 +1,54 @@
+"""Small results kept between runs in the user's cache directory, so that a repeated plan starts at once.
+
+Keys hold everything that a result depends on (contents, versions, dates); only their SHA-256 and numbers are written,
+never a prompt. A cache that cannot be read or written changes nothing but the time. `UNSHOT_NO_CACHE=1` turns it off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unshot import __version__
+
+KEPT = 500
+
+
+def remember(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
+    """The JSON value that `compute` gives for `key` (anything with a stable `repr`), from the cache where it is."""
+    if os.environ.get("UNSHOT_NO_CACHE"):
+        return compute()
+    from unshot.embedded import cache_dir
+
+    digest = hashlib.sha256(repr((__version__, kind, key)).encode()).hexdigest()
+    path = cache_dir() / "plan" / f"{kind}-{digest[:32]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_bytes())
+    value = compute()
+    with contextlib.suppress(OSError):
+        _write(path, json.dumps(value))
+    return value
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = sorted(path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime)[:-KEPT]
+    for stale in old:
+        stale.unlink(missing_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def stat_of(path: Path) -> tuple[str, int, int] | None:
+    """Name, size and time of a file, None where it is not: a file's place in a key."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return str(path), found.st_size, found.st_mtime_ns

@@ -1,0 +1,78 @@
+"""The case file and `unshot init`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from unshot.case import Case, load_case
+from unshot.errors import InputError
+from unshot.init import TEMPLATE
+
+
+def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
+    """Every `(table, key)` of the case file."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from sections(inner, f"{path}.{name}".strip("."))
+        else:
+            yield path, name
+
+
+def test_the_template_mentions_every_key_and_its_values_are_valid(tmp_path: Path) -> None:
+    for table, key in sections(Case):
+        start = TEMPLATE.index(f"\n[{table}]")
+        end = TEMPLATE.find("\n[", start + 1)
+        assert f"\n{key} = " in TEMPLATE[start:end].replace("\n# ", "\n"), (
+            f"[{table}] {key} is not in the template"
+        )
+    path = tmp_path / "unshot.toml"
+    path.write_text(TEMPLATE)
+    case = load_case(path)
+    assert case.traffic.rate == 5.0
+    assert case.task.examples == tmp_path / "few_shot.jsonl"
+
+
+def test_commented_keys_of_the_template_are_valid_too() -> None:
+    lines = [
+        line[2:] if line.startswith("# ") and " = " in line.split("#")[1][:28] else line
+        for line in TEMPLATE.splitlines()
+    ]
+    Case.model_validate(tomllib.loads("\n".join(lines)))
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "case.toml"
+    path.write_text("[traffic]\nrate = 3\npeak_factor = 4\n")
+    case = load_case(path, traffic={"rate": 9.0, "peak_factor": None})
+    assert (case.traffic.rate, case.traffic.peak_factor) == (9.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[traffic]\nrate = 0\n", ("traffic.rate", "0", "greater than 0")),
+        ("[traffic]\nrate = nan\n", ("traffic.rate", "finite")),
+        ("[traffic]\nrat = 1\n", ("traffic.rat", "did you mean rate")),
+        ("[tune]\nmethod = 'lorra'\n", ("tune.method", "lorra", "'lora'", "'dora'")),
+        ("[task]\nmetric = 'f1'\n", ("task.metric", "'macro_f1'")),
+        ("[traffic.slo]\npercentile = 100\n", ("traffic.slo.percentile", "less than 100")),
+        ("[traffic\n", ("not valid TOML", "line 1")),
+    ],
+)
+def test_an_error_names_file_key_and_accepted_values(
+    tmp_path: Path, text: str, parts: tuple[str, ...]
+) -> None:
+    path = tmp_path / "case.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_case(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    for part in parts:
+        assert part in message

@@ -1,0 +1,108 @@
+"""The command line as a whole: what it imports, what its help says, and that the documents match it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Run
+from unshot.cli import COMMANDS
+from unshot.demo.command import stages
+from unshot.reference import reference
+
+HEAVY = {"torch", "transformers", "onnxruntime", "peft", "optimum", "llama_cpp"}
+
+
+def imported(*arguments: str) -> set[str]:
+    """Top-level modules a Python process imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    names = re.findall(r"^import time:\s+\d+ \|\s+\d+ \| +(\S+)$", done.stderr, flags=re.MULTILINE)
+    assert "unshot.cli" in names
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    assert not imported("-c", "import unshot.cli") & HEAVY
+    assert not imported("-m", "unshot", "--help") & (HEAVY | {"rich", "numpy", "pydantic"})
+
+
+def test_plan_imports_nothing_heavy() -> None:
+    demo = str(ROOT / "unshot" / "demo" / "unshot.toml")
+    assert not imported("-m", "unshot", "plan", "--case", demo, "--json") & HEAVY
+
+
+def test_help_lists_every_command_with_its_exit_codes(unshot: Run) -> None:
+    text = unshot("--help").stdout
+    for name in COMMANDS:
+        assert re.search(rf"^  {name} ", text, flags=re.MULTILINE)
+    assert "Exit codes: 0 done, 1" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_the_common_flags(unshot: Run, name: str) -> None:
+    text = unshot(name, "--help").stdout
+    for flag in ("--json", "-q, --quiet", "-v, --verbose"):
+        assert flag in text
+
+
+def test_the_command_reference_is_what_click_says() -> None:
+    written = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert written == reference(), "run `make docs`"
+
+
+def test_init_writes_a_case_that_plan_refuses_only_for_its_missing_files(unshot: Run, tmp_path: Path) -> None:
+    done = unshot("init", tmp_path / "unshot.toml", "--json")
+    assert json.loads(done.stdout) == {"path": str(tmp_path / "unshot.toml")}
+    again = unshot("init", tmp_path / "unshot.toml")
+    assert again.returncode == 2 and "already there" in again.stderr
+    plan = unshot("plan", "--case", tmp_path / "unshot.toml")
+    assert plan.returncode == 2 and "few_shot.jsonl: no such file" in plan.stderr
+
+
+def readme_commands(program: str) -> list[str]:
+    """Lines of the README's shell blocks that start with `program`, continuation lines joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.startswith(f"{program} ")]
+
+
+def test_the_stage_commands_of_the_readme_are_those_the_demo_runs() -> None:
+    """The demo's own test runs them; here the README's text is held to them."""
+    shown = [c for c in readme_commands("unshot") if "unshot-demo" in c]
+    run = [
+        " ".join(["unshot", *arguments, "--out", f"unshot-demo/{name}"])
+        for name, arguments in stages(Path("unshot-demo"))
+    ]
+    assert shown == run
+
+
+def test_the_other_commands_of_the_readme_run(unshot: Run, tmp_path: Path) -> None:
+    others = [c for c in readme_commands("unshot") if "unshot-demo" not in c]
+    assert others
+    for line in others:
+        arguments = [
+            str(ROOT / word) if word.startswith("unshot/demo/") else word for word in line.split()[1:]
+        ]
+        done = unshot(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+def test_make_demo_and_make_test_are_the_two_commands() -> None:
+    assert readme_commands("make") == ["make demo", "make test"]
+    for target, part in (("demo", "-m unshot demo --out unshot-demo"), ("test", "-m pytest")):
+        done = subprocess.run(
+            ["make", "-n", target, "PY=python"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        assert part in done.stdout

@@ -1,0 +1,95 @@
+"""The demo: its hand-written data, and the whole way on the real model."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+from unshot.case import load_case
+from unshot.data import read_examples
+from unshot.manifest import read_manifest
+
+CLASSES = {"liability", "lock_in", "unilateral_change", "data", "ip", "standard"}
+DEMO = ROOT / "unshot" / "demo"
+
+
+def shingles(text: str, size: int = 3) -> set[tuple[str, ...]]:
+    """Runs of `size` words, case and punctuation aside."""
+    words = re.findall(r"\w+", text.casefold())
+    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+
+
+def jaccard(one: set[Any], other: set[Any]) -> float:
+    return len(one & other) / max(1, len(one | other))
+
+
+def test_clauses_are_many_varied_and_balanced(clauses: list[dict[str, Any]]) -> None:
+    assert len(clauses) >= 240
+    counts = Counter(json.loads(row["completion"])["risk"] for row in clauses)
+    assert set(counts) == CLASSES
+    assert max(counts.values()) < 2 * min(counts.values())
+    lengths = sorted(len(row["prompt"].split()) for row in clauses)
+    assert lengths[0] <= 15 and lengths[-1] >= 90
+    openings = Counter(" ".join(row["prompt"].split()[:3]).casefold() for row in clauses)
+    assert openings.most_common(1)[0][1] <= 0.05 * len(clauses)
+
+
+def test_no_near_duplicates_anywhere_so_none_across_the_splits(clauses: list[dict[str, Any]]) -> None:
+    texts = [row["prompt"] for row in clauses]
+    texts += [example.text for example in read_examples(DEMO / "few_shot.jsonl")]
+    sets = [shingles(text) for text in texts]
+    worst = max(jaccard(a, b) for a, b in combinations(sets, 2))
+    assert worst < 0.25
+
+
+def test_no_template_with_slots(clauses: list[dict[str, Any]]) -> None:
+    """A slot template leaves pairs that share most of their word order; 8-word runs must hardly ever recur."""
+    runs = Counter(run for row in clauses for run in shingles(row["prompt"], 8))
+    repeated = sum(count > 1 for count in runs.values())
+    assert repeated <= 0.005 * len(runs)
+
+
+def test_the_long_prompt_has_a_dozen_examples_of_every_class() -> None:
+    case = load_case(DEMO / "unshot.toml")
+    examples = case.long_prompt().examples
+    assert len(examples) >= 12
+    assert {json.loads(e.answer or "")["risk"] for e in examples} == CLASSES
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `make demo` with this Python; some minutes."""
+    import sys
+
+    folder = tmp_path_factory.mktemp("demo") / "unshot-demo"
+    done = subprocess.run(
+        ["make", "demo", f"PY={sys.executable}", f"OUT={folder}"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_demo_ends_with_a_verdict_and_a_tuned_model_that_is_clearly_better(demo: Path) -> None:
+    summary = json.loads((demo / "demo.json").read_text())
+    assert [s["stage"] for s in summary["stages"]] == ["plan", "run", "artifacts", "baseline", "report"]
+    for stage in summary["stages"]:
+        manifest = read_manifest(demo / stage["stage"])
+        assert manifest.outputs
+    report = json.loads((demo / "report.json").read_text())
+    quality = report["quality"]
+    assert quality["candidate"]["score"] > quality["baseline"]["score"] + 0.2
+    html = (demo / "report.html").read_text()
+    assert "<svg" in html
+    assert not re.search(r"""(?:src|href)=["']?https?:""", html), "the report must be self-contained"
+    assert str(ROOT) not in html

@@ -1,0 +1,191 @@
+"""The parity gate catches planted faults: each is a real file with one thing wrong, run in its own engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+pytest.importorskip("llama_cpp")
+
+from export import adapter, gguf_file, parity, reference, vocab
+from export.merge import Merged
+from export.run import check
+from export.source import open_source
+from export.targets import Target
+from tests.export_cases import make_run
+from tests.tiny_models import make
+from unshot.console import Output
+from unshot.errors import InputError
+
+QUIET = Output(verbosity=-1)
+
+
+class Case:
+    """A tuned tiny model and what the evaluated model says about its test rows."""
+
+    def __init__(self, family: str, root: Path) -> None:
+        self.base = make(family, root / family)
+        self.run = make_run(self.base, root / f"{family}-run")
+        self.model = open_source(str(self.run), None, QUIET)
+        net = reference.evaluated(self.base, self.model.adapter_path)
+        folder = root / f"{family}-expected"
+        folder.mkdir()
+        self.expected = parity.expect(self.model, net, 4, folder)
+
+    def write(
+        self, path: Path, precision: str = "f32", merged: Merged | None = None, **facts: object
+    ) -> Path:
+        said = {
+            "template": self.model.chat.tokenizer.chat_template,
+            "end_of_turn": self.model.chat.end,
+            **facts,
+        }
+        gguf_file.write_gguf(
+            path,
+            merged or self.model.merged(),
+            self.base,
+            precision,
+            gguf_file.Facts(name="tiny", base="tiny", license=None, **said),  # type: ignore[arg-type]
+        )
+        return path
+
+    def failures(self, path: Path, precision: str = "f32") -> str:
+        return "; ".join(check(self.model, Target("gguf", precision), path, self.expected, None).failures)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory) -> Case:
+    return Case("llama", tmp_path_factory.mktemp("gate"))
+
+
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory) -> Case:
+    return Case("qwen2", tmp_path_factory.mktemp("gate2"))
+
+
+@pytest.mark.parametrize("precision", ["f32", "f16", "bf16", "q8_0"])
+def test_a_right_file_passes(llama, tmp_path, precision) -> None:
+    assert llama.failures(llama.write(tmp_path / "m.gguf", precision), precision) == ""
+
+
+def test_a_right_file_with_biases_and_tied_head_passes(qwen2, tmp_path) -> None:
+    assert qwen2.failures(qwen2.write(tmp_path / "m.gguf")) == ""
+
+
+def test_unpermuted_q_and_k(llama, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gguf_file, "to_pairs", lambda values, width: values)
+    assert "KL divergence" in llama.failures(llama.write(tmp_path / "m.gguf"))
+
+
+def test_wrong_rope_base(llama, tmp_path) -> None:
+    merged = llama.model.merged()
+    merged.config = {**merged.config, "rope_theta": 10000.0}
+    merged.config.pop("rope_parameters", None)
+    assert "KL divergence" in llama.failures(llama.write(tmp_path / "m.gguf", merged=merged))
+
+
+def test_dropped_bias(qwen2, tmp_path) -> None:
+    merged = qwen2.model.merged()
+    rows = merged.rows
+    merged.rows = lambda name, *a: rows(name, *a) * (0 if name.endswith("q_proj.bias") else 1)  # type: ignore[method-assign]
+    assert "KL divergence" in qwen2.failures(qwen2.write(tmp_path / "m.gguf", merged=merged))
+
+
+def test_wrong_eos(llama, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(llama.base, folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "eos_token": "<|im_start|>"}))
+    monkeypatch.setattr(llama, "base", folder)
+    assert "eos token" in llama.failures(llama.write(tmp_path / "m.gguf"))
+
+
+def test_wrong_chat_template(llama, tmp_path) -> None:
+    template = llama.model.chat.tokenizer.chat_template.replace("assistant\n", "assistant")
+    assert "chat template" in llama.failures(llama.write(tmp_path / "m.gguf", template=template))
+
+
+def test_tokens_off_by_one(llama, tmp_path, monkeypatch) -> None:
+    real = vocab.base_tokens
+
+    def rotated(*args: object) -> tuple[list[str], list[int]]:
+        tokens, types = real(*args)  # type: ignore[arg-type]
+        return [*tokens[:4], tokens[-2], *tokens[4:-2], tokens[-1]], types
+
+    monkeypatch.setattr(vocab, "base_tokens", rotated)
+    assert "token ids differ" in llama.failures(llama.write(tmp_path / "m.gguf"))
+
+
+def test_special_tokens_as_text(llama, tmp_path, monkeypatch) -> None:
+    real = vocab.base_tokens
+    monkeypatch.setattr(vocab, "base_tokens", lambda *a: (real(*a)[0], [1] * len(real(*a)[1])))
+    assert "special tokens" in llama.failures(llama.write(tmp_path / "m.gguf"))
+
+
+def test_unscaled_lora(llama, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(adapter, "scaling", lambda config, module: 1.0)
+    merged = Merged(
+        llama.model.base.weight_files(),
+        llama.model.base.config(),
+        adapter.load_adapter(llama.run / "adapter"),
+    )
+    assert "KL divergence" in llama.failures(llama.write(tmp_path / "m.gguf", merged=merged))
+
+
+def test_forgotten_adapter(llama, tmp_path) -> None:
+    merged = Merged(llama.model.base.weight_files(), llama.model.base.config())
+    assert "KL divergence" in llama.failures(llama.write(tmp_path / "m.gguf", "q8_0", merged=merged), "q8_0")
+
+
+def test_adapter_of_another_base(llama, tmp_path) -> None:
+    other = make("llama", tmp_path / "other", seed=9)
+    with pytest.raises(InputError, match="only its own base"):
+        open_source(str(llama.run), str(other), QUIET)
+    # Were the hashes not compared, the figures would tell.
+    merged = Merged(sorted(other.glob("*.safetensors")), llama.model.base.config(), llama.model.adapter)
+    assert "KL divergence" in llama.failures(llama.write(tmp_path / "m.gguf", merged=merged))
+
+
+def test_truncated_file(llama, tmp_path) -> None:
+    path = llama.write(tmp_path / "m.gguf")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - 4096])
+    found = llama.failures(path)
+    assert "engine" in found and "m.gguf" in found
+
+
+def test_damaged_bytes(llama, tmp_path) -> None:
+    path = llama.write(tmp_path / "m.gguf")
+    data = bytearray(path.read_bytes())
+    data[-60000:-40000] = bytes(20000)
+    path.write_bytes(bytes(data))
+    assert "KL divergence" in llama.failures(path)
+
+
+def test_fp16_overflow(llama, tmp_path, monkeypatch) -> None:
+    merged = llama.model.merged()
+    rows = merged.rows
+
+    def huge(name: str, *args: int) -> object:
+        values = rows(name, *args).clone()
+        if name == "model.layers.0.mlp.up_proj.weight":
+            values[0, 0] = 1e5
+        return values
+
+    merged.rows = huge  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"ffn_up.*65504"):
+        llama.write(tmp_path / "m.gguf", "f16", merged=merged)
+    # Written all the same, as a converter without the check would, it is caught by its numbers.
+    import torch
+
+    monkeypatch.setattr(gguf_file, "encode", lambda v, kind, name="": (
+        v.to(torch.float16).view(torch.uint8).numpy() if kind == "f16" else v.contiguous().numpy().view("uint8")
+    ))  # fmt: skip
+    found = llama.failures(llama.write(tmp_path / "o.gguf", "f16", merged=merged), "f16")
+    assert "NaN or infinity" in found or "KL divergence" in found

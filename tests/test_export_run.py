@@ -1,0 +1,173 @@
+"""`unshot export` from the command line: what it writes, what it refuses, and what a crash leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+pytest.importorskip("llama_cpp")
+
+from export import gguf_file, run
+from tests.export_cases import make_run
+from tests.tiny_models import make
+from unshot.__main__ import main
+from unshot.manifest import read_manifest
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("tuned")
+    return make_run(make("llama", root / "base"), root / "run")
+
+
+def unshot(capsys, *args: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["export", *map(str, args)])
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+def failure(capsys, *args: object) -> tuple[int, str]:
+    code, _, err = unshot(capsys, *args)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in err
+    return code, lines[0]
+
+
+def test_writes_what_it_says_and_proves_it(tuned, tmp_path, capsys) -> None:
+    out = tmp_path / "art"
+    code, text, _ = unshot(
+        capsys, tuned, "--to", "gguf:q8_0", "--to", "gguf:f32", "--out", out, "--json", "-q"
+    )
+    assert code == 0
+    result = json.loads(text)
+    assert result["files"] == {"gguf:q8_0": "model-q8_0.gguf", "gguf:f32": "model-f32.gguf"}
+    assert all(report["passed"] for report in result["parity"])
+    manifest = read_manifest(out, stage="export")
+    assert set(manifest.outputs) >= {"model-q8_0.gguf", "model-f32.gguf", "parity.json"}
+    assert manifest.config["base"]["sha256"] and manifest.config["source"]["run"]
+    figures = json.loads((out / "parity.json").read_text())["reports"][1]["figures"]
+    assert figures["tokens"]["strings"] > 600 and figures["tokens"]["mismatches"] == 0
+    assert figures["logits"]["cosine"] > 0.9999 and figures["task"]["loss"] == 0
+    code, line = failure(capsys, tuned, "--to", "gguf:q8_0", "--out", out)
+    assert code == 2 and "--overwrite" in line
+
+
+def test_bare_base_uses_the_same_exporter(tuned, tmp_path, capsys) -> None:
+    out = tmp_path / "base"
+    code, text, _ = unshot(
+        capsys, tuned.parent / "base", "--to", "gguf:q8_0", "--out", out, "--json", "-q", "--check-rows", "4"
+    )
+    assert code == 0
+    assert json.loads(text)["parity"][0]["figures"]["greedy"]["rows"] == 4
+    assert read_manifest(out, stage="export").config["source"]["run"] is None
+
+
+def test_onnx_runs_in_onnxruntime_with_the_same_logits(tuned, tmp_path, capsys) -> None:
+    pytest.importorskip("optimum.onnxruntime")
+    out = tmp_path / "onnx"
+    code, text, _ = unshot(capsys, tuned, "--to", "onnx:fp32", "--out", out, "--json", "-q")
+    assert code == 0
+    figures = json.loads(text)["parity"][0]["figures"]
+    assert figures["logits"]["largest_difference"] < 1e-3
+    from optimum.onnxruntime import ORTModelForCausalLM
+    from transformers import AutoTokenizer
+
+    folder = out / "onnx-fp32"
+    model = ORTModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template
+    ids = tokenizer("Fees are due", return_tensors="pt")
+    assert model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+
+
+def test_unknown_format_names_the_nearest(tuned, tmp_path, capsys) -> None:
+    code, line = failure(capsys, tuned, "--to", "gguf:q8", "--out", tmp_path / "x")
+    assert code == 2 and "gguf:q8_0" in line
+
+
+def test_a_changed_run_is_refused(tuned, tmp_path, capsys) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(tuned, copy)
+    path = copy / "adapter" / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    code, line = failure(capsys, copy, "--out", tmp_path / "x")
+    assert code == 2 and "hash" in line
+    code, line = failure(capsys, copy / "adapter", "--out", tmp_path / "x")
+    assert code == 2 and "run directory" in line
+
+
+def test_another_base_is_refused(tuned, tmp_path, capsys) -> None:
+    other = make("llama", tmp_path / "other", seed=5)
+    code, line = failure(capsys, tuned, "--base", other, "--out", tmp_path / "x")
+    assert code == 2 and "only its own base" in line
+    code, line = failure(capsys, "smolm2-135m", "--out", tmp_path / "x")
+    assert code == 2 and "smollm2-135m" in line
+
+
+def test_drift_keeps_the_final_name_free(tuned, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(gguf_file, "to_pairs", lambda values, width: values)
+    out = tmp_path / "art"
+    code, line = failure(capsys, tuned, "--to", "gguf:f32", "--out", out)
+    assert code == 1 and "KL divergence" in line
+    assert not out.exists() and (tmp_path / "art.parity.json").is_file()
+    code, _, err = unshot(capsys, tuned, "--to", "gguf:f32", "--out", out, "--allow-drift")
+    assert code == 0 and "drifts" in err and (out / "model-f32.gguf").is_file()
+
+
+def test_no_room_is_said_before_work(tuned, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(run, "SPARE", 10**18)
+    code, line = failure(capsys, tuned, "--out", tmp_path / "x")
+    assert code == 3 and "GB free" in line and not (tmp_path / "x").exists()
+
+
+def test_kill_9_leaves_nothing_and_the_rerun_finishes(tuned, tmp_path) -> None:
+    """Five random moments; `tests/benchmarks/kill_export.py` does fifty."""
+    generator = random.Random(11)
+    out = tmp_path / "art"
+    command = [
+        sys.executable,
+        "-m",
+        "unshot",
+        "export",
+        str(tuned),
+        "--to",
+        "gguf:q8_0",
+        "--out",
+        str(out),
+        "-q",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = time.monotonic()
+    assert subprocess.run([*command, "--overwrite"], env=environment).returncode == 0
+    whole = time.monotonic() - begun
+    digest = read_manifest(out, stage="export").outputs["model-q8_0.gguf"]["sha256"]
+    for path in sorted(out.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    out.rmdir()
+    for _ in range(5):
+        process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(generator.uniform(0.3, 0.95) * whole)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if out.exists():  # it was done before the signal came
+            read_manifest(out, stage="export")
+            break
+    assert subprocess.run([*command, "--overwrite"], env=environment).returncode == 0
+    assert read_manifest(out, stage="export").outputs["model-q8_0.gguf"]["sha256"] == digest

@@ -1,0 +1,80 @@
+"""Counts and prices taken over from an earlier run are those a fresh run would give, and hold no text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.build import Planner, Settings
+from planner.memo import remember
+from planner.tokens import Paths
+from tests.planner_files import few_shot, inputs, model_folder
+from unshot.case import Case, load_case
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNSHOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("UNSHOT_NO_CACHE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache" / "plan"
+
+
+def case(folder: Path, shots: int = 12) -> Case:
+    prompt, rows = few_shot(folder / "shots.jsonl", shots), inputs(folder / "inputs.jsonl")
+    task = {"examples": prompt, "inputs": rows, "system": "A secret system prompt."}
+    return load_case(None, task=task, baseline={"model": "smollm2-135m"}, candidate={"model": "smollm2-135m"})
+
+
+def count(found: Case, model: Path) -> Any:
+    planner = Planner(found, Settings(paths=Paths.parse([str(model)])))
+    return planner.usage("smollm2-135m", planner.long, "long", api=False)
+
+
+def test_counts_are_taken_over_and_equal(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_folder(tmp_path / "model")
+    fresh = count(case(tmp_path), model)
+    assert list(cache.glob("tokens-*.json"))
+    # The second run must not need the tokenizer at all.
+    monkeypatch.setattr("planner.build.counter_for", lambda *_, **__: pytest.fail("counted again"))
+    assert count(case(tmp_path), model) == fresh
+
+
+def test_another_prompt_or_tokenizer_is_counted_anew(cache: Path, tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "model")
+    first = count(case(tmp_path, 12), model)
+    assert count(case(tmp_path, 13), model).prefix > first.prefix
+    config = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["chat_template"] = "{{ bos_token }}" * 50 + config["chat_template"]
+    (model / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert count(case(tmp_path, 12), model).prefix == first.prefix + 50
+
+
+def test_no_text_is_kept(cache: Path, tmp_path: Path) -> None:
+    count(case(tmp_path), model_folder(tmp_path / "model"))
+    for path in cache.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert "secret" not in text and "Clause" not in text and "supplier" not in text
+
+
+def test_a_damaged_or_unwritable_cache_changes_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def compute() -> int:
+        calls.append(1)
+        return 7
+
+    assert [remember("x", 1, compute), remember("x", 1, compute)] == [7, 7] and len(calls) == 1
+    for path in cache.glob("x-*"):
+        path.write_text("{half", encoding="utf-8")
+    assert remember("x", 1, compute) == 7 and len(calls) == 2
+    (cache.parent / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv("UNSHOT_CACHE", str(cache.parent / "file"))
+    assert remember("x", 1, compute) == 7 and len(calls) == 3
+    monkeypatch.setenv("UNSHOT_NO_CACHE", "1")
+    assert remember("x", 1, compute) == 7 and len(calls) == 4

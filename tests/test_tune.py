@@ -1,0 +1,166 @@
+"""Tuning on a tiny random model: packing, masking, splits, resume, the run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT, Run, command
+from tune.batches import fill, pack
+from tune.split import normalised, split
+from tune.train import pack_loss
+from unshot.chat import Chat, Encoded, load_tokenizer
+from unshot.data import Example, read_examples
+from unshot.manifest import read_manifest
+
+QUICK = ("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4")
+
+
+@pytest.fixture(scope="module")
+def chat(tiny_model: Path) -> Chat:
+    return Chat(load_tokenizer(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def rows(chat: Chat, small_data: Path) -> list[Encoded]:
+    return [chat.encode(e.messages, e.answer or "") for e in read_examples(small_data)[:12]]
+
+
+@pytest.fixture(scope="module")
+def net(tiny_model: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32)
+
+
+def test_the_loss_covers_the_answer_and_nothing_else(
+    chat: Chat, rows: list[Encoded], small_data: Path
+) -> None:
+    for example, row in zip(read_examples(small_data)[:12], rows, strict=True):
+        packed = pack([row])
+        assert chat.tokenizer.decode(packed.targets) == f"{example.answer}<|im_end|>"
+        assert np.array_equal(packed.ids[packed.predict + 1], packed.targets)
+        assert chat.decode(row.ids[: row.prompt_length]).rstrip().endswith("assistant")
+
+
+def test_packed_loss_and_gradients_equal_unpacked(net: Any, rows: list[Encoded]) -> None:
+    def gradients(groups: list[list[Encoded]]) -> tuple[float, torch.Tensor]:
+        net.zero_grad()
+        total = 0.0
+        for group in groups:
+            loss = pack_loss(net, pack(group), "cpu")
+            loss.backward()
+            total += float(loss.detach())
+        return total, torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+
+    alone, alone_gradient = gradients([[row] for row in rows])
+    groups = fill(rows, 300)
+    assert len(groups) < len(rows) / 2
+    packed, packed_gradient = gradients(groups)
+    assert packed == pytest.approx(alone, rel=1e-4)
+    assert float((packed_gradient - alone_gradient).norm() / alone_gradient.norm()) < 1e-4
+
+
+def test_a_row_is_blind_to_its_neighbours_in_the_pack(net: Any, rows: list[Encoded]) -> None:
+    """Changing the first row must not move the second row's logits."""
+
+    def second(first: Encoded) -> torch.Tensor:
+        packed = pack([first, rows[1]])
+        with torch.inference_mode():
+            out = net(
+                input_ids=torch.from_numpy(packed.ids)[None],
+                position_ids=torch.from_numpy(packed.positions)[None],
+                use_cache=False,
+            )
+        return out.logits[0, -len(rows[1].ids) :]
+
+    changed = Encoded([*rows[0].ids[:-2], 5, 6], rows[0].prompt_length)
+    assert torch.allclose(second(rows[0]), second(changed), atol=1e-5)
+
+
+def test_splits_are_disjoint_stratified_and_independent_of_file_order() -> None:
+    examples = [
+        Example(({"role": "user", "content": f"text {i}"},), "ab"[i % 5 == 0], i + 1) for i in range(200)
+    ]
+    examples += [Example(({"role": "user", "content": "TEXT  7"},), "a", 201)]
+    parts = split(examples, stratum=lambda e: e.answer)
+    sets = [{normalised(e) for e in part} for part in (parts.train, parts.validation, parts.test)]
+    assert [len(s) for s in sets] == [160, 20, 20]
+    assert not sets[0] & sets[1] and not sets[0] & sets[2] and not sets[1] & sets[2]
+    assert sum(e.answer == "b" for e in parts.test) == 4
+    again = split(examples[::-1], stratum=lambda e: e.answer)
+    assert {normalised(e) for e in again.test} == sets[2]
+
+
+def test_a_run_directory_holds_what_the_next_stages_need(
+    unshot: Run, tiny_model: Path, small_data: Path, tmp_path: Path
+) -> None:
+    done = unshot("tune", small_data, "--base", tiny_model, "--out", tmp_path / "run", *QUICK, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["test"]["rows"] == 6
+    manifest = read_manifest(tmp_path / "run", stage="tune")
+    assert manifest.config["base"]["sha256"].keys() >= {"model.safetensors", "tokenizer.json"}
+    names = {
+        "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "task.json", "metrics.json",
+        "splits/train.jsonl", "splits/validation.jsonl", "splits/test.jsonl",
+    }  # fmt: skip
+    assert set(manifest.outputs) == names
+    assert str(tmp_path) not in (tmp_path / "run" / "adapter" / "adapter_config.json").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_training_lowers_the_loss(unshot: Run, tiny_model: Path, small_data: Path, tmp_path: Path) -> None:
+    done = unshot(
+        "tune", small_data, "--base", tiny_model, "--out", tmp_path / "run", "--epochs", "4", "--json", "-q"
+    )
+    assert done.returncode == 0, done.stderr
+    history = json.loads(done.stdout)["history"]
+    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+
+
+def test_killed_in_mid_epoch_the_same_command_ends_with_the_same_adapter(
+    unshot: Run, tiny_model: Path, small_data: Path, tmp_path: Path
+) -> None:
+    arguments = ("tune", small_data, "--base", tiny_model, *QUICK, "-q")
+    undisturbed = unshot(*arguments, "--out", tmp_path / "whole")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    environment = {**os.environ, "UNSHOT_SAVE_SECONDS": "0"}
+    killed = [*arguments, "--out", tmp_path / "killed"]
+    process = subprocess.Popen(command(killed), cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+    state = tmp_path / ".killed.partial" / "checkpoint" / "state.json"
+    wait_for(lambda: state.exists() and json.loads(state.read_text())["state"]["step"] >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    again = unshot(*killed[:-1], tmp_path / "killed")
+    assert again.returncode == 0, again.stderr
+    name = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    losses = [
+        json.loads((tmp_path / run / "metrics.json").read_text())["losses"] for run in ("whole", "killed")
+    ]
+    assert losses[0] == losses[1]
+
+
+def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    """Poll until `condition()`; fails where the process ends first."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if condition():
+                return
+        except (OSError, ValueError):  # read while it was being replaced
+            pass
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.01)
+    raise AssertionError("the condition never came true")
