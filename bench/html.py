@@ -27,6 +27,7 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
         page.section("Latency", page.charts(*_latency(report, records))),
         page.section("Cost", _cost(report)),
         page.section("Quality", _quality(report)),
+        *_forecast(report),
         page.section("Conditions", page.facts(_conditions(report))),
         subtitle=_subtitle(report),
         footer="Raw requests: records.jsonl. All figures: report.json. Versions and hashes: manifest.json.",
@@ -264,6 +265,33 @@ def _quality(report: dict[str, Any]) -> str:
         ]
         blocks.append(page.details("F1 by class", page.table(["class", *SIDES, "rows"], classes)))
     return "".join(blocks)
+
+
+def _forecast(report: dict[str, Any]) -> list[str]:
+    rows = [
+        [
+            row["mode"],
+            row["side"],
+            {"ttft": "TTFT p50", "e2e": "end to end p50"}[row["figure"]],
+            charts.milliseconds(row["forecast_ms"]),
+            charts.milliseconds(row["measured_ms"]),
+            f"{row['measured_ms'] / row['forecast_ms']:.2f}x",
+        ]
+        for row in report["forecast"]
+    ]
+    if not rows:
+        return []
+    note = page.text(
+        "The plan is for the catalog's CPU and its busiest hour; `unshot plan --calibrate report.json` fits it to this "
+        "machine.",
+        small=True,
+    )
+    headers = ["", "", "", "forecast", "measured", "measured / forecast"]
+    return [
+        page.section(
+            "The plan's forecast against the measurement", page.table(headers, rows, left=(0, 1, 2)), note
+        )
+    ]
 
 
 def _conditions(report: dict[str, Any]) -> dict[str, str]:

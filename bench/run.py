@@ -13,6 +13,7 @@ from typing import Any
 
 from bench import claim as claims
 from bench.cost import Price, TokenPrice, costs, machine_price
+from bench.forecast import forecast, sides
 from bench.measure import CACHE_OFF, CACHE_ON, MODES, Measurement, block_seconds, pairs, run_mode
 from bench.opening import Server, open_system
 from bench.quality import judge
@@ -217,7 +218,7 @@ def build(
             doubts.append(f"the client was the bottleneck of the {side} ({'; '.join(client['reasons'])})")
     if doubts:
         verdict, reason = INCONCLUSIVE, f"{'; '.join(doubts)} (as far as measured: {verdict}, {reason})"
-    return {
+    report = {
         "schema": SCHEMA,
         "verdict": verdict,
         "reason": reason,
@@ -250,7 +251,11 @@ def build(
             "hardware": hardware(),
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         },
+        "gpu": "cpu",
+        "sides": sides(records, facts),
     }
+    report["forecast"] = forecast(job.plan, report)
+    return report
 
 
 def _answers(records: Sequence[Record], rows: Sequence[Example]) -> tuple[dict[str, list[str]], list[str]]:

@@ -44,6 +44,14 @@ def _start_library() -> None:
         _started = True
 
 
+def precision_of(description: str) -> str:
+    """The number format in llama.cpp's description of a model: `llama 8B Q4_K - Medium` is `q4_k_m`."""
+    text = description.lower()
+    for word in ("small", "medium", "large"):
+        text = text.replace(f" - {word}", f"_{word[0]}")
+    return text.rsplit(" ", 1)[-1]
+
+
 class GgufEngine(Engine):
     """A GGUF model with one sequence of KV cache, greedy decoding."""
 
@@ -75,15 +83,47 @@ class GgufEngine(Engine):
     def facts(self) -> dict[str, Any]:
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, buffer, 256)
+        model = buffer.value.decode(errors="replace")
         return {
             "engine": "llama.cpp",
             "library": f"llama-cpp-python {metadata.version('llama-cpp-python')}",
-            "model": buffer.value.decode(errors="replace"),
+            "model": model,
+            "precision": precision_of(model),
+            "config": self.config(),
             "parameters": int(lib.llama_model_n_params(self._model)),
             "bytes": self.path.stat().st_size,
             "threads": self.threads,
             "device": "gpu" if lib.llama_supports_gpu_offload() else "cpu",
         }
+
+    def _metadata(self, key: str) -> str | None:
+        buffer = ctypes.create_string_buffer(256)
+        size = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if size >= 0 else None
+
+    def config(self) -> dict[str, Any]:
+        """The architecture in `config.json` form, from the file's metadata."""
+        kind = self._metadata("general.architecture") or "llama"
+        hidden, heads = int(lib.llama_model_n_embd(self._model)), int(lib.llama_model_n_head(self._model))
+        config: dict[str, Any] = {
+            "model_type": kind,
+            "hidden_size": hidden,
+            "num_hidden_layers": int(lib.llama_model_n_layer(self._model)),
+            "num_attention_heads": heads,
+            "num_key_value_heads": int(lib.llama_model_n_head_kv(self._model)),
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": self.trained_context,
+            "head_dim": int(self._metadata(f"{kind}.attention.key_length") or hidden // max(heads, 1)),
+        }
+        dense = self._metadata(f"{kind}.feed_forward_length")
+        if dense and dense.isdigit():
+            config["intermediate_size"] = int(dense)
+            width = config["head_dim"] * (2 * heads + 2 * config["num_key_value_heads"])
+            layers = config["num_hidden_layers"] * hidden * (width + 3 * int(dense))
+            spare = int(lib.llama_model_n_params(self._model)) - layers
+            # One table of embeddings is left over, or a second one for the output.
+            config["tie_word_embeddings"] = spare < 1.5 * self.vocabulary * hidden
+        return config
 
     def tokenize(self, text: str) -> list[int]:
         raw = text.encode()

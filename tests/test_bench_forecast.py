@@ -1,0 +1,107 @@
+"""What goes back to the planner: measured times in its form, and forecasts only where they are about this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.forecast import forecast, sides
+from bench.records import Record
+from planner.fit import calibrate
+from unshot.engines.gguf import precision_of
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "intermediate_size": 1536, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def system(**changes: Any) -> dict[str, Any]:
+    return {"config": CONFIG, "precision": "q8_0", "device": "cpu", **changes}
+
+
+def records() -> list[Record]:
+    made = []
+    for side, prompt in (("baseline", 1500), ("candidate", 80)):
+        for mode, cached in (("cache on", prompt - 60), ("cache off", 0)):
+            for i in range(4):
+                first = (prompt - cached) * 1e-3
+                made.append(
+                    Record(
+                        side,
+                        mode,
+                        i,
+                        0,
+                        0.0,
+                        0.0,
+                        [first, first + 0.01, first + 0.02],
+                        first + 0.02,
+                        prompt,
+                        3,
+                        cached,
+                    )
+                )
+    return made
+
+
+def test_the_planner_takes_the_measured_sides() -> None:
+    facts = {"baseline": system(), "candidate": system()}
+    report = {"gpu": "cpu", "sides": json.loads(json.dumps(sides(records(), facts)))}
+    assert len(report["sides"]) == 4
+    fitted = calibrate(report)
+    assert fitted.rows == 8
+    # A machine twice as slow must come out as less efficient.
+    slow = json.loads(json.dumps(report))
+    for side in slow["sides"]:
+        side["ttft_s"] = [2 * t for t in side["ttft_s"]]
+        side["tpot_s"] = [2 * t for t in side["tpot_s"]]
+    assert calibrate(slow).compute < fitted.compute
+
+
+def test_sides_that_do_not_tell_about_one_stream_on_a_cpu_are_left_out() -> None:
+    assert sides(records(), {"baseline": system(device="H200"), "candidate": system(concurrency=4)}) == []
+    assert sides(records(), {"baseline": system(config=None), "candidate": system(precision=None)}) == []
+
+
+def plan(folder: Path, kind: str) -> Path:
+    options = [
+        {"key": "a", "kind": "hosted", "tuned": False, "mode": "prefix cache", "precision": "int8",
+         "latency_ms": {"ttft": {"p50": 50.0}, "e2e": {"p50": 90.0}}},
+        {"key": "b", "kind": "hosted", "tuned": True, "mode": "prefix cache", "precision": "int8",
+         "latency_ms": {"ttft": {"p50": 10.0}, "e2e": {"p50": 30.0}}},
+        {"key": "c", "kind": "hosted", "tuned": True, "mode": "prefix cache", "precision": "q8_0",
+         "latency_ms": {"ttft": {"p50": 11.0}, "e2e": {"p50": 31.0}}},
+        {"key": "d", "kind": "api", "tuned": False, "mode": "plain", "latency_ms": {"ttft": {"p50": 1.0}}},
+    ]  # fmt: skip
+    (folder / "plan.json").write_text(json.dumps({"options": options, "prices": {"machine": {"kind": kind}}}))
+    return folder
+
+
+def test_forecast_stands_beside_the_measurement_of_the_same_option(tmp_path: Path) -> None:
+    measured = {"count": 4, "p50": {"value": 20.0}}
+    side = {"ttft_ms": measured, "e2e_ms": measured}
+    report = {
+        "systems": {"baseline": system(), "candidate": system()},
+        "modes": {m: {"baseline": side, "candidate": side} for m in ("cache on", "cache off")},
+    }
+    rows = forecast(plan(tmp_path, "cpu"), report)
+    assert [(r["mode"], r["side"], r["figure"], r["option"]) for r in rows] == [
+        ("cache on", "baseline", "ttft", "a"),
+        ("cache on", "baseline", "e2e", "a"),
+        ("cache on", "candidate", "ttft", "c"),
+        ("cache on", "candidate", "e2e", "c"),
+    ]
+    assert rows[2]["forecast_ms"] == 11.0
+    assert forecast(plan(tmp_path, "gpu"), report) == []
+    assert forecast(None, report) == []
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"),
+    [("llama 135M Q8_0", "q8_0"), ("llama 8B Q4_K - Medium", "q4_k_m"), ("llama 256M all F32", "f32")],
+)
+def test_precision_out_of_llama_cpps_words(description: str, expected: str) -> None:
+    assert precision_of(description) == expected
