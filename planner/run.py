@@ -11,6 +11,7 @@ from planner.build import build
 from planner.overrides import Overrides
 from planner.payload import payload
 from planner.plan import Plan, Settings
+from planner.prices import api_price
 from planner.tokens import Paths
 from unshot import catalog
 from unshot.case import Case, load_case
@@ -46,6 +47,7 @@ def plan_run(
         calibration=calibrate,
         seed=seed,
     )
+    check_names(case, settings)
     if case.task.examples is not None and case.task.examples.is_dir():
         from planner.folder import plan_folder
 
@@ -99,6 +101,27 @@ def case_from(
         },
         plan={"min_replicas": flags.get("min_replicas"), "cheaper_api": flags.get("cheaper_api")},
     )
+
+
+def check_names(case: Case, settings: Settings) -> None:
+    """Refuse unknown models, GPUs and priced models, with the nearest names, before any token is counted."""
+    names = [case.candidate.model, case.baseline.model]
+    for name in filter(None, names):
+        catalog.model(name)
+    for name in filter(None, [*case.candidate.gpu, case.baseline.gpu]):
+        catalog.gpu(name)
+    api = case.baseline.api
+    if api is not None:
+        try:
+            api_price(api, overrides=settings.prices)
+        except InputError:
+            try:
+                catalog.model(api)  # an open model is welcome too
+            except InputError:
+                pass
+            else:
+                return
+            raise
 
 
 def text_or_file(value: str | None) -> str | None:
