@@ -91,6 +91,23 @@ def test_onnx_runs_in_onnxruntime_with_the_same_logits(tuned, tmp_path, capsys) 
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
 
 
+def test_k_quants_go_through_llama_cpp(tuned, tmp_path, capsys) -> None:
+    out = tmp_path / "art"
+    wanted = ["--to", "gguf:q6_k", "--to", "gguf:q4_0"]
+    code, text, err = unshot(capsys, tuned, *wanted, "--out", out, "--json", "-q", "--allow-drift")
+    assert code == 0, err
+    result = json.loads(text)
+    kl = [report["figures"]["logits"]["kl"] for report in result["parity"]]
+    assert 0 < kl[0] < kl[1]
+    assert not list(out.rglob(".scratch")) and not list(out.glob("model-f32.gguf"))
+
+
+def test_a_crash_of_the_quantiser_is_an_error_line(tuned, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(run.quantise.__globals__["TYPES"], "q4_0", "LLAMA_FTYPE_MOSTLY_NO_SUCH_TYPE")
+    code, line = failure(capsys, tuned, "--to", "gguf:q4_0", "--out", tmp_path / "x")
+    assert code == 1 and "could not quantise" in line and not (tmp_path / "x").exists()
+
+
 def test_unknown_format_names_the_nearest(tuned, tmp_path, capsys) -> None:
     code, line = failure(capsys, tuned, "--to", "gguf:q8", "--out", tmp_path / "x")
     assert code == 2 and "gguf:q8_0" in line
