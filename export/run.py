@@ -12,6 +12,7 @@ from export import gguf_file, onnx_graph, parity, reference
 from export.engines import require
 from export.kquants import quantise
 from export.merge import Merged
+from export.shipping import write_shipping
 from export.source import Model, open_source
 from export.streamed import streamed
 from export.targets import STREAMED, Target
@@ -67,6 +68,7 @@ def export_run(
             )
         for report in failed:
             out.warn(f"{report.target} drifts: {'; '.join(report.failures)}; kept because of --allow-drift")
+        write_shipping(model, targets, reports, work)
         result = {
             "source": model.name,
             "base": model.base.name,

@@ -59,8 +59,22 @@ def test_writes_what_it_says_and_proves_it(tuned, tmp_path, capsys) -> None:
     figures = json.loads((out / "parity.json").read_text())["reports"][1]["figures"]
     assert figures["tokens"]["strings"] > 600 and figures["tokens"]["mismatches"] == 0
     assert figures["logits"]["cosine"] > 0.9999 and figures["task"]["loss"] == 0
+    check_shipping(out)
     code, line = failure(capsys, tuned, "--to", "gguf:q8_0", "--out", out)
     assert code == 2 and "--overwrite" in line
+
+
+def check_shipping(out: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=out, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout
+    modelfile = (out / "Modelfile").read_text()
+    assert modelfile.startswith("FROM ./model-q8_0.gguf") and "<|im_end|>" in modelfile
+    assert 'SYSTEM "Say low or high."' in modelfile and "TEMPLATE" in modelfile
+    assert subprocess.run(["sh", "-n", out / "serve.sh"]).returncode == 0
+    assert "llama-server --model model-q8_0.gguf" in (out / "serve.sh").read_text()
+    assert "model-f32.gguf" in (out / "README.md").read_text()
 
 
 def test_bare_base_uses_the_same_exporter(tuned, tmp_path, capsys) -> None:
