@@ -41,8 +41,6 @@ class Engine:
         self.info: dict[str, Any] = {}
 
     def __enter__(self) -> Engine:
-        root = str(Path(__file__).resolve().parent.parent)
-        paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         self._process = subprocess.Popen(
             # -P: a folder named `export` in the user's directory is not ours.
             [
@@ -60,7 +58,7 @@ class Engine:
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": paths},
+            env=child_environment(),
         )
         try:
             self.info = self._answer()
@@ -131,6 +129,12 @@ class Engine:
         self._log.seek(0)
         lines = self._log.read()[-4000:].decode(errors="replace").strip().splitlines()
         return " | ".join(line.strip() for line in lines[-3:]) or "it said nothing"
+
+
+def child_environment() -> dict[str, str]:
+    """The environment in which a child finds this package and nothing from the user's directory before it."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)}
 
 
 def cores() -> int:

@@ -10,10 +10,12 @@ from typing import Any
 
 from export import gguf_file, onnx_graph, parity, reference
 from export.engines import require
+from export.kquants import quantise
 from export.merge import Merged
+from export.shipping import write_shipping
 from export.source import Model, open_source
 from export.streamed import streamed
-from export.targets import Target
+from export.targets import STREAMED, Target
 from unshot.console import Output, dumps
 from unshot.errors import GateError, OutsideError
 from unshot.manifest import Manifest, describe_file, staged, write_text
@@ -66,6 +68,7 @@ def export_run(
             )
         for report in failed:
             out.warn(f"{report.target} drifts: {'; '.join(report.failures)}; kept because of --allow-drift")
+        write_shipping(model, targets, reports, work)
         result = {
             "source": model.name,
             "base": model.base.name,
@@ -95,7 +98,8 @@ def export_run(
 def refuse_unsupported(target: Target, merged: Any) -> None:
     """Refuse an architecture before any work."""
     if target.kind == "gguf":
-        gguf_file.tensor_plan(merged, gguf_file.family_of(merged.config), merged.config, target.precision)
+        precision = target.precision if target.precision in STREAMED else "f32"
+        gguf_file.tensor_plan(merged, gguf_file.family_of(merged.config), merged.config, precision)
     else:
         onnx_graph.supported(str(merged.config.get("model_type")))
 
@@ -184,9 +188,8 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
     merged = model.merged()
     path = work / target.name
     if target.kind == "gguf":
-        plan = gguf_file.tensor_plan(
-            merged, gguf_file.family_of(merged.config), merged.config, target.precision
-        )
+        streamed_as = target.precision if target.precision in STREAMED else middle(merged)
+        plan = gguf_file.tensor_plan(merged, gguf_file.family_of(merged.config), merged.config, streamed_as)
         total = sum(gguf_file.nbytes(t.shape, t.kind) for t in plan)
         bar = progress.add_task(f"write {target}", total=total, note="")
         facts = gguf_file.Facts(
@@ -196,9 +199,15 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
             model.chat.tokenizer.chat_template,
             model.chat.end,
         )
-        gguf_file.write_gguf(
-            path, merged, model.base.path, target.precision, facts, lambda n: progress.advance(bar, n)
-        )
+        first = path if streamed_as == target.precision else scratch / f"model-{streamed_as}.gguf"
+        if not first.exists():  # several quantisations share one source
+            gguf_file.write_gguf(
+                first, merged, model.base.path, streamed_as, facts, lambda n: progress.advance(bar, n)
+            )
+        if first != path:
+            progress.update(bar, completed=total, note="quantising")
+            quantise(first, path, target.precision)
+            progress.update(bar, note="")
         return
     bar = progress.add_task(f"write {target}", total=1, note="")
     ends = [model.chat.end]
@@ -209,11 +218,18 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
     progress.advance(bar)
 
 
+def middle(merged: Merged) -> str:
+    """What llama.cpp's quantiser reads: f32 (the merge as it is), bf16 where that would take too much disk."""
+    return "f32" if parameters(merged) < 2_000_000_000 else "bf16"
+
+
 def room(folder: Path, targets: Sequence[Target], merged: Merged) -> None:
     """`OutsideError` where the disk has not enough room for what will be written."""
     count = parameters(merged)
     per = {"f32": 4.0, "fp32": 8.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
-    needed = int(sum(count * per.get(t.precision, 4.0) for t in targets)) + SPARE
+    # Quantised files are made from a streamed one that lies beside them meanwhile.
+    shared = 4.0 if any(t.kind == "gguf" and t.precision not in STREAMED for t in targets) else 0.0
+    needed = int(count * (shared + sum(per.get(t.precision, 1.0) for t in targets))) + SPARE
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutsideError(

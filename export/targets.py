@@ -9,8 +9,10 @@ from unshot.errors import InputError, nearest
 
 # Written here, tensor by tensor.
 STREAMED = ("f32", "f16", "bf16", "q8_0")
+# By llama.cpp's quantiser, from a streamed file.
+QUANTISED = ("q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_xs", "iq4_nl", "q3_k_m", "q2_k")
 KINDS: dict[str, tuple[str, ...]] = {
-    "gguf": STREAMED,
+    "gguf": (*STREAMED, *QUANTISED),
     "onnx": ("fp32",),
 }
 DEFAULT = {"gguf": "q8_0", "onnx": "fp32"}
