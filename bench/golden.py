@@ -106,7 +106,10 @@ class Handler(asyncio.Protocol):
         method, path = head.split(" ", 2)[:2]
         if method == "GET":
             text = b'{"object":"list","data":[{"id":"golden","object":"model"}]}'
-            self._whole(200, text if path.endswith("/models") else b"{}")
+            if path.endswith("/log"):  # when each request arrived since the log was last asked for
+                text = json.dumps(self._server.arrivals).encode()
+                self._server.arrivals.clear()
+            self._whole(200, text if path.endswith(("/models", "/log")) else b"{}")
             return
         try:
             request = json.loads(body)
@@ -127,6 +130,7 @@ class Handler(asyncio.Protocol):
     def _answer(self, request: dict[str, Any], chat: bool, received: float) -> None:
         server = self._server
         server.requests += 1
+        server.arrivals.append(received)
         script = server.script.changed(request.get("golden"))
         fault = script.fault if script.fault and server.requests % script.every == 0 else None
         if fault == "429":
@@ -223,6 +227,7 @@ class Golden:
             raise InputError(f"unknown fault `{script.fault}`; {nearest(script.fault, FAULTS)}")
         self.script = script
         self.requests = 0
+        self.arrivals: list[float] = []
         self.port = 0
 
     async def serve(self, host: str, port: int, ready: Callable[[int], None]) -> None:

@@ -178,6 +178,7 @@ class GgufEngine(Engine):
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = size, BATCH, MICRO_BATCH
         params.n_threads = params.n_threads_batch = self.threads
+        params.no_perf = False  # its own timers cost two clock reads a call, and check ours
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             raise OutsideError(f"{self.path}: llama.cpp could not make a context of {size} tokens (memory?)")
