@@ -110,7 +110,7 @@ def test_a_bad_data_file_is_refused(
         pytest.param((*PLAN[:-1], "many"), ("--rate", "many"), id="rate is no number"),
         pytest.param(
             ("plan", "--prompt", "{tmp}", "--baseline", "gpt-4o", "--rate", "1"),
-            ("docs", "prompt"),
+            ("no prompts there",),
             id="directory without prompts",
         ),
         pytest.param(
