@@ -48,7 +48,7 @@ def command(tool: str, url: str, rate: int, count: int, folder: Path) -> list[st
     return [
         sys.executable, "-m", "aiperf", "profile", "-m", "golden", "-u", url.removesuffix("/v1"), "--streaming",
         "--endpoint-type", "chat", "--request-rate", str(rate), "--arrival-pattern", "constant",
-        "--request-count", str(count), "--tokenizer", tokenizer, "--isl", "40", "--osl", "5",
+        "--request-count", str(count), "--tokenizer", os.environ.get("BENCH_TOKENIZER", "builtin"), "--isl", "40", "--osl", "5",
         "--artifact-dir", str(folder / "aiperf"), "--ui", "none",
     ]  # fmt: skip
 
@@ -82,8 +82,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--guidellm", type=Path)
     parser.add_argument("--aiperf", type=Path)
+    parser.add_argument("--others-only", action="store_true")
     options = parser.parse_args()
     tools: list[tuple[str, Path | None]] = [("unshot", None), ("unshot x2", None)]
+    tools = [] if options.others_only else tools
     tools += [(name, path) for name in ("guidellm", "aiperf") if (path := getattr(options, name))]
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with golden_server(ttft_ms=10, itl_ms=5, tokens=5) as url:
