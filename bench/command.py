@@ -143,8 +143,8 @@ def bench(
     from bench.pull_request import junit_report, markdown_report
     from bench.run import Job, bench_run
     from bench.summary import summary
-    from bench.systems import text_or_file
     from unshot.case import load_case
+    from unshot.data import text_or_file
     from unshot.errors import GateError, InputError
     from unshot.manifest import write_text
     from unshot.prompts import load_prompt

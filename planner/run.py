@@ -16,7 +16,7 @@ from planner.tokens import Paths
 from unshot import catalog
 from unshot.case import Case, load_case
 from unshot.console import Output, dumps
-from unshot.data import read_text
+from unshot.data import text_or_file
 from unshot.errors import InputError
 from unshot.manifest import Manifest, describe_file, staged, write_text
 
@@ -122,14 +122,6 @@ def check_names(case: Case, settings: Settings) -> None:
             else:
                 return
             raise
-
-
-def text_or_file(value: str | None) -> str | None:
-    """A flag that is a text or the name of a file with it."""
-    if value is None or "\n" in value or len(value) > 255:
-        return value
-    path = Path(value)
-    return read_text(path).strip() if path.is_file() else value
 
 
 def gpu_prices(values: Sequence[str]) -> dict[str, float]:
