@@ -183,7 +183,9 @@ class Setup:
         full = load.prompt_tokens + (load.output_tokens - 1) / 2.0
         return queueing.Shape(
             new=new,
-            pairs=_pairs(self.arch, load.prompt_tokens) - _pairs(self.arch, load.cached_tokens),
+            # Pairs grow with the square of the length, so their mean is above the mean length's.
+            pairs=_pairs(self.arch, load.prompt_tokens) * (1.0 + load.prompt_cv**2)
+            - _pairs(self.arch, load.cached_tokens),
             context=self.arch.cached_tokens(full),
             output=load.output_tokens,
             chunk=float(self.chunk),

@@ -171,16 +171,19 @@ def respond(
     slot = (shape.arrival_cv2 + shape.output_cv2) / 2.0 / cap_safe(cap) / (1.0 - rho)
     idle = np.minimum(idle, 1.0 - full)
     seen = np.maximum(0.0, 1.0 - idle - full)
-    work_var = (extra * np.sqrt(shape.work_cv2)) ** 2 + (1e-4 * alone) ** 2
+    # Own work varies as the prompt does (log-normal); a long prompt also takes more iterations.
+    long = np.where(shape.chunk / shape.new < 1.5, extra + empty * shape.new / shape.chunk, extra)
+    work_var = long**2 * shape.work_cv2 + (1e-4 * alone) ** 2
+    work_third = long**3 * shape.work_cv2**2 * (3.0 + shape.work_cv2)
     third_n = spread_n * np.maximum(2.0 * spread_n / np.maximum(batch, 1e-9) - 1.0, 0.0)
-    parts = [(idle, alone, work_var, 0.0 * alone)]
+    parts = [(idle, alone, work_var, work_third)]
     for z, weight in ((-(3.0**0.5), 1 / 6), (0.0, 2 / 3), (3.0**0.5, 1 / 6)):
         present = np.clip(_pearson(batch, spread_n, third_n, z), 0.0, limit)
         own, wait, width, skew = _met(cost, shape, lam, idle, present, extra, hidden)
-        parts.append((seen * weight, own + wait, width + work_var, skew))
+        parts.append((seen * weight, own + wait, width + work_var, skew + work_third))
         if z == 0.0:
             late = own + wait + slot
-            parts.append((full, late, width + slot**2 + work_var, skew + 2.0 * slot**3))
+            parts.append((full, late, width + slot**2 + work_var, skew + work_third + 2.0 * slot**3))
     mean, variance, third = _mix(parts)
     after = steps * tpot
     e2e_mean = mean + after
@@ -281,7 +284,8 @@ def _single_wait(s: Number, d: Number, lam: Number, idle: Number, shape: Shape) 
     """The same for prompts served one after another: M/G/1 (Takacs' recursion), else the rest of a decode step."""
     rho = np.minimum(lam * s, TOP)
     cv2 = shape.work_cv2
-    s2, s3, s4 = s**2 * (1 + cv2), s**3 * (1 + 3 * cv2), s**4 * (1 + 6 * cv2 + 3 * cv2**2)
+    # Moments of log-normal work.
+    s2, s3, s4 = s**2 * (1 + cv2), s**3 * (1 + cv2) ** 3, s**4 * (1 + cv2) ** 6
     burst = (shape.arrival_cv2 + cv2) / (1.0 + cv2)
     scale = lam / (1.0 - rho)
     w1 = scale * s2 / 2.0 * burst
@@ -336,7 +340,7 @@ def _cdf(z: Number) -> Number:
 
 
 def _skew(variance: Number, third: Number) -> Number:
-    return np.clip(third / np.maximum(variance, 1e-300) ** 1.5, 0.0, 3.9)
+    return np.clip(third / np.maximum(variance, 1e-100) ** 1.5, 0.0, 3.9)
 
 
 def _pearson(mean: Number, variance: Number, third: Number, z: Number) -> Number:
@@ -350,7 +354,7 @@ def _pearson(mean: Number, variance: Number, third: Number, z: Number) -> Number
 def _survival(mean: Number, variance: Number, third: Number, t: Number) -> Number:
     """P(X > t) for the same distribution."""
     k = np.maximum(_skew(variance, third), 1e-3)
-    unit = (t - mean) / np.sqrt(np.maximum(variance, 1e-300))
+    unit = (t - mean) / np.sqrt(np.maximum(variance, 1e-100))
     z = (np.cbrt(np.maximum(1.0 + k * unit / 2.0, 0.0)) - 1.0 + k**2 / 36.0) * 6.0 / k
     return 1.0 - _cdf(z)
 
