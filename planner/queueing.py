@@ -35,7 +35,8 @@ class Shape:
     """What one request asks of the server: means, and squared coefficients of variation of its lengths.
 
     `new` prompt tokens to prefill, `pairs` query-key pairs of that prefill, `context` mean cached tokens while
-    decoding, `output` answer tokens, `chunk` prefill tokens one iteration takes, `limit` sequences at most.
+    decoding, `output` answer tokens, `chunk` prefill tokens one iteration takes, `limit` sequences at most. `size_cv2` is that
+    of the cache a running sequence holds, where memory bounds their number (0 where the engine's own limit does).
     """
 
     new: Number
@@ -47,6 +48,7 @@ class Shape:
     work_cv2: Number = 0.0
     output_cv2: Number = 0.0
     arrival_cv2: Number = 1.0
+    size_cv2: Number = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Response:
     e2e: dict[float, Number]
     prefill: Number
     decode: Number
+    signs: Number = 0.0
 
 
 def iteration(cost: StepCost, shape: Shape, sequences: Number, prompts: Number) -> Number:
@@ -134,7 +137,7 @@ def respond(
         # Prompts that came while this one waited are prefilled before it decodes on.
         first = plain_wait(cost, shape, batch, extra, lam)
         batch = lam * steps * (level + slope) / (1.0 - busy) / (1.0 - spin)
-        behind = busy / (1.0 - busy) * first
+        behind = np.minimum(busy / (1.0 - busy) * first, steps * extra * wide)
         batch = np.minimum(limit, batch + lam * behind * (steps > 0))
         decode = (iteration(cost, shape, batch, 0.0) - hidden) / (1.0 - busy)
     # Arrivals both join and, by their prefill, hold up who is there: linear noise around the mean gives this factor
@@ -161,7 +164,9 @@ def respond(
     served = np.where(shape.chunk / shape.new < 1.5, alone, extra + empty / (1.0 + lam * empty))
     idle = none_decoding * np.maximum(0.0, 1.0 - lam * served)
     held = order * spin / (1.0 - spin) * drift + lam * np.minimum(first, 1.0 / lam)
-    wider = np.maximum(1.0 - (1.0 - spin) / clump, 1e-9)
+    # Memory fills by tokens: requests of unequal size fill it earlier than their mean says.
+    uneven = clump * (1.0 + batch * shape.size_cv2 / np.maximum(spread_n, 1e-9))
+    wider = np.maximum(1.0 - (1.0 - spin) / uneven, 1e-9)
     full = _full(
         np.where(limit < 1.5, order, held * (1.0 - wider) / wider),
         np.where(limit < 1.5, spin, wider),
@@ -185,6 +190,12 @@ def respond(
             late = own + wait + slot
             parts.append((full, late, width + slot**2 + work_var, skew + work_third + 2.0 * slot**3))
     mean, variance, third = _mix(parts)
+    room = np.maximum(shape.chunk - batch, 0.1 * shape.chunk) / shape.new
+    tight = lam * (iteration(cost, shape, batch, 0.0) / room + extra)
+    signs = _signs(
+        tight=tight, rho=rho, busy=busy, wide=shape.chunk / shape.new, limit=limit, full=full, spin=spin, idle=idle, steps=steps,
+        batch=batch, step=extra / one, hidden=hidden / one, slot=full * slot / mean, shape=shape, clump=clump, spread_n=spread_n,
+    )  # fmt: skip
     after = steps * tpot
     e2e_mean = mean + after
     output_cv = np.sqrt(shape.output_cv2)
@@ -208,6 +219,7 @@ def respond(
         e2e={p: shown(_pearson(e2e_mean, e2e_var, e2e_third, normal(p))) for p in percentiles},
         prefill=alone,
         decode=one,
+        signs=signs,
     )
 
 
@@ -234,6 +246,43 @@ def _met(
     queue = _single_wait(service, plain, lam, idle, shape)
     wait, width, skew = (np.where(single, q, b) for q, b in zip(queue, bulk, strict=True))
     return own, wait, width, skew
+
+
+def _signs(
+    *, tight: Number, rho: Number, busy: Number, wide: Number, limit: Number, full: Number, spin: Number, idle: Number, steps: Number,
+    batch: Number, step: Number, hidden: Number, slot: Number, shape: Shape, clump: Number, spread_n: Number,
+) -> Number:  # fmt: skip
+    """What tells where the moments fall short, dimensionless and bounded: shape (signs, ...)."""
+    chunks = 1.0 / wide
+    rest = np.where(chunks > 1.0, np.ceil(chunks - 1e-9) / chunks - 1.0, 0.0)
+    parts = np.broadcast_arrays(
+        rho,
+        -np.log(1.0 - np.minimum(rho, 0.97)) / 2.0,
+        busy,
+        np.minimum(tight, 1.2),
+        -np.log(1.0 - np.minimum(tight, 0.97)) / 2.0,
+        np.tanh(np.log(wide) / 2.0),
+        np.tanh(2.0 * np.log(wide / 1.5)),
+        rest,
+        np.log(limit) / 4.0,
+        np.sqrt(full),
+        spin,
+        idle,
+        np.log1p(steps) / 3.0,
+        np.log1p(batch) / 4.0,
+        batch / limit,
+        np.tanh(np.log(step)/2.0),
+        hidden,
+        np.log1p(slot),
+        np.sqrt(shape.work_cv2),
+        np.sqrt(shape.output_cv2),
+        np.log(shape.arrival_cv2),
+        np.log(clump),
+        np.sqrt(shape.size_cv2 / limit) * 3.0,
+        np.tanh((limit - batch) / np.sqrt(spread_n + batch * shape.size_cv2 + 1.0) / 3.0),
+        1.0 / np.sqrt(limit),
+    )
+    return np.stack([np.clip(p, -3.0, 3.0) for p in parts])
 
 
 def plain_wait(cost: StepCost, shape: Shape, batch: Number, extra: Number, lam: Number) -> Number:
