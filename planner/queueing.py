@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from planner.roofline import StepCost
+from planner.waiting import Correction
 
 Number = Any
 
@@ -101,9 +102,13 @@ def capacity(cost: StepCost, shape: Shape) -> Number:
 
 
 def respond(
-    cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0)
-) -> Response:
-    """Latency at `rate` requests/s; infinite where the rate is at or above capacity."""
+    cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0),
+    *, correct: bool = True,
+) -> Response:  # fmt: skip
+    """Latency at `rate` requests/s; infinite where the rate is at or above capacity.
+
+    `correct` applies the factors fitted to the simulation (`planner.waiting`).
+    """
     cap = capacity(cost, shape)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         load = np.where(cap > 0, rate / np.maximum(cap, 1e-300), np.inf)
@@ -207,6 +212,22 @@ def respond(
     def shown(value: Number) -> Number:
         return np.where(stable, value, np.inf)
 
+    factor = Correction(signs) if correct else None
+
+    def quantiles(measure: str, values: dict[float, Number]) -> dict[float, Number]:
+        # A percentile is never below a lower one.
+        found: dict[float, Number] = {}
+        floor: Number = 0.0
+        for p in sorted(values):
+            value = values[p] if factor is None else values[p] * factor.at(measure, normal(p))
+            floor = np.maximum(floor, value)
+            found[p] = shown(floor)
+        return found
+
+    ttft = quantiles("ttft", {p: _mixture_quantile(parts, p) for p in percentiles})
+    e2e = quantiles("e2e", {p: _pearson(e2e_mean, e2e_var, e2e_third, normal(p)) for p in percentiles})
+    if factor is not None:
+        mean, e2e_mean = mean * factor.mean("ttft"), e2e_mean * factor.mean("e2e")
     return Response(
         capacity=cap,
         utilisation=load,
@@ -214,9 +235,9 @@ def respond(
         tpot_mean=shown(tpot),
         ttft_mean=shown(mean),
         e2e_mean=shown(e2e_mean),
-        ttft={p: shown(_mixture_quantile(parts, p)) for p in percentiles},
+        ttft=ttft,
         tpot={p: shown(_pearson(tpot, tpot_var, tpot_skew * tpot_var**1.5, normal(p))) for p in percentiles},
-        e2e={p: shown(_pearson(e2e_mean, e2e_var, e2e_third, normal(p))) for p in percentiles},
+        e2e=e2e,
         prefill=alone,
         decode=one,
         signs=signs,
@@ -271,7 +292,7 @@ def _signs(
         np.log1p(steps) / 3.0,
         np.log1p(batch) / 4.0,
         batch / limit,
-        np.tanh(np.log(step)/2.0),
+        np.tanh(np.log(step) / 2.0),
         hidden,
         np.log1p(slot),
         np.sqrt(shape.work_cv2),
