@@ -12,7 +12,8 @@ The server is seen as three things at once.
 3. Where the batch is full (memory), requests wait for a slot: exponential tail with the Allen-Cunneen factor.
 
 Quantiles come from three moments through Wilson and Hilferty's cube root (Pearson type III), mixed over
-"found idle", "found busy" and "found full". `planner.simulate` is the check.
+"found idle", "found busy" and "found full". What is left is corrected by factors fitted to simulated random loads
+(`planner.waiting`). `planner.simulate` is the check.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Shape:
     """What one request asks of the server: means, and squared coefficients of variation of its lengths.
 
     `new` prompt tokens to prefill, `pairs` query-key pairs of that prefill, `context` mean cached tokens while
-    decoding, `output` answer tokens, `chunk` prefill tokens one iteration takes, `limit` sequences at most. `size_cv2` is that
-    of the cache a running sequence holds, where memory bounds their number (0 where the engine's own limit does).
+    decoding, `output` answer tokens, `chunk` prefill tokens one iteration takes, `limit` sequences at most.
+    `size_cv2` is that of the cache a running sequence holds, where memory bounds their number (0 where
+    the engine's own limit does).
     """
 
     new: Number
@@ -198,8 +200,9 @@ def respond(
     room = np.maximum(shape.chunk - batch, 0.1 * shape.chunk) / shape.new
     tight = lam * (iteration(cost, shape, batch, 0.0) / room + extra)
     signs = _signs(
-        tight=tight, rho=rho, busy=busy, wide=shape.chunk / shape.new, limit=limit, full=full, spin=spin, idle=idle, steps=steps,
-        batch=batch, step=extra / one, hidden=hidden / one, slot=full * slot / mean, shape=shape, clump=clump, spread_n=spread_n,
+        tight=tight, rho=rho, busy=busy, wide=shape.chunk / shape.new, limit=limit, full=full, spin=spin,
+        idle=idle, steps=steps, batch=batch, step=extra / one, hidden=hidden / one, slot=full * slot / mean,
+        shape=shape, clump=clump, spread_n=spread_n,
     )  # fmt: skip
     after = steps * tpot
     e2e_mean = mean + after
@@ -270,8 +273,9 @@ def _met(
 
 
 def _signs(
-    *, tight: Number, rho: Number, busy: Number, wide: Number, limit: Number, full: Number, spin: Number, idle: Number, steps: Number,
-    batch: Number, step: Number, hidden: Number, slot: Number, shape: Shape, clump: Number, spread_n: Number,
+    *, tight: Number, rho: Number, busy: Number, wide: Number, limit: Number, full: Number, spin: Number,
+    idle: Number, steps: Number, batch: Number, step: Number, hidden: Number, slot: Number, shape: Shape,
+    clump: Number, spread_n: Number,
 ) -> Number:  # fmt: skip
     """What tells where the moments fall short, dimensionless and bounded: shape (signs, ...)."""
     chunks = 1.0 / wide
@@ -444,7 +448,7 @@ def _mixture_quantile(parts: list[tuple[Number, ...]], percentile: float) -> Num
     high = low
     for _, m, v, _ in parts:
         high = np.maximum(high, m + 8.0 * np.sqrt(v))
-    for _ in range(26):
+    for _ in range(18):
         middle = 0.5 * (low + high)
         above = sum(w * _survival(m, v, t, middle) for w, m, v, t in parts) > target
         low, high = np.where(above, middle, low), np.where(above, high, middle)
