@@ -1,22 +1,18 @@
-"""From a case to a plan: count, price, forecast, compare, judge."""
+"""From a case to a plan: count, price, forecast; `planner.judge` compares what is found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from planner import oneoff, prices
-from planner.assumptions import cost_notes, spreads
-from planner.breakeven import exact_break_even, payback
+from planner.judge import judge
 from planner.memo import remember
 from planner.options import Option, Shape
-from planner.plan import Comparison, Plan, Settings
+from planner.plan import Plan, Settings
 from planner.serving import Serving, machine, serve
 from planner.tokens import Counter, counter_for, fingerprint
-from planner.triage import Economics, triage
-from planner.uncertainty import analyse
 from planner.usage import Usage, measure
 from unshot import catalog
 from unshot.case import Case
@@ -260,7 +256,7 @@ class Planner:
                     if device.engine == "llamacpp"
                     else f"efficiencies of {gpu} are the catalog's: the bench report was taken with llama.cpp"
                 )
-            self.notes.append(machine(device, self._gpu_price(gpu))["line"])
+            self.notes.append(machine(device, self.gpu_price(gpu))["line"])
             asked = catalog.precision(wanted.precision).name
             for cache in (False, True):
                 self.hosted(wanted.model, gpu, asked, tuned=False, prefix_cache=cache)
@@ -281,7 +277,8 @@ class Planner:
                     )
                 )
 
-    def _gpu_price(self, gpu: str) -> float | None:
+    def gpu_price(self, gpu: str) -> float | None:
+        """The user's dollars per hour of a GPU, None where there is none."""
         found = self.settings.gpu_prices
         return found.get(gpu, found.get(""))
 
@@ -326,115 +323,7 @@ class Planner:
                 for o in self.options
             ]
         self.options.sort(key=lambda o: (not o.baseline, o.tuned, o.kind != "api"))
-        return self._judge(price)
-
-    def _judge(self, price: prices.ApiPrice | None) -> Plan:
-        case, rate = self.case, self.case.traffic.rate
-        keep = self._cheapest([o for o in self.options if o.baseline])
-        tuned = self._cheapest(
-            [o for o in self.options if o.tuned and o.kind == "hosted" and o.shared_by == 1]
-        )
-        comparisons = {}
-        for option in self.options:
-            if keep is None or option.key == keep.key or (option.serving and not option.serving.fits):
-                continue
-            months = payback(option, keep, rate)
-            comparisons[option.key] = Comparison(
-                exact_break_even(option, keep), months if months != float("inf") else None
-            )
-        usable = [o for o in self.options if o.serving is None or o.serving.fits]
-        uncertainty = analyse(
-            usable,
-            spreads(case, tuple(self.usages.values()), tuned),
-            rate,
-            tuned=tuned,
-            keep=keep,
-            draws=self.settings.draws,
-            seed=self.settings.seed,
-        )
-        economics = self._economics(keep, tuned, comparisons)
-        shots = len(self.long.examples) or (len(next(iter(self.usages.values())).examples) or 0)
-        misfits = [o.notes[0] for o in self.options if o.tuned and o.serving and not o.serving.fits]
-        unfit = misfits[0] if tuned is None and misfits else ""
-        judged = triage(case.task, shots=shots, economics=economics, unfit=unfit)
-        if uncertainty.cheaper is not None and 0.2 < uncertainty.cheaper < 0.8:
-            self.warnings.append(
-                f"the cost answer is uncertain: tuning is cheaper in {uncertainty.cheaper:.0%} of the draws"
-            )
-        first = catalog.gpu(case.candidate.gpu[0]).name
-        return Plan(
-            case=case,
-            rate=rate,
-            options=tuple(self.options),
-            keep=keep,
-            tuned=tuned,
-            comparisons=comparisons,
-            uncertainty=uncertainty,
-            triage=judged,
-            economics=economics,
-            usages=self.usages,
-            assumptions=tuple(dict.fromkeys([*self.notes, *cost_notes(case)])),
-            warnings=tuple(dict.fromkeys(self.warnings)),
-            machine=machine(catalog.gpu(first), self._gpu_price(first)),
-            price=price,
-        )
-
-    def _cheapest(self, options: Sequence[Option]) -> Option | None:
-        """The cheapest usable option at the case's rate; batch only for offline work.
-
-        Equal costs (whole GPUs make them common) go to the precision asked for, then to the prefix cache.
-        """
-        good = [
-            o
-            for o in options
-            if (o.serving is None or o.serving.fits) and (o.mode != "batch" or self.case.traffic.offline)
-        ]
-        asked = catalog.precision(self.case.candidate.precision).name
-
-        def order(option: Option) -> tuple[float, bool, bool]:
-            cost = round(float(option.monthly(self.case.traffic.rate)), 2)
-            return cost, option.precision != asked, not option.prefix_cache
-
-        return min(good, key=order) if good else None
-
-    def _economics(
-        self, keep: Option | None, tuned: Option | None, comparisons: Mapping[str, Comparison]
-    ) -> Economics | None:
-        if keep is None or tuned is None:
-            return None
-        rate = self.case.traffic.rate
-        found = comparisons[tuned.key]
-        slo = self.case.traffic.slo
-        asked = any(v is not None for v in (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms))
-        long_hosted = [o.serving.fits for o in self.options if not o.tuned and o.serving is not None]
-        return Economics(
-            rate=rate,
-            keep=keep.name,
-            keep_monthly=float(keep.monthly(rate)),
-            tuned=tuned.name,
-            tuned_monthly=float(tuned.monthly(rate)),
-            break_even=found.break_even,
-            payback_months=found.payback_months,
-            horizon_months=self.case.plan.horizon_months,
-            latency_met=True if asked else None,
-            # An API's latency is not forecast, so only a self-hosted long prompt can be said to miss the SLO.
-            prompt_latency_met=any(long_hosted) if asked and keep.kind == "hosted" else None,
-            untuned=self._cheaper(tuned, lambda o: not o.tuned and not o.baseline),
-            cheaper_tuned=self._cheaper(tuned, lambda o: o.tuned and o.kind == "api"),
-        )
-
-    def _cheaper(self, than: Option, wanted: Callable[[Option], bool]) -> tuple[tuple[str, float], ...]:
-        """Usable options that cost less than `than` at the case's rate, cheapest first."""
-        rate = self.case.traffic.rate
-        found = [
-            (o.name, float(o.monthly(rate)))
-            for o in self.options
-            if wanted(o)
-            and (o.serving is None or o.serving.fits)
-            and (o.mode != "batch" or self.case.traffic.offline)
-            and o.monthly(rate) < than.monthly(rate)
-        ]
-        return tuple(sorted(found, key=lambda pair: pair[1]))
+        return judge(self, price)
 
 
 def _baseline(case: Case) -> tuple[str | None, str | None]:

@@ -22,6 +22,10 @@ from unshot.errors import InputError
 HOLD_OUTS = ("none", "gpu", "model")
 
 
+class NothingToLeaveOut(InputError):
+    """All rows are of one GPU or one model."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """One row and its forecast; `error` is forecast / measured - 1."""
@@ -47,7 +51,7 @@ def judge(rows: Sequence[Observation], hold_out: str = "none") -> list[Judged]:
 
     names = {key(r) for r in rows}
     if len(names) < 2:
-        raise InputError(
+        raise NothingToLeaveOut(
             f"all rows are of {hold_out} {names.pop()}; leaving one {hold_out} out needs two or more"
         )
     fits = {name: fit_rows([r for r in rows if key(r) != name]) for name in names}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +120,87 @@ def test_command_prints_json_and_table(tmp_path: Path) -> None:
     assert done.exit_code == 0 and report["summary"]["throughput"]["rows"] == 1
     plain = CliRunner().invoke(validate_command, [str(path)])
     assert plain.exit_code == 0 and "median" in plain.stdout
+
+
+def test_several_files_one_of_which_cannot_be_left_out(tmp_path: Path) -> None:
+    """Two files at once; the one with a single model falls back to the catalog and says so."""
+    two, one = tmp_path / "two.csv", tmp_path / "one.csv"
+    rows = [
+        f"{m},H100-SXM-80GB,fp16,1,{n},{n},7000\n"
+        for m in ("llama-3.1-8b", "mistral-7b")
+        for n in (500, 1000)
+    ]
+    two.write_text(HEADER + "".join(rows))
+    one.write_text(HEADER + "llama-3.1-8b,H100-SXM-80GB,fp16,1,1000,1000,7000\n")
+    done = CliRunner().invoke(validate_command, [str(two), str(one), "--json", "--hold-out", "model"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [f["hold_out"] for f in report["files"]] == ["model", "none"]
+    assert set(report["summary"]) == {"two.csv: throughput", "one.csv: throughput"}
+    assert "one.csv" in done.stderr and "catalog" in done.stderr
+
+
+def test_unknown_gpu_names_line_and_neighbours(tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text(HEADER + "llama-3.1-8b,l40s,fp8,1,10,10,5\nllama-3.1-8b,H10-SXM,fp8,1,10,10,5\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "unshot", "plan", "validate", str(path)], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "odd.csv:3" in done.stderr and "'H10-SXM'" in done.stderr and "h100-sxm" in done.stderr
+
+
+# As `unshot bench` writes it (the parts that calibration reads), times of a slow laptop typed in by hand.
+CONFIG = {
+    "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "head_dim": 64, "intermediate_size": 1536,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True,
+}  # fmt: skip
+RECORDED = {
+    "schema": 1, "verdict": "pass", "gpu": "cpu",
+    "sides": [
+        {"side": "baseline", "mode": "cache off", "model": CONFIG, "precision": "q8_0",
+         "prompt_tokens": [1583, 1618, 1601], "cached_tokens": [0, 0, 0], "output_tokens": [17, 26, 20],
+         "ttft_s": [9.9, 10.4, 10.1], "tpot_s": [0.029, 0.028, 0.030]},
+        {"side": "candidate", "mode": "cache off", "model": CONFIG, "precision": "q8_0",
+         "prompt_tokens": [59, 94, 71], "cached_tokens": [0, 0, 0], "output_tokens": [20, 21, 19],
+         "ttft_s": [0.41, 0.52, 0.46], "tpot_s": [0.024, 0.022, 0.023]},
+    ],
+}  # fmt: skip
+
+
+def test_plan_moves_to_a_recorded_report(tmp_path: Path) -> None:
+    """`unshot plan --calibrate`: an almost idle CPU answers as fast as the report's, not as the catalog's."""
+    (tmp_path / "report.json").write_text(json.dumps(RECORDED))
+    rows = [
+        {"prompt": f"Clause {i}: either party may end it on {i} days' notice.", "completion": "ends"}
+        for i in range(60)
+    ]
+    (tmp_path / "shots.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    base = [
+        sys.executable, "-m", "unshot", "plan", "--prompt", str(tmp_path / "shots.jsonl"), "--rate", "0.001", "--json",
+        "-q", "--model", "smollm2-135m", "--baseline-model", "smollm2-135m", "--gpu", "cpu", "--precision", "q8_0",
+    ]  # fmt: skip
+
+    def tuned(*extra: str) -> tuple[float, float, float]:
+        done = subprocess.run([*base, *extra], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(done.stdout)
+        option = next(o for o in plan["options"] if o["tuned"] and o["precision"] == "q8_0")
+        return (
+            option["latency_ms"]["tpot"]["p50"],
+            option["latency_ms"]["ttft"]["p50"],
+            option["input_tokens"],
+        )
+
+    (catalog_tpot, catalog_ttft, _), (tpot, ttft, tokens) = (
+        tuned(),
+        tuned("--calibrate", str(tmp_path / "report.json")),
+    )
+    assert catalog_tpot < 10 and abs(tpot - 23) < 3
+    # Prompts of the plan are shorter than the report's 71 tokens, so its time to first token bounds theirs.
+    assert tokens < 94 and catalog_ttft < 100 < ttft < 600
 
 
 def _report(compute: float, bandwidth: float) -> dict:
