@@ -128,12 +128,13 @@ def follow(row: Expected, logits: np.ndarray, end: int, tokens: int) -> None:
     row.answer = own
 
 
-def propose(model: Model, target: Target, path: Path, rows: int) -> list[list[int]]:
+def propose(model: Model, target: Target, path: Path, rows: int, base: Path | None = None) -> list[list[int]]:
     """The exported file's own greedy answers to the first `rows` rows."""
     prompts = [model.chat.prompt_ids(messages) for messages in model.requests()[:rows]]
     longest = max(len(p) for p in prompts) + answer_tokens(model)
     answers = []
-    with Engine(target.kind, path, context=max(256, longest + 8)) as engine:
+    whole, lora = (path, None) if base is None else (base, path)
+    with Engine(target.engine, whole, context=max(256, longest + 8), lora=lora) as engine:
         for ids in prompts:
             engine.logits(ids, len(ids) - 1)
             answers.append(
@@ -158,15 +159,24 @@ def answer_tokens(model: Model) -> int:
 
 
 def check(
-    model: Model, target: Target, path: Path, expected: list[Expected], tick: Callable[[], None] | None = None
+    model: Model,
+    target: Target,
+    path: Path,
+    expected: list[Expected],
+    tick: Callable[[], None] | None = None,
+    base: Path | None = None,
 ) -> Report:
-    """Climb the ladder for one exported file. Raises `GateError` where its engine cannot load or run it."""
+    """Climb the ladder for one exported file; an adapter is run on the GGUF file `base`.
+
+    Raises `GateError` where its engine cannot load or run it.
+    """
     bounds = limits(target.precision)
     report = Report(str(target), limits=bounds.as_dict())
     longest = max(len(e.ids) for e in expected) + answer_tokens(model)
-    with Engine(target.kind, path, context=max(256, longest + 8)) as engine:
+    whole, lora = (path, None) if base is None else (base, path)
+    with Engine(target.engine, whole, context=max(256, longest + 8), lora=lora) as engine:
         check_tokens(model, engine, report)
-        check_special(model, engine, path, report)
+        check_special(model, engine, whole, report)
         check_template(model, engine, report)
         if report.failures:
             return report  # numbers on other tokens would say nothing
