@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,7 @@ def check_numbers(
     """Logits at the same positions of the same tokens, then greedy answers and the task's score."""
     bounds = limits(report.target.partition(":")[2])
     drift = Drift(bounds.tie)
-    answers, greedy = [], 0
+    answers, greedy, equal = [], 0, 0
     stop = engine.info["end"]
     for row in expected:
         reference = row.load()
@@ -288,6 +288,8 @@ def check_numbers(
         )
         answer = engine.generate(row.prompt, answer_tokens(model), stop)
         answers.append(answer)
+        row = replace(row, answer=until(row.answer, stop))
+        equal += row.whole and answer == row.answer
         greedy += same_answer(row, answer, reference, bounds.tie, model.chat.end)
         if tick:
             tick()
@@ -295,12 +297,16 @@ def check_numbers(
     report.figures["logits"] = figures
     report.figures["greedy"] = {
         "rows": len(expected),
-        "equal": sum(a == e.answer for a, e in zip(answers, expected, strict=True) if e.whole)
-        / len(expected),
+        "equal": equal / len(expected),
         "equal_or_tied": greedy / len(expected),
     }
     judge(report, figures, greedy / len(expected))
     _task(model, expected, answers, report)
+
+
+def until(answer: list[int], stop: list[int]) -> list[int]:
+    """The answer up to where the engine would end it: it may know more end tokens than the chat template's."""
+    return next((answer[:n] for n, token in enumerate(answer) if token in stop), answer)
 
 
 def same_answer(row: Expected, answer: list[int], reference: np.ndarray, tie: float, end: int) -> bool:
@@ -309,12 +315,8 @@ def same_answer(row: Expected, answer: list[int], reference: np.ndarray, tie: fl
         found = answer[step] if step < len(answer) else end
         if found == token:
             continue
-        logits = (
-            reference[row.prompt - row.start - 1 + step]
-            if row.prompt - row.start - 1 + step < len(reference)
-            else None
-        )
-        return logits is not None and bool(logits.max() - logits[found] <= tie)
+        at = row.prompt - row.start - 1 + step
+        return at < len(reference) and bool(reference[at].max() - reference[at][found] <= tie)
     return True
 
 
