@@ -32,9 +32,17 @@ def require(kind: str) -> None:
 class Engine:
     """An exported file running in a process of its own; use as a context manager."""
 
-    def __init__(self, kind: str, path: Path, *, context: int = 2048, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        path: Path,
+        *,
+        context: int = 2048,
+        threads: int | None = None,
+        lora: Path | None = None,
+    ) -> None:
         require(kind)
-        self.kind, self.path = kind, path
+        self.kind, self.path, self.lora = kind, path, lora
         self.context, self.threads = context, threads or cores()
         self._folder = tempfile.TemporaryDirectory(prefix="unshot-parity-")
         self._log = Path(self._folder.name, "log").open("w+b")  # noqa: SIM115 (closed by __exit__)
@@ -52,6 +60,7 @@ class Engine:
                 str(self.path),
                 str(self.context),
                 str(self.threads),
+                *([str(self.lora)] if self.lora else []),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,13 @@ def follow(row: Expected, logits: np.ndarray, end: int, tokens: int) -> None:
     row.answer = own
 
 
-def propose(model: Model, target: Target, path: Path, rows: int) -> list[list[int]]:
+def propose(model: Model, target: Target, path: Path, rows: int, base: Path | None = None) -> list[list[int]]:
     """The exported file's own greedy answers to the first `rows` rows."""
     prompts = [model.chat.prompt_ids(messages) for messages in model.requests()[:rows]]
     longest = max(len(p) for p in prompts) + answer_tokens(model)
     answers = []
-    with Engine(target.kind, path, context=max(256, longest + 8)) as engine:
+    whole, lora = (path, None) if base is None else (base, path)
+    with Engine(target.engine, whole, context=max(256, longest + 8), lora=lora) as engine:
         for ids in prompts:
             engine.logits(ids, len(ids) - 1)
             answers.append(
@@ -158,15 +159,24 @@ def answer_tokens(model: Model) -> int:
 
 
 def check(
-    model: Model, target: Target, path: Path, expected: list[Expected], tick: Callable[[], None] | None = None
+    model: Model,
+    target: Target,
+    path: Path,
+    expected: list[Expected],
+    tick: Callable[[], None] | None = None,
+    base: Path | None = None,
 ) -> Report:
-    """Climb the ladder for one exported file. Raises `GateError` where its engine cannot load or run it."""
+    """Climb the ladder for one exported file; an adapter is run on the GGUF file `base`.
+
+    Raises `GateError` where its engine cannot load or run it.
+    """
     bounds = limits(target.precision)
     report = Report(str(target), limits=bounds.as_dict())
     longest = max(len(e.ids) for e in expected) + answer_tokens(model)
-    with Engine(target.kind, path, context=max(256, longest + 8)) as engine:
+    whole, lora = (path, None) if base is None else (base, path)
+    with Engine(target.engine, whole, context=max(256, longest + 8), lora=lora) as engine:
         check_tokens(model, engine, report)
-        check_special(model, engine, path, report)
+        check_special(model, engine, whole, report)
         check_template(model, engine, report)
         if report.failures:
             return report  # numbers on other tokens would say nothing
@@ -269,7 +279,7 @@ def check_numbers(
     """Logits at the same positions of the same tokens, then greedy answers and the task's score."""
     bounds = limits(report.target.partition(":")[2])
     drift = Drift(bounds.tie)
-    answers, greedy = [], 0
+    answers, greedy, equal = [], 0, 0
     stop = engine.info["end"]
     for row in expected:
         reference = row.load()
@@ -278,6 +288,8 @@ def check_numbers(
         )
         answer = engine.generate(row.prompt, answer_tokens(model), stop)
         answers.append(answer)
+        row = replace(row, answer=until(row.answer, stop))
+        equal += row.whole and answer == row.answer
         greedy += same_answer(row, answer, reference, bounds.tie, model.chat.end)
         if tick:
             tick()
@@ -285,12 +297,16 @@ def check_numbers(
     report.figures["logits"] = figures
     report.figures["greedy"] = {
         "rows": len(expected),
-        "equal": sum(a == e.answer for a, e in zip(answers, expected, strict=True) if e.whole)
-        / len(expected),
+        "equal": equal / len(expected),
         "equal_or_tied": greedy / len(expected),
     }
     judge(report, figures, greedy / len(expected))
     _task(model, expected, answers, report)
+
+
+def until(answer: list[int], stop: list[int]) -> list[int]:
+    """The answer up to where the engine would end it: it may know more end tokens than the chat template's."""
+    return next((answer[:n] for n, token in enumerate(answer) if token in stop), answer)
 
 
 def same_answer(row: Expected, answer: list[int], reference: np.ndarray, tie: float, end: int) -> bool:
@@ -299,12 +315,8 @@ def same_answer(row: Expected, answer: list[int], reference: np.ndarray, tie: fl
         found = answer[step] if step < len(answer) else end
         if found == token:
             continue
-        logits = (
-            reference[row.prompt - row.start - 1 + step]
-            if row.prompt - row.start - 1 + step < len(reference)
-            else None
-        )
-        return logits is not None and bool(logits.max() - logits[found] <= tie)
+        at = row.prompt - row.start - 1 + step
+        return at < len(reference) and bool(reference[at].max() - reference[at][found] <= tie)
     return True
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export import gguf_file, onnx_graph, parity, reference
+from export import gguf_file, gguf_lora, onnx_graph, parity, reference
 from export.engines import require
 from export.kquants import quantise
 from export.merge import Merged
 from export.shipping import write_shipping
 from export.source import Model, open_source
 from export.streamed import streamed
-from export.targets import STREAMED, Target
+from export.targets import QUANTISED, STREAMED, Target
 from unshot.console import Output, dumps
 from unshot.errors import GateError, OutsideError
 from unshot.manifest import Manifest, describe_file, staged, write_text
@@ -45,7 +46,7 @@ def export_run(
     """
     manifest = Manifest("export")
     for target in targets:
-        require(target.kind)
+        require(target.engine)
     with manifest.timed("open"):
         model = open_source(source, base, out)
     merged = model.merged()
@@ -97,7 +98,9 @@ def export_run(
 
 def refuse_unsupported(target: Target, merged: Any) -> None:
     """Refuse an architecture before any work."""
-    if target.kind == "gguf":
+    if target.kind == "lora":
+        gguf_lora.refuse(merged.adapter if merged.adapter.config else None)
+    if target.kind != "onnx":
         precision = target.precision if target.precision in STREAMED else "f32"
         gguf_file.tensor_plan(merged, gguf_file.family_of(merged.config), merged.config, precision)
     else:
@@ -132,7 +135,10 @@ def _write_and_check(
         for target in targets:
             bar = progress.add_task(f"check {target}", total=rows, note="")
             with manifest.timed(f"check {target}"):
-                report = check(model, target, work / target.name, expected, lambda b=bar: progress.advance(b))
+                lower = lora_base(target, scratch)
+                report = check(
+                    model, target, work / target.name, expected, lambda b=bar: progress.advance(b), lower
+                )
             progress.update(bar, note="equal" if report.passed else "DRIFTS")
             reports.append(report)
     shutil.rmtree(scratch)
@@ -147,7 +153,7 @@ def expect(
         return parity.expect(
             model, reference.evaluated(model.base.path, model.adapter_path), rows, scratch, tick
         )
-    proposed = parity.propose(model, target, work / target.name, rows)
+    proposed = parity.propose(model, target, work / target.name, rows, lora_base(target, scratch))
     net = streamed(model.base.path, model.base.weight_files(), model.adapter_path)
     return parity.expect(model, net, rows, scratch, tick, proposed)
 
@@ -173,14 +179,21 @@ def parameters(merged: Merged) -> int:
     return sum(math.prod(merged.shape(name)) for name in merged.names())
 
 
-def check(model: Model, target: Target, path: Path, expected: Any, tick: Any) -> parity.Report:
+def check(
+    model: Model, target: Target, path: Path, expected: Any, tick: Any, base: Path | None = None
+) -> parity.Report:
     """`parity.check`, with an engine that died as one more failure."""
     try:
-        return parity.check(model, target, path, expected, tick)
+        return parity.check(model, target, path, expected, tick, base)
     except GateError as error:
         report = parity.Report(str(target))
         report.failures.append(str(error))
         return report
+
+
+def lora_base(target: Target, scratch: Path) -> Path | None:
+    """The GGUF of the bare base that an exported adapter is run on; None for other targets."""
+    return next(scratch.glob("base-*.gguf")) if target.kind == "lora" else None
 
 
 def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any) -> None:
@@ -210,6 +223,16 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
             progress.update(bar, note="")
         return
     bar = progress.add_task(f"write {target}", total=1, note="")
+    if target.kind == "lora":
+        facts = gguf_file.Facts(model.name, model.base.name, model.base.license, None, model.chat.end)
+        gguf_lora.write_lora(path, merged, target.precision, facts)
+        lower = scratch / f"base-{middle(merged)}.gguf"
+        if not lower.exists():
+            bare = Merged(model.base.weight_files(), model.base.config())
+            template = replace(facts, template=model.chat.tokenizer.chat_template)
+            gguf_file.write_gguf(lower, bare, model.base.path, middle(merged), template)
+        progress.advance(bar)
+        return
     ends = [model.chat.end]
     eos = model.chat.tokenizer.eos_token_id
     if eos is not None and eos not in ends:
@@ -228,7 +251,7 @@ def room(folder: Path, targets: Sequence[Target], merged: Merged) -> None:
     count = parameters(merged)
     per = {"f32": 4.0, "fp32": 8.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
     # Quantised files are made from a streamed one that lies beside them meanwhile.
-    shared = 4.0 if any(t.kind == "gguf" and t.precision not in STREAMED for t in targets) else 0.0
+    shared = 4.0 if any(t.kind == "lora" or t.precision in QUANTISED for t in targets) else 0.0
     needed = int(count * (shared + sum(per.get(t.precision, 1.0) for t in targets))) + SPARE
     free = shutil.disk_usage(folder).free
     if free < needed:

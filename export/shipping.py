@@ -63,7 +63,11 @@ def serve(model: Model, targets: Sequence[Target]) -> str:
     notes: list[str] = []
     for target in targets:
         name = shlex.quote(target.name)
-        if target.kind == "gguf":
+        if target.kind == "lora":
+            notes.append(
+                f"llama-server --model BASE.gguf --lora {name}  # or several --lora, chosen per request"
+            )
+        elif target.kind == "gguf":
             alias = shlex.quote(model.name)
             commands += [
                 f"llama-server --model {name} --alias {alias} --ctx-size {context} --jinja --port 8080",

@@ -116,6 +116,26 @@ def test_k_quants_go_through_llama_cpp(tuned, tmp_path, capsys) -> None:
     assert not list(out.rglob(".scratch")) and not list(out.glob("model-f32.gguf"))
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"k_proj": 3}}]
+)
+def test_adapter_alone_on_its_base_is_the_tuned_model(tmp_path, capsys, settings) -> None:
+    tuned = make_run(make("llama", tmp_path / "base"), tmp_path / "run", **settings)
+    code, text, err = unshot(capsys, tuned, "--to", "lora:f32", "--out", tmp_path / "art", "--json", "-q")
+    assert code == 0, err
+    figures = json.loads(text)["parity"][0]["figures"]
+    assert figures["logits"]["cosine"] > 0.9999 and figures["logits"]["kl"] < 1e-5
+    assert (tmp_path / "art" / "adapter-f32.gguf").stat().st_size < 100_000
+
+
+def test_adapter_alone_refuses_what_llama_cpp_cannot_hold(tmp_path, capsys) -> None:
+    tuned = make_run(make("llama", tmp_path / "base"), tmp_path / "run", use_dora=True)
+    code, line = failure(capsys, tuned, "--to", "lora", "--out", tmp_path / "x")
+    assert code == 2 and "DoRA" in line
+    code, line = failure(capsys, tmp_path / "base", "--to", "lora", "--out", tmp_path / "x")
+    assert code == 2 and "bare base" in line
+
+
 def test_a_crash_of_the_quantiser_is_an_error_line(tuned, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setitem(run.quantise.__globals__["TYPES"], "q4_0", "LLAMA_FTYPE_MOSTLY_NO_SUCH_TYPE")
     code, line = failure(capsys, tuned, "--to", "gguf:q4_0", "--out", tmp_path / "x")

