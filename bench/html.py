@@ -315,6 +315,7 @@ def _conditions(report: dict[str, Any]) -> dict[str, str]:
     return {
         **facts,
         "machine": f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('ram_bytes', 0) / 2**30:.0f} GiB",
+        "peak memory of this process, both sides": f"{c['peak_memory_bytes'] / 2**20:,.0f} MiB",
         "load": f"{c['load']} of {c['block']}; {c['warm_up']} warm-up requests a side, not measured",
         "decoding": f"{c['decoding']}, at most {c['max_tokens']} tokens",
         "filling the prefix cache": ", ".join(
