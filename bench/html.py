@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,10 +41,14 @@ def _subtitle(report: dict[str, Any]) -> str:
     old, new = (report["systems"][side] for side in SIDES)
     c = report["conditions"]
     return (
-        f"{_short(old)} with {old['examples_in_prompt']} examples in the prompt, against {_short(new)} with "
-        f"{new['examples_in_prompt'] or 'none'}. {new['engine']} on {c['hardware'].get('cpu', 'an unknown CPU')}, "
-        f"{str(new['threads']) + ' threads, ' if new['threads'] else ''}{c['date']}."
+        f"{_short(old)} with {old['examples_in_prompt'] or 'no'} examples in the prompt, against {_short(new)} with "
+        f"{new['examples_in_prompt'] or 'no'} examples. {new['engine']} on "
+        f"{c['hardware'].get('cpu', 'an unknown CPU')}, {_threads(new['threads'])}{c['date']}."
     )
+
+
+def _threads(count: int | None) -> str:
+    return f"{count} thread{'s' if count > 1 else ''}, " if count else ""
 
 
 def _short(system: dict[str, Any]) -> str:
@@ -107,8 +110,10 @@ def _ratios(report: dict[str, Any]) -> str:
         }
         for name, r in entries.items():
             if r:
-                high = r["high"] if r["high"] is not None else math.inf
-                spans.append(charts.Span(f"{mode}: {name}", r["value"], r["low"], high))
+                bounded = r["high"] is not None
+                note = "" if bounded else f" (≥{r['low']:.3g}x)"
+                high = r["high"] if bounded else r["value"]
+                spans.append(charts.Span(f"{mode}: {name}", r["value"], r["low"], high, note))
     c = report["claim"]
     return charts.intervals(
         "Baseline over candidate, 95% interval",
@@ -134,10 +139,12 @@ def _quality_chart(report: dict[str, Any]) -> str:
 
 
 def _table(report: dict[str, Any]) -> str:
-    columns = [report["modes"][mode][side] for mode in report["modes"] for side in SIDES]
-    headers = ["", *(f"{mode}, {side}" for mode in report["modes"] for side in SIDES)]
-    rows = [[name, *(show(f) for f in columns)] for name, show in FIGURES.items()]
-    return page.table(headers, rows)
+    """A table a mode, so that both sides fit a narrow screen."""
+    tables = []
+    for mode, facts in report["modes"].items():
+        rows = [[name, *(show(facts[side]) for side in SIDES)] for name, show in FIGURES.items()]
+        tables.append(page.table(["", *SIDES], rows, caption=f"Prefix {mode}"))
+    return page.charts(*tables)
 
 
 FIGURES = {
@@ -147,7 +154,7 @@ FIGURES = {
     "ITL p95": lambda f: ms(f["itl_ms"], "p95"),
     "input tokens/s": lambda f: f"{f['input_tokens_per_second'] or 0:,.0f}",
     "output tokens/s": lambda f: f"{f['output_tokens_per_second'] or 0:,.1f}",
-    "answers cut at the limit": lambda f: str(f["stopped_at_limit"]),
+    "cut at the limit": lambda f: str(f["stopped_at_limit"]),
     "errors": lambda f: ", ".join(f"{n} {k}" for k, n in f["errors"].items()) or "none",
 }
 
@@ -300,7 +307,7 @@ def _conditions(report: dict[str, Any]) -> dict[str, str]:
     for side in SIDES:
         s = report["systems"][side]
         size = f", {s['bytes'] / 1e6:,.0f} MB" if s["bytes"] else ""
-        threads = f"{s['threads']} threads, " if s["threads"] else ""
+        threads = _threads(s["threads"])
         facts[side] = (
             f"{s['spec']} ({s['model']}{size}), {s['library']}, {threads}{s['device']}; "
             f"{s['examples_in_prompt']} examples in the prompt"
