@@ -92,7 +92,8 @@ def per_correct_ratio(
             money[1][picks].mean(axis=1) / right[1][rows].mean(axis=1)
         )
     point = (money[0].mean() / right[0].mean()) / (money[1].mean() / right[1].mean())
-    low, high = np.quantile(values, [0.025, 0.975], method="nearest")
+    # A draw without any right answer on both sides has no ratio; on one side it is 0 or infinite.
+    low, high = np.quantile(values[~np.isnan(values)], [0.025, 0.975], method="nearest")
     return {
         "value": float(point),
         "low": float(low),

@@ -82,6 +82,7 @@ class BenchGroup(click.Group):
 @click.option("--api-key-env", help="Servers: environment variable that holds the API key.")
 @click.option("--timeout", type=float, default=120.0, help="Servers: seconds until a request is given up.")
 @click.option("--tokenizer", help="Servers: model directory whose tokenizer counts the answers.")
+@click.option("--request-extra", metavar="JSON", help="Servers: more fields for every request's body.")
 @click.option(
     "--baseline-token-price", metavar="IN:OUT[:CACHED]", help="$ per million tokens, for an API baseline."
 )
@@ -122,6 +123,7 @@ def bench(
     api_key_env: str | None,
     timeout: float,
     tokenizer: str | None,
+    request_extra: str | None,
     baseline_token_price: str | None,
     candidate_token_price: str | None,
     junit: Path | None,
@@ -140,6 +142,7 @@ def bench(
     from bench.cost import plan_token_price, token_price
     from bench.measure import CACHE_OFF, CACHE_ON, MODES
     from bench.opening import Server
+    from bench.opening import request_extra as parse_extra
     from bench.pull_request import junit_report, markdown_report
     from bench.run import Job, bench_run
     from bench.summary import summary
@@ -225,7 +228,12 @@ def bench(
         threads=threads,
         concurrency=case.bench.concurrency,
         server=Server(
-            {"baseline": baseline_model, "candidate": candidate_model}, api, api_key_env, timeout, tokenizer
+            {"baseline": baseline_model, "candidate": candidate_model},
+            api,
+            api_key_env,
+            timeout,
+            tokenizer,
+            parse_extra(request_extra),
         ),
         token_prices=prices,
         modes={"both": MODES, "on": (CACHE_ON,), "off": (CACHE_OFF,)}[cache],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,9 +41,9 @@ def _subtitle(report: dict[str, Any]) -> str:
     old, new = (report["systems"][side] for side in SIDES)
     c = report["conditions"]
     return (
-        f"{_short(old)} with {old['examples_in_prompt']} examples in the prompt, against {_short(new)} with "
-        f"{new['examples_in_prompt'] or 'none'}. {new['engine']} on {c['hardware'].get('cpu', 'an unknown CPU')}, "
-        f"{_threads(new['threads'])}{c['date']}."
+        f"{_short(old)} with {old['examples_in_prompt'] or 'no'} examples in the prompt, against {_short(new)} with "
+        f"{new['examples_in_prompt'] or 'no'} examples. {new['engine']} on "
+        f"{c['hardware'].get('cpu', 'an unknown CPU')}, {_threads(new['threads'])}{c['date']}."
     )
 
 
@@ -112,8 +111,10 @@ def _ratios(report: dict[str, Any]) -> str:
         }
         for name, r in entries.items():
             if r:
-                high = r["high"] if r["high"] is not None else math.inf
-                spans.append(charts.Span(f"{mode}: {name}", r["value"], r["low"], high))
+                bounded = r["high"] is not None
+                note = "" if bounded else f" (≥{r['low']:.3g}x)"
+                high = r["high"] if bounded else r["value"]
+                spans.append(charts.Span(f"{mode}: {name}", r["value"], r["low"], high, note))
     c = report["claim"]
     return charts.intervals(
         "Baseline over candidate, 95% interval",
@@ -139,10 +140,12 @@ def _quality_chart(report: dict[str, Any]) -> str:
 
 
 def _table(report: dict[str, Any]) -> str:
-    columns = [report["modes"][mode][side] for mode in report["modes"] for side in SIDES]
-    headers = ["", *(f"{mode}, {side}" for mode in report["modes"] for side in SIDES)]
-    rows = [[name, *(show(f) for f in columns)] for name, show in FIGURES.items()]
-    return page.table(headers, rows)
+    """A table a mode, so that both sides fit a narrow screen."""
+    tables = []
+    for mode, facts in report["modes"].items():
+        rows = [[name, *(show(facts[side]) for side in SIDES)] for name, show in FIGURES.items()]
+        tables.append(page.table(["", *SIDES], rows, caption=f"Prefix {mode}"))
+    return page.charts(*tables)
 
 
 FIGURES = {
@@ -152,7 +155,7 @@ FIGURES = {
     "ITL p95": lambda f: ms(f["itl_ms"], "p95"),
     "input tokens/s": lambda f: f"{f['input_tokens_per_second'] or 0:,.0f}",
     "output tokens/s": lambda f: f"{f['output_tokens_per_second'] or 0:,.1f}",
-    "answers cut at the limit": lambda f: str(f["stopped_at_limit"]),
+    "cut at the limit": lambda f: str(f["stopped_at_limit"]),
     "errors": lambda f: ", ".join(f"{n} {k}" for k, n in f["errors"].items()) or "none",
 }
 
@@ -319,6 +322,7 @@ def _conditions(report: dict[str, Any]) -> dict[str, str]:
     return {
         **facts,
         "machine": f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('ram_bytes', 0) / 2**30:.0f} GiB",
+        "peak memory of this process, both sides": f"{c['peak_memory_bytes'] / 2**20:,.0f} MiB",
         "load": f"{c['load']} of {c['block']}; {c['warm_up']} warm-up requests a side, not measured",
         "decoding": f"{c['decoding']}, at most {c['max_tokens']} tokens",
         "filling the prefix cache": ", ".join(

@@ -18,8 +18,10 @@ from bench.http import Address, Exchange, Pool
 from bench.schedule import Load
 from bench.timer import Alarm
 
-# A run is invalid where the client sent 1 request in 100 later than this (seconds).
+# A run is invalid where the client sent 1 request in 100 later than this (seconds), ...
 LATE = 0.002
+# ... or where its own event loop lagged, at p99, by more than both of these: seconds, and a share of the median answer.
+LAG, LAG_SHARE = 0.010, 0.05
 TICK = 0.01
 SWEEP = 0.05
 MAX_BACK_OFF = 30.0
@@ -51,8 +53,12 @@ class Run:
             reasons.append(
                 f"1 in 100 requests was sent {late['p99_ms']:.1f} ms late or more (limit {LATE * 1000:g} ms)"
             )
-        if lag and lag["p99_ms"] > 5 * LATE * 1000:
-            reasons.append(f"the client's own loop lagged {lag['p99_ms']:.1f} ms at p99")
+        spans = [e.ended - e.scheduled for e in self.exchanges if e.error is None]
+        bound = max(LAG, LAG_SHARE * float(np.median(spans))) * 1000 if spans else LAG * 1000
+        if lag and lag["p99_ms"] > bound:
+            reasons.append(
+                f"the client's own loop lagged {lag['p99_ms']:.1f} ms at p99 (limit {bound:.1f} ms)"
+            )
         sent = len(self.exchanges)
         return {
             "valid": not reasons,

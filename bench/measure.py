@@ -81,7 +81,8 @@ def pairs(records: Sequence[Record]) -> tuple[list[Record], list[Record]]:
 def block_seconds(records: Sequence[Record]) -> dict[str, dict[int, float]]:
     """Machine seconds per answered request of each block, by side: the block's wall time over its answers.
 
-    At one request at a time this is the mean service time; with more, what the system did at once is shared.
+    What a failed request took is counted too, since the machine was paid for meanwhile. At one request at a time
+    this is the mean service time; with more, what the system did at once is shared.
     """
     blocks: dict[str, dict[int, list[Record]]] = {"baseline": {}, "candidate": {}}
     for record in records:
@@ -91,6 +92,7 @@ def block_seconds(records: Sequence[Record]) -> dict[str, dict[int, float]]:
         for number, group in by_block.items():
             answered = sum(r.ok for r in group)
             if answered:
-                wall = max(r.scheduled + r.e2e for r in group) - min(r.scheduled for r in group)
+                ends = (r.scheduled + (r.e2e if r.ok else r.extra.get("elapsed", 0.0)) for r in group)
+                wall = max(ends) - min(r.scheduled for r in group)
                 result[side][number] = wall / answered
     return result

@@ -53,6 +53,7 @@ class Answer:
     times: list[float] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     finish: str | None = None
+    ended: float = 0.0
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
@@ -78,7 +79,11 @@ def read_answer(exchange: Exchange, kind: str) -> Answer:
     else:
         _read_events(exchange, kind, answer)
     if answer.error is None and not answer.times:
-        answer.error, answer.detail = "empty", "the stream held no text"
+        if answer.finish == "stop" and answer.ended:
+            # The model's first token was its last: an answer, and its time is known.
+            answer.times.append(answer.ended)
+        else:
+            answer.error, answer.detail = "empty", "the stream held no text"
     return answer
 
 
@@ -127,6 +132,7 @@ def _read_chunk(data: bytes, when: float, kind: str, answer: Answer) -> None:
             answer.texts.append(part)
         if choice.get("finish_reason"):
             answer.finish = choice["finish_reason"]
+            answer.ended = when
 
 
 def _read_whole(exchange: Exchange, kind: str, answer: Answer) -> None:

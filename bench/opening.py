@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 from bench.remote import open_remote, read_key
 from bench.systems import Measured, System
@@ -21,6 +23,20 @@ class Server:
     key_env: str | None = None
     timeout: float = 120.0
     tokenizer: str | None = None
+    extra: dict[str, Any] | None = None
+
+
+def request_extra(text: str | None) -> dict[str, Any]:
+    """`--request-extra`: a JSON object for every request's body. Raises `InputError`."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(
+            f"--request-extra is `{text}`; give a JSON object, e.g. '{{\"repeat_penalty\": 1.0}}'"
+        )
+    return value
 
 
 def open_system(
@@ -48,6 +64,7 @@ def open_system(
             concurrency=concurrency,
             timeout=server.timeout,
             tokenizer=server.tokenizer,
+            extra=server.extra,
         )
     if spec.startswith("serve:"):
         from bench.serve import open_served

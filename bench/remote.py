@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import time
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,13 @@ from unshot.errors import InputError
 from unshot.prompts import Prompt
 
 Count = Callable[[str], int]
+# Plain words of one token or two, to make prompts of any length and beginnings that no cache holds.
+TEXT = (
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work number night point home water room mother area "
+    "money story fact month lot right study book eye job word business issue side kind head house service friend"
+)
+WORDS = TEXT.split()
 
 
 @dataclass
@@ -65,11 +72,10 @@ class Remote:
         """Nothing is held between blocks."""
 
     def payload(self, item: Item, mode: str) -> bytes:
-        """The request's bytes. Without cache a number unlike any before stands in front of everything."""
-        request, _, row = item
-        messages = request_messages(self.prompt, row)
+        """The request's bytes. Without cache, words unlike those before stand in front of everything."""
+        messages = request_messages(self.prompt, item[2])
         if mode == "cache off":
-            messages = defeat_cache(messages, request)
+            messages = defeat_cache(messages)
         if self.api.kind == CHAT:
             return self.api.request(messages, self.max_tokens)
         text = self.template(messages) if self.template else "\n\n".join(m["content"] for m in messages)
@@ -130,13 +136,19 @@ def make_record(
     """Read an exchange; all latencies count from its scheduled time."""
     answer = read_answer(exchange, api.kind)
     start = exchange.scheduled
-    last = answer.times[-1] if answer.times else exchange.ended
     ours = count(answer.text) if count and answer.times else None
-    # The stop token is generated but not in the text; counted here as the engines and most servers count it.
+    # The stop token is generated but not in the text; counted here as the engines and most servers count it, and
+    # known when the server says that the answer is finished.
     if ours is not None and answer.finish == "stop":
         ours += 1
+        if answer.ended > answer.times[-1]:
+            answer.times.append(answer.ended)
+    last = max(answer.times[-1], answer.ended) if answer.times else exchange.ended
     tokens = ours if ours is not None else answer.output_tokens
-    extra: dict[str, Any] = {"connect": max(0.0, exchange.started - start) if exchange.started else None}
+    extra: dict[str, Any] = {
+        "elapsed": exchange.ended - start,
+        "connect": max(0.0, exchange.started - start) if exchange.started else None,
+    }
     if ours is not None and answer.output_tokens is not None:
         extra["server_tokens"] = answer.output_tokens
     if exchange.headers.get("retry-after"):
@@ -161,11 +173,10 @@ def make_record(
     )
 
 
-def defeat_cache(messages: Sequence[Message], number: int) -> list[Message]:
-    """The same messages with a text in front that no earlier request began with."""
-    mark = f"[{time.time_ns():x}-{number}] "
+def defeat_cache(messages: Sequence[Message]) -> list[Message]:
+    """The same messages with three random words in front: no cached prefix, and few tokens more."""
     first = dict(messages[0])
-    first["content"] = mark + first["content"]
+    first["content"] = f"{' '.join(random.choices(WORDS, k=3)).capitalize()}. {first['content']}"
     return [first, *messages[1:]]
 
 
@@ -173,10 +184,13 @@ def client_facts(clients: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The client's own state over all blocks: invalid where one block was."""
     if not clients:
         return None
-    reasons = sorted({reason for c in clients for reason in c["reasons"]})
+    bad = [c for c in clients if not c["valid"]]
+    # The worst block stands for the others.
+    worst = max(bad, key=lambda c: (c["loop_lag"] or {"p99_ms": 0.0})["p99_ms"], default=None)
+    reasons = [f"{len(bad)} of {len(clients)} blocks: {'; '.join(worst['reasons'])}"] if worst else []
     return {
-        "valid": all(c["valid"] for c in clients),
-        "reasons": reasons[:5],
+        "valid": not bad,
+        "reasons": reasons,
         "cpu_seconds": sum(c["cpu_seconds"] for c in clients),
         "connections": sum(c["connections"] for c in clients),
     }
@@ -206,9 +220,10 @@ def open_remote(
     concurrency: int = 1,
     timeout: float = 120.0,
     tokenizer: str | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> Remote:
     """A server by its base URL (`.../v1`). Raises `InputError` for a bad URL or tokenizer."""
-    api = Api(parse_url(url), model, kind, key)
+    api = Api(parse_url(url), model, kind, key, extra or {})
     count = template = None
     if tokenizer is not None:
         count, template = open_tokenizer(tokenizer)

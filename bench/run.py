@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -249,6 +250,7 @@ def build(
             "max_tokens": systems[0].max_tokens,
             "rows": len(rows),
             "hardware": hardware(),
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         },
         "gpu": "cpu",

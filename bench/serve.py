@@ -68,6 +68,8 @@ def open_served(
         max_tokens=max_tokens,
         concurrency=concurrency,
         timeout=timeout,
+        # llama-cpp-python's server penalises repetition by default, the labels of the prompt among it.
+        extra={"repeat_penalty": 1.0},
     )
     return Served(remote, process, engine, spec, cores)
 

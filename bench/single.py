@@ -17,8 +17,9 @@ import numpy as np
 from bench.http import parse_url
 from bench.load import Driver, Run, drive
 from bench.openai import CHAT, Api
+from bench.opening import request_extra
 from bench.records import Record, summarise
-from bench.remote import Count, defeat_cache, make_record, open_tokenizer, read_key
+from bench.remote import WORDS, Count, defeat_cache, make_record, open_tokenizer, read_key
 from bench.schedule import Load, parse_load
 from bench.systems import request_messages
 from unshot.case import Slo
@@ -28,13 +29,6 @@ from unshot.errors import InputError, OutsideError
 from unshot.manifest import Manifest, describe_file, hardware, staged, write_text
 from unshot.prompts import load_prompt
 
-# Plain words, so that prompts of a wished length can be made without a model. Random order keeps caches cold.
-TEXT = (
-    "time year people way day man thing woman life child world school state family student group country problem "
-    "hand part place case week company system program question work number night point home water room mother area "
-    "money story fact month lot right study book eye job word business issue side kind head house service friend"
-)
-WORDS = TEXT.split()
 RAMP_PER_STREAM = 0.002
 
 
@@ -120,7 +114,11 @@ class Target:
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
         self.api = Api(
-            parse_url(options["url"]), options["model"], options["api"], read_key(options["api_key_env"])
+            parse_url(options["url"]),
+            options["model"],
+            options["api"],
+            read_key(options["api_key_env"]),
+            request_extra(options["request_extra"]),
         )
         self.count: Count | None = None
         self._render = None
@@ -146,7 +144,7 @@ class Target:
         for number in range(count):
             messages: Sequence[Message] = self._messages[number % len(self._messages)]
             if self.options["cache"] == "off":
-                messages = defeat_cache(messages, number)
+                messages = defeat_cache(messages)
             if self.api.kind == CHAT:
                 body: Any = messages
             else:

@@ -34,7 +34,7 @@ ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "end to end p95": lambda f: time(f["e2e_ms"], "p95"),
     "requests/s": lambda f: _number(f["requests_per_second"], ".2f"),
     "$ per 1,000": lambda f: _number(f["cost"]["per_1000_requests"], ".4f"),
-    "$ per 1,000 correct": lambda f: _number(f["cost"]["per_1000_correct"], ".4f"),
+    "$ per 1,000 right": lambda f: _number(f["cost"]["per_1000_correct"], ".4f"),
 }
 
 

@@ -38,6 +38,7 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--cache", type=click.Choice(["on", "off"]), default="on", show_default=True),
             click.option("--timeout", type=float, default=120.0, help="Seconds until a request is given up."),
             click.option("--tokenizer", help="Model directory whose tokenizer counts the answers."),
+            click.option("--request-extra", metavar="JSON", help="More fields for every request's body."),
             click.option("--slo", help="Goodput: e.g. ttft=200,tpot=50,e2e=2000 (milliseconds)."),
             click.option("--seed", type=int, default=0),
             click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists."),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import psutil
 import pytest
 
 from tests.golden import golden_server
@@ -149,11 +150,15 @@ def test_a_claim_that_holds_exits_0(tmp_path: Path) -> None:
         golden_server(ttft_ms=200, itl_ms=100, tokens=3) as slow,
         golden_server(ttft_ms=20, itl_ms=10, tokens=3) as fast,
     ):
-        done = bench(
-            "--baseline", slow, "--candidate", fast, "--data", data, "--requests", 12, "--cold-requests", 8,
-            "--out", tmp_path / "r", "--json", "-q",
-        )  # fmt: skip
-    payload, _ = json.JSONDecoder().raw_decode(done.stdout)
+        for attempt in range(3):
+            done = bench(
+                "--baseline", slow, "--candidate", fast, "--data", data, "--requests", 12, "--cold-requests", 8,
+                "--out", tmp_path / f"r{attempt}", "--json", "-q",
+            )  # fmt: skip
+            payload, _ = json.JSONDecoder().raw_decode(done.stdout)
+            # Whoever else uses the cores can make a run invalid, and it says so; that is no verdict on the claim.
+            if payload["valid"]:
+                break
     assert payload["verdict"] == "met", payload["reason"]
     assert done.returncode == 0
     for mode in payload["modes"].values():
@@ -175,7 +180,8 @@ def test_faster_and_worse_fails_the_gate(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert payload["verdict"] == "not met"
     assert payload["quality"]["gate"] == "failed"
-    assert {m["claim"]["verdict"] for m in payload["modes"].values()} == {"met"}
+    # Fast enough, so that the gate alone is what stands in the way.
+    assert all(m["claim"]["speed"]["value"] > 5 for m in payload["modes"].values())
 
 
 BAD = [
@@ -212,3 +218,40 @@ def test_help_does_not_need_the_heavy_libraries() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip().splitlines()[-1] == "[]"
     assert "golden" not in done.stdout
+
+
+def test_a_served_file_answers_like_the_file_in_process(tmp_path: Path) -> None:
+    for needed in ("uvicorn", "sse_starlette", "starlette_context", "pydantic_settings"):
+        pytest.importorskip(needed, reason="no llama.cpp server is installed (llama-cpp-python[server])")
+    data = write_rows(tmp_path / "d.jsonl", EXAMPLES)
+    path = embedded.gguf_path()
+    done = bench(
+        "--baseline", f"serve:gguf:{path}", "--candidate", f"gguf:{path}", "--data", data, "--requests", 8,
+        "--cold-requests", 2, "--max-tokens", 4, "--threads", 1, "--out", tmp_path / "r", "--json", "-q",
+    )  # fmt: skip
+    payload, _ = json.JSONDecoder().raw_decode(done.stdout)
+    answers: dict[int, dict[str, str]] = {}
+    for line in read_text(tmp_path / "r" / "records.jsonl").splitlines():
+        record = json.loads(line)
+        assert record["error"] is None, record["detail"]
+        if record["mode"] == "cache on":
+            answers.setdefault(record["row"], {})[record["side"]] = record["text"].strip()
+    # Near-ties may fall either way, since the server batches the prompt otherwise.
+    assert sum(a["baseline"] == a["candidate"] for a in answers.values()) >= 6
+    on = payload["modes"]["cache on"]
+    assert on["baseline"]["tokens"]["prompt"] == pytest.approx(on["candidate"]["tokens"]["prompt"])
+    assert on["baseline"]["tokens"]["output"] == pytest.approx(on["candidate"]["tokens"]["output"], abs=0.6)
+    left = (p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"]))
+    assert not [c for c in left if "llama_cpp.server" in c and str(path) in c]
+
+
+def test_extra_fields_reach_the_server(tmp_path: Path) -> None:
+    with golden_server(ttft_ms=1, itl_ms=1, tokens=9) as url:
+        extra = json.dumps({"golden": {"tokens": 2}})
+        done = bench(
+            "load", url, "--requests", 3, "--request-extra", extra, "--out", tmp_path / "r", "--json", "-q"
+        )
+        bad = bench("load", url, "--request-extra", "[1]", "--out", tmp_path / "s", "-q")
+    assert json.loads(done.stdout)["figures"]["tokens"]["output"] == 2
+    assert bad.returncode == 2
+    assert "JSON object" in bad.stderr

@@ -134,6 +134,15 @@ def test_per_correct_ratio_is_none_where_a_side_has_no_right_answer() -> None:
     assert got["low"] < 4 < got["high"]
 
 
+def test_per_correct_ratio_with_few_right_answers_has_a_lower_bound_and_no_upper() -> None:
+    costs = ([2.0, 2.1, 1.9] * 4, [1.0, 1.1, 0.9] * 4)
+    got = claims.per_correct_ratio(costs, ([True] + [False] * 9, [True] * 2 + [False] * 8))
+    assert got is not None
+    assert got["value"] == pytest.approx(4.0)
+    assert got["low"] < 4
+    assert got["high"] is None
+
+
 def facts(verdict: str) -> dict[str, str]:
     return {"verdict": verdict}
 

@@ -45,7 +45,11 @@ def main() -> None:
     counts = {"nothing": 0, "partial kept aside": 0, "complete": 0, "wrong": 0}
     for _ in range(options.times):
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         time.sleep(generator.uniform(0.0, 1.05) * whole)
         os.killpg(process.pid, signal.SIGKILL)
@@ -61,7 +65,13 @@ def main() -> None:
     last = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
     found = {k: v["sha256"] for k, v in read_manifest(out).outputs.items() if k.endswith(".gguf")}
     left = [p.name for p in work.glob(".art*") if p.name.endswith(".partial")]
-    result = {"times": options.times, **counts, "rerun_exit": last, "rerun_equal": found == expected, "left": left}
+    result = {
+        "times": options.times,
+        **counts,
+        "rerun_exit": last,
+        "rerun_equal": found == expected,
+        "left": left,
+    }
     print(json.dumps({**result, "seconds_of_one": round(whole, 1)}))
 
 

@@ -87,7 +87,8 @@ class TorchEngine(Engine):
     def _prefill(self, ids: Sequence[int], keep: int) -> int:
         if keep < len(self._ids):
             if keep:
-                self._cache.crop(keep)
+                # A negative count is what both transformers 4 and 5 take: how many tokens to drop.
+                self._cache.crop(keep - len(self._ids))
                 self._ids = self._ids[:keep]
             else:
                 self.reset()
