@@ -16,9 +16,9 @@ import numpy as np
 
 from unshot.errors import OutsideError
 
-# Two texts are near-duplicates from this Jaccard similarity of their character shingles on: in a text of 60 characters
-# two typing errors, or one short word more.
-THRESHOLD = 0.8
+# Two texts are near-duplicates from this Jaccard similarity of their character trigrams on: in 60 characters two
+# typing errors, or a greeting more. At 0.7 a bank's 5,000 customer questions (banking77) have 432 such pairs, at 0.8 138.
+THRESHOLD = 0.7
 SHINGLE = 3
 BANDS, ROWS = 16, 4
 # Texts of one band that are compared: each with the next ones only, so that a bucket of n costs n, not n squared.
