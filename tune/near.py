@@ -69,7 +69,10 @@ def similar_pairs(texts: Sequence[str], *, threshold: float = THRESHOLD) -> Pair
     exact, not estimated. Shingles of a template that most texts share are left out.
     """
     keys = np.fromiter(
-        (int.from_bytes(hashlib.blake2b(fold(t).encode(), digest_size=8).digest()) for t in texts),
+        (
+            int.from_bytes(hashlib.blake2b(fold(t).encode(errors="surrogatepass"), digest_size=8).digest())
+            for t in texts
+        ),
         dtype=np.uint64,
         count=len(texts),
     )

@@ -106,7 +106,9 @@ class _Checks:
         self.iban, self.luhn = iban, luhn
 
 
-_MISSING = "looking for personal data needs phonenumbers and python-stdnum ({}); run `pip install 'unshot[tune]'`"
+_MISSING = (
+    "looking for personal data needs phonenumbers and python-stdnum ({}); run `pip install 'unshot[tune]'`"
+)
 _checks: list[_Checks] = []
 
 
