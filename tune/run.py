@@ -98,8 +98,9 @@ def separate_split(examples: Sequence[Example], task: Task, seed: int) -> Cleane
 def _run_in(
     work: Path, data: Path, source: Source, cleaned: Cleaned, task: Task, case: Case, out: Output
 ) -> dict[str, Any]:
-    parts = cleaned.parts
     from tune import model as models
+
+    parts = cleaned.parts
 
     settings = case.tune
     device = models.pick_device()
