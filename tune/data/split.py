@@ -139,7 +139,7 @@ def by_group(
         open_parts = empty if len(ranked) - number <= len(empty) else range(3)
         chosen = max(
             open_parts,
-            key=lambda p: (sum(lacks[p][stratum(r)] for r in members) / shares[p] ** 0.5, -p),  # noqa: B023
+            key=lambda p: (sum(lacks[p][stratum(r)] for r in members) / shares[p] ** 0.5, -p),
         )
         parts[chosen].extend(members)
         for row in members:
@@ -175,9 +175,8 @@ def by_time(
 def _need(data: Path, rows: Sequence[Example], column: str) -> None:
     for row in rows:
         if row.extra.get(column) in (None, ""):
-            raise InputError(
-                f"{data}, line {row.line}: no `{column}`; {nearest(column, row.extra) if row.extra else 'no other columns'}"
-            )
+            hint = nearest(column, row.extra) if row.extra else "the row has no other columns"
+            raise InputError(f"{data}, line {row.line}: no `{column}`; {hint}")
 
 
 def _clock(data: Path, rows: Sequence[Example], column: str) -> Callable[[Example], float]:
