@@ -115,7 +115,8 @@ def seen_rows(run: Run, rows: Sequence[Example]) -> dict[int, dict[str, Any]]:
     train = read_examples(run.path / "splits" / "train.jsonl")
     found: dict[int, dict[str, Any]] = {}
     # Training rows first, so that an equal text is always linked to one of them.
-    for a, b, similarity in near.similar_pairs([e.text for e in (*train, *rows)]):
+    pairs = near.similar_pairs([e.text for e in (*train, *rows)])
+    for a, b, similarity in pairs:
         index = b - len(train)
         if a < len(train) <= b and similarity > found.get(index, {}).get("similarity", 0):
             found[index] = {
@@ -123,7 +124,11 @@ def seen_rows(run: Run, rows: Sequence[Example]) -> dict[int, dict[str, Any]]:
                 "train_line": train[a].line,
                 "similarity": round(similarity, 3),
             }
-    return found
+    # A test row equal to an earlier one is linked to that, not to what both are like.
+    for (a, b, _), equal in zip(pairs, pairs.equal, strict=True):
+        if equal and a - len(train) in found:
+            found[b - len(train)] = {**found[a - len(train)], "line": rows[b - len(train)].line}
+    return dict(sorted(found.items()))
 
 
 def evaluate_run(

@@ -18,12 +18,12 @@ DRAWS = 2000
 
 
 def draws(strata: Sequence[Any], *, count: int = DRAWS, seed: int = 0) -> np.ndarray:
-    """Row indices resampled within each stratum, int64 of shape `(count, rows)`."""
+    """Row indices resampled within each stratum, int32 of shape `(count, rows)`."""
     generator = np.random.default_rng(seed)
     keys = np.asarray([str(s) for s in strata])
     parts = []
     for key in np.unique(keys):
-        own = np.flatnonzero(keys == key)
+        own = np.flatnonzero(keys == key).astype(np.int32)
         parts.append(own[generator.integers(len(own), size=(count, len(own)))])
     return np.concatenate(parts, axis=1)
 

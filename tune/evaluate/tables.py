@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 SHOWN = 15
+_MAIN: tuple[str, ...] = ("accuracy", "macro_f1", "exact_match")
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
@@ -41,14 +42,15 @@ def tables(result: dict[str, Any]) -> list[Any]:
             f"({c['only_first_right']} only the first right, {c['only_second_right']} only the second)"
         )
         if "macro_f1" in c:
+            macro = c["macro_f1"]
             shown.append(
-                f"macro-F1 {_signed(c['macro_f1']['difference'])}, paired bootstrap p {c['macro_f1']['p_bootstrap']:.3g}"
+                f"macro-F1 {_signed(macro['difference'])}, paired bootstrap p {macro['p_bootstrap']:.3g}"
             )
     return shown
 
 
 def _lines(system: dict[str, Any]) -> dict[str, str]:
-    found = {name: str(system[name]) for name in ("accuracy", "macro_f1", "exact_match") if name in system}
+    found: dict[str, str] = {name: str(system[name]) for name in _MAIN if name in system}
     found["invalid"] = f"{system['invalid']:.1%}"
     if "json" in system:
         found["valid JSON"] = str(system["json"]["valid"])
