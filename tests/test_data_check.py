@@ -137,7 +137,8 @@ def test_a_common_template_makes_no_duplicates() -> None:
     chance = random.Random(0)
     words = ["".join(chance.choices("abcdefghijklmnop", k=6)) for _ in range(400)]
     wrapped = [
-        f"You are a careful clerk. Read the clause below and say how risky it is. Clause: {' '.join(chance.sample(words, 5))}"
+        "You are a careful clerk. Read the clause below and say how risky it is. Clause: "
+        + " ".join(chance.sample(words, 5))
         for _ in range(60)
     ]
     assert len(near.similar_pairs(wrapped)) == 0

@@ -85,8 +85,8 @@ def similar_pairs(texts: Sequence[str], *, threshold: float = THRESHOLD) -> Pair
     del keys
     origin = chosen[inverse]
     equal = np.flatnonzero(origin != np.arange(len(texts)))
-    chosen = np.sort(chosen)
-    common = common_shingles([texts[int(i)] for i in _spread(chosen, SAMPLE)])
+    # `chosen` stays in the order of its hashes: what is found depends on the texts and not on their order.
+    common = common_shingles([texts[int(i)] for i in chosen[:SAMPLE]])
     bands, sketch = _sketches(texts, chosen, common)
     left, right = _candidates(bands, sketch, threshold)
     del bands, sketch
@@ -99,11 +99,15 @@ def similar_pairs(texts: Sequence[str], *, threshold: float = THRESHOLD) -> Pair
         count=len(left),
     )
     kept = similarity >= threshold
+    one, other = chosen[left[kept]], chosen[right[kept]]
+    first = np.concatenate([origin[equal], np.minimum(one, other)])
+    second = np.concatenate([equal, np.maximum(one, other)])
+    order = np.lexsort((first, second))
     return Pairs(
-        np.concatenate([origin[equal], chosen[left[kept]]]),
-        np.concatenate([equal, chosen[right[kept]]]),
-        np.concatenate([np.ones(len(equal)), similarity[kept]]),
-        np.concatenate([np.ones(len(equal), dtype=bool), np.zeros(int(kept.sum()), dtype=bool)]),
+        first[order],
+        second[order],
+        np.concatenate([np.ones(len(equal)), similarity[kept]])[order],
+        (np.arange(len(first)) < len(equal))[order],
     )
 
 
@@ -145,10 +149,6 @@ def components(size: int, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
         one, other = root(a), root(b)
         parent[max(one, other)] = min(one, other)
     return np.fromiter((root(i) for i in range(size)), dtype=np.int64, count=size)
-
-
-def _spread(items: np.ndarray, count: int) -> np.ndarray:
-    return items[np.linspace(0, len(items) - 1, min(count, len(items))).astype(np.int64)]
 
 
 def _hashes(text: str) -> np.ndarray:

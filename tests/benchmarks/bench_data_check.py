@@ -1,7 +1,7 @@
 """Seconds and peak memory of `unshot data check` on many rows: `python -m tests.benchmarks.bench_data_check [ROWS]`.
 
-The rows are made up: 6 to 24 words from a vocabulary of 5,000 with natural (Zipf) frequencies, 20 classes, 1% exact and 1%
-near duplicates, some e-mail addresses and malformed rows. The check runs in a process of its own.
+The rows are made up: 6 to 24 words from a vocabulary of 5,000 with natural (Zipf) frequencies, 20 classes, 1% exact
+and 1% near duplicates, some e-mail addresses and malformed rows. The check runs in a process of its own.
 """
 
 from __future__ import annotations
