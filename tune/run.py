@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tune.split import Split, split
+from tune.contamination import Cleaned, separate
+from tune.split import split
 from unshot.case import Case
 from unshot.chat import Chat, Encoded, load_tokenizer
 from unshot.console import Output, dumps
@@ -63,11 +64,16 @@ def tune_run(
     examples = read_examples(data, input_column=input_column, output_column=output_column)
     try:
         task = derive_task(case.task, examples)
-        parts = split(
-            examples, stratum=lambda e: task.label(e.answer or "") if task.labels else "", seed=case.tune.seed
-        )
+        cleaned = separate_split(examples, task, case.tune.seed)
     except InputError as error:
         raise InputError(f"{data}: {error}") from None
+    parts = cleaned.parts
+    if cleaned.moved:
+        out.warn(
+            f"{len(cleaned.moved)} validation and test rows were near-duplicates of rows in an earlier part (first: "
+            f"line {cleaned.moved[0].line}, like line {cleaned.moved[0].like_line}); moved there, "
+            f"{len(cleaned.refilled)} replaced by other rows"
+        )
     source = resolve(base, out)
     out.log(
         f"{data}: {len(examples)} rows, {len(parts.train)} train / {len(parts.validation)} validation / "
@@ -77,13 +83,24 @@ def tune_run(
     if len(parts.train) < 50:
         out.warn(f"{len(parts.train)} training rows; 50 to 200 good examples are the usual minimum")
     with staged(final, overwrite=overwrite, resume=True) as work:
-        return _run_in(work, data, source, parts, task, case, out)
+        return _run_in(work, data, source, cleaned, task, case, out)
+
+
+def separate_split(examples: Sequence[Example], task: Task, seed: int) -> Cleaned:
+    """80/10/10 by class, then without near-duplicates across the parts."""
+
+    def stratum(example: Example) -> str:
+        return task.label(example.answer or "") if task.labels else ""
+
+    return separate(split(examples, stratum=stratum, seed=seed), stratum=stratum, seed=seed)
 
 
 def _run_in(
-    work: Path, data: Path, source: Source, parts: Split, task: Task, case: Case, out: Output
+    work: Path, data: Path, source: Source, cleaned: Cleaned, task: Task, case: Case, out: Output
 ) -> dict[str, Any]:
     from tune import model as models
+
+    parts = cleaned.parts
 
     settings = case.tune
     device = models.pick_device()
@@ -181,6 +198,7 @@ def _run_in(
         "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
         "adapter_parameters": sum(p.numel() for p in trainer.parameters.values()),
         "rows": {n: len(getattr(parts, n)) for n in ("train", "validation", "test")},
+        "contamination": cleaned.report(),
         "test_read": "once, after the best epoch was chosen on validation",
     }
     write_text(work / "metrics.json", dumps(result) + "\n")

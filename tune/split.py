@@ -28,6 +28,11 @@ def normalised(example: Example) -> str:
     return " ".join(example.text.casefold().split())
 
 
+def order(seed: int, key: str) -> bytes:
+    """Sorting by this shuffles texts, the same way in every file order."""
+    return hashlib.sha256(f"{seed}\n{key}".encode(errors="surrogatepass")).digest()
+
+
 def split(
     examples: Sequence[Example],
     *,
@@ -54,7 +59,7 @@ def split(
     # their share to nothing.
     owed = [0.0, 0.0]
     for name in sorted(strata, key=str):
-        keys = sorted(strata[name], key=lambda key: hashlib.sha256(f"{seed}\n{key}".encode()).digest())
+        keys = sorted(strata[name], key=lambda key: order(seed, key))
         for part, share in ((1, shares[1]), (2, shares[2])):
             owed[part - 1] += share * len(strata[name])
             take = min(round(owed[part - 1]), max(len(keys) - 1, 0))

@@ -15,7 +15,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "planner.command:plan",
         "Cost, latency and break-even of the long prompt against a tuned model.",
     ),
+    "data": ("tune.data.command:data", "Check a data set, and split it."),
     "tune": ("tune.command:tune", "Fine-tune with LoRA and evaluate on held-out data."),
+    "eval": (
+        "tune.evaluate.command:evaluate",
+        "Score a run on held-out rows, or two runs against each other.",
+    ),
     "export": (
         "export.command:export",
         "Merge and write GGUF and ONNX files, proven equal to the tuned model.",

@@ -72,7 +72,7 @@ def read_examples(
     else:
         rows = _jsonl_rows(path, text)
     examples = [
-        _example(path, line, row, input_column=input_column, output_column=output_column)
+        parse_row(path, line, row, input_column=input_column, output_column=output_column)
         for line, row in rows
     ]
     if not examples:
@@ -156,9 +156,10 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
 
 
-def _example(
-    path: Path, line: int, row: Any, *, input_column: str | None, output_column: str | None
+def parse_row(
+    path: Path, line: int, row: Any, *, input_column: str | None = None, output_column: str | None = None
 ) -> Example:
+    """One parsed row as an `Example`; `InputError` naming file and line where it is not one."""
     where = f"{path}, line {line}"
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object, found {type(row).__name__}")

@@ -1,0 +1,171 @@
+"""`unshot eval`: scores equal to scikit-learn and rouge-score, readings on record, two runs compared."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Run
+from tune.evaluate.rouge import KINDS, rouge
+from tune.evaluate.scores import Answers, compare, mcnemar
+from unshot.manifest import read_manifest
+from unshot.task import Task
+
+LABELS = ["high", "low", "medium", "none"]
+
+
+def answers(seed: int, rows: int = 120, right: float = 0.6) -> tuple[list[str], list[str]]:
+    chance = random.Random(seed)
+    truth = [chance.choice(LABELS[:3]) for _ in range(rows)]
+    return truth, [t if chance.random() < right else chance.choice([*LABELS, "what?"]) for t in truth]
+
+
+def test_class_scores_equal_scikit_learn() -> None:
+    from sklearn import metrics
+
+    truth, given = answers(1)
+    result = Answers(Task(labels=LABELS, metric="macro_f1"), truth, given).report()
+    p, r, f, n = metrics.precision_recall_fscore_support(truth, given, labels=LABELS, zero_division=0)
+    for i, label in enumerate(LABELS):
+        row = result["classes"][label]
+        assert (row["precision"].value, row["recall"].value, row["f1"].value) == pytest.approx(
+            (p[i], r[i], f[i]), abs=1e-6
+        )
+        assert row["support"] == n[i]
+    present = sorted(set(truth))
+    expected = metrics.f1_score(truth, given, labels=present, average="macro", zero_division=0)
+    assert result["macro_f1"].value == pytest.approx(expected, abs=1e-6)
+    assert result["accuracy"].value == pytest.approx(metrics.accuracy_score(truth, given), abs=1e-6)
+    table = metrics.confusion_matrix(
+        truth, [g if g in LABELS else "(invalid)" for g in given], labels=[*LABELS, "(invalid)"]
+    )
+    assert np.array_equal(result["confusion"]["counts"], table[:4])
+    for value in (result["macro_f1"], result["accuracy"], result["classes"]["low"]["f1"]):
+        assert value.low < value.value < value.high
+
+
+def test_rouge_equals_rouge_score() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(KINDS), use_stemmer=False)
+    chance = random.Random(0)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "ran"]
+    texts = ["", "The tenant's deposit (EUR 1,000) is due.", "na\u00efve caf\u00e9!", "a a a b"]
+    texts += [" ".join(chance.choices(words, k=chance.randint(1, 30))) for _ in range(30)]
+    for truth in texts:
+        for answer in texts:
+            theirs = scorer.score(truth, answer)
+            assert rouge(truth, answer) == pytest.approx({k: theirs[k].fmeasure for k in KINDS}, abs=1e-6)
+
+
+def test_json_answers_are_scored_field_by_field() -> None:
+    truth = [
+        '{"risk": "high", "days": 3}',
+        '{"risk": "low", "days": 5}',
+        '{"risk": "low", "days": 1}',
+        '{"risk": "low", "days": 2}',
+    ]
+    given = [
+        '{"risk": "high", "days": 3.0}',
+        '{"risk": "high"}',
+        "no json",
+        '```json\n{"risk": "low", "days": "2"}\n```',
+    ]
+    result = Answers(Task(labels=["high", "low"], answer_field="risk"), truth, given).report()
+    assert result["json"]["valid"].value == 0.75 and result["json"]["schema"].value == 0.25
+    assert result["json"]["fields"]["risk"]["precision"] == pytest.approx(2 / 3)
+    assert result["json"]["fields"]["risk"]["recall"] == 0.5
+    assert result["json"]["fields"]["days"]["f1"].value == pytest.approx(2 / 6)
+    assert result["invalid"] == 0.25
+
+
+def test_mcnemar_is_the_exact_binomial_test_and_the_bootstrap_is_paired() -> None:
+    from scipy.stats import binomtest
+
+    for b, c in ((0, 0), (1, 5), (10, 12), (300, 220)):
+        expected = binomtest(min(b, c), b + c).pvalue if b + c else 1.0
+        assert mcnemar(b, c) == pytest.approx(expected, abs=1e-9)
+    task = Task(labels=LABELS, metric="macro_f1")
+    truth, weak = answers(1, 300, 0.3)
+    strong = [
+        t if random.Random(i).random() < 0.8 else w for i, (t, w) in enumerate(zip(truth, weak, strict=True))
+    ]
+    same = compare(Answers(task, truth, weak), Answers(task, truth, weak))
+    assert same["mcnemar_p"] == 1 and same["macro_f1"]["p_bootstrap"] == 1
+    better = compare(Answers(task, truth, weak), Answers(task, truth, strong))
+    assert better["mcnemar_p"] < 1e-6 and better["accuracy"]["p_bootstrap"] < 0.01
+    assert better["macro_f1"]["difference"].low > 0.2
+
+
+@pytest.fixture(scope="module")
+def runs(
+    unshot: Run, tiny_model: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Two runs of the tiny model with different ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, rank in (("one", "2"), ("two", "4")):
+        done = unshot(
+            "tune", small_data, "--base", tiny_model, "--out", folder / name, "--epochs", "2", "--rank", rank, "-q",
+            "--instruction", "Classify the clause.",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    return [folder / "one", folder / "two"]
+
+
+def test_the_scores_are_tune_s_own_and_each_reading_is_recorded(unshot: Run, runs: list[Path]) -> None:
+    first, second = (unshot("eval", runs[0], "--json") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)
+    tuned = json.loads((runs[0] / "metrics.json").read_text())["test"]
+    assert result["accuracy"]["value"] == pytest.approx(tuned["accuracy"], abs=1e-9)
+    assert result["macro_f1"]["value"] == pytest.approx(tuned["macro_f1"], abs=1e-9)
+    assert result["reading"]["reading"] == 2 and json.loads(second.stdout)["reading"]["reading"] == 3
+    assert "reading 3" in second.stderr
+    assert len((runs[0] / "readings.jsonl").read_text().splitlines()) == 2
+    read_manifest(runs[0], stage="tune")  # the run's hashes still hold
+
+
+def test_two_runs_on_rows_of_one_s_own_and_rows_like_training_are_listed(
+    unshot: Run, runs: list[Path], tmp_path: Path
+) -> None:
+    train = [json.loads(line) for line in (runs[0] / "splits" / "train.jsonl").read_text().splitlines()]
+    test = [json.loads(line) for line in (runs[0] / "splits" / "test.jsonl").read_text().splitlines()]
+    known = train[0]
+    known["messages"][-2]["content"] += " Thanks!"
+    rows = [known, *test]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    done = unshot(
+        "eval", runs[0], "--compare", runs[1], "--data", data, "--out", tmp_path / "out", "--json", "-q"
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [s["line"] for s in result["like_training"]] == [1] and result["like_training"][0][
+        "train_line"
+    ] == 1
+    assert result["without_like_training"]["rows"] == len(rows) - 1
+    assert result["reading"]["reading"] == 1
+    pair = result["comparison"]
+    assert pair["rows"] == len(rows) and pair["accuracy"]["difference"]["value"] == pytest.approx(
+        result["other"]["accuracy"]["value"] - result["accuracy"]["value"]
+    )
+    assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == len(rows)
+    read_manifest(tmp_path / "out", stage="eval")
+    table = unshot("eval", runs[0], "--compare", runs[1], "-q")
+    assert table.returncode == 0 and "McNemar" in table.stdout, table.stderr
+
+
+def test_rows_of_another_task_are_refused_before_they_are_read(
+    unshot: Run, runs: list[Path], tmp_path: Path
+) -> None:
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"prompt": "x", "completion": "purple"}\n')
+    before = (runs[1] / "readings.jsonl").read_text() if (runs[1] / "readings.jsonl").exists() else ""
+    done = unshot("eval", runs[1], "--data", data)
+    assert done.returncode == 2 and "line 1" in done.stderr and "purple" in done.stderr
+    after = (runs[1] / "readings.jsonl").read_text() if (runs[1] / "readings.jsonl").exists() else ""
+    assert before == after

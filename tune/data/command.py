@@ -1,0 +1,134 @@
+"""`unshot data check` and `unshot data split`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unshot.options import Command, common
+
+if TYPE_CHECKING:
+    from unshot.console import Output
+    from unshot.data import Example
+
+
+@click.group()
+def data() -> None:
+    """Check a data set before training, and split it without fooling oneself."""
+
+
+def columns(function: Command) -> Command:
+    """The options that say where in a row the input and the answer stand."""
+    for name, what in (("output", "the answer"), ("input", "the input")):
+        function = click.option(f"--{name}-column", help=f"Column or field that holds {what}.")(function)
+    return click.option("--answer-field", help="Field of a JSON answer that holds the label.")(function)
+
+
+@data.command()
+@click.argument("path", metavar="DATA", type=click.Path(path_type=Path))
+@click.option("--out", "final", type=click.Path(path_type=Path), help="Directory for the full lists.")
+@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@click.option("--redact", is_flag=True, help="Write redacted.jsonl to --out, personal data replaced.")
+@click.option("--phone-region", default="US", show_default=True, help="Country of national phone numbers.")
+@click.option("--base", help="Count tokens with this model's tokenizer, against its context.")
+@click.option("--max-length", type=click.IntRange(16), help="Context in tokens; default: the base model's.")
+@click.option("--similar", type=click.FloatRange(0.3, 1), help="Near-duplicates from here on; default 0.7.")
+@click.option("--annotator", default="annotator", show_default=True, help="Column with who labelled the row.")
+@columns
+@common
+def check(
+    path: Path,
+    final: Path | None,
+    overwrite: bool,
+    base: str | None,
+    max_length: int | None,
+    phone_region: str,
+    similar: float | None,
+    answer_field: str | None,
+    out: Output,
+    **settings: Any,
+) -> None:
+    """Look for what spoils training: malformed rows, contradictions, duplicates, personal data.
+
+    Exit code 1 where rows are malformed or fewer than 50 are usable.
+    """
+    from tune.data.check import check_file
+    from unshot.console import dumps
+    from unshot.errors import InputError
+    from unshot.manifest import Manifest, describe_file, staged, write_text
+
+    if settings["redact"] and final is None:
+        raise InputError("--redact writes a file; give --out DIR")
+    if max_length and not base:
+        raise InputError("--max-length counts tokens; give --base too")
+    settings |= {"region": phone_region.upper(), "field": answer_field}
+    if similar is not None:
+        settings["threshold"] = similar
+    if base:
+        settings["count"], context = tokens(base, out)
+        settings["context"] = max_length or context
+    with contextlib.ExitStack() as stack:
+        work = stack.enter_context(staged(final, overwrite=overwrite)) if final else None
+        with out.progress() as progress:
+            bar = progress.add_task("rows", total=None, note="")
+            result = check_file(
+                path, folder=work, progress=lambda n: progress.update(bar, completed=n), **settings
+            )
+        if work:
+            write_text(work / "report.json", dumps(result) + "\n")
+            manifest = Manifest("data-check", inputs=[describe_file(path)])
+            manifest.result = {"rows": result["rows"], "ready": result["ready"]}
+            manifest.write(work)
+    from tune.data.tables import check_tables
+
+    out.result(result, *check_tables(result))
+    if not result["ready"]:
+        click.get_current_context().exit(1)
+
+
+@data.command()
+@click.argument("path", metavar="DATA", type=click.Path(path_type=Path))
+@click.option("--out", "final", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@click.option("--group-by", metavar="COL", help="Keep the rows of each value of this column together.")
+@click.option("--time", metavar="COL", help="Train on the oldest rows, test on the newest.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the order.")
+@click.option("--shares", default="80/10/10", show_default=True, help="Train/validation/test.")
+@columns
+@common
+def split(
+    path: Path, final: Path, shares: str, answer_field: str | None, out: Output, **settings: Any
+) -> None:
+    """Split DATA into train, validation and test, without near-duplicates across them."""
+    from tune.data.split import parse_shares, split_file
+    from tune.data.tables import split_tables
+
+    result = split_file(path, final, shares=parse_shares(shares), field=answer_field, **settings)
+    if result["rows"]["test"] < result["before"]["test"] / 2:
+        out.warn(
+            f"{result['before']['test'] - result['rows']['test']} of {result['before']['test']} test rows were too "
+            "similar to training rows; the rest is a small test"
+        )
+    out.result(result, *split_tables(result))
+
+
+def tokens(base: str, out: Output) -> tuple[Any, int | None]:
+    """A counter of prompt and answer tokens, chat template included, and the model's context."""
+    from unshot.chat import Chat, load_tokenizer
+    from unshot.models import resolve
+
+    source = resolve(base, out, need_weights=False)
+    chat = Chat(load_tokenizer(source.path))
+
+    def count(rows: Sequence[Example]) -> list[tuple[int, int]]:
+        if not rows:
+            return []
+        texts = [chat.render(r.messages) for r in rows] + [r.answer or "" for r in rows]
+        ids = chat.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [(len(p), len(a) + 1) for p, a in zip(ids[: len(rows)], ids[len(rows) :], strict=True)]
+
+    return count, source.config().get("max_position_embeddings")

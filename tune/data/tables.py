@@ -1,0 +1,128 @@
+"""Results of `unshot data` for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+SHOWN = 10
+
+
+def check_tables(result: dict[str, Any]) -> list[Any]:
+    """Counts, then the first findings of each kind, then the warnings."""
+    length = result["length"]
+    labels = result["labels"]
+    facts = [
+        ("rows", f"{result['rows']}, {result['well_formed']} well-formed (at least 50, usually 200)"),
+        *(
+            (
+                f"{name} {length['unit']}",
+                "median {median:.0f}, 95% under {p95:.0f}, longest {max:.0f}".format(**length[name]),
+            )
+            for name in ("prompt", "answer")
+        ),
+        (
+            "labels",
+            f"{labels['classes']} classes, {labels['smallest']} to {labels['largest']} rows, evenness "
+            f"{labels['evenness']:.2f}"
+            if labels
+            else "free text",
+        ),
+        (
+            "duplicates",
+            f"{result['duplicates']['exact_rows']} exact, {result['duplicates']['near_rows']} near "
+            f"(similarity {result['duplicates']['threshold']:g} and more)",
+        ),
+        ("contradictions", f"{result['contradictions']['total']} pairs"),
+        ("template share", f"{result['variety']['template_share']:.0%} of the prompts' words"),
+        ("personal data", f"{result['personal_data']['total']} rows"),
+    ]
+    agreement = result["agreement"]
+    if agreement and agreement["items"]:
+        cohen = agreement["cohen_kappa"]
+        facts.append(
+            (
+                "agreement",
+                f"{agreement['items']} items, Krippendorff's alpha {agreement['krippendorff_alpha']:.3f}, "
+                f"Fleiss' kappa {agreement['fleiss_kappa']:.3f}"
+                + (f", Cohen's kappa {cohen:.3f}" if cohen is not None else ""),
+            )
+        )
+    shown: list[Any] = [_table("", ("", ""), facts)]
+    _add(
+        shown, "malformed rows", ("line", "problem"), [(m["line"], m["problem"]) for m in result["malformed"]]
+    )
+    _add(
+        shown,
+        "contradictions: near-identical inputs with different answers",
+        ("lines", "similarity", "answers", "input"),
+        [
+            ("{} {}".format(*c["lines"]), c["similarity"], " | ".join(c["answers"]), c["texts"][0])
+            for c in result["contradictions"]["listed"]
+        ],
+    )
+    if agreement and agreement["items"]:
+        _add(
+            shown,
+            "settle first",
+            ("lines", "answers", "input"),
+            [
+                (
+                    " ".join(map(str, s["lines"])),
+                    ", ".join(f"{k}: {v}" for k, v in s["answers"].items()),
+                    s["text"],
+                )
+                for s in agreement["settle_first"]["listed"]
+            ],
+        )
+    _add(
+        shown,
+        "personal data",
+        ("line", "kinds"),
+        [(p["line"], ", ".join(p["kinds"])) for p in result["personal_data"]["listed"]],
+    )
+    shown += [f"warning: {text}" for text in result["warnings"]]
+    shown.append("ready to train" if result["ready"] else "not ready to train: mend or remove the malformed rows"
+                 if result["malformed"] else "not ready to train: too few rows")  # fmt: skip
+    return shown
+
+
+def split_tables(result: dict[str, Any]) -> list[Any]:
+    """Rows of each part, and the first rows moved."""
+    shown: list[Any] = [
+        _table(
+            "",
+            ("part", "rows", "before the move"),
+            [(n, result["rows"][n], result["before"][n]) for n in result["rows"]],
+        )
+    ]
+    _add(
+        shown,
+        "moved: near-duplicates across parts",
+        ("line", "from", "to", "like line", "similarity"),
+        [
+            (m["line"], m["source"], m["to"], m["like_line"], m["similarity"])
+            for m in result["contamination"]["moved"]
+        ],
+    )
+    shown.append(f"{result['moved']} moved, {result['refilled']} replaced; written to {result['out']}")
+    return shown
+
+
+def _add(shown: list[Any], title: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    if rows:
+        shown.append(_table(title, names, rows[:SHOWN]))
+        if len(rows) > SHOWN:
+            shown.append(f"... {len(rows) - SHOWN} more; all of them with --json or in --out")
+
+
+def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", show_header=any(names))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row))
+    return table

@@ -1,0 +1,1 @@
+"""`unshot eval`: a run's answers, scored on held-out rows."""

@@ -1,0 +1,197 @@
+"""A run directory opened, its sealed test read on the record, its answers generated."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tune import near
+from tune.evaluate.scores import Answers, compare
+from tune.run import request
+from unshot.chat import Chat, load_tokenizer
+from unshot.console import Output, dumps
+from unshot.data import Example, read_examples, write_jsonl
+from unshot.errors import InputError, OutsideError
+from unshot.manifest import Manifest, describe_file, read_manifest, sha256, staged, write_text
+from unshot.metrics import INVALID
+from unshot.models import Source, resolve
+from unshot.task import Task, read_task
+
+READINGS = "readings.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A directory of `unshot tune` with its base model."""
+
+    path: Path
+    base: Source
+    task: Task
+
+
+def open_run(path: Path, base: str | None, out: Output) -> Run:
+    """Check a run directory and find its base; `InputError` where either is not what was tuned."""
+    manifest = read_manifest(path, stage="tune")
+    recorded = manifest.config.get("base") or {}
+    if not recorded.get("sha256") or not (path / "adapter").is_dir():
+        raise InputError(f"{path}: the run has no adapter or no record of its base; run `unshot tune` again")
+    where = recorded.get("path")
+    source = resolve(base or (where if where and Path(where).is_dir() else recorded["name"]), out)
+    for name, digest in recorded["sha256"].items():
+        if not (source.path / name).is_file() or sha256(source.path / name) != digest:
+            raise InputError(
+                f"{source.path / name}: not the file that {path} was tuned on; give that base with --base "
+                f"(it was {recorded.get('name')})"
+            )
+    return Run(path, source, read_task(path / "task.json"))
+
+
+def record_reading(run: Run, data: Path, against: Path | None) -> dict[str, Any]:
+    """Append a reading to `readings.jsonl` in the run (not among its hashed files) and return it with its number.
+
+    The run's own test split was first read by `unshot tune`, so that its readings here start at 2. Written
+    before the rows are answered: a reading that breaks off counts. `OutsideError` where it cannot be written.
+    """
+    path = run.path / READINGS
+    own = data.resolve() == (run.path / "splits" / "test.jsonl").resolve()
+    digest = sha256(data)
+    try:
+        with path.open("a+", encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            handle.seek(0)
+            before = [json.loads(line) for line in handle if line.strip()]
+            reading = {
+                "reading": 1 + own + sum(r.get("sha256") == digest for r in before),
+                "data": "splits/test.jsonl" if own else str(data),
+                "sha256": digest,
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "compared_with": str(against) if against else None,
+            }
+            handle.write(json.dumps(reading) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+    except ValueError:
+        raise InputError(f"{path}: not a list of readings; it was changed by hand") from None
+    except OSError as error:
+        raise OutsideError(
+            f"{path}: the reading cannot be recorded ({error.strerror}), so none is done"
+        ) from None
+    return reading
+
+
+def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
+    """The tuned model's greedy answers, in order."""
+    from tune.generate import answers
+    from tune.model import load_base, pick_device
+
+    device = pick_device()
+
+    from peft import PeftModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    net = PeftModel.from_pretrained(load_base(run.base, device), str(run.path / "adapter"))
+    chat = Chat(load_tokenizer(run.base.path))
+    with out.progress() as progress:
+        bar = progress.add_task("answering", total=len(rows), note=run.path.name)
+        return answers(
+            net,
+            chat,
+            [request(row, run.task) for row in rows],
+            max_tokens=run.task.max_answer_tokens or 64,
+            progress=lambda n: progress.update(bar, advance=n),
+        )
+
+
+def seen_rows(run: Run, rows: Sequence[Example]) -> dict[int, dict[str, Any]]:
+    """Test rows with a near-duplicate among the run's training rows: index to `{line, train_line, similarity}`."""
+    train = read_examples(run.path / "splits" / "train.jsonl")
+    found: dict[int, dict[str, Any]] = {}
+    # Training rows first, so that an equal text is always linked to one of them.
+    pairs = near.similar_pairs([e.text for e in (*train, *rows)])
+    for a, b, similarity in pairs:
+        index = b - len(train)
+        if a < len(train) <= b and similarity > found.get(index, {}).get("similarity", 0):
+            found[index] = {
+                "line": rows[index].line,
+                "train_line": train[a].line,
+                "similarity": round(similarity, 3),
+            }
+    # A test row equal to an earlier one is linked to that, not to what both are like.
+    for (a, b, _), equal in zip(pairs, pairs.equal, strict=True):
+        if equal and a - len(train) in found:
+            found[b - len(train)] = {**found[a - len(train)], "line": rows[b - len(train)].line}
+    return dict(sorted(found.items()))
+
+
+def evaluate_run(
+    path: Path,
+    out: Output,
+    *,
+    data: Path | None = None,
+    other: Path | None = None,
+    base: str | None = None,
+    final: Path | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    input_column: str | None = None,
+    output_column: str | None = None,
+) -> dict[str, Any]:
+    """Score a run (and another one on the same rows); `final` receives scores and answers. Raises `InputError`."""
+    runs = [open_run(path, base, out)]
+    if other is not None:
+        runs.append(open_run(other, base, out))
+        if (
+            runs[0].task.labels != runs[1].task.labels
+            or runs[0].task.answer_field != runs[1].task.answer_field
+        ):
+            raise InputError(f"{other}: tuned for other labels than {path}; only runs of one task compare")
+    source = data or path / "splits" / "test.jsonl"
+    rows = read_examples(source, input_column=input_column, output_column=output_column)
+    for row in rows:
+        if runs[0].task.label(row.answer or "") == INVALID:
+            raise InputError(
+                f"{source}, line {row.line}: the answer {row.answer!r:.80} is none of the task's labels; "
+                f"see {path / 'task.json'}"
+            )
+    readings = [record_reading(run, source, other) for run in runs]
+    truth = [row.answer or "" for row in rows]
+    texts = [answer(run, rows, out) for run in runs]
+    scored = [Answers(runs[0].task, truth, given, seed=seed) for given in texts]
+    systems = []
+    for run, given, system, reading in zip(runs, texts, scored, readings, strict=True):
+        seen = seen_rows(run, rows)
+        clean = [i for i in range(len(rows)) if i not in seen]
+        report = {
+            "run": str(run.path),
+            **system.report(),
+            "reading": reading,
+            "like_training": list(seen.values()),
+        }
+        if seen and clean:
+            unseen = Answers(run.task, [truth[i] for i in clean], [given[i] for i in clean], seed=seed)
+            report["without_like_training"] = {"rows": len(clean), "score": unseen.metric()}
+        systems.append(report)
+    result: dict[str, Any] = {"data": str(source), **systems[0]}
+    if len(runs) == 2:
+        result["other"] = systems[1]
+        result["comparison"] = compare(scored[0], scored[1])
+    if final is not None:
+        with staged(final, overwrite=overwrite) as work:
+            write_text(work / "scores.json", dumps(result) + "\n")
+            for name, given in zip(("answers", "other_answers"), texts, strict=False):
+                lines = [
+                    {"line": r.line, "truth": r.answer, "answer": a} for r, a in zip(rows, given, strict=True)
+                ]
+                write_jsonl(work / f"{name}.jsonl", lines)
+            manifest = Manifest("eval", seeds={"seed": seed}, inputs=[describe_file(source)])
+            manifest.inputs += [describe_file(run.path / "manifest.json") for run in runs]
+            manifest.write(work)
+    return result
