@@ -141,6 +141,21 @@ def test_training_lowers_the_loss(unshot: Run, tiny_model: Path, small_data: Pat
     assert history[-1]["train_loss"] < 0.97 * history[0]["train_loss"]
 
 
+def test_layers_keeps_the_adapter_to_the_top(
+    unshot: Run, tiny_model: Path, small_data: Path, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+
+    arguments = ("tune", small_data, "--base", tiny_model, "--rank", "4", "--epochs", "1", "-q")
+    done = unshot(*arguments, "--layers", "1", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    with safe_open(tmp_path / "run" / "adapter" / "adapter_model.safetensors", "np") as tensors:
+        names = list(tensors.keys())
+    assert len(names) == 2 * 7 and all(".layers.1." in name for name in names)
+    refused = unshot(*arguments, "--layers", "3", "--out", tmp_path / "other")
+    assert refused.returncode == 2 and "the model has 2 layers" in refused.stderr
+
+
 def test_killed_in_mid_epoch_the_same_command_ends_with_the_same_adapter(
     unshot: Run, tiny_model: Path, small_data: Path, tmp_path: Path
 ) -> None:

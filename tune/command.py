@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--target", type=float, help="Stop when validation reaches this score (0 to 1).")
 @click.option("--method", help="lora (default) or dora.")
 @click.option("--rank", type=int, help="LoRA rank.")
+@click.option("--layers", type=int, help="Adapt only the last so many layers; default: all.")
 @click.option("--learning-rate", type=float, help="Default: by model width.")
 @click.option("--epochs", type=int, help="At most; training stops at the plateau.")
 @click.option("--patience", type=int, help="Epochs without improvement before stopping.")
@@ -63,7 +64,7 @@ def tune(
         },
         tune={
             k: flags.pop(k)
-            for k in ("method", "rank", "learning_rate", "epochs", "patience", "max_length", "seed")
+            for k in ("method", "rank", "layers", "learning_rate", "epochs", "patience", "max_length", "seed")
         },
     )
     data = data or case.task.data

@@ -70,22 +70,43 @@ def cpu_has_bf16() -> bool:
 
 
 def add_adapter(model: Any, settings: Tune) -> Any:
-    """Wrap the model with a fresh LoRA adapter (fp32) on every linear layer but the head; seeds torch first."""
+    """Wrap the model with a fresh LoRA adapter (fp32) on every linear layer but the head; seeds torch first.
+
+    `settings.layers` keeps it to the top of the model, so that no gradient runs through what lies below.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
 
     if settings.method not in ("lora", "dora"):
         raise InputError(f"`tune.method` is \"{settings.method}\"; accepted here: 'lora' or 'dora'")
+    total = model.config.num_hidden_layers
+    if settings.layers is not None and settings.layers > total:
+        raise InputError(f"`tune.layers` is {settings.layers}; the model has {total} layers")
+    top = None if settings.layers in (None, total) else list(range(total - settings.layers, total))
     torch.manual_seed(settings.seed)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or 2 * settings.rank,
         lora_dropout=settings.dropout,
         use_dora=settings.method == "dora",
-        target_modules="all-linear",
+        target_modules=linear_names(model) if top else "all-linear",
+        layers_to_transform=top,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def linear_names(model: Any) -> list[str]:
+    """Last parts of the names of all linear layers but the head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    found = {
+        n.rsplit(".", 1)[-1]
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and m is not head
+    }
+    return sorted(found)
 
 
 def pick_device() -> str:

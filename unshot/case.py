@@ -104,6 +104,7 @@ class Tune(Section):
 
     method: Method = "lora"
     rank: int = Field(16, ge=1)
+    layers: int | None = Field(None, ge=1, description="adapt only the last so many layers; default: all")
     alpha: Positive | None = Field(None, description="LoRA alpha; default 2 x rank")
     dropout: Share = 0.0
     learning_rate: Positive | None = Field(None, description="default by method and model size")

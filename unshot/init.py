@@ -78,6 +78,7 @@ horizon_months = 12.0          # one-off costs are spread over these months
 [tune]
 method = "lora"                # lora, dora
 rank = 16
+# layers = 20                  # adapt only the last so many layers: faster, the lower ones need no gradients
 # alpha = 32                   # default 2 x rank
 dropout = 0.0
 # learning_rate = 5e-4         # default by method and model width
