@@ -86,8 +86,8 @@ def main() -> None:
     for mode, facts in report["modes"].items():
         speed = facts["claim"]["speed"]
         sides = ", ".join(
-            f"{s} {facts[s]['tokens']['prompt']:.0f} prompt tokens, TTFT p50 {facts[s]['ttft_ms']['p50']['value']:.1f} ms, "
-            f"end to end p50 {facts[s]['e2e_ms']['p50']['value']:.1f} ms"
+            f"{s} {facts[s]['tokens']['prompt']:.0f} prompt tokens, TTFT p50 "
+            f"{facts[s]['ttft_ms']['p50']['value']:.1f} ms, end to end p50 {facts[s]['e2e_ms']['p50']['value']:.1f} ms"
             for s in ("baseline", "candidate")
         )
         print(f"{mode}: {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] faster; {sides}")
