@@ -43,7 +43,11 @@ class BenchGroup(click.Group):
 @click.group(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="", no_args_is_help=True)
 @click.option("--baseline", metavar="SPEC", help=f"What runs today: {SPEC}.")
 @click.option("--candidate", metavar="SPEC", help="What should replace it, same forms.")
-@click.option("--data", type=click.Path(path_type=Path), help="Labelled rows both sides answer.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Labelled rows both sides answer; default: the test split of the candidate's run.",
+)
 @click.option("--out", "final", type=click.Path(path_type=Path), help="Report directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists.")
 @click.option("--baseline-prompt", type=click.Path(path_type=Path), help="The baseline's few-shot examples.")
@@ -134,6 +138,7 @@ def bench(
     """
     if ctx.invoked_subcommand is not None:
         return
+    from bench.artifacts import artifact_manifest, held_out
     from bench.cost import plan_token_price, token_price
     from bench.measure import CACHE_OFF, CACHE_ON, MODES
     from bench.opening import Server
@@ -141,8 +146,8 @@ def bench(
     from bench.pull_request import junit_report, markdown_report
     from bench.run import Job, bench_run
     from bench.summary import summary
-    from bench.systems import text_or_file
     from unshot.case import load_case
+    from unshot.data import text_or_file
     from unshot.errors import GateError, InputError
     from unshot.manifest import write_text
     from unshot.prompts import load_prompt
@@ -182,7 +187,14 @@ def bench(
             "claim": _claim(claim),
         },
     )
-    data = data or case.task.data
+    artifact_manifest(baseline)
+    unseen = held_out(artifact_manifest(candidate))
+    if data is None and unseen is not None:
+        data, task_path = unseen.data, task_path or unseen.task
+        out.log(f"rows: the test split of the candidate's run, {data}")
+    elif data is None and case.task.data is not None:
+        data = case.task.data
+        out.warn(f"{data}: the candidate may have been tuned on these rows; --data gives others")
     if data is None:
         raise InputError("no data; give --data, or `data` under [task] in the case file")
     if case.task.instruction is None and task_path is not None:

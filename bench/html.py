@@ -47,12 +47,13 @@ def _subtitle(report: dict[str, Any]) -> str:
     )
 
 
-def _threads(count: int | None) -> str:
-    return f"{count} thread{'s' if count > 1 else ''}, " if count else ""
-
-
 def _short(system: dict[str, Any]) -> str:
-    return str(system["spec"]).rstrip("/").rsplit("/", 1)[-1]
+    """The last two parts of a path: artifacts of different runs share their file name."""
+    return "/".join(str(system["spec"]).rstrip("/").split("/")[-2:])
+
+
+def _threads(count: int | None) -> str:
+    return f"{count} thread{'s' if count != 1 else ''}, " if count else ""
 
 
 def _reasons(report: dict[str, Any]) -> list[str]:
@@ -307,9 +308,8 @@ def _conditions(report: dict[str, Any]) -> dict[str, str]:
     for side in SIDES:
         s = report["systems"][side]
         size = f", {s['bytes'] / 1e6:,.0f} MB" if s["bytes"] else ""
-        threads = _threads(s["threads"])
         facts[side] = (
-            f"{s['spec']} ({s['model']}{size}), {s['library']}, {threads}{s['device']}; "
+            f"{s['spec']} ({s['model']}{size}), {s['library']}, {_threads(s['threads'])}{s['device']}; "
             f"{s['examples_in_prompt']} examples in the prompt"
         )
         if s.get("client"):

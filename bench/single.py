@@ -21,10 +21,10 @@ from bench.opening import request_extra
 from bench.records import Record, summarise
 from bench.remote import WORDS, Count, defeat_cache, make_record, open_tokenizer, read_key
 from bench.schedule import Load, parse_load
-from bench.systems import request_messages, text_or_file
+from bench.systems import request_messages
 from unshot.case import Slo
 from unshot.console import Output, dumps, jsonable
-from unshot.data import Message, read_examples, write_jsonl
+from unshot.data import Message, read_examples, text_or_file, write_jsonl
 from unshot.errors import InputError, OutsideError
 from unshot.manifest import Manifest, describe_file, hardware, staged, write_text
 from unshot.prompts import load_prompt

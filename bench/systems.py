@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from bench.records import Record
-from unshot.data import Example, Message, read_text
+from unshot.data import Example, Message
 from unshot.engines import Engine
 from unshot.prompts import Prompt
 
@@ -119,12 +118,3 @@ class System:
             "examples_in_prompt": len(self.prompt.examples),
             "system_prompt": bool(self.prompt.system),
         }
-
-
-def text_or_file(value: str | None) -> str | None:
-    """A prompt given as text, or as the path of a text file that exists."""
-    if value is None:
-        return None
-    if "\n" not in value and len(value) < 4096 and Path(value).is_file():
-        return read_text(Path(value)).strip()
-    return value

@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 @click.option(
     "--check-rows", type=click.IntRange(min=1), default=32, show_default=True, help="Test rows the gate runs."
 )
+@click.option(
+    "--low-memory",
+    is_flag=True,
+    help="Check against the tuned model one layer at a time; by itself where it must.",
+)
 @case_option
 @common
 def export(
@@ -40,6 +45,7 @@ def export(
     overwrite: bool,
     allow_drift: bool,
     check_rows: int,
+    low_memory: bool,
     case_path: Path | None,
     out: Output,
 ) -> None:
@@ -62,6 +68,7 @@ def export(
         overwrite=overwrite,
         allow_drift=allow_drift,
         check_rows=check_rows,
+        low_memory=low_memory,
     )
     out.result(result, *summary(result, final))
 

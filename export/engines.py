@@ -32,17 +32,23 @@ def require(kind: str) -> None:
 class Engine:
     """An exported file running in a process of its own; use as a context manager."""
 
-    def __init__(self, kind: str, path: Path, *, context: int = 2048, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        path: Path,
+        *,
+        context: int = 2048,
+        threads: int | None = None,
+        lora: Path | None = None,
+    ) -> None:
         require(kind)
-        self.kind, self.path = kind, path
+        self.kind, self.path, self.lora = kind, path, lora
         self.context, self.threads = context, threads or cores()
         self._folder = tempfile.TemporaryDirectory(prefix="unshot-parity-")
         self._log = Path(self._folder.name, "log").open("w+b")  # noqa: SIM115 (closed by __exit__)
         self.info: dict[str, Any] = {}
 
     def __enter__(self) -> Engine:
-        root = str(Path(__file__).resolve().parent.parent)
-        paths = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
         self._process = subprocess.Popen(
             # -P: a folder named `export` in the user's directory is not ours.
             [
@@ -54,13 +60,14 @@ class Engine:
                 str(self.path),
                 str(self.context),
                 str(self.threads),
+                *([str(self.lora)] if self.lora else []),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": paths},
+            env=child_environment(),
         )
         try:
             self.info = self._answer()
@@ -131,6 +138,12 @@ class Engine:
         self._log.seek(0)
         lines = self._log.read()[-4000:].decode(errors="replace").strip().splitlines()
         return " | ".join(line.strip() for line in lines[-3:]) or "it said nothing"
+
+
+def child_environment() -> dict[str, str]:
+    """The environment in which a child finds this package and nothing from the user's directory before it."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)}
 
 
 def cores() -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from export.engines import cores
 from export.families import Config, Family, extra_tensors, family_of, head_dim
 from export.merge import HEAD, Merged
 from export.vocab import add_vocabulary, read_vocabulary
@@ -120,25 +123,62 @@ def to_pairs(values: Any, width: int) -> Any:
     return values.reshape(heads, 2, width // 2, *values.shape[1:]).transpose(1, 2).reshape(values.shape)
 
 
-def pieces(model: Merged, tensor: Planned, family: Family, config: Config) -> Iterator[Any]:
-    """A tensor's fp32 rows as llama.cpp wants them."""
+def piece(
+    model: Merged, tensor: Planned, family: Family, config: Config, start: int, stop: int | None
+) -> np.ndarray:
+    """Rows `start:stop` of a tensor, merged and as llama.cpp wants them, as bytes."""
     import torch
 
     if tensor.source is None:
-        yield torch.tensor(tensor.constant, dtype=torch.float32)
-        return
-    rotary = (
-        family.rotary_pairs
-        and ".self_attn." in tensor.source
-        and (".q_proj." in tensor.source or ".k_proj." in tensor.source)
-    )
-    width = head_dim(config)
-    for values in model.chunks(tensor.source, multiple=width):
-        if rotary:
-            values = to_pairs(values, width)
-        if family.norm_shift and tensor.source.endswith("norm.weight"):
-            values = values + family.norm_shift
-        yield values
+        return encode(torch.tensor(tensor.constant, dtype=torch.float32), tensor.kind)
+    values = model.rows(tensor.source, start, stop)
+    if _rotary(tensor, family):
+        values = to_pairs(values, head_dim(config))
+    if family.norm_shift and tensor.source.endswith("norm.weight"):
+        values = values + family.norm_shift
+    return encode(values, tensor.kind, tensor.name)
+
+
+def _rotary(tensor: Planned, family: Family) -> bool:
+    source = tensor.source or ""
+    return family.rotary_pairs and ".self_attn." in source and (".q_proj." in source or ".k_proj." in source)
+
+
+def jobs(
+    model: Merged, plan: list[Planned], family: Family, config: Config
+) -> Iterator[tuple[Planned, int, int | None]]:
+    """Every piece of every tensor, in file order."""
+    for tensor in plan:
+        if tensor.source is None:
+            yield tensor, 0, None
+            continue
+        for start, stop in model.ranges(tensor.source, head_dim(config) if _rotary(tensor, family) else 1):
+            yield tensor, start, stop
+
+
+def encoded(
+    model: Merged, plan: list[Planned], family: Family, config: Config, threads: int
+) -> Iterator[tuple[Planned, np.ndarray]]:
+    """The pieces' bytes in order, made by `threads` threads a few pieces ahead of the writer."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # the pieces run side by side; more threads in each would only wait for each other
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            waiting: deque[tuple[Planned, Future[np.ndarray]]] = deque()
+            for tensor, start, stop in jobs(model, plan, family, config):
+                waiting.append((tensor, pool.submit(piece, model, tensor, family, config, start, stop)))
+                if len(waiting) > 2 * threads:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+            while waiting:
+                done, future = waiting.popleft()
+                yield done, future.result()
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_gguf(
@@ -148,6 +188,7 @@ def write_gguf(
     precision: str,
     facts: Facts,
     progress: Callable[[int], None] | None = None,
+    threads: int | None = None,
 ) -> None:
     """Write the merged model as one GGUF file; `folder` holds the base's tokenizer.
 
@@ -185,13 +226,15 @@ def write_gguf(
     writer.close()
     with path.open("ab") as handle:
         _pad(handle)
-        for tensor in plan:
-            for values in pieces(model, tensor, family, config):
-                data = encode(values, tensor.kind, tensor.name)
-                handle.write(data.data)
-                if progress:
-                    progress(data.nbytes)
-            _pad(handle)
+        current = None
+        for tensor, data in encoded(model, plan, family, config, threads or cores()):
+            if current is not None and tensor is not current:
+                _pad(handle)
+            current = tensor
+            handle.write(data.data)
+            if progress:
+                progress(data.nbytes)
+        _pad(handle)
 
 
 def _pad(handle: Any) -> None:

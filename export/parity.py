@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Expected:
     answer: list[int]
     start: int
     logits: Path
+    whole: bool = True  # False: only the beginning of the answer is known
 
     def load(self) -> np.ndarray:
         """fp32 logits, shape `(len(ids) - start, vocab)`."""
@@ -68,20 +69,33 @@ class Report:
 
 
 def expect(
-    model: Model, reference: Any, rows: int, folder: Path, tick: Callable[[int], None] | None = None
+    model: Model,
+    reference: Any,
+    rows: int,
+    folder: Path,
+    tick: Callable[[int], None] | None = None,
+    proposed: list[list[int]] | None = None,
 ) -> list[Expected]:
-    """The evaluated model's answers and logits on the first `rows` rows, kept as files in `folder`."""
+    """The evaluated model's answers and logits on the first `rows` rows, kept as files in `folder`.
+
+    `proposed` are an engine's greedy answers, for a reference that cannot generate: it follows them as far as it
+    agrees.
+    """
     prompts = [model.chat.prompt_ids(messages) for messages in model.requests()[:rows]]
     found: list[Expected | None] = [None] * len(prompts)
     # What every prompt begins with would be counted once a row, and its first token, where a small model keeps its
     # attention sink, is an outlier in 8 bits that no answer depends on.
     same = min(common_prefix(prompts), min(len(p) for p in prompts) - 1)
-    # Neighbours in length share a batch, so that little of it is padding.
+    # Neighbours in length share a batch, so that little of it is padding; a streamed model reads itself once.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for begin in range(0, len(order), BATCH):
-        chosen = order[begin : begin + BATCH]
+    size = BATCH if proposed is None else len(order)
+    for begin in range(0, len(order), size):
+        chosen = order[begin : begin + size]
         batch = [prompts[i] for i in chosen]
-        answers = reference.generate(batch, answer_tokens(model), model.chat.end)
+        if proposed is None:
+            answers = reference.generate(batch, answer_tokens(model), model.chat.end)
+        else:
+            answers = [proposed[i] for i in chosen]
         whole = [p + a for p, a in zip(batch, answers, strict=True)]
         starts = [max(same, len(p) - WINDOW) for p in batch]
         for i, answer, ids, start, logits in zip(
@@ -89,10 +103,44 @@ def expect(
         ):
             path = folder / f"expected-{i}.npy"
             np.save(path, logits)
-            found[i] = Expected(ids, len(prompts[i]), answer, start, path)
+            row = Expected(ids, len(prompts[i]), answer, start, path)
+            if proposed is not None:
+                follow(row, logits, model.chat.end, answer_tokens(model))
+            found[i] = row
         if tick:
             tick(len(chosen))
     return [row for row in found if row is not None]
+
+
+def follow(row: Expected, logits: np.ndarray, end: int, tokens: int) -> None:
+    """Turn a proposed answer into the reference's own, as far as its logits tell; `whole` says if that is all of it."""
+    own: list[int] = []
+    for step, choice in enumerate(logits[row.prompt - row.start - 1 :].argmax(axis=1).tolist()):
+        if choice == end:
+            row.answer = own
+            return
+        if len(own) == tokens:
+            break
+        own.append(choice)
+        if step >= len(row.answer) or row.answer[step] != choice:
+            row.whole = len(own) == tokens
+            break
+    row.answer = own
+
+
+def propose(model: Model, target: Target, path: Path, rows: int, base: Path | None = None) -> list[list[int]]:
+    """The exported file's own greedy answers to the first `rows` rows."""
+    prompts = [model.chat.prompt_ids(messages) for messages in model.requests()[:rows]]
+    longest = max(len(p) for p in prompts) + answer_tokens(model)
+    answers = []
+    whole, lora = (path, None) if base is None else (base, path)
+    with Engine(target.engine, whole, context=max(256, longest + 8), lora=lora) as engine:
+        for ids in prompts:
+            engine.logits(ids, len(ids) - 1)
+            answers.append(
+                engine.generate(len(ids), answer_tokens(model), [*engine.info["end"], model.chat.end])
+            )
+    return answers
 
 
 def common_prefix(sequences: list[list[int]]) -> int:
@@ -111,15 +159,24 @@ def answer_tokens(model: Model) -> int:
 
 
 def check(
-    model: Model, target: Target, path: Path, expected: list[Expected], tick: Callable[[], None] | None = None
+    model: Model,
+    target: Target,
+    path: Path,
+    expected: list[Expected],
+    tick: Callable[[], None] | None = None,
+    base: Path | None = None,
 ) -> Report:
-    """Climb the ladder for one exported file. Raises `GateError` where its engine cannot load or run it."""
+    """Climb the ladder for one exported file; an adapter is run on the GGUF file `base`.
+
+    Raises `GateError` where its engine cannot load or run it.
+    """
     bounds = limits(target.precision)
     report = Report(str(target), limits=bounds.as_dict())
     longest = max(len(e.ids) for e in expected) + answer_tokens(model)
-    with Engine(target.kind, path, context=max(256, longest + 8)) as engine:
+    whole, lora = (path, None) if base is None else (base, path)
+    with Engine(target.engine, whole, context=max(256, longest + 8), lora=lora) as engine:
         check_tokens(model, engine, report)
-        check_special(model, engine, path, report)
+        check_special(model, engine, whole, report)
         check_template(model, engine, report)
         if report.failures:
             return report  # numbers on other tokens would say nothing
@@ -222,7 +279,7 @@ def check_numbers(
     """Logits at the same positions of the same tokens, then greedy answers and the task's score."""
     bounds = limits(report.target.partition(":")[2])
     drift = Drift(bounds.tie)
-    answers, greedy = [], 0
+    answers, greedy, equal = [], 0, 0
     stop = engine.info["end"]
     for row in expected:
         reference = row.load()
@@ -231,6 +288,8 @@ def check_numbers(
         )
         answer = engine.generate(row.prompt, answer_tokens(model), stop)
         answers.append(answer)
+        row = replace(row, answer=until(row.answer, stop))
+        equal += row.whole and answer == row.answer
         greedy += same_answer(row, answer, reference, bounds.tie, model.chat.end)
         if tick:
             tick()
@@ -238,25 +297,26 @@ def check_numbers(
     report.figures["logits"] = figures
     report.figures["greedy"] = {
         "rows": len(expected),
-        "equal": sum(a == e.answer for a, e in zip(answers, expected, strict=True)) / len(expected),
+        "equal": equal / len(expected),
         "equal_or_tied": greedy / len(expected),
     }
     judge(report, figures, greedy / len(expected))
     _task(model, expected, answers, report)
 
 
+def until(answer: list[int], stop: list[int]) -> list[int]:
+    """The answer up to where the engine would end it: it may know more end tokens than the chat template's."""
+    return next((answer[:n] for n, token in enumerate(answer) if token in stop), answer)
+
+
 def same_answer(row: Expected, answer: list[int], reference: np.ndarray, tie: float, end: int) -> bool:
     """Whether a greedy answer is the reference's, or leaves it first at a near-tie of the reference's logits."""
-    for step, token in enumerate([*row.answer, end]):
+    for step, token in enumerate([*row.answer, end] if row.whole else row.answer):
         found = answer[step] if step < len(answer) else end
         if found == token:
             continue
-        logits = (
-            reference[row.prompt - row.start - 1 + step]
-            if row.prompt - row.start - 1 + step < len(reference)
-            else None
-        )
-        return logits is not None and bool(logits.max() - logits[found] <= tie)
+        at = row.prompt - row.start - 1 + step
+        return at < len(reference) and bool(reference[at].max() - reference[at][found] <= tie)
     return True
 
 
@@ -285,12 +345,16 @@ def _task(model: Model, expected: list[Expected], answers: list[list[int]], repo
     """The task's score of the export's answers and of the reference's, on the rows that have a right answer."""
     if model.task is None:
         return
-    truth = [row.answer for row in model.rows[: len(expected)]]
-    if any(answer is None for answer in truth):
+    known = [
+        (row.answer, e.answer, answer)
+        for row, e, answer in zip(model.rows, expected, answers, strict=False)
+        if e.whole and row.answer is not None
+    ]
+    if not known:
         return
-    known = [answer or "" for answer in truth]
-    ours = model.task.scores(known, [model.chat.decode(e.answer).strip() for e in expected])
-    theirs = model.task.scores(known, [model.chat.decode(a).strip() for a in answers])
+    truth = [right for right, _, _ in known]
+    ours = model.task.scores(truth, [model.chat.decode(ids).strip() for _, ids, _ in known])
+    theirs = model.task.scores(truth, [model.chat.decode(ids).strip() for _, _, ids in known])
     loss = ours["score"] - theirs["score"]
     report.figures["task"] = {
         "metric": ours["metric"],

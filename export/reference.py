@@ -54,7 +54,8 @@ class Reference:
         return [a[: a.index(end)] if end in a else a for a in answers]
 
 
-def _transformers() -> Any:
+def transformers_quietly() -> Any:
+    """The transformers module with its logs and bars off; `OutsideError` where it is missing."""
     try:
         import transformers
     except ImportError as error:
@@ -70,7 +71,7 @@ def evaluated(base: Path, adapter: Path | None) -> Reference:
     """The base with its adapter beside it, unmerged, as `unshot tune` scored it."""
     import torch
 
-    net = _transformers().AutoModelForCausalLM.from_pretrained(
+    net = transformers_quietly().AutoModelForCausalLM.from_pretrained(
         str(base), dtype=torch.float32, use_safetensors=True
     )
     if adapter is not None:
@@ -84,7 +85,7 @@ def merged(base: Path, tensors: Merged) -> Reference:
     """The same architecture with the merged tensors in it."""
     import torch
 
-    transformers = _transformers()
+    transformers = transformers_quietly()
     config = transformers.AutoConfig.from_pretrained(str(base))
     config.tie_word_embeddings = tensors.tied and not tensors.untied
     net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -9,11 +9,15 @@ from unshot.errors import InputError, nearest
 
 # Written here, tensor by tensor.
 STREAMED = ("f32", "f16", "bf16", "q8_0")
+# By llama.cpp's quantiser, from a streamed file.
+QUANTISED = ("q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_xs", "iq4_nl", "q3_k_m", "q2_k")
 KINDS: dict[str, tuple[str, ...]] = {
-    "gguf": STREAMED,
+    "gguf": (*STREAMED, *QUANTISED),
     "onnx": ("fp32",),
+    # The adapter alone, for a GGUF of its base.
+    "lora": ("f16", "f32"),
 }
-DEFAULT = {"gguf": "q8_0", "onnx": "fp32"}
+DEFAULT = {"gguf": "q8_0", "onnx": "fp32", "lora": "f16"}
 ALIASES = {"fp32": "f32", "fp16": "f16", "float32": "f32", "float16": "f16"}
 
 
@@ -27,7 +31,14 @@ class Target:
     @property
     def name(self) -> str:
         """File or folder name in the output directory."""
-        return f"model-{self.precision}.gguf" if self.kind == "gguf" else f"{self.kind}-{self.precision}"
+        if self.kind == "onnx":
+            return f"onnx-{self.precision}"
+        return f"{'model' if self.kind == 'gguf' else 'adapter'}-{self.precision}.gguf"
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs it: gguf (llama.cpp) or onnx (onnxruntime)."""
+        return "onnx" if self.kind == "onnx" else "gguf"
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.precision}"

@@ -18,7 +18,7 @@ import numpy as np
 class LlamaEngine:
     """A GGUF file in llama.cpp, through llama-cpp-python, on CPU."""
 
-    def __init__(self, path: str, context: int, threads: int) -> None:
+    def __init__(self, path: str, context: int, threads: int, lora: str | None = None) -> None:
         import llama_cpp
 
         self.llama = llama_cpp.Llama(
@@ -29,6 +29,7 @@ class LlamaEngine:
             n_threads=threads,
             n_threads_batch=threads,
             logits_all=True,
+            lora_path=lora,
             verbose=True,  # its chatter goes to the log, whose last lines explain a failure
         )
 
@@ -185,7 +186,7 @@ def main() -> None:
         replies.flush()
 
     try:
-        engine = ENGINES[kind](path, context, threads)
+        engine = ENGINES[kind](path, context, threads, *sys.argv[5:6])
     except Exception as error:  # whatever the engine raises becomes the reason in the parent
         reply({"error": f"{type(error).__name__}: {error}"})
         return

@@ -1,20 +1,18 @@
-"""From a case to a plan: count, price, forecast, compare, judge."""
+"""From a case to a plan: count, price, forecast; `planner.judge` compares what is found."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from planner import oneoff, prices
-from planner.breakeven import exact_break_even, payback
+from planner.judge import judge
 from planner.memo import remember
 from planner.options import Option, Shape
+from planner.plan import Plan, Settings
 from planner.serving import Serving, machine, serve
-from planner.tokens import Counter, Paths, counter_for, fingerprint
-from planner.triage import Economics, Triage, triage
-from planner.uncertainty import Assumption, Uncertainty, analyse
+from planner.tokens import Counter, counter_for, fingerprint
 from planner.usage import Usage, measure
 from unshot import catalog
 from unshot.case import Case
@@ -24,53 +22,6 @@ from unshot.prompts import SLOT, Prompt
 
 PRECISIONS = ("fp16", "fp8", "int8", "int4")
 LLAMACPP_PRECISIONS = ("fp16", "q8_0", "q4_k_m")
-# 90% interval of the mean rate against what a team forecasts.
-RATE_LOW, RATE_HIGH = 0.6, 1.6
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line adds to the case: tokenizers, prices, seeds."""
-
-    paths: Paths = field(default_factory=lambda: Paths({}))
-    approximate: bool = False
-    prices: prices.Overrides = field(default_factory=prices.Overrides)
-    gpu_prices: Mapping[str, float] = field(default_factory=dict)
-    calibration: Path | None = None
-    draws: int = 1000
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One option against the cheapest way to keep the prompt."""
-
-    break_even: float | None
-    payback_months: float | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a report shows. `keep` and `tuned` are the two options the verdict weighs."""
-
-    case: Case
-    rate: float
-    options: tuple[Option, ...]
-    keep: Option | None
-    tuned: Option | None
-    comparisons: dict[str, Comparison]
-    uncertainty: Uncertainty
-    triage: Triage
-    economics: Economics | None
-    usages: dict[str, Usage]
-    assumptions: tuple[str, ...]
-    warnings: tuple[str, ...]
-    machine: dict[str, Any] | None
-    price: prices.ApiPrice | None
-
-    def option(self, key: str) -> Option:
-        """The option called `key`."""
-        return next(o for o in self.options if o.key == key)
 
 
 class Planner:
@@ -305,7 +256,7 @@ class Planner:
                     if device.engine == "llamacpp"
                     else f"efficiencies of {gpu} are the catalog's: the bench report was taken with llama.cpp"
                 )
-            self.notes.append(machine(device, self._gpu_price(gpu))["line"])
+            self.notes.append(machine(device, self.gpu_price(gpu))["line"])
             asked = catalog.precision(wanted.precision).name
             for cache in (False, True):
                 self.hosted(wanted.model, gpu, asked, tuned=False, prefix_cache=cache)
@@ -326,7 +277,8 @@ class Planner:
                     )
                 )
 
-    def _gpu_price(self, gpu: str) -> float | None:
+    def gpu_price(self, gpu: str) -> float | None:
+        """The user's dollars per hour of a GPU, None where there is none."""
         found = self.settings.gpu_prices
         return found.get(gpu, found.get(""))
 
@@ -371,190 +323,7 @@ class Planner:
                 for o in self.options
             ]
         self.options.sort(key=lambda o: (not o.baseline, o.tuned, o.kind != "api"))
-        return self._judge(price)
-
-    def _judge(self, price: prices.ApiPrice | None) -> Plan:
-        case, rate = self.case, self.case.traffic.rate
-        keep = self._cheapest([o for o in self.options if o.baseline])
-        tuned = self._cheapest(
-            [o for o in self.options if o.tuned and o.kind == "hosted" and o.shared_by == 1]
-        )
-        comparisons = {}
-        for option in self.options:
-            if keep is None or option.key == keep.key or (option.serving and not option.serving.fits):
-                continue
-            months = payback(option, keep, rate)
-            comparisons[option.key] = Comparison(
-                exact_break_even(option, keep), months if months != float("inf") else None
-            )
-        usable = [o for o in self.options if o.serving is None or o.serving.fits]
-        uncertainty = analyse(
-            usable,
-            self._spreads(tuned),
-            rate,
-            tuned=tuned,
-            keep=keep,
-            draws=self.settings.draws,
-            seed=self.settings.seed,
-        )
-        economics = self._economics(keep, tuned, comparisons)
-        shots = len(self.long.examples) or (len(next(iter(self.usages.values())).examples) or 0)
-        judged = triage(case.task, shots=shots, economics=economics)
-        if uncertainty.cheaper is not None and 0.2 < uncertainty.cheaper < 0.8:
-            self.warnings.append(
-                f"the cost answer is uncertain: tuning is cheaper in {uncertainty.cheaper:.0%} of the draws"
-            )
-        first = catalog.gpu(case.candidate.gpu[0]).name
-        return Plan(
-            case=case,
-            rate=rate,
-            options=tuple(self.options),
-            keep=keep,
-            tuned=tuned,
-            comparisons=comparisons,
-            uncertainty=uncertainty,
-            triage=judged,
-            economics=economics,
-            usages=self.usages,
-            assumptions=tuple(dict.fromkeys([*self.notes, *self._cost_notes()])),
-            warnings=tuple(dict.fromkeys(self.warnings)),
-            machine=machine(catalog.gpu(first), self._gpu_price(first)),
-            price=price,
-        )
-
-    def _cheapest(self, options: Sequence[Option]) -> Option | None:
-        """The cheapest usable option at the case's rate; batch only for offline work.
-
-        Equal costs (whole GPUs make them common) go to the precision asked for, then to the prefix cache.
-        """
-        good = [
-            o
-            for o in options
-            if (o.serving is None or o.serving.fits) and (o.mode != "batch" or self.case.traffic.offline)
-        ]
-        asked = catalog.precision(self.case.candidate.precision).name
-
-        def order(option: Option) -> tuple[float, bool, bool]:
-            cost = round(float(option.monthly(self.case.traffic.rate)), 2)
-            return cost, option.precision != asked, not option.prefix_cache
-
-        return min(good, key=order) if good else None
-
-    def _economics(
-        self, keep: Option | None, tuned: Option | None, comparisons: Mapping[str, Comparison]
-    ) -> Economics | None:
-        if keep is None or tuned is None:
-            return None
-        rate = self.case.traffic.rate
-        found = comparisons[tuned.key]
-        slo = self.case.traffic.slo
-        asked = any(v is not None for v in (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms))
-        long_hosted = [o.serving.fits for o in self.options if not o.tuned and o.serving is not None]
-        return Economics(
-            rate=rate,
-            keep=keep.name,
-            keep_monthly=float(keep.monthly(rate)),
-            tuned=tuned.name,
-            tuned_monthly=float(tuned.monthly(rate)),
-            break_even=found.break_even,
-            payback_months=found.payback_months,
-            horizon_months=self.case.plan.horizon_months,
-            latency_met=True if asked else None,
-            # An API's latency is not forecast, so only a self-hosted long prompt can be said to miss the SLO.
-            prompt_latency_met=any(long_hosted) if asked and keep.kind == "hosted" else None,
-            untuned=self._cheaper(tuned, lambda o: not o.tuned and not o.baseline),
-            cheaper_tuned=self._cheaper(tuned, lambda o: o.tuned and o.kind == "api"),
-        )
-
-    def _cheaper(self, than: Option, wanted: Callable[[Option], bool]) -> tuple[tuple[str, float], ...]:
-        """Usable options that cost less than `than` at the case's rate, cheapest first."""
-        rate = self.case.traffic.rate
-        found = [
-            (o.name, float(o.monthly(rate)))
-            for o in self.options
-            if wanted(o)
-            and (o.serving is None or o.serving.fits)
-            and (o.mode != "batch" or self.case.traffic.offline)
-            and o.monthly(rate) < than.monthly(rate)
-        ]
-        return tuple(sorted(found, key=lambda pair: pair[1]))
-
-    def _spreads(self, tuned: Option | None) -> list[Assumption]:
-        costs = oneoff.catalog()
-        label = costs["example"][self.case.plan.labels_by]
-        usage = next(iter(self.usages.values()))
-        rows = max(usage.input.rows, 1)
-        wide = (usage.input.p95 - usage.input.p5) / 3.29 / rows**0.5
-        varying = min(max(2 * wide / max(usage.varying, 1.0), 0.02), 0.9)
-        spread_out = (usage.output.p95 - usage.output.p5) / 3.29 / max(usage.output.rows, 1) ** 0.5
-        answer = 0.3 if usage.output.rows == 1 else min(max(2 * spread_out / usage.output.mean, 0.05), 0.9)
-        counting = max((u.error for u in self.usages.values()), default=0.0)
-        method = "full" if self.case.tune.method == "full" else "lora"
-        mfu = costs["mfu"][method]
-        spreads = [
-            Assumption("rate", "request rate", RATE_LOW, RATE_HIGH, "forecasts of traffic miss by as much"),
-            Assumption(
-                "api_price",
-                "API price",
-                0.6,
-                1.05,
-                "list prices have mostly fallen within a year; contracts differ",
-            ),
-            Assumption("varying", "input length", 1 - varying, 1 + varying, f"sample of {rows} inputs"),
-            Assumption(
-                "answer", "answer length", 1 - answer, 1 + answer, f"sample of {usage.output.rows} answers"
-            ),
-            Assumption(
-                "people",
-                "people and data",
-                label["low"] / label["value"],
-                label["high"] / label["value"],
-                "days and cost per example differ widely between teams",
-            ),
-            Assumption(
-                "training",
-                "training efficiency",
-                mfu["value"] / mfu["high"],
-                mfu["value"] / mfu["low"],
-                "MFU reached in training",
-            ),
-        ]
-        if tuned is not None and tuned.serving is not None:
-            low, high = tuned.serving.capacity_interval
-            spreads.insert(
-                2, Assumption("capacity", "GPU throughput", low, high, "fitted efficiency of the GPU class")
-            )
-            spreads.insert(
-                2,
-                Assumption(
-                    "gpu_price", "GPU price", *tuned.serving.price_interval, "spread between providers"
-                ),
-            )
-        if counting:
-            spreads.append(
-                Assumption("length", "token counts", 1 - counting, 1 + counting, "approximate tokenizer")
-            )
-        return spreads
-
-    def _cost_notes(self) -> list[str]:
-        plan, costs = self.case.plan, oneoff.catalog()
-        example = oneoff.example_cost(plan)
-        source = (
-            "your figure" if plan.example_cost is not None else costs["example"][plan.labels_by]["source"]
-        )
-        return [
-            f"load: {self.case.traffic.rate:g} requests/s on average, {self.case.traffic.peak_factor:g} times that at "
-            "the busiest hour of a smooth day; 730 hours a month",
-            f"data: {plan.examples} examples, {self.case.task.examples_at_hand or 0} at hand, ${example:g} each "
-            f"({source})",
-            f"people: {plan.engineering_days:g} engineering days at ${plan.engineer_day:g} to deploy, "
-            f"{plan.operations_days:g} a month to operate own GPUs, {plan.evaluation_answers} judged answers at "
-            f"${costs['evaluation_answer']['value']:g}, {plan.retrain_per_year:g} retrainings a year",
-            f"training: {self.case.tune.method}, {self.case.tune.epochs} epochs, {costs['training']['runs']} runs; "
-            f"MFU {costs['mfu']['full' if self.case.tune.method == 'full' else 'lora']['source']}",
-            f"replicas: at least {plan.min_replicas} of a self-hosted model, for availability",
-            "quality is not forecast: an option counts only once `unshot bench` shows that it answers as well",
-        ]
+        return judge(self, price)
 
 
 def _baseline(case: Case) -> tuple[str | None, str | None]:

@@ -180,10 +180,13 @@ class Setup:
     def shape(self, load: Load) -> queueing.Shape:
         """The load as the queueing formulas take it."""
         new = load.prompt_tokens - load.cached_tokens
-        full = load.prompt_tokens + (load.output_tokens - 1) / 2.0
+        # A running request is more likely a long one, so its context is longer than the mean request's.
+        full = load.prompt_tokens + max(load.output_tokens * (1.0 + load.output_cv**2) - 1.0, 0.0) / 2.0
         return queueing.Shape(
             new=new,
-            pairs=_pairs(self.arch, load.prompt_tokens) - _pairs(self.arch, load.cached_tokens),
+            # Pairs grow with the square of the length, so their mean is above the mean length's.
+            pairs=_pairs(self.arch, load.prompt_tokens) * (1.0 + load.prompt_cv**2)
+            - _pairs(self.arch, load.cached_tokens),
             context=self.arch.cached_tokens(full),
             output=load.output_tokens,
             chunk=float(self.chunk),
@@ -191,7 +194,20 @@ class Setup:
             work_cv2=(load.prompt_cv * load.prompt_tokens / new) ** 2,
             output_cv2=load.output_cv**2,
             arrival_cv2=load.arrival_cv**2,
+            size_cv2=self._size_cv2(load),
         )
+
+    def _size_cv2(self, load: Load) -> float:
+        """Squared coefficient of variation of the cache a running request holds; 0 where memory is not the limit.
+
+        Long answers run longer, so running ones are drawn by length (log-normal).
+        """
+        bias = 1.0 + load.output_cv**2
+        mean = load.prompt_tokens - load.cached_tokens + load.output_tokens * bias
+        if self.cache_tokens / mean > 1.5 * self.max_batch:
+            return 0.0
+        varied = (load.prompt_cv * load.prompt_tokens) ** 2
+        return (varied + (load.output_tokens * bias * load.output_cv) ** 2) / mean**2
 
 
 def _pairs(arch: Architecture, tokens: float) -> float:
@@ -228,10 +244,10 @@ def setup(
     if efficiency_scale != 1.0:
         cost = cost.scaled(efficiency_scale)
     fitting = max_batch_by_memory(
-        arch, device, form, load.prompt_tokens + load.output_tokens, engine=engine,
+        arch, device, form, load.prompt_tokens + load.output_tokens * (1.0 + load.output_cv**2), engine=engine,
         tensor_parallel=tensor_parallel, shared=load.cached_tokens,
     )  # fmt: skip
-    each = cache_bytes(arch, form, load.prompt_tokens + load.output_tokens)
+    each = cache_bytes(arch, form, load.prompt_tokens + load.output_tokens * (1.0 + load.output_cv**2))
     return Setup(
         arch=arch,
         gpu=device,
@@ -282,9 +298,10 @@ def forecast_setup(one: Setup, load: Load) -> Forecast:
     reason = ""
     if one.max_batch < 1:
         room = one.gpu.memory * one.tensor_parallel
+        each = cache_bytes(one.arch, one.precision, load.prompt_tokens + load.output_tokens)
         reason = (
             f"{one.arch.name} in {one.precision.name} needs {weights / 1e9:.1f} GB for weights and a cache of "
-            f"{cache_bytes(one.arch, one.precision, load.prompt_tokens + load.output_tokens) / 1e9:.1f} GB per request; "
+            f"{each / 1e9:.1f} GB per request; "
             f"{one.gpu.name} has {room / 1e9:.1f} GB"
         )
     answer = queueing.respond(one.cost, shape, load.rate)

@@ -160,7 +160,9 @@ def calibrate(report: Path | Mapping[str, Any], *, gpu: str | None = None) -> Ef
         try:
             raw = json.loads(report.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{report}: cannot read it ({error}); give the report.json of `unshot bench`") from None
+            raise InputError(
+                f"{report}: cannot read it ({error}); give the report.json of `unshot bench`"
+            ) from None
     else:
         raw = report
     sides = raw.get("sides") if isinstance(raw, Mapping) else None
@@ -183,7 +185,9 @@ def calibrate(report: Path | Mapping[str, Any], *, gpu: str | None = None) -> Ef
             pairs = (new + cached) * (new + cached + 1) / 2 - cached * (cached + 1) / 2
             chunks = max(1, math.ceil(new / CHUNK["llamacpp"]))
             guess = chunks * float(
-                cost.step(new / chunks, pairs / chunks, 0.0, 0.0, prompts=1 / chunks, chunks=new / 512 / chunks)
+                cost.step(
+                    new / chunks, pairs / chunks, 0.0, 0.0, prompts=1 / chunks, chunks=new / 512 / chunks
+                )
             )
             errors.append(math.log(guess / ttft))
             if tpot:
@@ -195,6 +199,8 @@ def calibrate(report: Path | Mapping[str, Any], *, gpu: str | None = None) -> Ef
     left = residual(logs)
     # Not surer than the scatter allows, and no surer than 2% of a machine's day-to-day noise.
     errors = np.sqrt(np.maximum(np.diag(covariance), 0.02**2))
+    # What the report says nothing about is as sure as it was before, however wide its times scatter.
+    errors = np.minimum(errors, np.maximum(np.asarray(prior.errors), math.sqrt(float(np.mean(left**2)))))
     return replace(
         prior.with_vector(logs),
         errors=tuple(float(e) for e in errors),  # type: ignore[arg-type]
@@ -211,7 +217,11 @@ def _side(side: Any, where: str) -> list[tuple[Any, ...]]:
         if key not in side:
             raise InputError(f"{where}: no `{key}`; give the report.json of `unshot bench`")
     model = side["model"]
-    arch = catalog.architecture_from_config(model, name=where) if isinstance(model, Mapping) else catalog.model(model)
+    arch = (
+        catalog.architecture_from_config(model, name=where)
+        if isinstance(model, Mapping)
+        else catalog.model(model)
+    )
     form = catalog.precision(str(side["precision"]))
 
     def median(key: str, default: float | None = None) -> float:
@@ -230,7 +240,9 @@ def _side(side: Any, where: str) -> list[tuple[Any, ...]]:
     prompt, ttft = median("prompt_tokens"), median("ttft_s")
     cached, output, tpot = median("cached_tokens", 0.0), median("output_tokens", 0.0), median("tpot_s", 0.0)
     if prompt <= cached or ttft <= 0:
-        raise InputError(f"{where}: prompt tokens must exceed the cached ones and `ttft_s` must be above zero")
+        raise InputError(
+            f"{where}: prompt tokens must exceed the cached ones and `ttft_s` must be above zero"
+        )
     return [(arch, form, prompt - cached, cached, output, ttft, tpot if tpot > 0 else 0.0)]
 
 
@@ -263,7 +275,9 @@ def write_catalog(paths: Sequence[Path], out: Path) -> None:
         for name, eff in fit.families.items():
             if name in {"apple", "cpu"}:
                 continue
-            spread = _rms([e for r, e in (by_model if engine == "batched" else by_gpu) if r.gpu.family == name])
+            spread = _rms(
+                [e for r, e in (by_model if engine == "batched" else by_gpu) if r.gpu.family == name]
+            )
             lines += _table(engine, name, replace(eff, spread=spread))
         for name in sorted({pool(r.gpu, engine) for r in rows}):
             spread = _rms([e for r, e in by_gpu if pool(r.gpu, engine) == name])

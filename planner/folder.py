@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner.build import Plan, Settings, build
+from planner.build import build
 from planner.payload import payload
+from planner.plan import Plan, Settings
 from planner.terminal import months, per_second
 from unshot import __version__, page
 from unshot.case import Case
@@ -166,9 +167,16 @@ def report(case: Case, plans: list[tuple[str, Plan]], rows: list[list[str]]) -> 
         }
         tokens.append(Bar(name, parts))
     yes = sum(plan.triage.answer == "yes" for _, plan in plans)
+    less = sum(bool(plan.economics and plan.economics.untuned) for _, plan in plans)
+    first = [
+        f"for {less} of them a cheaper model with the same prompt would cost less still, if it answers as well"
+    ] * bool(less)
     return page.page(
         "Which of these prompts should move into a tuned model?",
-        page.verdict(f"{yes} of {len(plans)} would pay at {case.traffic.rate:g} requests/s each", warnings),
+        page.verdict(
+            f"Tuning is the answer for {yes} of {len(plans)} prompts at {case.traffic.rate:g} requests/s each",
+            [*first, *warnings],
+        ),
         page.table(HEADERS, rows, left=(0, 10), caption=_caption(case)),
         page.charts(bars("Tokens per request with the long prompt", tokens, x_label="tokens")),
         page.section(

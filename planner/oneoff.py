@@ -59,12 +59,16 @@ def flops_per_token(params: float, method: Method) -> float:
     return (6.0 if method == "full" else 4.0) * params
 
 
+def mfu_key(method: Method) -> str:
+    """Which of the catalog's MFU entries holds for a method."""
+    return {"full": "full", "qlora": "qlora"}.get(method, "lora")
+
+
 def training_run(
     params: float, tokens: float, method: Method, peak_flops: float, *, mfu: float | None = None
 ) -> Training:
     """One run over `tokens` (epochs included) on a GPU of `peak_flops` dense bf16 operations per second."""
-    key = {"full": "full", "qlora": "qlora"}.get(method, "lora")
-    reached = catalog()["mfu"][key]["value"] if mfu is None else mfu
+    reached = catalog()["mfu"][mfu_key(method)]["value"] if mfu is None else mfu
     work = flops_per_token(params, method) * tokens
     return Training(tokens, work, reached, work / (peak_flops * reached) / 3600)
 

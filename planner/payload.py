@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.build import Plan
 from planner.options import Option
+from planner.plan import Plan
 
 FORMAT = 1
 MTOK = 1e6

@@ -14,7 +14,15 @@ from unshot import catalog
 from unshot.catalog import Architecture, Gpu, Precision
 from unshot.errors import InputError
 
-THROUGHPUT = ("model", "gpu", "precision", "tensor_parallel", "input_tokens", "output_tokens", "output_tokens_per_s")
+THROUGHPUT = (
+    "model",
+    "gpu",
+    "precision",
+    "tensor_parallel",
+    "input_tokens",
+    "output_tokens",
+    "output_tokens_per_s",
+)
 SINGLE = (
     "model", "gpu", "precision", "prompt_tokens", "generated_tokens", "prompt_tokens_per_s", "generated_tokens_per_s",
 )  # fmt: skip
@@ -104,7 +112,13 @@ def predict(row: Observation, eff: Efficiency) -> float:
     if row.quantity == "throughput":
         load = Load(1.0, row.input_tokens, row.output_tokens)
         one = setup(
-            row.arch, row.gpu, row.precision, load, engine="batched", tensor_parallel=row.tensor_parallel, eff=eff
+            row.arch,
+            row.gpu,
+            row.precision,
+            load,
+            engine="batched",
+            tensor_parallel=row.tensor_parallel,
+            eff=eff,
         )
         return float(queueing.capacity(one.cost, one.shape(load))) * row.output_tokens
     cost = cost_of(row.arch, row.gpu, row.precision, engine="llamacpp", eff=eff)
@@ -114,5 +128,7 @@ def predict(row: Observation, eff: Efficiency) -> float:
     chunks = math.ceil(row.input_tokens / CHUNK["llamacpp"])
     pairs = row.input_tokens * (row.input_tokens + 1) / 2
     # The weights are read once per chunk.
-    seconds = chunks * float(cost.step(row.input_tokens / chunks, pairs / chunks, 0.0, 0.0, prompts=1 / chunks, chunks=1.0))
+    seconds = chunks * float(
+        cost.step(row.input_tokens / chunks, pairs / chunks, 0.0, 0.0, prompts=1 / chunks, chunks=1.0)
+    )
     return row.input_tokens / seconds

@@ -12,7 +12,8 @@ The server is seen as three things at once.
 3. Where the batch is full (memory), requests wait for a slot: exponential tail with the Allen-Cunneen factor.
 
 Quantiles come from three moments through Wilson and Hilferty's cube root (Pearson type III), mixed over
-"found idle", "found busy" and "found full". `planner.simulate` is the check.
+"found idle", "found busy" and "found full". What is left is corrected by factors fitted to simulated random loads
+(`planner.waiting`). `planner.simulate` is the check.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from planner.roofline import StepCost
+from planner.waiting import Correction
 
 Number = Any
 
+TOP = 0.95  # utilisation at which a passing overload is held: it ends before its queue is stationary
 _Z = {50.0: 0.0, 90.0: 1.2815516, 95.0: 1.6448536, 99.0: 2.3263479}
 
 
@@ -35,6 +38,8 @@ class Shape:
 
     `new` prompt tokens to prefill, `pairs` query-key pairs of that prefill, `context` mean cached tokens while
     decoding, `output` answer tokens, `chunk` prefill tokens one iteration takes, `limit` sequences at most.
+    `size_cv2` is that of the cache a running sequence holds, where memory bounds their number (0 where
+    the engine's own limit does).
     """
 
     new: Number
@@ -46,6 +51,7 @@ class Shape:
     work_cv2: Number = 0.0
     output_cv2: Number = 0.0
     arrival_cv2: Number = 1.0
+    size_cv2: Number = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Response:
     e2e: dict[float, Number]
     prefill: Number
     decode: Number
+    signs: Number = 0.0
 
 
 def iteration(cost: StepCost, shape: Shape, sequences: Number, prompts: Number) -> Number:
@@ -97,9 +104,13 @@ def capacity(cost: StepCost, shape: Shape) -> Number:
 
 
 def respond(
-    cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0)
-) -> Response:
-    """Latency at `rate` requests/s; infinite where the rate is at or above capacity."""
+    cost: StepCost, shape: Shape, rate: Number, percentiles: tuple[float, ...] = (50.0, 95.0, 99.0),
+    *, correct: bool = True,
+) -> Response:  # fmt: skip
+    """Latency at `rate` requests/s; infinite where the rate is at or above capacity.
+
+    `correct` applies the factors fitted to the simulation (`planner.waiting`).
+    """
     cap = capacity(cost, shape)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         load = np.where(cap > 0, rate / np.maximum(cap, 1e-300), np.inf)
@@ -118,58 +129,81 @@ def respond(
     for _ in range(6):
         at = np.maximum(np.minimum(limit, batch), 2.0)
         slope = np.maximum((iteration(cost, shape, at, 0.0) - one) / (at - 1.0), 1e-12 * one)
-        level = np.maximum(one - slope, 1e-3 * slope)
-        joint = np.clip(lam * decode, 1.0, np.maximum(1.0, shape.chunk / shape.new))
-        extra = (iteration(cost, shape, batch, joint) - iteration(cost, shape, batch, 0.0)) / joint
+        # A chord through the prompts an iteration holds: weights' reading hides the first ones' arithmetic.
+        wide = np.maximum(shape.chunk - batch, 0.1 * shape.chunk) / shape.new
+        centre = lam * decode + 0.5
+        upper = np.where(wide < 1.5, np.minimum(wide, 1.0), np.minimum(centre + np.sqrt(centre), wide))
+        lower = np.where(wide < 1.5, 0.0, np.minimum(np.maximum(centre - np.sqrt(centre), 0.0), 0.5 * upper))
+        above, below = iteration(cost, shape, batch, upper), iteration(cost, shape, batch, lower)
+        extra = (above - below) / (upper - lower)
+        hidden = iteration(cost, shape, batch, 0.0) - (below - lower * extra)
+        hidden = np.clip(hidden, 0.0, 0.9 * one)
+        level = np.maximum(one - slope - hidden, 1e-3 * slope)
         busy = np.minimum(lam * extra, 0.999)
         spin = np.minimum(lam * steps * slope / (1.0 - busy), 0.9995)
         # Prompts that came while this one waited are prefilled before it decodes on.
         first = plain_wait(cost, shape, batch, extra, lam)
         batch = lam * steps * (level + slope) / (1.0 - busy) / (1.0 - spin)
-        behind = busy / (1.0 - busy) * first
+        behind = np.minimum(busy / (1.0 - busy) * first, steps * extra * wide)
         batch = np.minimum(limit, batch + lam * behind * (steps > 0))
-        decode = iteration(cost, shape, batch, 0.0) / (1.0 - busy)
-    spread_n = np.minimum(batch / (1.0 - spin), limit**2 / 4.0)
-    plain = iteration(cost, shape, batch, 0.0)
+        decode = (iteration(cost, shape, batch, 0.0) - hidden) / (1.0 - busy)
+    # Arrivals both join and, by their prefill, hold up who is there: linear noise around the mean gives this factor
+    # on the negative binomial's variance, and through the curve of the death rate a higher mean.
+    clump = np.maximum(0.5 * (shape.arrival_cv2 / (1.0 - busy) ** 2 + 1.0), 1.0)
+    drift = (clump - 1.0) * slope / (1.0 - spin) / iteration(cost, shape, batch, 0.0)
+    drift = 1.0 + np.minimum(drift, 0.5)
+    batch = np.minimum(limit, batch * drift)
+    spread_n = np.minimum(batch / (1.0 - spin) * clump, limit**2 / 4.0)
 
     # Answer speed: the tagged request sees the others and itself; prefills of others fall into its life.
-    tpot = iteration(cost, shape, np.minimum(batch + 1.0, limit), 0.0) / (1.0 - busy)
-    tpot = tpot + behind / np.maximum(steps, 1.0)
+    tagged = iteration(cost, shape, np.minimum(batch + 1.0, limit), 0.0)
+    tpot = np.maximum(tagged, (tagged - hidden) / (1.0 - busy))
+    # Every iteration decodes, so at most one chunk of prefill lies between two tokens.
+    tpot = np.minimum(tpot + behind / np.maximum(steps, 1.0), tagged + extra * np.maximum(wide, 1e-9))
     tpot_var = (2.0 / 3.0) * spread_n * (slope / (1.0 - busy)) ** 2
-    tpot_var = tpot_var + extra**2 * lam * tpot / np.maximum(steps, 1.0)
+    tpot_var = tpot_var + extra**2 * lam * tpot / np.maximum(steps, 1.0) / (1.0 - busy) ** 2
 
-    # Time to first token: found idle, found busy, found full.
-    chunks = np.maximum(1.0, np.ceil(shape.new / shape.chunk - 1e-9))
-    alone = iteration(cost, shape, 0.0, 1.0) + (chunks - 1.0) * empty
-    own = chunks * plain + extra
-    work_var = (extra * np.sqrt(shape.work_cv2)) ** 2
+    # Time to first token: found idle, found busy, found full. The number decoding moves slowly beside a wait, so
+    # what an arrival meets is averaged over three values of it.
+    alone = iteration(cost, shape, 0.0, 1.0) + (np.ceil(shape.new / shape.chunk - 1e-9) - 1.0) * empty
     order = level / slope + 1.0
     none_decoding = np.where(steps > 0, np.exp(order * np.log1p(-spin)), 1.0)
-    wide = shape.chunk / shape.new  # whole prompts that fit one iteration
-    single = wide < 1.5
-    served = np.where(single, alone, extra + empty / (1.0 + lam * empty))
+    served = np.where(shape.chunk / shape.new < 1.5, alone, extra + empty / (1.0 + lam * empty))
     idle = none_decoding * np.maximum(0.0, 1.0 - lam * served)
-    bulk = _bulk_wait(plain, extra, lam, slope**2 * spread_n, shape)
-    queue = _single_wait(own, plain, lam, idle, shape)
-    wait = [np.where(single, q, b) for q, b in zip(queue, bulk, strict=True)]
-
-    full = _full(order, spin, rho, limit)
+    held = order * spin / (1.0 - spin) * drift + lam * np.minimum(first, 1.0 / lam)
+    # Memory fills by tokens: requests of unequal size fill it earlier than their mean says.
+    uneven = clump * (1.0 + batch * shape.size_cv2 / np.maximum(spread_n, 1e-9))
+    wider = np.maximum(1.0 - (1.0 - spin) / uneven, 1e-9)
+    full = _full(
+        np.where(limit < 1.5, order, held * (1.0 - wider) / wider),
+        np.where(limit < 1.5, spin, wider),
+        rho,
+        limit,
+    )
     slot = (shape.arrival_cv2 + shape.output_cv2) / 2.0 / cap_safe(cap) / (1.0 - rho)
     idle = np.minimum(idle, 1.0 - full)
     seen = np.maximum(0.0, 1.0 - idle - full)
-
-    sd_floor = (1e-4 * alone) ** 2
-    parts = [
-        (idle, alone, work_var + sd_floor, np.zeros_like(alone * 1.0)),
-        (seen, own + wait[0], wait[1] + slope**2 * spread_n * chunks + work_var + sd_floor, wait[2]),
-        (
-            full,
-            own + wait[0] + slot,
-            wait[1] + slot**2 + work_var + sd_floor,
-            wait[2] + 2.0 * slot**3,
-        ),
-    ]
+    # Own work varies as the prompt does (log-normal); a long prompt also takes more iterations.
+    long = np.where(shape.chunk / shape.new < 1.5, extra + empty * shape.new / shape.chunk, extra)
+    work_var = long**2 * shape.work_cv2 + (1e-4 * alone) ** 2
+    work_third = long**3 * shape.work_cv2**2 * (3.0 + shape.work_cv2)
+    third_n = spread_n * np.maximum(2.0 * spread_n / np.maximum(batch, 1e-9) - 1.0, 0.0)
+    parts = [(idle, alone, work_var, work_third)]
+    for z, weight in ((-(3.0**0.5), 1 / 6), (0.0, 2 / 3), (3.0**0.5, 1 / 6)):
+        present = np.clip(_pearson(batch, spread_n, third_n, z), 0.0, limit)
+        own, wait, width, skew = _met(cost, shape, lam, idle, present, extra, hidden)
+        parts.append((seen * weight, own + wait, width + work_var, skew + work_third))
+        if z == 0.0:
+            late = own + wait + slot
+            parts.append((full, late, width + slot**2 + work_var, skew + work_third + 2.0 * slot**3))
     mean, variance, third = _mix(parts)
+    room = np.maximum(shape.chunk - batch, 0.1 * shape.chunk) / shape.new
+    tight = lam * (iteration(cost, shape, batch, 0.0) / room + extra)
+    signs = _signs(
+        tight=tight, rho=rho, busy=busy, wide=shape.chunk / shape.new, limit=limit, full=full, spin=spin,
+        idle=idle, steps=steps, batch=batch, step=extra / one, hidden=hidden / one, slot=full * slot / mean,
+        shape=shape, clump=clump, spread_n=spread_n,
+    )  # fmt: skip
     after = steps * tpot
     e2e_mean = mean + after
     output_cv = np.sqrt(shape.output_cv2)
@@ -181,6 +215,22 @@ def respond(
     def shown(value: Number) -> Number:
         return np.where(stable, value, np.inf)
 
+    factor = Correction(signs) if correct else None
+
+    def quantiles(measure: str, values: dict[float, Number]) -> dict[float, Number]:
+        # A percentile is never below a lower one.
+        found: dict[float, Number] = {}
+        floor: Number = 0.0
+        for p in sorted(values):
+            value = values[p] if factor is None else values[p] * factor.at(measure, normal(p))
+            floor = np.maximum(floor, value)
+            found[p] = shown(floor)
+        return found
+
+    ttft = quantiles("ttft", {p: _mixture_quantile(parts, p) for p in percentiles})
+    e2e = quantiles("e2e", {p: _pearson(e2e_mean, e2e_var, e2e_third, normal(p)) for p in percentiles})
+    if factor is not None:
+        mean, e2e_mean = mean * factor.mean("ttft"), e2e_mean * factor.mean("e2e")
     return Response(
         capacity=cap,
         utilisation=load,
@@ -188,12 +238,76 @@ def respond(
         tpot_mean=shown(tpot),
         ttft_mean=shown(mean),
         e2e_mean=shown(e2e_mean),
-        ttft={p: shown(_mixture_quantile(parts, p)) for p in percentiles},
+        ttft=ttft,
         tpot={p: shown(_pearson(tpot, tpot_var, tpot_skew * tpot_var**1.5, normal(p))) for p in percentiles},
-        e2e={p: shown(_pearson(e2e_mean, e2e_var, e2e_third, normal(p))) for p in percentiles},
+        e2e=e2e,
         prefill=alone,
         decode=one,
+        signs=signs,
     )
+
+
+def _met(
+    cost: StepCost, shape: Shape, lam: Number, idle: Number, present: Number, extra: Number, hidden: Number
+) -> tuple[Number, Number, Number, Number]:
+    """Own prefill, mean wait before it, variance and third cumulant of the wait, with `present` decoding."""
+    plain = iteration(cost, shape, present, 0.0)
+    # Decoding sequences take their tokens from the chunk. In a queue prompts share iterations, and end on average
+    # half an iteration after their own work.
+    room = np.maximum(shape.chunk - present, 0.1 * shape.chunk)
+    wide = room / shape.new  # whole prompts that fit one iteration
+    single = wide < 1.5
+    work = plain / np.where(single, wide, 1.0) + extra
+    rest = 0.5 * (plain + np.minimum(lam * work, 1.0) * extra * np.minimum(wide, 1.0))
+    queued = np.minimum(lam * work, 1.0)
+    alone = np.ceil(1.0 / np.minimum(wide, 1.0) - 1e-9) * plain + extra
+    # A last, part-filled iteration is wasted unless another prompt has come to share it.
+    followed = 1.0 - np.exp(-lam * work)
+    service = np.where(single, followed * work + (1.0 - followed) * np.maximum(alone, work), work)
+    net = np.maximum(plain - hidden, 0.1 * plain)
+    own = np.where(single, queued * (work + rest) + (1.0 - queued) * alone, net + extra)
+    bulk = _bulk_wait(net, extra, lam, wide, shape)
+    queue = _single_wait(service, plain, lam, idle, shape)
+    wait, width, skew = (np.where(single, q, b) for q, b in zip(queue, bulk, strict=True))
+    return own, wait, width, skew
+
+
+def _signs(
+    *, tight: Number, rho: Number, busy: Number, wide: Number, limit: Number, full: Number, spin: Number,
+    idle: Number, steps: Number, batch: Number, step: Number, hidden: Number, slot: Number, shape: Shape,
+    clump: Number, spread_n: Number,
+) -> Number:  # fmt: skip
+    """What tells where the moments fall short, dimensionless and bounded: shape (signs, ...)."""
+    chunks = 1.0 / wide
+    rest = np.where(chunks > 1.0, np.ceil(chunks - 1e-9) / chunks - 1.0, 0.0)
+    parts = np.broadcast_arrays(
+        rho,
+        -np.log(1.0 - np.minimum(rho, 0.97)) / 2.0,
+        busy,
+        np.minimum(tight, 1.2),
+        -np.log(1.0 - np.minimum(tight, 0.97)) / 2.0,
+        np.tanh(np.log(wide) / 2.0),
+        np.tanh(2.0 * np.log(wide / 1.5)),
+        rest,
+        np.log(limit) / 4.0,
+        np.sqrt(full),
+        spin,
+        idle,
+        np.log1p(steps) / 3.0,
+        np.log1p(batch) / 4.0,
+        batch / limit,
+        np.tanh(np.log(step) / 2.0),
+        hidden,
+        np.log1p(slot),
+        np.sqrt(shape.work_cv2),
+        np.sqrt(shape.output_cv2),
+        np.log(shape.arrival_cv2),
+        np.log(clump),
+        np.sqrt(shape.size_cv2 / limit) * 3.0,
+        np.tanh((limit - batch) / np.sqrt(spread_n + batch * shape.size_cv2 + 1.0) / 3.0),
+        1.0 / np.sqrt(limit),
+    )
+    return np.stack([np.clip(p, -3.0, 3.0) for p in parts])
 
 
 def plain_wait(cost: StepCost, shape: Shape, batch: Number, extra: Number, lam: Number) -> Number:
@@ -210,7 +324,7 @@ def cap_safe(cap: Number) -> Number:
     return np.maximum(cap, 1e-12)
 
 
-def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -> list[Number]:
+def _bulk_wait(d: Number, s: Number, lam: Number, wide: Number, shape: Shape) -> list[Number]:
     """Mean, variance, third cumulant of what an arrival waits for in the running and its own iteration.
 
     Iterations follow T' = d + s Poisson(lam T). The arrival meets a length-biased T, waits its rest, and shares
@@ -220,7 +334,7 @@ def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -
     rho = np.minimum(lam * s, 0.999)
     burst = shape.arrival_cv2 + shape.work_cv2
     mean = d / (1.0 - rho)
-    var = (s**2 * lam * mean * burst + d_var) / (1.0 - rho**2)
+    var = s**2 * lam * mean * burst / (1.0 - rho**2)
     third = s**3 * (lam * mean * burst**2 + 3.0 * burst * lam**2 * var) / (1.0 - rho**3)
     m2 = var + mean**2
     m3 = third + 3.0 * var * mean + mean**3
@@ -230,8 +344,8 @@ def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -
     x2 = a2 * (1.0 / 3.0 + rho + rho**2) + s * rho * burst * a1
     x3 = a3 * (0.25 + rho + 1.5 * rho**2 + rho**3) + 3.0 * s * rho * burst * a2 * (0.5 + rho)
     x3 = x3 + s**2 * rho * burst**2 * a1
-    together = np.maximum(shape.chunk / shape.new, 1.0)
-    tight = np.minimum(lam * (d + together * s) / together, 0.999)
+    together = np.maximum(wide, 1.0)
+    tight = np.minimum(lam * (d + together * s) / together, TOP)
     more = tight**together * (d + together * s) / (2.0 * together * (1.0 - tight))
     return [
         x1 + more,
@@ -242,9 +356,10 @@ def _bulk_wait(d: Number, s: Number, lam: Number, d_var: Number, shape: Shape) -
 
 def _single_wait(s: Number, d: Number, lam: Number, idle: Number, shape: Shape) -> list[Number]:
     """The same for prompts served one after another: M/G/1 (Takacs' recursion), else the rest of a decode step."""
-    rho = np.minimum(lam * s, 0.999)
+    rho = np.minimum(lam * s, TOP)
     cv2 = shape.work_cv2
-    s2, s3, s4 = s**2 * (1 + cv2), s**3 * (1 + 3 * cv2), s**4 * (1 + 6 * cv2 + 3 * cv2**2)
+    # Moments of log-normal work.
+    s2, s3, s4 = s**2 * (1 + cv2), s**3 * (1 + cv2) ** 3, s**4 * (1 + cv2) ** 6
     burst = (shape.arrival_cv2 + cv2) / (1.0 + cv2)
     scale = lam / (1.0 - rho)
     w1 = scale * s2 / 2.0 * burst
@@ -299,7 +414,7 @@ def _cdf(z: Number) -> Number:
 
 
 def _skew(variance: Number, third: Number) -> Number:
-    return np.clip(third / np.maximum(variance, 1e-300) ** 1.5, 0.0, 3.9)
+    return np.clip(third / np.maximum(variance, 1e-100) ** 1.5, 0.0, 3.9)
 
 
 def _pearson(mean: Number, variance: Number, third: Number, z: Number) -> Number:
@@ -313,7 +428,7 @@ def _pearson(mean: Number, variance: Number, third: Number, z: Number) -> Number
 def _survival(mean: Number, variance: Number, third: Number, t: Number) -> Number:
     """P(X > t) for the same distribution."""
     k = np.maximum(_skew(variance, third), 1e-3)
-    unit = (t - mean) / np.sqrt(np.maximum(variance, 1e-300))
+    unit = (t - mean) / np.sqrt(np.maximum(variance, 1e-100))
     z = (np.cbrt(np.maximum(1.0 + k * unit / 2.0, 0.0)) - 1.0 + k**2 / 36.0) * 6.0 / k
     return 1.0 - _cdf(z)
 
@@ -333,7 +448,7 @@ def _mixture_quantile(parts: list[tuple[Number, ...]], percentile: float) -> Num
     high = low
     for _, m, v, _ in parts:
         high = np.maximum(high, m + 8.0 * np.sqrt(v))
-    for _ in range(26):
+    for _ in range(18):
         middle = 0.5 * (low + high)
         above = sum(w * _survival(m, v, t, middle) for w, m, v, t in parts) > target
         low, high = np.where(above, middle, low), np.where(above, high, middle)

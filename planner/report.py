@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planner.build import Plan
 from planner.options import HOURS_PER_MONTH, Option
+from planner.plan import Plan
 from planner.terminal import interval, months, per_second, quantiles, share
 from unshot import __version__, page
 from unshot.charts import Bar, Mark, Series, Span, bars, cdf, dollars, line, milliseconds, number, tornado
@@ -94,7 +94,7 @@ def _charts(plan: Plan, data: dict[str, Any]) -> list[str]:
                         0.0,
                         s.low,
                         s.high,
-                        f", {s.low_factor:.2g}x to {s.high_factor:.2g}x",
+                        f", {s.low_factor:.2f}x to {s.high_factor:.2f}x",
                     )
                     for s in swings
                 ],
@@ -242,8 +242,8 @@ def _breakdown(plan: Plan, data: dict[str, Any]) -> str:
 
 def _options_table(plan: Plan, data: dict[str, Any]) -> str:
     headers = [
-        "option", "tokens in / out", "$ per 1,000", "$ per month", "90% interval", "GPUs", "used",
-        "GPUs if scaled hourly", "one-off", "break-even", "payback", "note",
+        "option", "tokens in / out", "$ per 1,000", "$ per month", "90% interval", "GPUs", "used", "one-off",
+        "break-even", "payback", "note",
     ]  # fmt: skip
     rows, strong, faint = [], [], []
     marked = {o.key for o in (plan.keep, plan.tuned) if o is not None}
@@ -254,10 +254,14 @@ def _options_table(plan: Plan, data: dict[str, Any]) -> str:
         head = [row["name"], f"{row['input_tokens']:,.0f} / {row['output_tokens']:,.0f}"]
         if not row["usable"]:
             faint.append(index)
-            rows.append([*head, *["–"] * 9, note])
+            rows.append([*head, *["–"] * 8, note])
             continue
         compared = row["key"] in plan.comparisons and row["tuned"]
-        scaled = row.get("per_month_if_scaled_by_hour")
+        scaled, gpu = row.get("per_month_if_scaled_by_hour"), row["parts_per_month"].get("GPU hours", 0.0)
+        if scaled and scaled < 0.98 * gpu:
+            note = "; ".join(
+                [*row["notes"], f"{dollars(gpu)} for GPUs would be {dollars(scaled)} if scaled by the hour"]
+            )
         rows.append(
             [
                 *head,
@@ -266,7 +270,6 @@ def _options_table(plan: Plan, data: dict[str, Any]) -> str:
                 interval(*(row["per_month_interval"] or (None, None))),
                 "" if row["replicas"] is None else number(row["replicas"] * row["gpus_per_replica"]),
                 share(row["utilisation"]),
-                dollars(scaled) if scaled else "",
                 dollars(row["one_off_total"]) if row["one_off_total"] else "",
                 per_second(row["break_even_rate"]) if compared else "",
                 months(row["payback_months"]) if compared else "",
@@ -276,7 +279,7 @@ def _options_table(plan: Plan, data: dict[str, Any]) -> str:
     return page.table(
         headers,
         rows,
-        left=(0, 11),
+        left=(0, 10),
         strong=strong,
         faint=faint,
         caption="Bold: the two that the verdict weighs. Break-even and payback are against the cheapest way to keep "
@@ -341,7 +344,7 @@ def _token_charts(plan: Plan) -> list[str]:
         figures.append(
             bars(
                 "What each few-shot example adds to every request",
-                [Bar(f"#{e.number} {e.text}"[:62], {"tokens": float(e.tokens)}) for e in top],
+                [Bar(f"#{e.number} {e.text[:52]}", {"tokens": float(e.tokens)}) for e in top],
                 x_label="tokens",
                 note=f"{more} shorter ones are left out." if more > 0 else "",
             )
@@ -382,7 +385,7 @@ def _once_table(plan: Plan) -> str:
 
 def _swings(plan: Plan) -> str:
     rows = [
-        [s.label, f"{s.low_factor:.2g}x to {s.high_factor:.2g}x", dollars(s.low), dollars(s.high), s.why]
+        [s.label, f"{s.low_factor:.2f}x to {s.high_factor:.2f}x", dollars(s.low), dollars(s.high), s.why]
         for s in plan.uncertainty.tornado
     ]
     headers = ["assumption", "range", "saving at its low end", "at its high end", "why this range"]

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from planner.build import Plan, Settings, build
+from planner.build import build
+from planner.overrides import Overrides
 from planner.payload import payload
-from planner.prices import Overrides
+from planner.plan import Plan, Settings
+from planner.prices import api_price
 from planner.tokens import Paths
 from unshot import catalog
 from unshot.case import Case, load_case
 from unshot.console import Output, dumps
-from unshot.data import read_text
+from unshot.data import text_or_file
 from unshot.errors import InputError
 from unshot.manifest import Manifest, describe_file, staged, write_text
 
@@ -45,6 +47,7 @@ def plan_run(
         calibration=calibrate,
         seed=seed,
     )
+    check_names(case, settings)
     if case.task.examples is not None and case.task.examples.is_dir():
         from planner.folder import plan_folder
 
@@ -100,12 +103,25 @@ def case_from(
     )
 
 
-def text_or_file(value: str | None) -> str | None:
-    """A flag that is a text or the name of a file with it."""
-    if value is None or "\n" in value or len(value) > 255:
-        return value
-    path = Path(value)
-    return read_text(path).strip() if path.is_file() else value
+def check_names(case: Case, settings: Settings) -> None:
+    """Refuse unknown models, GPUs and priced models, with the nearest names, before any token is counted."""
+    names = [case.candidate.model, case.baseline.model]
+    for name in filter(None, names):
+        catalog.model(name)
+    for name in filter(None, [*case.candidate.gpu, case.baseline.gpu]):
+        catalog.gpu(name)
+    api = case.baseline.api
+    if api is not None:
+        try:
+            api_price(api, overrides=settings.prices)
+        except InputError:
+            try:
+                catalog.model(api)  # an open model is welcome too
+            except InputError:
+                pass
+            else:
+                return
+            raise
 
 
 def gpu_prices(values: Sequence[str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from unshot.charts import dollars, milliseconds, number
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from planner.build import Plan
+    from planner.plan import Plan
 
 
 def months(value: float | None) -> str:
@@ -76,27 +76,29 @@ def _verdict(plan: Plan, data: dict[str, Any]) -> list[RenderableType]:
 
 
 def _cost_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(
-        title=f"Cost at {plan.rate:g} requests/s (90% interval)", title_justify="left", pad_edge=False
+        title=f"Cost at {plan.rate:g} requests/s: $ per 1,000 requests, per month (90% interval), break-even rate",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("option", overflow="fold", min_width=24)
-    for name in ("tokens in/out", "$ per 1,000", "$ per month", "GPUs", "used", "break-even", "payback"):
-        table.add_column(name, justify="right")
+    table.add_column("option", overflow="fold", min_width=16)
+    for name in ("$/1,000", "$/month", "GPUs", "used", "even at", "payback"):
+        table.add_column(name, justify="right", overflow="fold")
     for row in data["options"]:
         marked = {plan.keep.key if plan.keep else "", plan.tuned.key if plan.tuned else ""}
         style = "bold" if row["key"] in marked else "" if row["usable"] else "dim"
-        tokens = f"{row['input_tokens']:,.0f}/{row['output_tokens']:,.0f}"
         if not row["usable"]:
-            table.add_row(f"{row['name']}: {row['notes'][0]}", tokens, *[""] * 6, style=style)
+            table.add_row(f"{row['name']}: {row['notes'][0]}", *[""] * 6, style=style)
             continue
         low, high = row["per_month_interval"] or (None, None)
         compared = row["key"] in plan.comparisons
         name = row["name"] + (f" ({row['notes'][0]})" if row["notes"] else "")
         table.add_row(
             name,
-            tokens,
             dollars(row["per_request"] * 1000),
             f"{dollars(row['per_month'])}\n{interval(low, high)}",
             "" if row["replicas"] is None else number(row["replicas"] * row["gpus_per_replica"]),
@@ -109,17 +111,19 @@ def _cost_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
 
 
 def _latency_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     peak = plan.rate * plan.case.traffic.peak_factor
     table = Table(
         title=f"Latency at the busiest hour, {peak:g} requests/s (p50 / p95 / p99)",
         title_justify="left",
-        pad_edge=False,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("option", overflow="fold", min_width=24)
+    table.add_column("option", overflow="fold", min_width=16)
     for name in ("TTFT", "TPOT", "end to end"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in data["options"]:
         found = row["latency_ms"]
         if found is None:
@@ -136,12 +140,13 @@ def quantiles(values: dict[str, float | None], *, forecast: bool) -> str:
 
 
 def _tokens(plan: Plan) -> RenderableType:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="Tokens per request", title_justify="left", pad_edge=False)
-    table.add_column("model and prompt", overflow="fold", min_width=24)
+    table = Table(title="Tokens per request", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model and prompt", overflow="fold", min_width=16)
     for name in ("static prefix", "varying", "input p5/p50/p95", "output p5/p50/p95", "dearest examples"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for key, usage in plan.usages.items():
         top = sorted(usage.examples, key=lambda e: -e.tokens)[:3]
         table.add_row(
@@ -168,8 +173,8 @@ def _matters(plan: Plan) -> list[RenderableType]:
     for swing in plan.uncertainty.tornado[:5]:
         table.add_row(
             swing.label,
-            f"{swing.low_factor:.2g}x: {dollars(swing.low)}",
-            f"{swing.high_factor:.2g}x: {dollars(swing.high)}",
+            f"{swing.low_factor:.2f}x: {dollars(swing.low)}",
+            f"{swing.high_factor:.2f}x: {dollars(swing.high)}",
         )
     return [table]
 

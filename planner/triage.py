@@ -58,10 +58,11 @@ class Triage:
     unknown: tuple[str, ...]
 
 
-def triage(task: Task, *, shots: int, economics: Economics | None) -> Triage:
+def triage(task: Task, *, shots: int, economics: Economics | None, unfit: str = "") -> Triage:
     """Judge from the questionnaire in `[task]`, the prompt's number of examples and the forecast.
 
-    Raises `InputError` for an unknown kind of failure.
+    `unfit` says why no tuned option can run on the GPUs asked for, where none can. Raises `InputError` for an
+    unknown kind of failure.
     """
     fails = _fails(task)
     unknown = _unknown(task)
@@ -116,6 +117,14 @@ def triage(task: Task, *, shots: int, economics: Economics | None) -> Triage:
         grounds.append(("domain language", "the base model misreads terms that training examples can teach"))
     if "reasoning" in fails:
         grounds.append(("a fixed way of reasoning", "a decision framework must be followed consistently"))
+    if unfit:
+        blocks.append(
+            (
+                "the candidate does not run on the GPUs asked for",
+                unfit,
+                "a larger or faster GPU, a smaller model, lower precision, or a looser SLO",
+            )
+        )
     if economics is not None:
         _money(fails, economics, blocks, grounds)
     return _answer(blocks, grounds, unknown, task, economics)
@@ -128,11 +137,14 @@ def _money(
     grounds: list[tuple[str, str]],
 ) -> None:
     saving = found.keep_monthly - found.tuned_monthly
-    beat = f"{found.tuned} at ${found.tuned_monthly:,.0f} against {found.keep} at ${found.keep_monthly:,.0f} per month"
+    beat = (
+        f"{found.tuned} at ${found.tuned_monthly:,.0f} a month against {found.keep} at "
+        f"${found.keep_monthly:,.0f} a month"
+    )
     if found.pays:
-        grounds.append(
-            ("cost", f"{beat}: ${saving:,.0f} saved, paid back in {found.payback_months:.1f} months")
-        )
+        months = found.payback_months or 0.0
+        back = "at once" if months < 0.05 else f"in {months:.1f} months"
+        grounds.append(("cost", f"{beat}: ${saving:,.0f} saved a month, paid back {back}"))
     elif saving > 0:
         if found.payback_months is not None and not fails - {"cost"}:
             blocks.append(

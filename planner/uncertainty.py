@@ -152,4 +152,5 @@ def tornado(tuned: Option, keep: Option, assumptions: Sequence[Assumption], rate
             at = rate * factor if one.field == "rate" else rate
             ends.append(float(keep.monthly(at, world) - tuned.monthly(at, world)))
         swings.append(Swing(one.label, one.why, one.low, one.high, ends[0], ends[1]))
-    return sorted(swings, key=lambda s: -s.width)
+    # What changes nothing (a fleet kept at its minimum does not feel its throughput) is left out.
+    return sorted((s for s in swings if s.width > 1e-9), key=lambda s: -s.width)

@@ -22,6 +22,10 @@ from unshot.errors import InputError
 HOLD_OUTS = ("none", "gpu", "model")
 
 
+class NothingToLeaveOut(InputError):
+    """All rows are of one GPU or one model."""
+
+
 @dataclass(frozen=True)
 class Judged:
     """One row and its forecast; `error` is forecast / measured - 1."""
@@ -47,7 +51,9 @@ def judge(rows: Sequence[Observation], hold_out: str = "none") -> list[Judged]:
 
     names = {key(r) for r in rows}
     if len(names) < 2:
-        raise InputError(f"all rows are of {hold_out} {names.pop()}; leaving one {hold_out} out needs two or more")
+        raise NothingToLeaveOut(
+            f"all rows are of {hold_out} {names.pop()}; leaving one {hold_out} out needs two or more"
+        )
     fits = {name: fit_rows([r for r in rows if key(r) != name]) for name in names}
     return [Judged(r, predict(r, fits[key(r)].of(r))) for r in rows]
 
@@ -60,7 +66,7 @@ def validate(path: Path, hold_out: str = "none") -> dict[str, Any]:
     `worst`, the five rows furthest off.
     """
     judged = judge(read_published(path), hold_out)
-    table = [
+    table: list[dict[str, Any]] = [
         {
             "line": j.row.line,
             "model": j.row.arch.name,
@@ -86,4 +92,11 @@ def validate(path: Path, hold_out: str = "none") -> dict[str, Any]:
             "mean_error": float(errors.mean()),
         }
     worst = sorted(table, key=lambda row: -abs(row["error"]))[:5]
-    return {"file": str(path), "hold_out": hold_out, "unit": "tokens/s", "summary": summary, "worst": worst, "rows": table}
+    return {
+        "file": str(path),
+        "hold_out": hold_out,
+        "unit": "tokens/s",
+        "summary": summary,
+        "worst": worst,
+        "rows": table,
+    }

@@ -12,7 +12,7 @@ from unshot.options import common
 
 
 @click.command("validate")
-@click.argument("published", type=click.Path(path_type=Path))
+@click.argument("published", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--hold-out",
     type=click.Choice(["none", "gpu", "model"]),
@@ -21,15 +21,31 @@ from unshot.options import common
     help="Leave each GPU or model out in turn and fit on the other rows; none uses the catalog as it is.",
 )
 @common
-def validate_command(published: Path, hold_out: str, out: Output) -> None:
-    """Forecast each row of PUBLISHED (a CSV of measured throughput or single-stream speed) and show the errors."""
-    from planner.validate import validate
+def validate_command(published: tuple[Path, ...], hold_out: str, out: Output) -> None:
+    """Forecast each row of PUBLISHED (CSV files of measured throughput or single-stream speed); show the errors.
 
-    report = validate(published, hold_out)
-    if out.json_mode:
-        out.result(report)
+    With several files and `--hold-out model` (or gpu), a file of one model cannot leave it out: its rows
+    are forecast with the catalog, and a warning says so.
+    """
+    reports = [_one(path, hold_out, out, alone=len(published) == 1) for path in published]
+    if len(reports) == 1:
+        out.result(reports[0], *([] if out.json_mode else _tables(reports[0])))
         return
-    out.result(report, *_tables(report))
+    summary = {f"{Path(r['file']).name}: {k}": v for r in reports for k, v in r["summary"].items()}
+    together = {"hold_out": hold_out, "unit": reports[0]["unit"], "summary": summary, "files": reports}
+    out.result(together, *([] if out.json_mode else [t for r in reports for t in _tables(r)]))
+
+
+def _one(path: Path, hold_out: str, out: Output, *, alone: bool) -> dict[str, Any]:
+    from planner.validate import NothingToLeaveOut, validate
+
+    try:
+        return validate(path, hold_out)
+    except NothingToLeaveOut as error:
+        if alone:
+            raise
+        out.warn(f"{path}: {error}; its rows are forecast with the catalog")
+        return validate(path, "none")
 
 
 def _tables(report: dict[str, Any]) -> list[Any]:
@@ -37,7 +53,10 @@ def _tables(report: dict[str, Any]) -> list[Any]:
 
     rows = Table(title=f"{report['file']}, hold-out: {report['hold_out']}")
     for name in ("line", "model", "GPU", "precision", "in", "out", "what", "measured", "forecast", "error"):
-        rows.add_column(name, justify="right" if name in {"line", "in", "out", "measured", "forecast", "error"} else "left")
+        rows.add_column(
+            name,
+            justify="right" if name in {"line", "in", "out", "measured", "forecast", "error"} else "left",
+        )
     for row in report["rows"]:
         gpu = row["gpu"] if row["tensor_parallel"] == 1 else f"{row['tensor_parallel']} x {row['gpu']}"
         rows.add_row(

@@ -109,7 +109,9 @@ def test_a_bad_data_file_is_refused(
         pytest.param((*PLAN[:-1], "nan"), ("rate", "finite"), id="NaN"),
         pytest.param((*PLAN[:-1], "many"), ("--rate", "many"), id="rate is no number"),
         pytest.param(
-            ("plan", "--prompt", "unshot", "--rate", "1"), ("unshot",), id="directory without prompts"
+            ("plan", "--prompt", "{tmp}", "--baseline", "gpt-4o", "--rate", "1"),
+            ("no prompts there",),
+            id="directory without prompts",
         ),
         pytest.param(
             ("tune", "unshot", "--base", "smollm2-135m", "--out", "{tmp}/r"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Run
 from unshot.case import load_case
 from unshot.data import read_examples
 from unshot.manifest import read_manifest
@@ -67,8 +69,6 @@ def test_the_long_prompt_has_a_dozen_examples_of_every_class() -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs `make demo` with this Python; some minutes."""
-    import sys
-
     folder = tmp_path_factory.mktemp("demo") / "unshot-demo"
     done = subprocess.run(
         ["make", "demo", f"PY={sys.executable}", f"OUT={folder}"],
@@ -93,3 +93,34 @@ def test_the_demo_ends_with_a_verdict_and_a_tuned_model_that_is_clearly_better(d
     assert "<svg" in html
     assert not re.search(r"""(?:src|href)=["']?https?:""", html), "the report must be self-contained"
     assert str(ROOT) not in html
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_bench_refuses_an_artifact_that_changed_since_its_export(
+    demo: Path, unshot: Run, tmp_path: Path
+) -> None:
+    copy = tmp_path / "artifacts"
+    copy.mkdir()
+    shutil.copy(demo / "artifacts" / "manifest.json", copy)
+    raw = bytearray((demo / "artifacts" / "model-q8_0.gguf").read_bytes())
+    raw[-1000] ^= 1
+    (copy / "model-q8_0.gguf").write_bytes(raw)
+    done = unshot(
+        "bench", "--baseline", f"gguf:{demo / 'baseline' / 'model-q8_0.gguf'}",
+        "--candidate", f"gguf:{copy / 'model-q8_0.gguf'}", "--out", tmp_path / "report",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "does not match its hash" in done.stderr
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_an_interrupted_demo_goes_on_from_its_finished_stages(demo: Path, unshot: Run) -> None:
+    """All stages but the last stand; the report is made anew from them."""
+    shutil.rmtree(demo / "report")
+    done = unshot("demo", "--out", demo, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    seconds = {s["stage"]: s["seconds"] for s in json.loads(done.stdout)["stages"]}
+    assert [name for name, value in seconds.items() if value] == ["report"]

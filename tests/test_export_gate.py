@@ -189,3 +189,39 @@ def test_fp16_overflow(llama, tmp_path, monkeypatch) -> None:
     ))  # fmt: skip
     found = llama.failures(llama.write(tmp_path / "o.gguf", "f16", merged=merged), "f16")
     assert "NaN or infinity" in found or "KL divergence" in found
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_a_layer_at_a_time_gives_the_same_logits(family, tmp_path) -> None:
+    import numpy as np
+
+    from export.streamed import streamed
+
+    base = make(family, tmp_path / "base")
+    for kind in ({}, {"use_dora": True}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}):
+        adapter_path = tmp_path / f"adapter{len(kind)}{'use_dora' in kind}"
+        make_run(base, adapter_path, **kind)
+        ids = [[5, 9, 33, 70, 12, 8], [40, 41, 42, 43]]
+        whole = reference.evaluated(base, adapter_path / "adapter").logits(ids, [0, 1])
+        net = streamed(base, sorted(base.glob("*.safetensors")), adapter_path / "adapter")
+        for _ in range(2):  # what was dropped can be read again
+            for expected, found in zip(whole, net.logits(ids, [0, 1]), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_low_memory_reports_the_same_figures(llama, tmp_path) -> None:
+    from export.run import export_run
+
+    figures = []
+    for low in (False, True):
+        result = export_run(
+            str(llama.run),
+            [Target("gguf", "f32"), Target("gguf", "q8_0")],
+            tmp_path / str(low),
+            QUIET,
+            low_memory=low,
+        )
+        figures.append([r["figures"] for r in result["parity"]])
+    for whole, low_one in zip(*figures, strict=True):
+        assert low_one["logits"]["kl"] == pytest.approx(whole["logits"]["kl"], abs=1e-5)
+        assert low_one["greedy"] == whole["greedy"]

@@ -59,8 +59,22 @@ def test_writes_what_it_says_and_proves_it(tuned, tmp_path, capsys) -> None:
     figures = json.loads((out / "parity.json").read_text())["reports"][1]["figures"]
     assert figures["tokens"]["strings"] > 600 and figures["tokens"]["mismatches"] == 0
     assert figures["logits"]["cosine"] > 0.9999 and figures["task"]["loss"] == 0
+    check_shipping(out)
     code, line = failure(capsys, tuned, "--to", "gguf:q8_0", "--out", out)
     assert code == 2 and "--overwrite" in line
+
+
+def check_shipping(out: Path) -> None:
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=out, capture_output=True
+    )
+    assert done.returncode == 0, done.stdout
+    modelfile = (out / "Modelfile").read_text()
+    assert modelfile.startswith("FROM ./model-q8_0.gguf") and "<|im_end|>" in modelfile
+    assert 'SYSTEM "Say low or high."' in modelfile and "TEMPLATE" in modelfile
+    assert subprocess.run(["sh", "-n", out / "serve.sh"]).returncode == 0
+    assert "llama-server --model model-q8_0.gguf" in (out / "serve.sh").read_text()
+    assert "model-f32.gguf" in (out / "README.md").read_text()
 
 
 def test_bare_base_uses_the_same_exporter(tuned, tmp_path, capsys) -> None:
@@ -87,8 +101,45 @@ def test_onnx_runs_in_onnxruntime_with_the_same_logits(tuned, tmp_path, capsys) 
     model = ORTModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template
-    ids = tokenizer("Fees are due", return_tensors="pt")
-    assert model.generate(**ids, max_new_tokens=4, do_sample=False).shape[1] > ids["input_ids"].shape[1]
+    ids = tokenizer("Fees are due", return_tensors="pt")["input_ids"]
+    assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
+
+
+def test_k_quants_go_through_llama_cpp(tuned, tmp_path, capsys) -> None:
+    out = tmp_path / "art"
+    wanted = ["--to", "gguf:q6_k", "--to", "gguf:q4_0"]
+    code, text, err = unshot(capsys, tuned, *wanted, "--out", out, "--json", "-q", "--allow-drift")
+    assert code == 0, err
+    result = json.loads(text)
+    kl = [report["figures"]["logits"]["kl"] for report in result["parity"]]
+    assert 0 < kl[0] < kl[1]
+    assert not list(out.rglob(".scratch")) and not list(out.glob("model-f32.gguf"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"k_proj": 3}}]
+)
+def test_adapter_alone_on_its_base_is_the_tuned_model(tmp_path, capsys, settings) -> None:
+    tuned = make_run(make("llama", tmp_path / "base"), tmp_path / "run", **settings)
+    code, text, err = unshot(capsys, tuned, "--to", "lora:f32", "--out", tmp_path / "art", "--json", "-q")
+    assert code == 0, err
+    figures = json.loads(text)["parity"][0]["figures"]
+    assert figures["logits"]["cosine"] > 0.9999 and figures["logits"]["kl"] < 1e-5
+    assert (tmp_path / "art" / "adapter-f32.gguf").stat().st_size < 100_000
+
+
+def test_adapter_alone_refuses_what_llama_cpp_cannot_hold(tmp_path, capsys) -> None:
+    tuned = make_run(make("llama", tmp_path / "base"), tmp_path / "run", use_dora=True)
+    code, line = failure(capsys, tuned, "--to", "lora", "--out", tmp_path / "x")
+    assert code == 2 and "DoRA" in line
+    code, line = failure(capsys, tmp_path / "base", "--to", "lora", "--out", tmp_path / "x")
+    assert code == 2 and "bare base" in line
+
+
+def test_a_crash_of_the_quantiser_is_an_error_line(tuned, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setitem(run.quantise.__globals__["TYPES"], "q4_0", "LLAMA_FTYPE_MOSTLY_NO_SUCH_TYPE")
+    code, line = failure(capsys, tuned, "--to", "gguf:q4_0", "--out", tmp_path / "x")
+    assert code == 1 and "could not quantise" in line and not (tmp_path / "x").exists()
 
 
 def test_unknown_format_names_the_nearest(tuned, tmp_path, capsys) -> None:

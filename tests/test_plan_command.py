@@ -19,10 +19,10 @@ ROOT = Path(__file__).parent.parent
 PRICE = "some-api:input=2.5,cached=1.25,output=10"
 
 
-def run(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
     import os
 
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNSHOT_OFFLINE": "1", "COLUMNS": "160"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNSHOT_OFFLINE": "1", "COLUMNS": "160", **extra}
     command = [sys.executable, "-m", "unshot", "plan", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -109,6 +109,15 @@ def test_the_terminal_shows_assumptions_and_caching(files: dict[str, Any]) -> No
     text = " ".join(done.stdout.split())
     assert "cached" in text and "Assumptions" in text and "genai-prices" in text and "per hour" in text
     assert "approximate" in text and "90%" in text
+
+
+def test_a_narrow_terminal_loses_no_column(files: dict[str, Any]) -> None:
+    done = run(*files["flags"], "-q", COLUMNS="80")
+    assert done.returncode == 0
+    heads = [line for line in done.stdout.splitlines() if line.strip().startswith("option ")]
+    assert "payback" in heads[0] and "used" in heads[0] and "end to end" in heads[1]
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    assert "…" not in done.stdout
 
 
 def test_no_torch_and_no_hub_client(files: dict[str, Any]) -> None:

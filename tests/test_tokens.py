@@ -192,15 +192,15 @@ def test_answers_without_length_are_asked_for(tmp_path: Path) -> None:
 def test_a_missing_encoding_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("UNSHOT_OFFLINE")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("planner.tokens._encoding_folders", lambda: [tmp_path])
+    monkeypatch.setattr("planner.encodings.encoding_folders", lambda: [tmp_path])
     # A server that accepts and never answers: the worst network there is.
     server = socket.create_server(("127.0.0.1", 0))
     facts = {"url": f"http://127.0.0.1:{server.getsockname()[1]}/o200k", "sha256": "0" * 64}
     monkeypatch.setattr(
-        "planner.tokens.catalog",
+        "planner.encodings.catalog",
         lambda: {"encoding": {"o200k_base": facts}, "family": {"openai": {"error": 0.03}}},
     )
-    monkeypatch.setattr("planner.tokens.DOWNLOAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("planner.encodings.DOWNLOAD_TIMEOUT_S", 0.5)
     load_encoding.cache_clear()
     start = time.monotonic()
     with pytest.raises(TokenizerMissing, match="--approximate") as caught:
@@ -219,7 +219,7 @@ def test_a_wrong_file_is_not_taken_for_the_encoding(tmp_path: Path) -> None:
 
 
 def test_unknown_models_need_a_tokenizer_or_leave_to_approximate() -> None:
-    with pytest.raises(TokenizerMissing, match="--tokenizer llama-3.1-8b=PATH"):
+    with pytest.raises(TokenizerMissing, match=r"--tokenizer llama-3\.1-8b=PATH"):
         counter_for("llama-3.1-8b", api=False)
     counter = counter_for("llama-3.1-8b", api=False, approximate=True)
     assert isinstance(counter, ApproximateCounter) and not counter.exact

@@ -91,3 +91,8 @@ def test_questions_not_answered_are_listed() -> None:
 def test_an_unknown_failure_names_the_accepted_ones() -> None:
     with pytest.raises(InputError, match="format"):
         ask(fails=["formatt"])
+
+
+def test_a_model_that_fits_nowhere_is_said() -> None:
+    found = triage(Task(), shots=5, economics=None, unfit="70b needs 140 GB; t4 has 16 GB")
+    assert found.answer == "not yet" and "does not run" in found.headline and "140 GB" in found.reasons[0]

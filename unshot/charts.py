@@ -85,7 +85,9 @@ def dollars(value: float) -> str:
     """`number` with a dollar sign."""
     if not math.isfinite(value):
         return number(value)
-    return f"-${number(-value)}" if value < 0 else f"${number(value)}"
+    size = abs(value)
+    text = f"{size:.2f}" if 1 <= size < 100 and round(size, 2) != round(size) else number(size)
+    return f"{'-' if value < 0 else ''}${text}"
 
 
 def milliseconds(value: float) -> str:
@@ -129,7 +131,7 @@ def line(
     for index, one in enumerate(series):
         plot.series(one, index, x_format, y_format)
     for mark in x_marks:
-        plot.vertical(mark)
+        plot.vertical(mark, [other.value for other in x_marks])
     for mark in y_marks:
         plot.horizontal(mark)
     names = [(s.name, i) for i, s in enumerate(series)]
@@ -434,10 +436,11 @@ class _Plot:
         inside = math.isfinite(x) and math.isfinite(y) and y <= self.y.high * (1 + 1e-9)
         return inside and (x > 0 or not self.x.log) and (y > 0 or not self.y.log)
 
-    def vertical(self, mark: Mark) -> None:
+    def vertical(self, mark: Mark, others: Sequence[float] = ()) -> None:
         x = self.x.at(mark.value, LEFT, WIDTH - RIGHT)
+        crowded = any(0 < self.x.at(o, LEFT, WIDTH - RIGHT) - x < 110 for o in others)
         self.body.append(_rule(x, TOP, x, self.bottom))
-        side = "end" if x > WIDTH * 0.72 else ""
+        side = "end" if x > WIDTH * 0.72 or (crowded and x > LEFT + 105) else ""
         # Labels of neighbouring marks stand below each other.
         y = self.bottom - 8 - 14 * self._labels if self.labels_low else TOP + 11 + 14 * self._labels
         self._labels += 1

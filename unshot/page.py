@@ -38,10 +38,10 @@ border-radius:3px;overflow-wrap:anywhere}
 font-variant-numeric:tabular-nums}.card .d{color:var(--soft);font-size:.82rem}
 .scroll{overflow-x:auto;margin:.6rem 0;border:1px solid var(--line);border-radius:6px}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
-caption{caption-side:top;text-align:left;padding:.5rem .7rem;font-weight:600}
-th,td{padding:.4rem .7rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
+.caption{font-weight:600;margin:.9rem 0 .3rem}
+th,td{padding:.4rem .55rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
 th{color:var(--soft);font-weight:600;background:var(--panel);white-space:nowrap}
-td:first-child{min-width:13rem}td:last-child:not(.r,:first-child){min-width:15rem}caption{max-width:75ch}
+td:first-child{min-width:13rem;overflow-wrap:anywhere}td.w{min-width:15rem}
 tr:last-child td{border-bottom:0}
 .r{text-align:right;white-space:nowrap}
 tr.strong td{font-weight:650;background:var(--panel)}
@@ -49,7 +49,7 @@ tr.faint td{color:var(--soft)}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:16px;align-items:start}
 figure{margin:0;border:1px solid var(--line);border-radius:6px;padding:.7rem .8rem;min-width:0}
 figcaption{font-weight:600;margin-bottom:.3rem}
-figure svg{width:100%;height:auto;display:block}
+figure svg{width:100%;max-width:600px;height:auto;display:block}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.15rem .9rem;margin:0 0 .3rem;padding:0;font-size:.82rem;
 color:var(--soft)}.legend li{display:flex;align-items:center;gap:.35rem}
 .legend svg{width:26px;height:10px;flex:none}
@@ -68,7 +68,7 @@ dl{display:grid;grid-template-columns:minmax(9rem,max-content) 1fr;gap:.25rem 1r
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 footer{margin-top:2.5rem;color:var(--soft);font-size:.85rem;border-top:1px solid var(--line);padding-top:.8rem}
 @media (max-width:600px){main{padding:16px 14px 32px}h1{font-size:1.35rem}dl{grid-template-columns:1fr;gap:0}
-dd{margin-bottom:.5rem}th,td{padding:.35rem .5rem}figure{padding:.6rem .5rem}}
+dd{margin-bottom:.5rem}th,td{padding:.35rem .5rem}td:first-child{min-width:8.5rem}figure{padding:.6rem .5rem}}
 @media print{.scroll{overflow:visible}figure,.card{break-inside:avoid}}
 """
 COLOURS = "".join(
@@ -139,8 +139,11 @@ def table(
     `strong` and `faint` are row numbers to set off.
     """
 
+    # Text columns with sentences in them get room.
+    wide = {c for c in left if c and any(len(row[c]) > 30 for row in rows)}
+
     def cell(tag: str, value: str, column: int) -> str:
-        style = "" if column in left else ' class="r"'
+        style = ' class="w"' if column in wide else "" if column in left else ' class="r"'
         return f"<{tag}{style}>{escape(value)}</{tag}>"
 
     head = "".join(cell("th", h, i) for i, h in enumerate(headers))
@@ -150,10 +153,9 @@ def table(
             ' class="strong"' if number in set(strong) else ' class="faint"' if number in set(faint) else ""
         )
         body += f"<tr{style}>" + "".join(cell("td", v, i) for i, v in enumerate(row)) + "</tr>"
-    title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    title = f'<p class="caption">{escape(caption)}</p>' if caption else ""
+    inner = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'{title}<div class="scroll"><table>{inner}</table></div>'
 
 
 def facts(items: Mapping[str, str]) -> str:

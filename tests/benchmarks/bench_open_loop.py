@@ -48,7 +48,8 @@ def command(tool: str, url: str, rate: int, count: int, folder: Path) -> list[st
     return [
         sys.executable, "-m", "aiperf", "profile", "-m", "golden", "-u", url.removesuffix("/v1"), "--streaming",
         "--endpoint-type", "chat", "--request-rate", str(rate), "--arrival-pattern", "constant",
-        "--request-count", str(count), "--tokenizer", os.environ.get("BENCH_TOKENIZER", "builtin"), "--isl", "40", "--osl", "5",
+        "--request-count", str(count), "--tokenizer", os.environ.get("BENCH_TOKENIZER", "builtin"),
+        "--isl", "40", "--osl", "5",
         "--artifact-dir", str(folder / "aiperf"), "--ui", "none",
     ]  # fmt: skip
 

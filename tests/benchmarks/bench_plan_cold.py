@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_plan_cold.py [--runs 15]
 
-Target: under 0.6 s, torch never imported. `first` counts tokens and reads prices anew (UNSHOT_NO_CACHE=1), `again` takes
-them over from an earlier run of the same case. Other load on the machine shows in the median; the smallest is the
-machine's own figure.
+Target: under 0.6 s, torch never imported. `first` counts tokens and reads prices anew (UNSHOT_NO_CACHE=1), `again`
+takes them over from an earlier run of the same case. Other load on the machine shows in the median; the smallest is
+the machine's own figure.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ def files(folder: Path) -> dict[str, list[str]]:
     (folder / "shots.jsonl").write_text("".join(json.dumps(s) + "\n" for s in shots), encoding="utf-8")
     common = ["--prompt", str(folder / "shots.jsonl"), "--rate", "5", "--json", "-q"]
     plan = [sys.executable, "-m", "unshot", "plan"]
+    small = ["--model", "smollm2-135m"]
     return {
-        "embedded model on cpu": [*plan, *common, "--baseline-model", "smollm2-135m", "--model", "smollm2-135m", "--gpu", "cpu"],
-        "gpt-4 against smollm2-135m on l4": [*plan, *common, "--baseline", "gpt-4", "--model", "smollm2-135m", "--gpu", "l4"],
-    }  # fmt: skip
+        "embedded model on cpu": [*plan, *common, *small, "--baseline-model", "smollm2-135m", "--gpu", "cpu"],
+        "gpt-4 against smollm2-135m on l4": [*plan, *common, *small, "--baseline", "gpt-4", "--gpu", "l4"],
+    }
 
 
 def main() -> None:

@@ -152,7 +152,8 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
         shared_intermediate=shared,
         window=window,
         windowed=windowed,
-        gated=kind not in {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "phi", "bloom", "starcoder2", "gpt_bigcode"},
+        gated=kind
+        not in {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "phi", "bloom", "starcoder2", "gpt_bigcode"},
     )
 
 

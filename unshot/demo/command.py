@@ -71,18 +71,12 @@ def stages(final: Path) -> list[tuple[str, list[str]]]:
     case = ["--case", str(final / "case" / "unshot.toml")]
     tuned, base = final / "artifacts" / "model-q8_0.gguf", final / "baseline" / "model-q8_0.gguf"
     systems = ["--baseline", f"gguf:{base}", "--candidate", f"gguf:{tuned}"]
-    data = [
-        "--data",
-        str(final / "run" / "splits" / "test.jsonl"),
-        "--task",
-        str(final / "run" / "task.json"),
-    ]
     return [
         ("plan", ["plan", *case]),
         ("run", ["tune", *case]),
         ("artifacts", ["export", str(final / "run"), *case]),
         ("baseline", ["export", embedded.NAME, "--to", "gguf:q8_0"]),
-        ("report", ["bench", *case, *systems, *data, "--plan", str(final / "plan")]),
+        ("report", ["bench", *case, *systems, "--plan", str(final / "plan")]),
     ]
 
 

@@ -1,0 +1,130 @@
+"""What goes beside an artifact: model card, Modelfile for Ollama, server command lines, SHA-256 sums."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from export.parity import Report
+from export.source import Model
+from export.targets import Target
+from unshot.manifest import sha256, write_text
+
+CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+
+
+def write_shipping(model: Model, targets: Sequence[Target], reports: Sequence[Report], work: Path) -> None:
+    """Write the files that a deployment needs beside the artifacts in `work`."""
+    gguf = [t for t in targets if t.kind == "gguf"]
+    if gguf:
+        write_text(work / "Modelfile", modelfile(model, gguf[0]))
+    write_text(work / "serve.sh", serve(model, targets))
+    (work / "serve.sh").chmod(0o755)
+    write_text(work / "README.md", card(model, targets, reports))
+    files = sorted(
+        f for f in work.rglob("*") if f.is_file() and ".scratch" not in f.parts and f.name != "SHA256SUMS"
+    )
+    lines = [f"{sha256(f)}  {f.relative_to(work).as_posix()}\n" for f in files]
+    write_text(work / "SHA256SUMS", "".join(lines))
+
+
+def modelfile(model: Model, target: Target) -> str:
+    """An Ollama Modelfile; the chat template is written out where it is ChatML, else Ollama reads the file's own."""
+    stop = model.chat.tokenizer.convert_ids_to_tokens(model.chat.end)
+    lines = [f"FROM ./{target.name}", "PARAMETER temperature 0", f"PARAMETER stop {json.dumps(stop)}"]
+    if is_chatml(model):
+        lines.append(f'TEMPLATE """{CHATML}"""')
+    if model.task and model.task.instruction:
+        lines.append(f"SYSTEM {json.dumps(model.task.instruction, ensure_ascii=False)}")
+    if model.base.license:
+        lines.append(f"LICENSE {json.dumps(model.base.license)}")
+    return "\n".join(lines) + "\n"
+
+
+def is_chatml(model: Model) -> bool:
+    """Whether the chat template writes plain ChatML for a system and a user message."""
+    talk = [{"role": "system", "content": "a b"}, {"role": "user", "content": "c d"}]
+    plain = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in talk)
+    return model.chat.render(talk) == f"{plain}<|im_start|>assistant\n"
+
+
+def serve(model: Model, targets: Sequence[Target]) -> str:
+    """One command line per artifact, as a shell script that runs the first."""
+    context = min(int(model.base.config().get("max_position_embeddings", 4096)), 4096)
+    lines = [
+        "#!/bin/sh",
+        "# Serves the model over an OpenAI-compatible API; the first command runs, the others are for other servers.",
+        'cd "$(dirname "$0")" || exit 1',
+    ]
+    commands: list[str] = []
+    notes: list[str] = []
+    for target in targets:
+        name = shlex.quote(target.name)
+        if target.kind == "lora":
+            notes.append(
+                f"llama-server --model BASE.gguf --lora {name}  # or several --lora, chosen per request"
+            )
+        elif target.kind == "gguf":
+            alias = shlex.quote(model.name)
+            commands += [
+                f"llama-server --model {name} --alias {alias} --ctx-size {context} --jinja --port 8080",
+                f"python -m llama_cpp.server --model {name} --model_alias {alias} --n_ctx {context}",
+            ]
+            tokenizer = shlex.quote(str(model.base.path))
+            commands.append(f"vllm serve ./{name} --tokenizer {tokenizer} --max-model-len {context}")
+        else:
+            notes.append(f"{name}: optimum.onnxruntime.ORTModelForCausalLM.from_pretrained({target.name!r})")
+    lines += [f"exec {c}" if n == 0 else f"# {c}" for n, c in enumerate(commands)]
+    lines += [f"# {note}" for note in notes]
+    return "\n".join(lines) + "\n"
+
+
+def card(model: Model, targets: Sequence[Target], reports: Sequence[Report]) -> str:
+    """The model card: what it is, where it comes from, under which licence, and how equal each file is."""
+    licence = model.base.license
+    head = ["---", f"base_model: {model.base.name}"]
+    head += [f"license: {licence.lower()}"] if licence else []
+    head += ["pipeline_tag: text-generation", "---", ""]
+    made = (
+        f"{model.base.name}, tuned on `{model.task.name}`" if model.task else f"{model.base.name}, not tuned"
+    )
+    body = [
+        f"# {model.name}",
+        "",
+        f"{made}. Written by `unshot export`; `manifest.json` holds versions and hashes.",
+        "",
+    ]
+    if model.task and model.task.instruction:
+        body += ["System prompt it was tuned with:", "", f"> {model.task.instruction}", ""]
+    body += [
+        "| file | KL (nats) | top-1 | cosine | perplexity ratio | verdict |",
+        "|---|---|---|---|---|---|",
+        *(_row(t, r) for t, r in zip(targets, reports, strict=True)),
+        "",
+        "Each file was run in its own engine on the run's test rows and compared with the model that was evaluated "
+        "(fp32, adapter unmerged); `parity.json` has every figure and limit.",
+        "",
+        f"Licence of the base (SPDX): {licence or 'not recorded; see the base model'}. The training data is not part "
+        "of these files; its licence is the data owner's to state.",
+    ]
+    return "\n".join([*head, *body]) + "\n"
+
+
+def _row(target: Target, report: Report) -> str:
+    found: dict[str, Any] = report.figures.get("logits") or {}
+    if not found:
+        return f"| {target.name} | | | | | {'; '.join(report.failures)} |"
+    ratio = "" if found["perplexity"] is None else f"{found['perplexity']:.4f}"
+    verdict = "equal within its limits" if report.passed else "; ".join(report.failures)
+    cells = [
+        target.name,
+        f"{found['kl']:.2g}",
+        f"{found['top1_strict']:.2%}",
+        f"{found['cosine']:.5f}",
+        ratio,
+        verdict,
+    ]
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,95 @@
+"""What a plan takes for granted: in words for the report, as intervals for the uncertainty analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner import oneoff
+from planner.options import Option
+from planner.uncertainty import Assumption
+from planner.usage import Usage
+from unshot.case import Case
+
+# 90% interval of the mean rate against what a team forecasts.
+RATE_LOW, RATE_HIGH = 0.6, 1.6
+
+
+def spreads(case: Case, usages: Sequence[Usage], tuned: Option | None) -> list[Assumption]:
+    """What may be off and by how much: 5th and 95th percentile as factors round the forecast."""
+    costs = oneoff.catalog()
+    label = costs["example"][case.plan.labels_by]
+    usage = usages[0]
+    rows = max(usage.input.rows, 1)
+    wide = (usage.input.p95 - usage.input.p5) / 3.29 / rows**0.5
+    varying = min(max(2 * wide / max(usage.varying, 1.0), 0.02), 0.9)
+    spread_out = (usage.output.p95 - usage.output.p5) / 3.29 / max(usage.output.rows, 1) ** 0.5
+    answer = 0.3 if usage.output.rows == 1 else min(max(2 * spread_out / usage.output.mean, 0.05), 0.9)
+    counting = max((u.error for u in usages), default=0.0)
+    mfu, adapters = costs["mfu"][oneoff.mfu_key(case.tune.method)], costs["adapters"]
+    found = [
+        Assumption("rate", "request rate", RATE_LOW, RATE_HIGH, "forecasts of traffic miss by as much"),
+        Assumption(
+            "api_price",
+            "API price",
+            0.6,
+            1.05,
+            "list prices have mostly fallen within a year; contracts differ",
+        ),
+        Assumption("varying", "input length", 1 - varying, 1 + varying, f"sample of {rows} inputs"),
+        Assumption(
+            "answer", "answer length", 1 - answer, 1 + answer, f"sample of {usage.output.rows} answers"
+        ),
+        Assumption(
+            "people",
+            "people and data",
+            label["low"] / label["value"],
+            label["high"] / label["value"],
+            "days and cost per example differ widely between teams",
+        ),
+        Assumption(
+            "training",
+            "training efficiency",
+            mfu["value"] / mfu["high"],
+            mfu["value"] / mfu["low"],
+            "MFU reached in training",
+        ),
+    ]
+    if case.plan.adapters > 1:
+        low, high = (adapters[end] / adapters["overhead"] for end in ("low", "high"))
+        found.append(
+            Assumption("adapters", "many-adapter loss", low, high, "published multi-LoRA throughputs")
+        )
+    if tuned is not None and tuned.serving is not None:
+        low, high = tuned.serving.capacity_interval
+        found.insert(
+            2, Assumption("capacity", "GPU throughput", low, high, "fitted efficiency of the GPU class")
+        )
+        found.insert(
+            2,
+            Assumption("gpu_price", "GPU price", *tuned.serving.price_interval, "spread between providers"),
+        )
+    if counting:
+        found.append(
+            Assumption("length", "token counts", 1 - counting, 1 + counting, "approximate tokenizer")
+        )
+    return found
+
+
+def cost_notes(case: Case) -> list[str]:
+    """The assumptions about load, data, people, training and replicas, in words."""
+    plan, costs = case.plan, oneoff.catalog()
+    example = oneoff.example_cost(plan)
+    source = "your figure" if plan.example_cost is not None else costs["example"][plan.labels_by]["source"]
+    return [
+        f"load: {case.traffic.rate:g} requests/s on average, {case.traffic.peak_factor:g} times that at "
+        "the busiest hour of a smooth day; 730 hours a month",
+        f"data: {plan.examples} examples, {case.task.examples_at_hand or 0} at hand, ${example:g} each "
+        f"({source})",
+        f"people: {plan.engineering_days:g} engineering days at ${plan.engineer_day:g} to deploy, "
+        f"{plan.operations_days:g} a month to operate own GPUs, {plan.evaluation_answers} judged answers at "
+        f"${costs['evaluation_answer']['value']:g}, {plan.retrain_per_year:g} retrainings a year",
+        f"training: {case.tune.method}, {case.tune.epochs} epochs, {costs['training']['runs']} runs; "
+        f"MFU {costs['mfu'][oneoff.mfu_key(case.tune.method)]['source']}",
+        f"replicas: at least {plan.min_replicas} of a self-hosted model, for availability",
+        "quality is not forecast: an option counts only once `unshot bench` shows that it answers as well",
+    ]

@@ -1,0 +1,131 @@
+"""The catalog: shapes against published counts, names as people and CSV files write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from unshot import catalog
+from unshot.errors import InputError
+
+
+def test_parameter_counts_match_the_publishers() -> None:
+    known = [a for a in catalog.models().values() if a.published_params]
+    assert len(known) > 35
+    for arch in known:
+        assert arch.params == pytest.approx(arch.published_params, rel=2e-3), arch.name
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("H100-SXM-80GB", "h100-sxm"), ("A100-SXM-80GB", "a100-sxm-80"), ("RTX 3090 24GB", "rtx-3090"),
+        ("RTX 3080 10GB", "rtx-3080"), ("A40 48GB", "a40"), ("A100 PCIe 80GB", "a100-pcie-80"),
+        ("H100 PCIe 80GB", "h100-pcie"), ("M1 Max 32-core 64GB", "m1-max"), ("M2 Ultra 76-core 192GB", "m2-ultra"),
+        ("H200 141GB HBM3", "h200"), ("a100-40gb", "a100-pcie-40"), ("RTX 3080Ti 12GB", "rtx-3080-ti"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("Tesla T4", "t4"), ("GH200 96GB", "gh200-96"), ("MI300X", "mi300x"),
+    ],
+)  # fmt: skip
+def test_gpu_names(name: str, key: str) -> None:
+    assert catalog.gpu(name).name == key
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama-3.1-8b"), ("Meta-Llama-3-8B", "llama-3-8b"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"), ("LLaMA v3.1 8B", "llama-3.1-8b"),
+        ("google/gemma-3-12b-it", "gemma-3-12b"), ("mixtral 8x7b", "mixtral-8x7b"),
+    ],
+)  # fmt: skip
+def test_model_names(name: str, key: str) -> None:
+    assert catalog.model(name).name == key
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"llama-3\.1-8b"):
+        catalog.model("llama-3.1-9b")
+    with pytest.raises(InputError, match="h100"):
+        catalog.gpu("H101 SXM")
+    with pytest.raises(InputError, match="fp8"):
+        catalog.precision("fp9")
+
+
+def test_every_price_has_source_and_date() -> None:
+    for gpu in catalog.gpus().values():
+        assert gpu.source, gpu.name
+        if gpu.price is not None:
+            assert gpu.price > 0 and gpu.price_source and gpu.price_date, gpu.name
+
+
+BASE = {
+    "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256,
+    "max_position_embeddings": 131072, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_config_of_llama_equals_the_catalog() -> None:
+    arch = catalog.architecture_from_config(BASE)
+    known = catalog.model("llama-3.1-8b")
+    assert arch.params == known.params == 8030261248
+    assert arch.kv_elements == 2 * 32 * 8 * 128
+
+
+def test_config_attention_kinds() -> None:
+    mha = {k: v for k, v in BASE.items() if k != "num_key_value_heads"}
+    assert catalog.architecture_from_config(mha).kv_heads == 32
+    assert catalog.architecture_from_config({**BASE, "multi_query": True}).kv_heads == 1
+    assert catalog.architecture_from_config({**BASE, "head_dim": 256}).head_dim == 256
+
+
+def test_config_of_experts() -> None:
+    mixtral = {
+        **BASE,
+        "model_type": "mixtral",
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "vocab_size": 32000,
+    }
+    arch = catalog.architecture_from_config(mixtral)
+    assert arch.params == pytest.approx(46702792704, rel=1e-3)
+    assert 12e9 < arch.active_params + 2 * arch.head_params < 13.2e9
+
+
+@pytest.mark.parametrize(
+    ("extra", "window", "windowed"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, 4096, 32),
+        ({"model_type": "mistral", "sliding_window": None}, 0, 0),
+        ({"model_type": "gemma2", "sliding_window": 4096}, 4096, 16),
+        ({"model_type": "gemma3_text", "sliding_window": 1024}, 1024, 27),
+        ({"model_type": "gemma3_text", "sliding_window": 1024, "sliding_window_pattern": 4}, 1024, 24),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, 0, 0),
+        (
+            {"sliding_window": 512, "layer_types": ["sliding_attention"] * 20 + ["full_attention"] * 12},
+            512,
+            20,
+        ),
+    ],
+)
+def test_config_windows(extra: dict, window: int, windowed: int) -> None:
+    arch = catalog.architecture_from_config({**BASE, **extra})
+    assert (arch.window, arch.windowed) == (window, windowed)
+
+
+def test_windowed_layers_keep_only_their_window() -> None:
+    arch = catalog.model("gemma-3-12b")
+    assert arch.cached_tokens(512) == 512
+    assert arch.cached_tokens(10_000) == pytest.approx((8 * 10_000 + 40 * 1024) / 48)
+
+
+def test_text_config_and_ties() -> None:
+    nested = {"model_type": "gemma3", "text_config": {**BASE, "model_type": "gemma3_text"}}
+    nested["text_config"].pop("tie_word_embeddings")
+    assert catalog.architecture_from_config(nested).tied
+    assert not catalog.architecture_from_config(BASE).tied
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": None}, {"hidden_size": "4096"}, {"vocab_size": -1}])
+def test_bad_configs_are_refused(change: dict) -> None:
+    with pytest.raises(InputError, match=next(iter(change))):
+        catalog.architecture_from_config({**BASE, **change})

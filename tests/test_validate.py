@@ -1,0 +1,249 @@
+"""Validation against published rows, refusals of bad files, and calibration."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from planner.fit import calibrate
+from planner.published import predict, read_published
+from planner.roofline import cost_of, efficiency
+from planner.validate import judge, validate
+from planner.validate_command import validate_command
+from unshot import catalog
+from unshot.errors import InputError
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "data" / "published"
+TRT, LLAMACPP = PUBLISHED / "trtllm_v0.14_throughput.csv", PUBLISHED / "llamacpp_single_stream.csv"
+needs_data = pytest.mark.skipif(not TRT.is_file(), reason=f"published measurements are not at {PUBLISHED}")
+
+
+@needs_data
+@pytest.mark.parametrize("hold_out", ["gpu", "model", "none"])
+def test_throughput_rows_left_out(hold_out: str) -> None:
+    summary = validate(TRT, hold_out)["summary"]["throughput"]
+    assert summary["rows"] == 54
+    assert summary["median_abs_error"] < 0.10
+    assert summary["p90_abs_error"] < 0.30
+
+
+@needs_data
+@pytest.mark.parametrize("hold_out", ["gpu", "none"])
+def test_single_stream_rows_left_out(hold_out: str) -> None:
+    summary = validate(LLAMACPP, hold_out)["summary"]
+    assert summary["decode"]["median_abs_error"] < 0.12
+    assert summary["prefill"]["median_abs_error"] < 0.25
+
+
+@needs_data
+def test_one_model_cannot_be_left_out() -> None:
+    with pytest.raises(InputError, match="two or more"):
+        validate(LLAMACPP, "model")
+
+
+@needs_data
+def test_left_out_rows_are_not_in_their_fit() -> None:
+    """Spoiling the measurements of one device must not move that device's own left-out forecasts."""
+    from dataclasses import replace
+
+    rows = read_published(TRT)
+    spoiled = [replace(r, measured=r.measured * 3) if r.gpu.name == "l40s" else r for r in rows]
+    before, after = judge(rows, "gpu"), judge(spoiled, "gpu")
+    for a, b in zip(before, after, strict=True):
+        if a.row.gpu.name == "l40s":
+            assert a.forecast == pytest.approx(b.forecast)
+    assert any(a.forecast != pytest.approx(b.forecast) for a, b in zip(before, after, strict=True))
+
+
+@needs_data
+def test_stored_spread_is_honest() -> None:
+    """About two thirds of left-out log errors lie within one stored spread, not far fewer."""
+    inside = [
+        abs(np.log(j.forecast / j.row.measured)) <= 1.5 * efficiency(j.row.gpu, j.row.engine).spread
+        for path in (TRT, LLAMACPP)
+        for j in judge(read_published(path))
+    ]
+    assert np.mean(inside) > 0.7
+
+
+HEADER = "model,gpu,precision,tensor_parallel,input_tokens,output_tokens,output_tokens_per_s\n"
+
+
+def test_new_file_of_the_same_columns(tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text(
+        HEADER + "llama-3.1-70b,H200,fp8,2,1000,1000,6000\nllama-2-13b,A100-SXM-80GB,fp16,1,128,128,3000\n"
+    )
+    report = validate(path)
+    assert [row["line"] for row in report["rows"]] == [2, 3]
+    assert all(row["forecast"] > 0 for row in report["rows"])
+    two, one = (predict(r, efficiency(r.gpu, r.engine)) for r in read_published(path))
+    assert 500 < one < 20_000 and 500 < two < 20_000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", r"bad\.csv:1: columns missing"),
+        (HEADER, "no rows"),
+        (HEADER + "llama-9,L40S,fp8,1,10,10,5\n", r"bad\.csv:2: unknown model"),
+        (HEADER + "llama-3-8b,L40Z9,fp8,1,10,10,5\n", r"bad\.csv:2: unknown GPU"),
+        (HEADER + "llama-3-8b,L40S,fp9,1,10,10,5\n", r"bad\.csv:2: unknown precision"),
+        (
+            HEADER + "llama-3-8b,L40S,fp8,1,10,10,5\nllama-3-8b,L40S,fp8,1,10,x,5\n",
+            r"bad\.csv:3: `output_tokens`",
+        ),
+        (HEADER + "llama-3-8b,L40S,fp8,1,10,10,nan\n", r"bad\.csv:2: `output_tokens_per_s`"),
+        (HEADER + "llama-3-8b,L40S,fp8,0,10,10,5\n", r"bad\.csv:2: `tensor_parallel`"),
+        (HEADER + "llama-3-8b,L40S,fp8,1,10,10\n", r"bad\.csv:2: fewer fields"),
+        (HEADER + "llama-3-8b,L40S,fp8,1,10,10,5,6\n", r"bad\.csv:2: more fields"),
+    ],
+)
+def test_bad_files_are_refused_with_file_and_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_published(path)
+
+
+def test_command_prints_json_and_table(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(HEADER + "llama-3.1-8b,H100-SXM-80GB,fp16,1,1000,1000,7000\n")
+    done = CliRunner().invoke(validate_command, [str(path), "--json"])
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0 and report["summary"]["throughput"]["rows"] == 1
+    plain = CliRunner().invoke(validate_command, [str(path)])
+    assert plain.exit_code == 0 and "median" in plain.stdout
+
+
+def test_several_files_one_of_which_cannot_be_left_out(tmp_path: Path) -> None:
+    """Two files at once; the one with a single model falls back to the catalog and says so."""
+    two, one = tmp_path / "two.csv", tmp_path / "one.csv"
+    rows = [
+        f"{m},H100-SXM-80GB,fp16,1,{n},{n},7000\n"
+        for m in ("llama-3.1-8b", "mistral-7b")
+        for n in (500, 1000)
+    ]
+    two.write_text(HEADER + "".join(rows))
+    one.write_text(HEADER + "llama-3.1-8b,H100-SXM-80GB,fp16,1,1000,1000,7000\n")
+    done = CliRunner().invoke(validate_command, [str(two), str(one), "--json", "--hold-out", "model"])
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [f["hold_out"] for f in report["files"]] == ["model", "none"]
+    assert set(report["summary"]) == {"two.csv: throughput", "one.csv: throughput"}
+    assert "one.csv" in done.stderr and "catalog" in done.stderr
+
+
+def test_unknown_gpu_names_line_and_neighbours(tmp_path: Path) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text(HEADER + "llama-3.1-8b,l40s,fp8,1,10,10,5\nllama-3.1-8b,H10-SXM,fp8,1,10,10,5\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "unshot", "plan", "validate", str(path)], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "odd.csv:3" in done.stderr and "'H10-SXM'" in done.stderr and "h100-sxm" in done.stderr
+
+
+# As `unshot bench` writes it (the parts that calibration reads), times of a slow laptop typed in by hand.
+CONFIG = {
+    "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "head_dim": 64, "intermediate_size": 1536,
+    "max_position_embeddings": 8192, "tie_word_embeddings": True,
+}  # fmt: skip
+RECORDED = {
+    "schema": 1, "verdict": "pass", "gpu": "cpu",
+    "sides": [
+        {"side": "baseline", "mode": "cache off", "model": CONFIG, "precision": "q8_0",
+         "prompt_tokens": [1583, 1618, 1601], "cached_tokens": [0, 0, 0], "output_tokens": [17, 26, 20],
+         "ttft_s": [9.9, 10.4, 10.1], "tpot_s": [0.029, 0.028, 0.030]},
+        {"side": "candidate", "mode": "cache off", "model": CONFIG, "precision": "q8_0",
+         "prompt_tokens": [59, 94, 71], "cached_tokens": [0, 0, 0], "output_tokens": [20, 21, 19],
+         "ttft_s": [0.41, 0.52, 0.46], "tpot_s": [0.024, 0.022, 0.023]},
+    ],
+}  # fmt: skip
+
+
+def test_plan_moves_to_a_recorded_report(tmp_path: Path) -> None:
+    """`unshot plan --calibrate`: an almost idle CPU answers as fast as the report's, not as the catalog's."""
+    (tmp_path / "report.json").write_text(json.dumps(RECORDED))
+    rows = [
+        {"prompt": f"Clause {i}: either party may end it on {i} days' notice.", "completion": "ends"}
+        for i in range(60)
+    ]
+    (tmp_path / "shots.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    base = [
+        sys.executable, "-m", "unshot", "plan", "--prompt", str(tmp_path / "shots.jsonl"), "--rate", "0.001", "--json",
+        "-q", "--model", "smollm2-135m", "--baseline-model", "smollm2-135m", "--gpu", "cpu", "--precision", "q8_0",
+    ]  # fmt: skip
+
+    def tuned(*extra: str) -> tuple[float, float, float]:
+        done = subprocess.run([*base, *extra], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(done.stdout)
+        option = next(o for o in plan["options"] if o["tuned"] and o["precision"] == "q8_0")
+        return (
+            option["latency_ms"]["tpot"]["p50"],
+            option["latency_ms"]["ttft"]["p50"],
+            option["input_tokens"],
+        )
+
+    (catalog_tpot, catalog_ttft, _), (tpot, ttft, tokens) = (
+        tuned(),
+        tuned("--calibrate", str(tmp_path / "report.json")),
+    )
+    assert catalog_tpot < 10 and abs(tpot - 23) < 3
+    # Prompts of the plan are shorter than the report's 71 tokens, so its time to first token bounds theirs.
+    assert tokens < 94 and catalog_ttft < 100 < ttft < 600
+
+
+def _report(compute: float, bandwidth: float) -> dict:
+    from dataclasses import replace
+
+    arch, gpu, form = catalog.model("smollm2-135m"), catalog.gpu("cpu"), catalog.precision("q8_0")
+    eff = replace(efficiency(gpu), compute=compute, bandwidth=bandwidth)
+    cost = cost_of(arch, gpu, form, engine="llamacpp", eff=eff)
+    sides = {}
+    for name, prompt in (("baseline", 1500), ("candidate", 120)):
+        chunks = -(-prompt // 512)
+        pairs = prompt * (prompt + 1) / 2
+        step = cost.step(
+            prompt / chunks, pairs / chunks, 0, 0, prompts=1 / chunks, chunks=prompt / 512 / chunks
+        )
+        noise = np.random.default_rng(prompt).lognormal(0, 0.03, 31)
+        sides[name] = {
+            "model": "smollm2-135m", "precision": "q8_0", "prompt_tokens": [prompt] * 31, "output_tokens": [8] * 31,
+            "ttft_s": (chunks * float(step) * noise).tolist(),
+            "tpot_s": (float(cost.step(0, 0, 1, prompt + 4)) * noise).tolist(),
+        }  # fmt: skip
+    return {"gpu": "cpu", "sides": sides}
+
+
+def test_calibration_finds_the_machine(tmp_path: Path) -> None:
+    """A machine at other efficiencies than the catalog's: the calibrated forecast hits its times within 8%."""
+    report = _report(compute=0.2, bandwidth=0.4)
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report))
+    fitted = calibrate(path)
+    prior = efficiency(catalog.gpu("cpu"))
+    assert fitted.rows == 4
+    assert abs(np.log(fitted.compute / 0.2)) < abs(np.log(prior.compute / 0.2)) / 3
+    assert all(e <= p for e, p in zip(fitted.errors, prior.errors, strict=True))
+    assert fitted.spread < prior.spread
+    arch, gpu, form = catalog.model("smollm2-135m"), catalog.gpu("cpu"), catalog.precision("q8_0")
+    step = float(cost_of(arch, gpu, form, engine="llamacpp", eff=fitted).step(0, 0, 1, 124))
+    assert step == pytest.approx(np.median(report["sides"]["candidate"]["tpot_s"]), rel=0.08)
+
+
+@pytest.mark.parametrize(
+    "report", [{}, {"sides": []}, {"sides": [{"model": "smollm2-135m"}]}, {"sides": {"a": 3}}]
+)
+def test_calibration_refuses_what_it_cannot_read(report: dict) -> None:
+    with pytest.raises(InputError, match="report"):
+        calibrate(report)
