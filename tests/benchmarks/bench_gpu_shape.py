@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--cold-requests", type=int, default=5)
     parser.add_argument("--output-tokens", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to bench")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -75,6 +76,7 @@ def main() -> None:
                 "--baseline-prompt", str(shots), "--instruction", "Answer.", "--requests", str(options.requests),
                 "--cold-requests", str(options.cold_requests), "--max-tokens", str(options.output_tokens),
                 "--out", str(folder / "report"), "--json",
+                *(["--threads", str(options.threads)] if options.threads else []),
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -86,9 +88,8 @@ def main() -> None:
     for mode, facts in report["modes"].items():
         speed = facts["claim"]["speed"]
         sides = ", ".join(
-            f"{s} {facts[s]['tokens']['prompt']:.0f} prompt tokens, "
-            f"TTFT p50 {facts[s]['ttft_ms']['p50']['value']:.1f} ms, "
-            f"end to end p50 {facts[s]['e2e_ms']['p50']['value']:.1f} ms"
+            f"{s} {facts[s]['tokens']['prompt']:.0f} prompt tokens, TTFT p50 "
+            f"{facts[s]['ttft_ms']['p50']['value']:.1f} ms, end to end p50 {facts[s]['e2e_ms']['p50']['value']:.1f} ms"
             for s in ("baseline", "candidate")
         )
         print(f"{mode}: {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] faster; {sides}")
