@@ -1,7 +1,7 @@
 """What the waiting formulas leave out, fitted to the simulation: `python -m planner.waiting_fit --out FILE`.
 
 Loads are drawn at random (model, device, precision, lengths and their spread, arrivals, utilisation), simulated, and
-the logarithm of simulated over forecast latency is fitted by ridge regression on the `signs` of `planner.queueing`
+the logarithm of simulated over forecast latency is fitted by robust ridge regression on the `signs` of `planner.queueing`
 and their products. No load, model or device has a number of its own. Judge it on loads of another seed only.
 """
 
@@ -39,7 +39,7 @@ GPUS = (
     "m2-max",
 )
 FIGURES = tuple(f"{measure}_{name}" for measure in ("ttft", "e2e") for name in ("mean", "p50", "p95", "p99"))
-SEED, LOADS, RIDGE = 20_000, 500, 40.0
+SEED, LOADS, RIDGE, ROBUST = 20_000, 700, 1.5, 0.05
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ def fit(rows: list[tuple[list[float], list[float]]]) -> dict[str, object]:
     good = np.isfinite(signs).all(1) & np.isfinite(left).all(1) & (np.abs(left) < 3.0).all(1)
     signs, left = signs[good], np.clip(left[good], -1.2, 1.2)
     centre, width = signs.mean(0), signs.std(0) + 1e-9
-    table = products(((signs - centre) / width).T).T
-    weight = np.r_[1e-3, np.ones(table.shape[1] - 1)]
-    found = np.linalg.solve(table.T @ table + RIDGE * np.diag(weight), table.T @ left)
+    table = products(np.clip((signs - centre) / width, -3.0, 3.0).T).T
+    pull = RIDGE * np.diag(np.r_[1e-3, np.ones(table.shape[1] - 1)])
+    found = np.stack([_robust(table, column, pull) for column in left.T], axis=1)
 
     def short(values: np.ndarray) -> list[float]:
         return [float(f"{v:.5g}") for v in values]
@@ -124,6 +124,16 @@ def fit(rows: list[tuple[list[float], list[float]]]) -> dict[str, object]:
         "width": short(width),
         "weights": {name: short(found[:, i]) for i, name in enumerate(FIGURES)},
     }
+
+
+def _robust(table: np.ndarray, wanted: np.ndarray, pull: np.ndarray) -> np.ndarray:
+    """Ridge regression with pseudo-Huber weights: loads that no sign explains do not bend the others' fit."""
+    weight = np.ones(len(wanted))
+    found = np.zeros(table.shape[1])
+    for _ in range(8):
+        found = np.linalg.solve((table.T * weight) @ table + pull, table.T @ (weight * wanted))
+        weight = 1.0 / np.sqrt(1.0 + ((wanted - table @ found) / ROBUST) ** 2)
+    return found
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from planner.capacity import Load, Slo, forecast, gpus_needed, setup
 from planner.roofline import StepCost, max_batch_by_memory
 from planner.simulate import simulate, simulate_cost, simulated_forecast
 from planner.sweep import sweep
+from planner.waiting_fit import draw
 from unshot import catalog
 from unshot.errors import InputError
 
@@ -61,27 +64,59 @@ def test_formula_follows_the_simulation(case: tuple, share: float) -> None:
     assert forecast(model, gpu, form, busy).ttft.p95 == pytest.approx(np.mean(seen), rel=0.10)
 
 
-# Prompts of a chunk or more, few slots, very short answers: harder for the formula.
-HARD = [
-    ("llama-3.1-8b", "h100-sxm", "fp16", 2000, 200),
-    ("llama-3.1-8b", "h100-sxm", "fp16", 300, 30),
-    ("llama-3.1-8b", "l4", "fp8", 3000, 100),
-    ("llama-2-13b", "a100-sxm-80", "fp16", 1500, 300),
-    ("llama-2-7b", "a10g", "fp16", 1000, 100),
-    ("llama-3.1-8b", "m2-max", "q4_k_m", 1000, 100),
-    ("llama-3.1-8b", "h100-sxm", "fp16", 8000, 300),
-]
+@functools.cache
+def _random_errors() -> dict[float, list[float]]:
+    """Relative error of the analytic p95 time to first token on 30 random loads, by utilisation.
+
+    The seed is not one that the correction was fitted on. Requests are as many as keep the simulation's own p95 within
+    about 2% (standard error over seeds) at 30% and 60%, 3% at 85%.
+    """
+    runs = {0.3: (15_000, 2), 0.6: (20_000, 2), 0.85: (60_000, 2)}
+    errors: dict[float, list[float]] = {share: [] for share in runs}
+    for drawn in islice(draw(7), 30):
+        for share, (requests, seeds) in runs.items():
+            load = drawn.at(share)
+            one = setup(drawn.model, drawn.gpu, drawn.precision, load)
+            seen = [
+                simulate(one, load, requests=requests, seed=s).quantiles("ttft").p95 for s in range(seeds)
+            ]
+            guess = queueing.respond(one.cost, one.shape(load), load.rate, (95.0,)).ttft[95.0]
+            errors[share].append(float(guess) / float(np.mean(seen)) - 1.0)
+    return errors
 
 
-@pytest.mark.parametrize("share", [0.3, 0.6])
-@pytest.mark.parametrize("case", HARD, ids=lambda c: f"{c[1]}-{c[3]}-{c[4]}")
-def test_formula_on_hard_loads(case: tuple, share: float) -> None:
-    model, gpu, form, prompt, output = case
-    load = Load(1.0, prompt, output)
-    one = setup(model, gpu, form, load)
-    busy = replace(load, rate=share * float(queueing.capacity(one.cost, one.shape(load))))
-    seen = [simulate(one, busy, requests=10_000, seed=s).quantiles("ttft").p95 for s in range(3)]
-    assert forecast(model, gpu, form, busy).ttft.p95 == pytest.approx(np.mean(seen), rel=0.18)
+# Utilisation, median absolute error, share of loads within a tenth. What is reached at 85% is written down, not wished.
+@pytest.mark.parametrize(
+    ("share", "median", "within"), [(0.3, 0.05, 0.75), (0.6, 0.06, 0.75), (0.85, 0.12, 0.5)]
+)
+def test_formula_on_random_loads(share: float, median: float, within: float) -> None:
+    error = np.abs(_random_errors()[share])
+    assert np.median(error) <= median
+    assert np.mean(error <= 0.10) >= within
+    assert np.quantile(error, 0.9) <= 0.30
+
+
+def test_one_token_answers_have_a_tail() -> None:
+    """Nothing decodes, so the number decoding has no spread; the quantiles stay finite and in order."""
+    answer = forecast("qwen2.5-14b", "a40", "fp16", Load(0.5, 2000, 1))
+    assert 0 < answer.ttft.p50 < answer.ttft.p95 <= answer.ttft.p99 < 60
+
+
+def test_busy_replicas_show_simulated_latency() -> None:
+    """Above 70% of the capacity what a plan shows is the simulation's, below it the closed form's."""
+    from planner.serving import REQUESTS, Serving
+
+    load = Load(1.0, 1500, 60)
+    one = setup("llama-2-13b", "a100-sxm-80", "fp16", load)
+    top = float(queueing.capacity(one.cost, one.shape(load)))
+    serving = Serving(
+        True, "", top, 1, 1.0, "test", "-", 1e12, 0.0, 0.0, (1.0, 1.0), (1.0, 1.0), load, one,
+    )  # fmt: skip
+    calm, busy = serving.latency(0.4 * top), serving.latency(0.85 * top)
+    assert calm["from"] == "closed form" and busy["from"] == "simulation"
+    run = simulate(one, replace(load, rate=0.85 * top), requests=REQUESTS)
+    assert busy["ttft"]["p95"] == pytest.approx(1e3 * run.quantiles("ttft").p95)
+    assert busy["ttft"]["p95_interval"][0] < busy["ttft"]["p95"] < busy["ttft"]["p95_interval"][1]
 
 
 def test_simulated_forecast_replaces_the_tail() -> None:
