@@ -1,8 +1,8 @@
 """What the waiting formulas leave out, fitted to the simulation: `python -m planner.waiting_fit --out FILE`.
 
 Loads are drawn at random (model, device, precision, lengths and their spread, arrivals, utilisation), simulated, and
-the logarithm of simulated over forecast latency is fitted by robust ridge regression on the `signs` of `planner.queueing`
-and their products. No load, model or device has a number of its own. Judge it on loads of another seed only.
+the logarithm of simulated over forecast latency is fitted by robust ridge regression on the `signs` of
+`planner.queueing` and their products. No load, model or device has a number of its own. Judge it on loads of another seed only.
 """
 
 from __future__ import annotations
