@@ -2,7 +2,8 @@
 
 Loads are drawn at random (model, device, precision, lengths and their spread, arrivals, utilisation), simulated, and
 the logarithm of simulated over forecast latency is fitted by robust ridge regression on the `signs` of
-`planner.queueing` and their products. No load, model or device has a number of its own. Judge it on loads of another seed only.
+`planner.queueing` and their products. No load, model or device has a number of its own. Judge it on loads of
+another seed only.
 """
 
 from __future__ import annotations
