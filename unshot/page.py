@@ -47,6 +47,7 @@ tr:last-child td{border-bottom:0}
 tr.strong td{font-weight:650;background:var(--panel)}
 tr.faint td{color:var(--soft)}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:16px;align-items:start}
+.charts>div{min-width:0}
 figure{margin:0;border:1px solid var(--line);border-radius:6px;padding:.7rem .8rem;min-width:0}
 figcaption{font-weight:600;margin-bottom:.3rem}
 figure svg{width:100%;max-width:600px;height:auto;display:block}
@@ -164,8 +165,8 @@ def facts(items: Mapping[str, str]) -> str:
 
 
 def charts(*figures: str) -> str:
-    """Figures side by side where the screen is wide enough."""
-    return f'<div class="charts">{"".join(figures)}</div>'
+    """Figures or tables side by side where the screen is wide enough; a table's caption stays above it."""
+    return f'<div class="charts">{"".join(f"<div>{figure}</div>" for figure in figures)}</div>'
 
 
 def details(summary: str, *blocks: str) -> str:
