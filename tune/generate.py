@@ -17,7 +17,7 @@ def answers(
     prompts: Sequence[Sequence[Message]],
     *,
     max_tokens: int,
-    batch_size: int = 16,
+    batch_size: int = 48,
     progress: Callable[[int], None] | None = None,
 ) -> list[str]:
     """The greedy answer to each prompt, in order; left-padded batches of similar length.

@@ -77,7 +77,7 @@ def stages(final: Path) -> list[tuple[str, list[str]]]:
         ("run", ["tune", *case]),
         ("artifacts", ["export", str(final / "run"), *case, *few]),
         ("baseline", ["export", embedded.NAME, "--to", "gguf:q8_0", *few]),
-        ("report", ["bench", *case, *systems, "--plan", str(final / "plan")]),
+        ("report", ["bench", *case, *systems, "--cold-requests", "6", "--plan", str(final / "plan")]),
     ]
 
 
