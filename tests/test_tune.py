@@ -138,7 +138,7 @@ def test_training_lowers_the_loss(unshot: Run, tiny_model: Path, small_data: Pat
     )
     assert done.returncode == 0, done.stderr
     history = json.loads(done.stdout)["history"]
-    assert history[-1]["train_loss"] < 0.97 * history[0]["train_loss"]
+    assert history[-1]["train_loss"] < 0.98 * history[0]["train_loss"]
 
 
 def test_layers_keeps_the_adapter_to_the_top(
