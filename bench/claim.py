@@ -13,7 +13,7 @@ from bench.records import Record
 from bench.stats import INCONCLUSIVE, MET, NOT_MET, Ratio, bootstrap_ratio, fieller, pairs_needed
 from unshot.case import Claim
 
-ENOUGH_TO_RESAMPLE = 10
+ENOUGH_TO_RESAMPLE = 20
 
 
 def service_ratio(baseline: Sequence[Record], candidate: Sequence[Record], *, seed: int = 0) -> Ratio:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from bench.summary import ratio
 from unshot import embedded
 
 # hidden, layers, heads, kv heads, intermediate (Llama 2 7B; SmolLM2 135M)
@@ -92,7 +93,7 @@ def main() -> None:
             f"{facts[s]['ttft_ms']['p50']['value']:.1f} ms, end to end p50 {facts[s]['e2e_ms']['p50']['value']:.1f} ms"
             for s in ("baseline", "candidate")
         )
-        print(f"{mode}: {speed['value']:.2f}x [{speed['low']:.2f}, {speed['high']:.2f}] faster; {sides}")
+        print(f"{mode}: {ratio(speed)} faster; {sides}")
 
 
 if __name__ == "__main__":
