@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import SHARED, Run
 from tune import near
-from tune.data import pii
+from unshot import pii
 from tune.data.agreement import agreement, cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tune.data.check import check_file
 from tune.data.variety import template_share

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from tune import near
-from tune.data import pii
+from unshot import pii
 from tune.data.agreement import agreement, settle_first
 from tune.data.balance import Labels, balance
 from tune.data.rows import Fault, scan

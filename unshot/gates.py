@@ -1,0 +1,67 @@
+"""Gates: the yes-or-no answers that stages leave in their manifests and that a promotion asks for.
+
+A stage writes its gates into `manifest.json` under `result.gates`. What comes after the directory was closed (a human
+review, a bench run) is appended to `gates.jsonl` beside the manifest, which is not among the hashed files; the newest
+line of a name counts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unshot.errors import InputError
+from unshot.manifest import read_manifest
+
+LATER = "gates.jsonl"
+Name = Literal["quality", "forgetting", "robustness", "review", "parity", "claim"]
+
+
+class Gate(BaseModel):
+    """One answer. `passed` None means that nobody looked or that the sample was too small to tell."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Name
+    passed: bool | None
+    detail: str = Field(description="one line for a person: the figure, its bound, the rows")
+    figures: dict[str, Any] = Field(default_factory=dict)
+    at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def read_gates(directory: Path) -> dict[str, Gate]:
+    """The gates of a stage's directory by name, later ones over those of its manifest; `InputError` for a bad file."""
+    manifest = read_manifest(directory, verify=False)
+    found: dict[str, Gate] = {}
+    later = directory / LATER
+    try:
+        for raw in manifest.result.get("gates", []):
+            gate = Gate.model_validate(raw)
+            found[gate.name] = gate
+        if later.is_file():
+            for line in later.read_text(encoding="utf-8").splitlines():
+                if line.strip():
+                    gate = Gate.model_validate_json(line)
+                    found[gate.name] = gate
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{directory}: its gates cannot be read ({str(error).splitlines()[0]}); {LATER} or the manifest was "
+            "changed by hand"
+        ) from None
+    return found
+
+
+def add_gate(directory: Path, gate: Gate) -> None:
+    """Append `gate` to a finished stage's directory, flushed to the disk before this returns."""
+    read_manifest(directory, verify=False)
+    with (directory / LATER).open("a", encoding="utf-8") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.write(json.dumps(gate.model_dump(mode="json"), ensure_ascii=False) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
