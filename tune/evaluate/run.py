@@ -13,8 +13,8 @@ from typing import Any
 
 from tune import near
 from tune.evaluate.scores import Answers, compare
-from tune.model import has_tuned
 from tune.job import request
+from tune.model import has_tuned
 from unshot.chat import Chat, load_tokenizer
 from unshot.console import Output, dumps
 from unshot.data import Example, read_examples, write_jsonl
