@@ -68,8 +68,8 @@ def rate() -> float:
     return learning_rate("lora", 576)[0]
 
 
-def run_ours(train: list[Any], net: Any, work: Path) -> tuple[float, int]:
-    """Seconds and tokens of all steps but the first."""
+def run_ours(train: list[Any], net: Any, work: Path) -> tuple[float, float, int]:
+    """Seconds, CPU seconds and tokens of all steps but the first."""
     from tune.defaults import pack_capacity
     from tune.model import fast_bf16, pick_device
     from tune.train import Plan, Trainer
@@ -77,16 +77,17 @@ def run_ours(train: list[Any], net: Any, work: Path) -> tuple[float, int]:
     device = pick_device()
     plan = Plan(1, 1, BATCH, pack_capacity(2048, device), rate(), SEED, len(train), "bench")
     trainer = Trainer(net, train, plan, work, device, bf16=fast_bf16(device))
-    marks: list[tuple[float, int]] = []
+    marks: list[tuple[float, float, int]] = []
     trainer.run(
         lambda _: {"score": 0.0, "loss": 0.0},
-        lambda state, _: marks.append((time.perf_counter(), state.tokens)),
+        lambda state, _: marks.append((time.perf_counter(), time.process_time(), state.tokens)),
         save_seconds=1e9,
     )
-    return marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]
+    first, last = marks[0], marks[-1]
+    return last[0] - first[0], last[1] - first[1], last[2] - first[2]
 
 
-def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float, int]:
+def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float, float, int]:
     """The same through SFTTrainer."""
     import torch
     from datasets import Dataset
@@ -114,7 +115,7 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
     if system != "trl-default":
         settings["gradient_checkpointing"] = False
     if system == "trl-unpadded":
-        settings["padding_free"] = True
+        settings |= {"padding_free": True, "max_length": None}
     batch = BATCH
     if system == "trl-packed":
         capacity = pack_capacity(2048, device)
@@ -152,18 +153,19 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
     )
     steps = -(-len(trainer.train_dataset) // batch)
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: warmup_cosine(n, steps))
-    marks: list[float] = []
+    marks: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
         """When each step ended."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            marks.append(time.perf_counter())
+            marks.append((time.perf_counter(), time.process_time()))
 
     trainer.add_callback(Clock())
     trainer.train()
     lengths = [len(ids) for ids in trainer.train_dataset["input_ids"]]
-    return marks[-1] - marks[0], sum(lengths[batch:])
+    first, last = marks[0], marks[-1]
+    return last[0] - first[0], last[1] - first[1], sum(lengths[batch:])
 
 
 def child(system: str, count: int) -> None:
@@ -177,12 +179,13 @@ def child(system: str, count: int) -> None:
     net = network()
     with tempfile.TemporaryDirectory() as folder:
         if system == "ours":
-            seconds, tokens = run_ours(train, net, Path(folder))
+            seconds, cpu, tokens = run_ours(train, net, Path(folder))
         else:
-            seconds, tokens = run_trl(train, net, Path(folder), system)
+            seconds, cpu, tokens = run_trl(train, net, Path(folder), system)
     figures = {
         "system": system,
         "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
         "tokens": tokens,
         "tokens_per_second": round(tokens / seconds, 1),
         "held_out_loss": round(mean_loss(net, held, pack_capacity(2048, device), device), 5),
