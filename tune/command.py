@@ -32,6 +32,15 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=int, help="At most; training stops at the plateau.")
 @click.option("--patience", type=int, help="Epochs without improvement before stopping.")
 @click.option("--max-length", type=int, help="Longest row, tokens.")
+@click.option(
+    "--mix", type=click.Path(path_type=Path), help="General rows to train on too, against forgetting."
+)
+@click.option("--mix-share", type=float, help="Their share of the training rows; default 0.1.")
+@click.option(
+    "--augment-format", is_flag=True, default=None, help="Vary the form of half the training prompts."
+)
+@click.option("--embedder", help="Compare meaning across the split: a directory, all-minilm-l6-v2, or off.")
+@click.option("--strict", is_flag=True, default=None, help="Exit code 1 where a gate fails; the run is kept.")
 @click.option("--seed", type=int, help="Seed of split, initialisation and order.")
 @click.option("--input-column", help="Column or field that holds the input.")
 @click.option("--output-column", help="Column or field that holds the answer.")
@@ -64,7 +73,21 @@ def tune(
         },
         tune={
             k: flags.pop(k)
-            for k in ("method", "rank", "layers", "learning_rate", "epochs", "patience", "max_length", "seed")
+            for k in (
+                "method",
+                "rank",
+                "layers",
+                "learning_rate",
+                "epochs",
+                "patience",
+                "max_length",
+                "seed",
+                "mix",
+                "mix_share",
+                "augment_format",
+                "embedder",
+                "strict",
+            )
         },
     )
     data = data or case.task.data
@@ -77,6 +100,9 @@ def tune(
         raise GateError(
             f"target {target:g} not met on the test split: {test['metric']} {test['score']:.3f}; {final} is kept"
         )
+    failed = [gate["name"] for gate in result["gates"] if gate["passed"] is False]
+    if case.tune.strict and failed:
+        raise GateError(f"failed: {', '.join(failed)} (figures in {final / 'README.md'}); {final} is kept")
 
 
 def summary(result: dict[str, Any], final: Path) -> list[Any]:

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tune.assess.card import card
+from tune.assess.run import assess
 from tune.contamination import Cleaned, separate
+from tune.extras import add_extras
+from tune.meaning import by_meaning
 from tune.split import split
-from unshot.case import Case
+from unshot.case import Case, Tune
 from unshot.chat import Chat, Encoded, load_tokenizer
 from unshot.console import Output, dumps
 from unshot.data import Example, Message, read_examples, write_jsonl
@@ -64,7 +68,7 @@ def tune_run(
     examples = read_examples(data, input_column=input_column, output_column=output_column)
     try:
         task = derive_task(case.task, examples)
-        cleaned = separate_split(examples, task, case.tune.seed)
+        cleaned = separate_split(examples, task, case.tune, out)
     except InputError as error:
         raise InputError(f"{data}: {error}") from None
     parts = cleaned.parts
@@ -83,20 +87,32 @@ def tune_run(
     if len(parts.train) < 50:
         out.warn(f"{len(parts.train)} training rows; 50 to 200 good examples are the usual minimum")
     with staged(final, overwrite=overwrite, resume=True) as work:
-        return _run_in(work, data, source, cleaned, task, case, out)
+        return _run_in(work, data, source, cleaned, task, case, out, final.name)
 
 
-def separate_split(examples: Sequence[Example], task: Task, seed: int) -> Cleaned:
+def separate_split(examples: Sequence[Example], task: Task, settings: Tune, out: Output) -> Cleaned:
     """80/10/10 by class, then without near-duplicates across the parts."""
 
     def stratum(example: Example) -> str:
         return task.label(example.answer or "") if task.labels else ""
 
-    return separate(split(examples, stratum=stratum, seed=seed), stratum=stratum, seed=seed)
+    return separate(
+        split(examples, stratum=stratum, seed=settings.seed),
+        stratum=stratum,
+        seed=settings.seed,
+        meaning=lambda texts: by_meaning(texts, settings.embedder, out=out),
+    )
 
 
 def _run_in(
-    work: Path, data: Path, source: Source, cleaned: Cleaned, task: Task, case: Case, out: Output
+    work: Path,
+    data: Path,
+    source: Source,
+    cleaned: Cleaned,
+    task: Task,
+    case: Case,
+    out: Output,
+    final_name: str,
 ) -> dict[str, Any]:
     from tune import model as models
 
@@ -117,13 +133,15 @@ def _run_in(
     fingerprint = source.fingerprint()
     chat = Chat(load_tokenizer(source.path))
     try:
-        train_rows = encode_rows(parts.train, task, chat, settings.max_length)
+        extras = add_extras(parts.train, settings)
+        train_rows = encode_rows(extras.train, task, chat, settings.max_length)
         validation_rows = encode_rows(parts.validation, task, chat, settings.max_length)
         test_rows = encode_rows(parts.test, task, chat, settings.max_length)
     except InputError as error:
         raise InputError(f"{data}, {error}") from None
     longest = max(r.answer_length for r in (*train_rows, *validation_rows, *test_rows))
     task.max_answer_tokens = max(8, round(1.5 * longest))
+    train_rows += encode_rows(extras.general, Task(), chat, settings.max_length)
     defaults = models.choose_defaults(settings, source.config()["hidden_size"], len(train_rows))
     for key, reason in defaults.reasons.items():
         out.detail(f"{key}: {getattr(defaults, key)} ({reason})")
@@ -174,7 +192,14 @@ def _run_in(
     out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
     trainer.load_best()
     with manifest.timed("test"):
-        test = _evaluate(net, parts.test, test_rows, task, chat, plan.capacity, device)
+        texts: list[str] = []
+        test = _evaluate(net, parts.test, test_rows, task, chat, plan.capacity, device, texts)
+    with manifest.timed("gates"):
+        gates = assess(
+            net, source, chat, task, settings, target=plan.target, test=test, rows=parts.test,
+            requests=[request(r, task) for r in parts.test], answers=texts, capacity=plan.capacity, device=device,
+            out=out,
+        )  # fmt: skip
     # The working files of a resumed run are no part of the artifact.
     for entry in work.iterdir():
         _remove(entry)
@@ -199,10 +224,12 @@ def _run_in(
         "adapter_parameters": sum(p.numel() for p in trainer.parameters.values()),
         "rows": {n: len(getattr(parts, n)) for n in ("train", "validation", "test")},
         "contamination": cleaned.report(),
+        "gates": [gate.model_dump(mode="json") for gate in gates],
         "test_read": "once, after the best epoch was chosen on validation",
     }
     write_text(work / "metrics.json", dumps(result) + "\n")
     manifest.config = {
+        "rows": extras.record,
         "base": fingerprint,
         "task": task.model_dump(),
         "tune": settings.model_dump(mode="json"),
@@ -215,6 +242,7 @@ def _run_in(
         "threads": torch.get_num_threads(),
     }
     manifest.result = {k: v for k, v in result.items() if k not in ("history", "losses")}
+    write_text(work / "README.md", card(final_name, result, manifest.config, task, gates))
     manifest.write(work)
     return {**result, "timings": manifest.timings}
 
@@ -227,12 +255,15 @@ def _evaluate(
     chat: Chat,
     capacity: int,
     device: str,
+    keep: list[str] | None = None,
 ) -> dict[str, Any]:
-    """Loss, and the task's scores of really generated answers."""
+    """Loss, and the task's scores of really generated answers; `keep` receives the answers."""
     from tune.generate import answers
     from tune.train import mean_loss
 
     texts = answers(net, chat, [request(r, task) for r in rows], max_tokens=task.max_answer_tokens or 64)
+    if keep is not None:
+        keep.extend(texts)
     return {
         "loss": mean_loss(net, encoded, capacity, device),
         **task.scores([r.answer or "" for r in rows], texts),

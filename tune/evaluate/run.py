@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from tune import near
+from tune.embedding import find_embedder
+from tune.evaluate.judge import Judge, Pair, judge_pairs
+from tune.evaluate.review import draw, shown, write_sheet
 from tune.evaluate.scores import Answers, compare
 from tune.run import request
 from unshot.chat import Chat, load_tokenizer
@@ -143,8 +147,20 @@ def evaluate_run(
     seed: int = 0,
     input_column: str | None = None,
     output_column: str | None = None,
+    embedder: str | None = None,
+    judge: Judge | None = None,
+    judge_rows: int = 50,
+    review: Path | None = None,
+    review_rows: int = 50,
 ) -> dict[str, Any]:
-    """Score a run (and another one on the same rows); `final` receives scores and answers. Raises `InputError`."""
+    """Score a run (and another one on the same rows); `final` receives scores and answers. Raises `InputError`.
+
+    `judge` compares the answers of up to `judge_rows` rows with the other run's (else with the references); `review`
+    is the sheet to draw for people.
+    """
+    if review is not None and review.exists() and not overwrite:
+        raise InputError(f"{review}: already there; choose another name or pass --overwrite")
+    encoder = find_embedder(embedder)
     runs = [open_run(path, base, out)]
     if other is not None:
         runs.append(open_run(other, base, out))
@@ -178,11 +194,28 @@ def evaluate_run(
         if seen and clean:
             unseen = Answers(run.task, [truth[i] for i in clean], [given[i] for i in clean], seed=seed)
             report["without_like_training"] = {"rows": len(clean), "score": unseen.metric()}
+        if "rouge" in report and encoder is not None:
+            report["bertscore"] = system.bertscore(encoder)
         systems.append(report)
     result: dict[str, Any] = {"data": str(source), **systems[0]}
     if len(runs) == 2:
         result["other"] = systems[1]
         result["comparison"] = compare(scored[0], scored[1])
+    if judge is not None:
+        against = texts[1] if len(runs) == 2 else truth
+        chosen = sorted(random.Random(seed).sample(range(len(rows)), min(judge_rows, len(rows))))
+        pairs = [Pair(shown(rows[i]), texts[0][i], against[i]) for i in chosen]
+        result["judge"], _ = judge_pairs(judge, pairs, out, seed=seed)
+        result["judge"]["against"] = "run" if len(runs) == 2 else "reference"
+    if review is not None:
+        others = texts[1] if len(runs) == 2 else None
+        sheet = draw(path, runs[0].task, rows, texts[0], others, count=review_rows, seed=seed)
+        write_sheet(review, sheet, runs[0].task.instruction)
+        result["review"] = {
+            "sheet": str(review),
+            "rows": len(sheet),
+            "name": sheet[0]["id"].rsplit("-", 1)[0],
+        }
     if final is not None:
         with staged(final, overwrite=overwrite) as work:
             write_text(work / "scores.json", dumps(result) + "\n")

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,16 @@ class Answers:
                 kind: mean_interval(np.array([r[kind] for r in each]), self.chosen) for kind in KINDS
             }
         return result
+
+    def bertscore(self, path: Path) -> dict[str, Any]:
+        """BERTScore with the embedder in a directory: its mean precision, recall and F1 with intervals."""
+        from tune.embedding import Embedder
+        from tune.evaluate.bertscore import bertscore
+
+        embedder = Embedder(path)
+        values = bertscore(embedder, self.raw_truth, self.raw)
+        means = {kind: mean_interval(each, self.chosen) for kind, each in values.items()}
+        return {"embedder": embedder.name, "layer": embedder.layers, **means}
 
     def metric(self) -> Interval:
         """The task's own metric."""
