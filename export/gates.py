@@ -16,7 +16,7 @@ NOT_REVIEWED = (
 
 
 def gates_of(model: Model, reports: Sequence[Report]) -> list[Gate]:
-    """The run's gates by name (none for a bare base), `parity` of this export, and `review` even where nobody looked."""
+    """The run's gates by name (none for a bare base), `parity` of this export, and `review` in any case."""
     found = read_gates(model.run) if model.run else {}
     failed = [f"{r.target}: {'; '.join(r.failures)}" for r in reports if not r.passed]
     found["parity"] = Gate(

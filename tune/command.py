@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tune.assess.options import assess_options, assess_settings
 from unshot.options import case_option, common
 
 if TYPE_CHECKING:
@@ -32,15 +33,7 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=int, help="At most; training stops at the plateau.")
 @click.option("--patience", type=int, help="Epochs without improvement before stopping.")
 @click.option("--max-length", type=int, help="Longest row, tokens.")
-@click.option(
-    "--mix", type=click.Path(path_type=Path), help="General rows to train on too, against forgetting."
-)
-@click.option("--mix-share", type=float, help="Their share of the training rows; default 0.1.")
-@click.option(
-    "--augment-format", is_flag=True, default=None, help="Vary the form of half the training prompts."
-)
-@click.option("--embedder", help="Compare meaning across the split: a directory, all-minilm-l6-v2, or off.")
-@click.option("--strict", is_flag=True, default=None, help="Exit code 1 where a gate fails; the run is kept.")
+@assess_options
 @click.option("--seed", type=int, help="Seed of split, initialisation and order.")
 @click.option("--input-column", help="Column or field that holds the input.")
 @click.option("--output-column", help="Column or field that holds the answer.")
@@ -73,22 +66,9 @@ def tune(
         },
         tune={
             k: flags.pop(k)
-            for k in (
-                "method",
-                "rank",
-                "layers",
-                "learning_rate",
-                "epochs",
-                "patience",
-                "max_length",
-                "seed",
-                "mix",
-                "mix_share",
-                "augment_format",
-                "embedder",
-                "strict",
-            )
-        },
+            for k in ("method", "rank", "layers", "learning_rate", "epochs", "patience", "max_length", "seed")
+        }
+        | assess_settings(flags),
     )
     data = data or case.task.data
     if data is None:
@@ -132,4 +112,6 @@ def summary(result: dict[str, Any], final: Path) -> list[Any]:
         f"test ({test['rows']} rows, read once): {test['metric']} {test['score']:.3f} "
         f"[{test['low']:.3f}, {test['high']:.3f}], accuracy {test['accuracy']:.3f}, invalid {test['invalid']:.1%}"
     )
-    return [epochs, line, f"written to {final}"]
+    words = {True: "passed", False: "FAILED", None: "undecided"}
+    gates = [f"gate {gate['name']} {words[gate['passed']]}: {gate['detail']}" for gate in result["gates"]]
+    return [epochs, line, *gates, f"written to {final}"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune.assess.card import card
 from tune.assess.run import assess
 from tune.contamination import Cleaned, separate
-from tune.extras import add_extras
+from tune.extras import Extras, add_extras
 from tune.meaning import by_meaning
 from tune.split import split
 from unshot.case import Case, Tune
@@ -23,6 +25,10 @@ from unshot.errors import InputError
 from unshot.manifest import Manifest, describe_file, staged, write_text
 from unshot.models import Source, resolve
 from unshot.task import Task, derive_task
+
+if TYPE_CHECKING:
+    from tune.model import Defaults
+    from tune.train import Plan, Trainer
 
 # Seconds between checkpoints within an epoch.
 SAVE_SECONDS = float(os.environ.get("UNSHOT_SAVE_SECONDS", "30"))
@@ -104,32 +110,70 @@ def separate_split(examples: Sequence[Example], task: Task, settings: Tune, out:
     )
 
 
+@dataclass
+class Job:
+    """A run before a weight is loaded: its parts as rows and as token ids, its settings, its plan."""
+
+    source: Source
+    fingerprint: dict[str, Any]
+    cleaned: Cleaned
+    extras: Extras
+    task: Task
+    chat: Chat
+    case: Case
+    device: str
+    train_rows: list[Encoded]
+    validation_rows: list[Encoded]
+    test_rows: list[Encoded]
+    defaults: Defaults
+    plan: Plan
+
+
 def _run_in(
-    work: Path,
-    data: Path,
-    source: Source,
-    cleaned: Cleaned,
-    task: Task,
-    case: Case,
-    out: Output,
-    final_name: str,
+    work: Path, data: Path, source: Source, cleaned: Cleaned, task: Task, case: Case, out: Output, name: str
 ) -> dict[str, Any]:
-    from tune import model as models
-
-    parts = cleaned.parts
-
-    settings = case.tune
-    device = models.pick_device()
-
-    import torch
     from transformers.utils import logging
 
-    from tune.train import Plan, Trainer
+    from tune.model import add_adapter, load_base
+    from tune.train import Trainer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    manifest = Manifest("tune", seeds={"seed": settings.seed})
-    manifest.inputs = [describe_file(data)]
+    manifest = Manifest("tune", seeds={"seed": case.tune.seed}, inputs=[describe_file(data)])
+    job = prepare(data, source, cleaned, task, case, out)
+    with manifest.timed("load"):
+        net = add_adapter(load_base(source, job.device), case.tune)
+    trainer = Trainer(net, job.train_rows, job.plan, work, job.device)
+    if trainer.resume():
+        out.log(f"going on from epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
+    with manifest.timed("train"):
+        train(job, trainer, out)
+    trainer.load_best()
+    with manifest.timed("test"):
+        answers: list[str] = []
+        test = score_rows(job, net, cleaned.parts.test, job.test_rows, answers)
+    with manifest.timed("gates"):
+        gates = assess(job, net, test, answers, out)
+    # The working files of a resumed run are no part of the artifact.
+    for entry in work.iterdir():
+        _remove(entry)
+    write_parts(work, job, net)
+    result = describe(job, trainer, test) | {"gates": [gate.model_dump(mode="json") for gate in gates]}
+    write_text(work / "metrics.json", dumps(result) + "\n")
+    manifest.config = configuration(job)
+    manifest.result = {k: v for k, v in result.items() if k not in ("history", "losses")}
+    write_text(work / "README.md", card(name, result, manifest.config, task, gates))
+    manifest.write(work)
+    return {**result, "timings": manifest.timings}
+
+
+def prepare(data: Path, source: Source, cleaned: Cleaned, task: Task, case: Case, out: Output) -> Job:
+    """Token ids of every row, defaults and plan; sets the task's `max_answer_tokens`."""
+    from tune import model as models
+    from tune.train import Plan
+
+    settings, parts = case.tune, cleaned.parts
+    device = models.pick_device()
     fingerprint = source.fingerprint()
     chat = Chat(load_tokenizer(source.path))
     try:
@@ -162,12 +206,15 @@ def _run_in(
         f"LoRA rank {settings.rank} on {source.name}, learning rate {plan.learning_rate:g}, {plan.batch_rows} rows a "
         f"step, at most {plan.epochs} epochs, on {device}"
     )
-    with manifest.timed("load"):
-        net = models.add_adapter(models.load_base(source, device), settings)
-    trainer = Trainer(net, train_rows, plan, work, device)
-    if trainer.resume():
-        out.log(f"going on from epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
+    return Job(
+        source, fingerprint, cleaned, extras, task, chat, case, device, train_rows, validation_rows, test_rows,
+        defaults, plan,
+    )  # fmt: skip
 
+
+def train(job: Job, trainer: Trainer, out: Output) -> None:
+    """Run the plan under a progress bar; the validation rows are answered after each epoch."""
+    plan = job.plan
     with out.progress() as progress:
         bar = progress.add_task("training", total=plan.epochs * trainer.steps_per_epoch, note="")
 
@@ -179,40 +226,52 @@ def _run_in(
             )
 
         def validate(net: Any) -> dict[str, Any]:
-            figures = _evaluate(net, parts.validation, validation_rows, task, chat, plan.capacity, device)
+            figures = score_rows(job, net, job.cleaned.parts.validation, job.validation_rows)
             out.log(
                 f"epoch {trainer.state.epoch + 1}: train loss {trainer.epoch_loss():.3f}, validation loss "
-                f"{figures['loss']:.3f}, {task.metric} {figures['score']:.3f}"
+                f"{figures['loss']:.3f}, {job.task.metric} {figures['score']:.3f}"
             )
             return figures
 
-        with manifest.timed("train"):
-            state = trainer.run(validate, report, save_seconds=SAVE_SECONDS)
+        state = trainer.run(validate, report, save_seconds=SAVE_SECONDS)
         progress.update(bar, total=len(state.losses), note=state.stopped)
     out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
-    trainer.load_best()
-    with manifest.timed("test"):
-        texts: list[str] = []
-        test = _evaluate(net, parts.test, test_rows, task, chat, plan.capacity, device, texts)
-    with manifest.timed("gates"):
-        gates = assess(
-            net, source, chat, task, settings, target=plan.target, test=test, rows=parts.test,
-            requests=[request(r, task) for r in parts.test], answers=texts, capacity=plan.capacity, device=device,
-            out=out,
-        )  # fmt: skip
-    # The working files of a resumed run are no part of the artifact.
-    for entry in work.iterdir():
-        _remove(entry)
+
+
+def score_rows(
+    job: Job, net: Any, rows: Sequence[Example], encoded: Sequence[Encoded], keep: list[str] | None = None
+) -> dict[str, Any]:
+    """Loss, and the task's scores of really generated answers, which `keep` receives."""
+    from tune.generate import answers
+    from tune.train import mean_loss
+
+    task = job.task
+    texts = answers(net, job.chat, [request(r, task) for r in rows], max_tokens=task.max_answer_tokens or 64)
+    if keep is not None:
+        keep.extend(texts)
+    return {
+        "loss": mean_loss(net, encoded, job.plan.capacity, job.device),
+        **task.scores([r.answer or "" for r in rows], texts),
+    }
+
+
+def write_parts(work: Path, job: Job, net: Any) -> None:
+    """What was trained, the split and the task."""
     net.save_pretrained(work / "adapter", safe_serialization=True)
     (work / "adapter" / "README.md").unlink(missing_ok=True)
-    _adapter_base(work / "adapter" / "adapter_config.json", source)
+    _adapter_base(work / "adapter" / "adapter_config.json", job.source)
     for name in ("train", "validation", "test"):
-        write_jsonl(work / "splits" / f"{name}.jsonl", [e.row() for e in getattr(parts, name)])
-    write_text(work / "task.json", task.model_dump_json(indent=2) + "\n")
-    result = {
-        "task": task.name,
-        "base": source.name,
-        "method": settings.method,
+        write_jsonl(work / "splits" / f"{name}.jsonl", [e.row() for e in getattr(job.cleaned.parts, name)])
+    write_text(work / "task.json", job.task.model_dump_json(indent=2) + "\n")
+
+
+def describe(job: Job, trainer: Trainer, test: dict[str, Any]) -> dict[str, Any]:
+    """The content of `metrics.json`."""
+    state = trainer.state
+    return {
+        "task": job.task.name,
+        "base": job.source.name,
+        "method": job.case.tune.method,
         "stopped": state.stopped,
         "best_epoch": state.best_epoch + 1,
         "epochs": len(state.history),
@@ -222,51 +281,28 @@ def _run_in(
         "trained_tokens": state.tokens,
         "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
         "adapter_parameters": sum(p.numel() for p in trainer.parameters.values()),
-        "rows": {n: len(getattr(parts, n)) for n in ("train", "validation", "test")},
-        "contamination": cleaned.report(),
-        "gates": [gate.model_dump(mode="json") for gate in gates],
+        "rows": {n: len(getattr(job.cleaned.parts, n)) for n in ("train", "validation", "test")},
+        "contamination": job.cleaned.report(),
         "test_read": "once, after the best epoch was chosen on validation",
     }
-    write_text(work / "metrics.json", dumps(result) + "\n")
-    manifest.config = {
-        "rows": extras.record,
-        "base": fingerprint,
-        "task": task.model_dump(),
-        "tune": settings.model_dump(mode="json"),
-        "defaults": {
-            **defaults.reasons,
-            "learning_rate": defaults.learning_rate,
-            "batch_rows": defaults.batch_rows,
-        },
-        "device": device,
-        "threads": torch.get_num_threads(),
-    }
-    manifest.result = {k: v for k, v in result.items() if k not in ("history", "losses")}
-    write_text(work / "README.md", card(final_name, result, manifest.config, task, gates))
-    manifest.write(work)
-    return {**result, "timings": manifest.timings}
 
 
-def _evaluate(
-    net: Any,
-    rows: Sequence[Example],
-    encoded: Sequence[Encoded],
-    task: Task,
-    chat: Chat,
-    capacity: int,
-    device: str,
-    keep: list[str] | None = None,
-) -> dict[str, Any]:
-    """Loss, and the task's scores of really generated answers; `keep` receives the answers."""
-    from tune.generate import answers
-    from tune.train import mean_loss
+def configuration(job: Job) -> dict[str, Any]:
+    """What the manifest records under `config`."""
+    import torch
 
-    texts = answers(net, chat, [request(r, task) for r in rows], max_tokens=task.max_answer_tokens or 64)
-    if keep is not None:
-        keep.extend(texts)
     return {
-        "loss": mean_loss(net, encoded, capacity, device),
-        **task.scores([r.answer or "" for r in rows], texts),
+        "rows": job.extras.record,
+        "base": job.fingerprint,
+        "task": job.task.model_dump(),
+        "tune": job.case.tune.model_dump(mode="json"),
+        "defaults": {
+            **job.defaults.reasons,
+            "learning_rate": job.defaults.learning_rate,
+            "batch_rows": job.defaults.batch_rows,
+        },
+        "device": job.device,
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -278,8 +314,6 @@ def _adapter_base(path: Path, source: Source) -> None:
 
 
 def _remove(path: Path) -> None:
-    import shutil
-
     if path.is_dir():
         shutil.rmtree(path)
     else:

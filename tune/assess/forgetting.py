@@ -24,7 +24,7 @@ from unshot.gates import Gate
 from unshot.models import Source
 
 SHIPPED = Path(__file__).parent / "general.jsonl"
-MAX_TOKENS = 24
+MAX_TOKENS = 16
 # Below this accuracy the base knows too little of the set to be seen forgetting it.
 KNOWS = 0.1
 # Perplexity may rise to this multiple: a narrow model's replies become terser, which alone costs some.

@@ -34,7 +34,7 @@ def robustness(
     """The gate: answers to the reformatted rows (`other`) against those to the rows as they are (`plain`).
 
     It fails where the score falls by more than `allowed` and the paired interval lies below 0; a fall that large
-    with an interval across 0 leaves it undecided (too few rows).
+    with an interval across 0 leaves it undecided (too few rows), and so does a model that answers nothing right.
     """
     first, second = Answers(task, truth, plain, seed=seed), Answers(task, truth, other, seed=seed)
     found = compare(first, second)
@@ -43,7 +43,9 @@ def robustness(
     gap = -difference.value
     passed: bool | None = True
     word = "no more than"
-    if gap > allowed:
+    if not first.right.any():
+        passed, word = None, "nothing right to lose; allowed"
+    elif gap > allowed:
         passed = False if difference.high < 0 else None
         word = (
             "format overfitting: more than" if passed is False else "too few rows to tell whether more than"

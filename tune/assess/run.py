@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tune.assess.forgetting import forgetting, measure, read_general, untuned
 from tune.assess.robustness import reformatted, robustness, sample
-from unshot.case import Tune
-from unshot.chat import Chat
 from unshot.console import Output
-from unshot.data import Example, Message
 from unshot.gates import Gate
-from unshot.models import Source
-from unshot.task import Task
+
+if TYPE_CHECKING:
+    from tune.run import Job
 
 
 def quality(test: dict[str, Any], target: float | None) -> Gate:
@@ -28,44 +26,31 @@ def quality(test: dict[str, Any], target: float | None) -> Gate:
     )
 
 
-def assess(
-    net: Any,
-    source: Source,
-    chat: Chat,
-    task: Task,
-    settings: Tune,
-    *,
-    target: float | None,
-    test: dict[str, Any],
-    rows: Sequence[Example],
-    requests: Sequence[Sequence[Message]],
-    answers: Sequence[str],
-    capacity: int,
-    device: str,
-    out: Output,
-) -> list[Gate]:
+def assess(job: Job, net: Any, test: dict[str, Any], answers: Sequence[str], out: Output) -> list[Gate]:
     """Quality, robustness and forgetting of a tuned model.
 
-    `rows`, `requests` and `answers` are the test split with what was asked and answered. The last two gates cost one
-    more pass over up to 96 test rows and two over the general set.
+    `test` and `answers` are the scores of the test split and what was answered. The last two gates cost one more
+    pass over up to 96 test rows and two over the general set.
     """
     from tune.generate import answers as generate
+    from tune.run import request
 
-    gates = [quality(test, target)]
+    settings, task, rows = job.case.tune, job.task, job.cleaned.parts.test
+    gates = [quality(test, job.plan.target)]
     if settings.robustness:
         chosen = sample(rows, settings.seed)
         out.log(f"asking {len(chosen)} test rows in another form")
-        asked = reformatted([requests[i] for i in chosen], task, settings.seed)
-        other = generate(net, chat, asked, max_tokens=task.max_answer_tokens or 64)
+        asked = reformatted([request(rows[i], task) for i in chosen], task, settings.seed)
+        other = generate(net, job.chat, asked, max_tokens=task.max_answer_tokens or 64)
         truth = [rows[i].answer or "" for i in chosen]
         plain = [answers[i] for i in chosen]
         gates.append(robustness(task, truth, plain, other, settings.robustness_gap, settings.seed))
     if settings.forgetting:
         general = read_general(settings.general)
         out.log(f"asking {len(general)} general questions, before and after tuning")
-        after = measure(net, chat, general, capacity, device)
-        with untuned(net, source, device) as base:
-            before = measure(base, chat, general, capacity, device)
+        after = measure(net, job.chat, general, job.plan.capacity, job.device)
+        with untuned(net, job.source, job.device) as base:
+            before = measure(base, job.chat, general, job.plan.capacity, job.device)
         gates.append(forgetting(general, before, after, settings.forgetting_drop))
     for gate in gates:
         if gate.passed is False and gate.name != "quality":  # that one is the command's exit code
