@@ -48,7 +48,9 @@ Which answer is better? Reply with one word: A, B, or TIE if they are equally go
 class Judge(Protocol):
     """Answers one chat request greedily."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the result calls it."""
 
     def ask(self, messages: Sequence[Message]) -> str:
         """The reply's text."""
@@ -107,8 +109,13 @@ class LocalJudge:
     def __init__(self, spec: str) -> None:
         from unshot.engines import open_engine
 
-        self.name = spec
+        self.spec = spec
         self._engine = open_engine(spec)
+
+    @property
+    def name(self) -> str:
+        """The engine's spec."""
+        return self.spec
 
     def ask(self, messages: Sequence[Message]) -> str:
         return self._engine.generate(self._engine.prompt_ids(messages), max_tokens=MAX_TOKENS).text
@@ -143,7 +150,7 @@ def read_verdict(reply: str) -> str | None:
     """`A`, `B` or `TIE` where the reply says just one of them (a reasoning block before it is passed over)."""
     text = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL).strip()
     # The word alone, then the usual phrases; a lone "A" in a sentence may be the article.
-    if found := re.match(r"\W*(?:answer\s+)?(a|b|tie)\b\W*(?:$|\n|is\b)", text, flags=re.IGNORECASE):
+    if found := re.match(r"\W*(?:answer\s+)?(a|b|tie)\b\W*(?:$|\n|is (?:better|best)\b)", text, flags=re.IGNORECASE):
         return found[1].upper()
     words = set(
         re.findall(r"\b(?:answer|option)\s+([AB])\b|\b(TIE)\b|\[\[([ABC])\]\]", text, flags=re.IGNORECASE)

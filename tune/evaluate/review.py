@@ -291,7 +291,7 @@ def review_gate(result: dict[str, Any], accept: float) -> Gate:
 
 
 def _side(better: str | None, ours: int) -> str | None:
-    if better in (None, "tie"):
+    if better is None or better == "tie":
         return better
     return "first" if int(better) == ours else "second"
 
