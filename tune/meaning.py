@@ -14,7 +14,7 @@ from tune.embedding import OFF, Embedder, find_embedder
 from unshot.console import Output
 
 # See `python -m tests.benchmarks.bench_meaning` and docs/data.md.
-THRESHOLD = 0.9
+THRESHOLD = 0.85
 # More rows than this are embedded only where an embedder was asked for by name.
 ROWS = 5000
 BLOCK = 1024

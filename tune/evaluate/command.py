@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=click.Path(path_type=Path), help="Directory for scores and answers.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
-@click.option("--embedder", help="BERTScore's embedder: a directory, all-minilm-l6-v2, or off.")
+@click.option("--embedder", help="For BERTScore and paraphrases: a directory, all-minilm-l6-v2, or off.")
 @click.option("--judge", "judge_spec", metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH.")
 @click.option("--judge-model", metavar="NAME", help="The judge's name at its server.")
 @click.option(

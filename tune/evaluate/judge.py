@@ -150,7 +150,9 @@ def read_verdict(reply: str) -> str | None:
     """`A`, `B` or `TIE` where the reply says just one of them (a reasoning block before it is passed over)."""
     text = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL).strip()
     # The word alone, then the usual phrases; a lone "A" in a sentence may be the article.
-    if found := re.match(r"\W*(?:answer\s+)?(a|b|tie)\b\W*(?:$|\n|is (?:better|best)\b)", text, flags=re.IGNORECASE):
+    if found := re.match(
+        r"\W*(?:answer\s+)?(a|b|tie)\b\W*(?:$|\n|is (?:better|best)\b)", text, flags=re.IGNORECASE
+    ):
         return found[1].upper()
     words = set(
         re.findall(r"\b(?:answer|option)\s+([AB])\b|\b(TIE)\b|\[\[([ABC])\]\]", text, flags=re.IGNORECASE)

@@ -17,6 +17,7 @@ from tune.embedding import find_embedder
 from tune.evaluate.judge import Judge, Pair, judge_pairs
 from tune.evaluate.review import draw, shown, write_sheet
 from tune.evaluate.scores import Answers, compare
+from tune.meaning import by_meaning
 from tune.run import request
 from unshot.chat import Chat, load_tokenizer
 from unshot.console import Output, dumps
@@ -114,8 +115,13 @@ def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
         )
 
 
-def seen_rows(run: Run, rows: Sequence[Example]) -> dict[int, dict[str, Any]]:
-    """Test rows with a near-duplicate among the run's training rows: index to `{line, train_line, similarity}`."""
+def seen_rows(
+    run: Run, rows: Sequence[Example], embedder: str | None, out: Output
+) -> dict[int, dict[str, Any]]:
+    """Test rows with a near-duplicate among the run's training rows: index to `{line, train_line, similarity, by}`.
+
+    `by` is `text`, or `meaning` for paraphrases that an embedder finds.
+    """
     train = read_examples(run.path / "splits" / "train.jsonl")
     found: dict[int, dict[str, Any]] = {}
     # Training rows first, so that an equal text is always linked to one of them.
@@ -127,11 +133,25 @@ def seen_rows(run: Run, rows: Sequence[Example]) -> dict[int, dict[str, Any]]:
                 "line": rows[index].line,
                 "train_line": train[a].line,
                 "similarity": round(similarity, 3),
+                "by": "text",
             }
     # A test row equal to an earlier one is linked to that, not to what both are like.
     for (a, b, _), equal in zip(pairs, pairs.equal, strict=True):
         if equal and a - len(train) in found:
             found[b - len(train)] = {**found[a - len(train)], "line": rows[b - len(train)].line}
+    close = by_meaning([e.text for e in (*train, *rows)], embedder, out=out)
+    for a, b, similarity in close.pairs if close else ():
+        index = b - len(train)
+        known = found.get(index)
+        if a < len(train) <= b and (
+            known is None or (known["by"] == "meaning" and similarity > known["similarity"])
+        ):
+            found[index] = {
+                "line": rows[index].line,
+                "train_line": train[a].line,
+                "similarity": round(similarity, 3),
+                "by": "meaning",
+            }
     return dict(sorted(found.items()))
 
 
@@ -183,7 +203,7 @@ def evaluate_run(
     scored = [Answers(runs[0].task, truth, given, seed=seed) for given in texts]
     systems = []
     for run, given, system, reading in zip(runs, texts, scored, readings, strict=True):
-        seen = seen_rows(run, rows)
+        seen = seen_rows(run, rows, embedder, out)
         clean = [i for i in range(len(rows)) if i not in seen]
         report = {
             "run": str(run.path),
