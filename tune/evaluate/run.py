@@ -135,10 +135,6 @@ def seen_rows(
                 "similarity": round(similarity, 3),
                 "by": "text",
             }
-    # A test row equal to an earlier one is linked to that, not to what both are like.
-    for (a, b, _), equal in zip(pairs, pairs.equal, strict=True):
-        if equal and a - len(train) in found:
-            found[b - len(train)] = {**found[a - len(train)], "line": rows[b - len(train)].line}
     close = by_meaning([e.text for e in (*train, *rows)], embedder, out=out)
     for a, b, similarity in close.pairs if close else ():
         index = b - len(train)
@@ -152,6 +148,10 @@ def seen_rows(
                 "similarity": round(similarity, 3),
                 "by": "meaning",
             }
+    # A test row equal to an earlier one is linked to that, not to what both are like.
+    for (a, b, _), equal in zip(pairs, pairs.equal, strict=True):
+        if equal and a - len(train) in found:
+            found[b - len(train)] = {**found[a - len(train)], "line": rows[b - len(train)].line}
     return dict(sorted(found.items()))
 
 
