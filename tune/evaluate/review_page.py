@@ -25,8 +25,7 @@ display:flex;gap:1rem;align-items:center;flex-wrap:wrap;z-index:1}
 button{font:inherit;padding:.4rem .9rem;border-radius:5px;border:1px solid var(--accent);
 background:var(--accent);color:var(--bg);cursor:pointer}
 </style>"""
-SCRIPT = """<script>
-"use strict";
+SCRIPT = """"use strict";
 const sheet=JSON.parse(document.getElementById("sheet").textContent),store="unshot-review-"+sheet.rows[0].id;
 const asked=r=>r.answer_2===""?["ok_1"]:["ok_1","ok_2","better"];
 let given={};try{given=JSON.parse(localStorage.getItem(store))||{}}catch(e){}
@@ -44,7 +43,7 @@ const text="\\ufeff"+[sheet.columns.join(","),...sheet.rows.map(row)].join("\\r\
 const a=document.createElement("a");a.href=URL.createObjectURL(new Blob([text],{type:"text/csv"}));
 a.download=sheet.name+".csv";document.body.appendChild(a);a.click();a.remove()});
 show();
-</script>"""
+"""
 
 
 def review_page(sheet: Sequence[dict[str, str]], instruction: str | None) -> str:
@@ -72,8 +71,8 @@ def review_page(sheet: Sequence[dict[str, str]], instruction: str | None) -> str
     blocks += [_item(number, row) for number, row in enumerate(sheet, start=1)]
     # "</" would end the script element inside the data.
     raw = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    blocks += [f'<script type="application/json" id="sheet">{raw}</script>', SCRIPT]
-    return page.page(f"Review {name}", *blocks, subtitle=f"{len(sheet)} rows, blinded")
+    blocks += [f'<script type="application/json" id="sheet">{raw}</script>']
+    return page.page(f"Review {name}", *blocks, subtitle=f"{len(sheet)} rows, blinded", script=SCRIPT)
 
 
 def _item(number: int, row: dict[str, str]) -> str:
