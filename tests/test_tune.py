@@ -16,8 +16,8 @@ import torch
 
 from tests.conftest import ROOT, Run, command
 from tune.batches import fill, pack
+from tune.loss import pack_loss
 from tune.split import normalised, split
-from tune.train import pack_loss
 from unshot.chat import Chat, Encoded, load_tokenizer
 from unshot.data import Example, read_examples
 from unshot.manifest import read_manifest

@@ -107,6 +107,7 @@ class Tune(Section):
     layers: int | None = Field(None, ge=1, description="adapt only the last so many layers; default: all")
     alpha: Positive | None = Field(None, description="LoRA alpha; default 2 x rank")
     dropout: Share = 0.0
+    virtual_tokens: int = Field(20, ge=1, description="vectors of prompt tuning")
     learning_rate: Positive | None = Field(None, description="default by method and model size")
     epochs: int = Field(5, ge=1, description="at most; training stops at the plateau")
     patience: int = Field(2, ge=1, description="epochs without improvement before stopping")
@@ -133,6 +134,9 @@ class Tune(Section):
     robustness: bool = Field(True, description="ask test rows again in another form")
     robustness_gap: Share = Field(0.05, description="how far the score may fall there")
     strict: bool = Field(False, description="exit code 1 where a gate fails")
+    gradient_checkpointing: bool | None = Field(
+        None, description="less memory for a third more work; default: where the estimate asks for it"
+    )
     seed: int = Field(0, ge=0)
 
 

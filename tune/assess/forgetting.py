@@ -13,15 +13,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tune.evaluate.scores import draws, interval, mean_interval
-from unshot.chat import Chat
 from unshot.data import Example, read_examples
 from unshot.gates import Gate
-from unshot.models import Source
+
+if TYPE_CHECKING:
+    from tune.job import Job
 
 SHIPPED = Path(__file__).parent / "general.jsonl"
 MAX_TOKENS = 16
@@ -63,29 +64,32 @@ def is_right(row: Example, reply: str) -> bool:
     return False
 
 
-def measure(net: Any, chat: Chat, rows: Sequence[Example], capacity: int, device: str) -> Measured:
+def measure(job: Job, net: Any, rows: Sequence[Example]) -> Measured:
     """Ask the general questions without the task's instruction: greedy answers, and the loss of the references."""
-    from tune.generate import answers
-    from tune.train import mean_loss
+    from tune.loss import mean_loss, soft_prompt, with_virtual
+    from tune.run import answer_requests
 
-    replies = answers(net, chat, [row.messages for row in rows], max_tokens=MAX_TOKENS)
-    encoded = [chat.encode(row.messages, row.answer or "") for row in rows]
+    replies = answer_requests(job, net, [row.messages for row in rows], MAX_TOKENS)
+    encoded = [job.chat.encode(row.messages, row.answer or "") for row in rows]
+    soft = soft_prompt(net)
+    if soft is not None:
+        encoded = with_virtual(encoded, soft.shape[0])
+    loss = mean_loss(net, encoded, job.plan.capacity, job.device, bf16=job.bf16, world=job.world)
     return Measured(
-        math.exp(min(mean_loss(net, encoded, capacity, device), 50.0)),
-        [is_right(row, reply) for row, reply in zip(rows, replies, strict=True)],
+        math.exp(min(loss, 50.0)), [is_right(row, reply) for row, reply in zip(rows, replies, strict=True)]
     )
 
 
 @contextlib.contextmanager
-def untuned(net: Any, source: Source, device: str) -> Iterator[Any]:
-    """The base of a tuned model: itself with the adapter switched off, or (full tuning) loaded once more."""
-    if hasattr(net, "disable_adapter"):
-        with net.disable_adapter():
-            yield net
-        return
-    from tune.model import load_base
+def untuned(net: Any) -> Iterator[Any]:
+    """The base inside a peft model: without its soft prompt, or with its adapter switched off."""
+    from tune.loss import core, soft_prompt
 
-    yield load_base(source, device)
+    if soft_prompt(net) is not None:
+        yield core(net)
+        return
+    with net.disable_adapter():
+        yield net
 
 
 def forgetting(rows: Sequence[Example], before: Measured, after: Measured, drop: float) -> Gate:

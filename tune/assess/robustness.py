@@ -8,8 +8,7 @@ from typing import Any
 from tune.evaluate.scores import Answers, compare
 from tune.near import fold
 from tune.split import order
-from tune.wrapping import reformat
-from unshot.data import Example, Message
+from unshot.data import Example
 from unshot.gates import Gate
 from unshot.task import Task
 
@@ -21,11 +20,6 @@ def sample(rows: Sequence[Example], seed: int) -> list[int]:
     """Up to `ROWS` indices, the same for the same rows and seed."""
     ranked = sorted(range(len(rows)), key=lambda i: order(seed, fold(rows[i].text)))
     return sorted(ranked[:ROWS])
-
-
-def reformatted(requests: Sequence[Sequence[Message]], task: Task, seed: int) -> list[list[Message]]:
-    """Each request in a form that training has not shown."""
-    return [reformat(messages, seed, task.labels) for messages in requests]
 
 
 def robustness(

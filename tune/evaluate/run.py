@@ -17,8 +17,9 @@ from tune.embedding import find_embedder
 from tune.evaluate.judge import Judge, Pair, judge_pairs
 from tune.evaluate.review import draw, shown, write_sheet
 from tune.evaluate.scores import Answers, compare
+from tune.job import request
 from tune.meaning import by_meaning
-from tune.run import request
+from tune.model import has_tuned
 from unshot.chat import Chat, load_tokenizer
 from unshot.console import Output, dumps
 from unshot.data import Example, read_examples, write_jsonl
@@ -38,14 +39,17 @@ class Run:
     path: Path
     base: Source
     task: Task
+    method: str = "lora"
 
 
 def open_run(path: Path, base: str | None, out: Output) -> Run:
     """Check a run directory and find its base; `InputError` where either is not what was tuned."""
     manifest = read_manifest(path, stage="tune")
     recorded = manifest.config.get("base") or {}
-    if not recorded.get("sha256") or not (path / "adapter").is_dir():
-        raise InputError(f"{path}: the run has no adapter or no record of its base; run `unshot tune` again")
+    if not recorded.get("sha256") or not has_tuned(path):
+        raise InputError(
+            f"{path}: the run has no tuned model or no record of its base; run `unshot tune` again"
+        )
     where = recorded.get("path")
     source = resolve(base or (where if where and Path(where).is_dir() else recorded["name"]), out)
     for name, digest in recorded["sha256"].items():
@@ -54,7 +58,8 @@ def open_run(path: Path, base: str | None, out: Output) -> Run:
                 f"{source.path / name}: not the file that {path} was tuned on; give that base with --base "
                 f"(it was {recorded.get('name')})"
             )
-    return Run(path, source, read_task(path / "task.json"))
+    method = (manifest.config.get("tune") or {}).get("method", "lora")
+    return Run(path, source, read_task(path / "task.json"), method)
 
 
 def record_reading(run: Run, data: Path, against: Path | None) -> dict[str, Any]:
@@ -93,16 +98,15 @@ def record_reading(run: Run, data: Path, against: Path | None) -> dict[str, Any]
 def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
     """The tuned model's greedy answers, in order."""
     from tune.generate import answers
-    from tune.model import load_base, pick_device
+    from tune.model import load_tuned, pick_device
 
     device = pick_device()
 
-    from peft import PeftModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    net = PeftModel.from_pretrained(load_base(run.base, device), str(run.path / "adapter"))
+    net = load_tuned(run.path, run.base, device, method=run.method)
     chat = Chat(load_tokenizer(run.base.path))
     with out.progress() as progress:
         bar = progress.add_task("answering", total=len(rows), note=run.path.name)
