@@ -131,6 +131,7 @@ def test_a_judge_that_is_not_there_is_one_line(
         ("A\nbecause", "A"),
         ("<think>A or B?</think>\n\nB", "B"), ("A good question.", None), ("Both are fine.", None), ("", None),
         ("Answer A is worse than Answer B", None), ("I prefer answer B.", "B"), ("[[C]]", "TIE"),
+        ("A, B, or TIE\n\nA is better.", None), ("It is a tie.", "TIE"),
     ],
 )  # fmt: skip
 def test_verdicts_are_read_from_replies(reply: str, verdict: str | None) -> None:

@@ -154,10 +154,10 @@ def read_verdict(reply: str) -> str | None:
         r"\W*(?:answer\s+)?(a|b|tie)\b\W*(?:$|\n|is (?:better|best)\b)", text, flags=re.IGNORECASE
     ):
         return found[1].upper()
-    words = set(
-        re.findall(r"\b(?:answer|option)\s+([AB])\b|\b(TIE)\b|\[\[([ABC])\]\]", text, flags=re.IGNORECASE)
+    found_words = re.findall(
+        r"\b(?:answer|option)\s+([AB])\b|\ba (tie)\b|\[\[([ABC])\]\]", text, flags=re.IGNORECASE
     )
-    said = {next(w for w in match if w).upper().replace("C", "TIE") for match in words}
+    said = {next(w for w in match if w).upper().replace("C", "TIE") for match in found_words}
     return said.pop() if len(said) == 1 else None
 
 
