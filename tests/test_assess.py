@@ -203,6 +203,8 @@ def test_a_review_is_drawn_blind_and_comes_back_as_a_gate(
     sheet = tmp_path / "sheet.csv"
     done = unshot("eval", path, "--review", sheet, "--review-rows", "6", "-q")
     assert done.returncode == 0, done.stderr
+    odd = unshot("eval", path, "--review", tmp_path / "sheet.pdf", "-q")
+    assert odd.returncode == 2 and "a .csv or an .html" in odd.stderr
     refused = unshot("eval", path, "--review", sheet, "-q")
     assert refused.returncode == 2 and "already there" in refused.stderr
     text = sheet.read_text(encoding="utf-8-sig")

@@ -14,10 +14,12 @@ from tune.contamination import separate
 from tune.data.check import check_file
 from tune.embedding import Embedder, find_embedder
 from tune.evaluate.bertscore import bertscore
+from tune.evaluate.scores import Answers
 from tune.meaning import Meaning, by_meaning, close_pairs
 from tune.split import Split
 from unshot.data import Example
 from unshot.errors import InputError
+from unshot.task import Task
 
 PACKAGE = "all-minilm-l6-v2"
 
@@ -149,6 +151,9 @@ def test_bertscore_scores_equal_texts_one_and_empty_ones_nothing(tiny_embedder: 
     assert scores["f1"][[2, 3]].tolist() == [0, 0]
     turned = bertscore(model, answers, truth)
     assert np.allclose(turned["precision"], scores["recall"]) and 0 < scores["f1"][1] < 1
+    report = Answers(Task(), truth, answers).bertscore(tiny_embedder)
+    assert report["f1"].value == pytest.approx(scores["f1"].mean()) and report["layer"] == 2
+    assert report["f1"].low < report["f1"].value < report["f1"].high
 
 
 def test_bertscore_equals_the_bert_score_package(embedder: Embedder) -> None:

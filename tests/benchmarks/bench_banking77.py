@@ -93,7 +93,7 @@ def few_shot(gguf: Path, shots: list[Row], test: list[Row], labels: list[str]) -
         size = len(engine.prompt_ids(turns))
         return [
             engine.generate(
-                engine.prompt_ids([*turns, {"role": "user", "content": row["text"]}]), max_tokens=24
+                engine.prompt_ids([*turns, {"role": "user", "content": row["text"]}]), max_tokens=20
             ).text
             for row in test
         ], size

@@ -28,9 +28,7 @@ def agree(first: Sequence[str], second: Sequence[str], *, seed: int = 0) -> dict
 
 
 def wilson(hits: int, total: int, z: float = 1.959964) -> Interval:
-    """95% Wilson score interval of a share (Wilson 1927): sound for few rows and near 0 or 1, unlike the bootstrap."""
-    if total == 0:
-        return Interval(float("nan"), 0.0, 1.0)
+    """95% Wilson score interval of a share (Wilson 1927): sound for few rows and near 0 or 1; `total` at least 1."""
     share = hits / total
     scale = 1 + z * z / total
     centre = (share + z * z / (2 * total)) / scale

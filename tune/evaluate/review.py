@@ -28,7 +28,7 @@ from unshot.task import Task
 
 FOLDER = "reviews"
 COLUMNS = ("id", "request", "answer_1", "answer_2", "ok_1", "ok_2", "better", "comment")
-ROWS = 50
+SHEETS = (".csv", ".html", ".htm")
 # Share of the run's answers that reviewers must accept, as the lower end of its interval.
 ACCEPT = 0.8
 YES, NO = ("yes", "y", "1", "true", "ok"), ("no", "n", "0", "false")
@@ -93,13 +93,11 @@ def shown(row: Example) -> str:
 
 def write_sheet(path: Path, sheet: Sequence[dict[str, str]], instruction: str | None) -> None:
     """A CSV (UTF-8 with a mark, so that spreadsheets read it) or, for `.html`, a page that exports the CSV."""
-    if path.suffix.lower() in (".html", ".htm"):
+    if path.suffix.lower() != ".csv":
         from tune.evaluate.review_page import review_page
 
         write_text(path, review_page(sheet, instruction))
         return
-    if path.suffix.lower() != ".csv":
-        raise InputError(f"{path}: a review sheet is a .csv or an .html file")
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
@@ -208,6 +206,8 @@ def from_review(
             own["better"].append("tie" if fact["equal"] else _side(row["better"], fact["ours"]))
     ok = {item: _majority(v["ok"]) for item, v in votes.items()}
     judged = [item for item in facts if ok.get(item) is not None]
+    if not judged:
+        raise InputError("no row says whether the answer is acceptable; fill in ok_1 and ok_2 (yes or no)")
     result: dict[str, Any] = {
         "review": key["review"],
         "against": key["against"],
@@ -228,7 +228,9 @@ def from_review(
             "other": counts["second"],
             "ties": counts["tie"],
             # Of the rows on which somebody had a preference.
-            "run_preferred": wilson(counts["first"], counts["first"] + counts["second"]),
+            "run_preferred": wilson(counts["first"], decided)
+            if (decided := counts["first"] + counts["second"])
+            else None,
         }
     if len(judged) >= 2:
         people = ["yes" if ok[i] else "no" for i in judged]

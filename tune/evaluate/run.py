@@ -15,7 +15,7 @@ from typing import Any
 from tune import near
 from tune.embedding import find_embedder
 from tune.evaluate.judge import Judge, Pair, judge_pairs
-from tune.evaluate.review import draw, shown, write_sheet
+from tune.evaluate.review import SHEETS, draw, shown, write_sheet
 from tune.evaluate.scores import Answers, compare
 from tune.job import request
 from tune.meaning import by_meaning
@@ -182,6 +182,8 @@ def evaluate_run(
     `judge` compares the answers of up to `judge_rows` rows with the other run's (else with the references); `review`
     is the sheet to draw for people.
     """
+    if review is not None and review.suffix.lower() not in SHEETS:
+        raise InputError(f"{review}: a review sheet is a .csv or an .html file")
     if review is not None and review.exists() and not overwrite:
         raise InputError(f"{review}: already there; choose another name or pass --overwrite")
     encoder = find_embedder(embedder)

@@ -68,8 +68,8 @@ def review_tables(result: dict[str, Any]) -> list[Any]:
     if "preference" in result:
         p = result["preference"]
         shown.append(
-            f"preferred: the run {p['run']}, {other} {p['other']}, ties {p['ties']}; of those with a preference "
-            f"{p['run_preferred']} for the run"
+            f"preferred: the run {p['run']}, {other} {p['other']}, ties {p['ties']}"
+            + (f"; of those with a preference {p['run_preferred']} for the run" if p["run_preferred"] else "")
         )
     if "metric_human" in result:
         shown.append(f"metric and people agree: {_agreement(result['metric_human'])}")
