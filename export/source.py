@@ -21,7 +21,7 @@ from unshot.task import Task, read_task
 
 @dataclass
 class Model:
-    """A base model, its adapter (None for a bare base) and the rows it is checked on."""
+    """A base model, its adapter (None for a bare base or a fully tuned model) and the rows it is checked on."""
 
     name: str
     base: Source
@@ -80,8 +80,13 @@ def open_source(text: str, base: str | None, out: Output) -> Model:
 def _open_run(path: Path, base: str | None, out: Output) -> Model:
     manifest = read_manifest(path, stage="tune")
     recorded = manifest.config.get("base") or {}
-    if not recorded.get("sha256") or not (path / "adapter").is_dir():
-        raise InputError(f"{path}: the run has no adapter or no record of its base; run `unshot tune` again")
+    whole = (path / "model").is_dir()
+    if not recorded.get("sha256") or not (whole or (path / "adapter").is_dir()):
+        raise InputError(
+            f"{path}: the run has no tuned model or no record of its base; run `unshot tune` again"
+        )
+    if whole:
+        return _open_whole(path, recorded, base)
     source = resolve(base or _where(recorded), out)
     fingerprint = source.fingerprint()
     for name, digest in recorded["sha256"].items():
@@ -99,6 +104,25 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
         adapter_path=path / "adapter",
         adapter=load_adapter(path / "adapter"),
         chat=Chat(load_tokenizer(source.path)),
+        task=read_task(path / "task.json"),
+        rows=read_examples(path / "splits" / "test.jsonl"),
+        inputs=[describe_file(path / MANIFEST)],
+        run=path,
+    )
+
+
+def _open_whole(path: Path, recorded: dict[str, Any], base: str | None) -> Model:
+    """A run of full fine-tuning, which holds every weight and needs its base no more."""
+    if base is not None:
+        raise InputError(f"{path}: a run of full fine-tuning holds its whole model; leave --base out")
+    name = path.resolve().name
+    return Model(
+        name=name,
+        base=Source(recorded.get("name") or name, path / "model", recorded.get("license")),
+        fingerprint=recorded,
+        adapter_path=None,
+        adapter=None,
+        chat=Chat(load_tokenizer(path / "model")),
         task=read_task(path / "task.json"),
         rows=read_examples(path / "splits" / "test.jsonl"),
         inputs=[describe_file(path / MANIFEST)],

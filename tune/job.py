@@ -189,7 +189,7 @@ def load_of(job: Job) -> Load:
 
 def remember(job: Job, out: Output) -> Job:
     """Decide on gradient checkpointing: as given, else where the estimate without it exceeds what is free."""
-    from tune.memory import estimate, free_bytes, surely_fits
+    from tune.memory import KEPT, estimate, free_bytes, lean_malloc, surely_fits
 
     settings, load = job.case.tune, load_of(job)
     if surely_fits(job.source, settings, load, job.device):
@@ -204,6 +204,9 @@ def remember(job: Job, out: Output) -> Job:
             update={"tune": settings.model_copy(update={"gradient_checkpointing": True})}
         )
         job = replace(job, case=case)
+    if job.device == "cpu" and KEPT * memory.peak > free:
+        lean_malloc()
+        out.detail("memory is short: freed blocks go back to the system at once")
     if memory.peak > 0.95 * free and job.world.first:
         out.warn(
             f"estimated peak {memory.peak / 1e9:.2f} GB, {free / 1e9:.2f} GB free; choose a smaller base, --method "

@@ -76,11 +76,13 @@ horizon_months = 12.0          # one-off costs are spread over these months
 # cheaper_api = "gpt-4o-mini"  # cheaper API model to compare with; "none" leaves it out
 
 [tune]
-method = "lora"                # lora, dora
+method = "lora"                # lora, dora, qlora (CUDA), full, prompt
 rank = 16
 # layers = 20                  # adapt only the last so many layers: faster, the lower ones need no gradients
 # alpha = 32                   # default 2 x rank
 dropout = 0.0
+# virtual_tokens = 20          # method = "prompt": trained vectors before each row
+# gradient_checkpointing = true  # less memory for a third more work; default: where the memory estimate asks for it
 # learning_rate = 5e-4         # default by method and model width
 epochs = 5                     # at most: training stops at the plateau
 patience = 2                   # epochs without improvement before it stops
