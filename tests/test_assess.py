@@ -7,10 +7,13 @@ import json
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from export.gates import gate_lines, gates_of
+from export.parity import Report
 from tests.conftest import Run
 from tune.assess.forgetting import Measured, accepted, forgetting, is_right, read_general
 from tune.assess.robustness import robustness
@@ -19,8 +22,8 @@ from tune.mix import draw, known
 from tune.wrapping import AUGMENT, REFORMAT, augment, reformat
 from unshot.data import Example
 from unshot.errors import InputError
-from unshot.gates import read_gates
-from unshot.manifest import read_manifest
+from unshot.gates import Gate, add_gate, read_gates
+from unshot.manifest import Manifest, read_manifest
 from unshot.task import Task
 
 LABELS = ["billing", "delivery"]
@@ -236,3 +239,21 @@ def test_a_review_is_drawn_blind_and_comes_back_as_a_gate(
     sheet.write_text(sheet.read_text().replace(key["review"], "r00000000"))
     foreign = unshot("eval", path, "--from-review", sheet)
     assert foreign.returncode == 2 and "not drawn from" in foreign.stderr
+
+
+def test_an_export_carries_the_gates_and_says_where_nobody_looked(tmp_path: Path) -> None:
+    made = Gate(name="quality", passed=True, detail="0.9 of 0.8 | fine")
+    Manifest("tune", result={"gates": [made.model_dump(mode="json")]}).write(tmp_path)
+    model: Any = SimpleNamespace(run=tmp_path)
+    reports = [Report("gguf:f16"), Report("onnx:fp32", failures=["KL 0.2"])]
+    gates = {g.name: g for g in gates_of(model, reports)}
+    assert set(gates) == {"quality", "parity", "review"} and gates["review"].passed is None
+    assert gates["parity"].passed is False and "KL 0.2" in gates["parity"].detail
+    text = "\n".join(gate_lines(list(gates.values())))
+    assert "No human has reviewed" in text and "0.9 of 0.8 / fine" in text
+    add_gate(tmp_path, Gate(name="review", passed=True, detail="50 rows", figures={"rows": 50}))
+    text = "\n".join(gate_lines(gates_of(model, reports)))
+    assert "No human has reviewed" not in text and "| review | passed | 50 rows |" in text
+    # A bare base model has no gates but parity, and its card no such section.
+    bare = gates_of(SimpleNamespace(run=None), reports[:1])  # type: ignore[arg-type]
+    assert [g.name for g in bare] == ["parity"] and gate_lines(bare) == []
