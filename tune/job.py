@@ -188,15 +188,18 @@ def load_of(job: Job) -> Load:
 
 
 def remember(job: Job, out: Output) -> Job:
-    """Decide on gradient checkpointing: as given, else where the estimate without it exceeds what is free."""
+    """Decide on gradient checkpointing: as given, else where the estimate without it exceeds what is free.
+
+    The first process decides for all.
+    """
     from tune.memory import KEPT, estimate, free_bytes, lean_malloc, surely_fits
 
     settings, load = job.case.tune, load_of(job)
-    if surely_fits(job.source, settings, load, job.device):
+    if processes.share(surely_fits(job.source, settings, load, job.device), job.world):
         return job
     asked = bool(settings.gradient_checkpointing)
     memory = estimate(job.source, settings, load, job.device, checkpointing=asked)
-    free = free_bytes(job.device)
+    free = processes.share(free_bytes(job.device), job.world)
     if settings.gradient_checkpointing is None and memory.training > 0.9 * free:
         out.log(f"estimated {memory.peak / 1e9:.2f} GB, {free / 1e9:.2f} GB free: gradient checkpointing on")
         memory = estimate(job.source, settings, load, job.device, checkpointing=True)

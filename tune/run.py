@@ -219,12 +219,14 @@ def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output)
     validation = job.cleaned.parts.validation
     # Rows in a fixed random order, so that each part holds the one before.
     order = sorted(range(len(job.train_rows)), key=lambda i: digest([job.plan.seed, job.train_rows[i].ids]))
+    trainer.optimizer.state.clear()  # the smaller trainings have their own
     points = []
     for count in parts(len(job.train_rows)):
         rows = [job.train_rows[i] for i in order[:count]]
         plan = replace(job.plan, rows=count, target=None, fingerprint=f"{job.plan.fingerprint} {count} rows")
         smaller = make_trainer(job, net, work / f"curve-{count}", rows, plan)
-        smaller.work.mkdir(exist_ok=True, parents=True) if job.world.first else None
+        if job.world.first:
+            smaller.work.mkdir(exist_ok=True)
         smaller.restart(work / INITIAL)
         out.log(f"learning curve: {count} of {len(order)} training rows")
         smaller.resume()
