@@ -11,6 +11,7 @@ from typing import Any
 
 from export import gguf_file, gguf_lora, onnx_graph, parity, reference
 from export.engines import require
+from export.gates import gates_of
 from export.kquants import quantise
 from export.merge import Merged
 from export.shipping import write_shipping
@@ -69,13 +70,15 @@ def export_run(
             )
         for report in failed:
             out.warn(f"{report.target} drifts: {'; '.join(report.failures)}; kept because of --allow-drift")
-        write_shipping(model, targets, reports, work)
+        gates = gates_of(model, reports)
+        write_shipping(model, targets, reports, gates, work)
         result = {
             "source": model.name,
             "base": model.base.name,
             "files": {str(t): t.name for t in targets},
             "bytes": {str(t): _size(work / t.name) for t in targets},
             "parity": [r.as_dict() for r in reports],
+            "gates": [g.model_dump(mode="json") for g in gates],
             "timings": manifest.timings,
         }
         manifest.config = {

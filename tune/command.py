@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tune.assess.options import assess_options, assess_settings
 from unshot.options import case_option, common
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 )
 @click.option("--report-to", help="tensorboard, mlflow, wandb: comma-separated.")
 @click.option("--log-dir", type=click.Path(path_type=Path), help="TensorBoard's events; default: OUT-logs.")
+@assess_options
 @click.option("--seed", type=int, help="Seed of split, initialisation and order.")
 @click.option("--input-column", help="Column or field that holds the input.")
 @click.option("--output-column", help="Column or field that holds the answer.")
@@ -81,7 +83,8 @@ def tune(
                 "method", "rank", "layers", "virtual_tokens", "learning_rate", "epochs", "patience", "max_length",
                 "gradient_checkpointing", "seed",
             )
-        },
+        }
+        | assess_settings(flags),
     )  # fmt: skip
     options = Options(
         **{k: flags.pop(k) for k in ("dry_run", "learning_curve", "report_to", "log_dir", "fsdp")}
@@ -105,6 +108,9 @@ def tune(
         raise GateError(
             f"target {target:g} not met on the test split: {test['metric']} {test['score']:.3f}; {final} is kept"
         )
+    failed = [gate["name"] for gate in result["gates"] if gate["passed"] is False]
+    if case.tune.strict and failed:
+        raise GateError(f"failed: {', '.join(failed)} (figures in {final / 'README.md'}); {final} is kept")
 
 
 def forecast(result: dict[str, Any]) -> list[Any]:
@@ -159,7 +165,8 @@ def summary(result: dict[str, Any], final: Path) -> list[Any]:
         f"test ({test['rows']} rows, read once): {test['metric']} {test['score']:.3f} "
         f"[{test['low']:.3f}, {test['high']:.3f}], accuracy {test['accuracy']:.3f}, invalid {test['invalid']:.1%}"
     )
-    lines = [line]
+    words = {True: "passed", False: "FAILED", None: "undecided"}
+    lines = [line, *(f"gate {g['name']} {words[g['passed']]}: {g['detail']}" for g in result["gates"])]
     if result.get("learning_curve"):
         from tune.curve import sentence
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune import processes
 from tune.contamination import Cleaned
+from tune.extras import Extras, add_extras
 from tune.processes import World
 from unshot.case import Case
 from unshot.chat import Chat, Encoded, load_tokenizer
@@ -72,6 +73,7 @@ class Job:
     plan: Plan
     world: World
     bf16: bool
+    extras: Extras
     memory: Estimate | None = None
 
 
@@ -117,13 +119,15 @@ def prepare(
     fingerprint = source.fingerprint()
     chat = Chat(load_tokenizer(source.path))
     try:
-        train_rows = encode_rows(parts.train, task, chat, settings.max_length)
+        extras = add_extras(parts.train, settings)
+        train_rows = encode_rows(extras.train, task, chat, settings.max_length)
         validation_rows = encode_rows(parts.validation, task, chat, settings.max_length)
         test_rows = encode_rows(parts.test, task, chat, settings.max_length)
     except InputError as error:
         raise InputError(f"{data}, {error}") from None
     longest = max(r.answer_length for r in (*train_rows, *validation_rows, *test_rows))
     task.max_answer_tokens = max(8, round(1.5 * longest))
+    train_rows += encode_rows(extras.general, Task(), chat, settings.max_length)
     if settings.method == "prompt":
         train_rows, validation_rows, test_rows = (
             with_virtual(rows, settings.virtual_tokens) for rows in (train_rows, validation_rows, test_rows)
@@ -151,7 +155,7 @@ def prepare(
         out.detail(f"{key}: {value}{reason}")
     return Job(
         source, fingerprint, cleaned, task, chat, case, device, train_rows, validation_rows, test_rows, defaults,
-        plan, world, fast_bf16(device),
+        plan, world, fast_bf16(device), extras,
     )  # fmt: skip
 
 

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune import processes
+from tune.assess.card import card
+from tune.assess.run import assess, general_before
 from tune.contamination import Cleaned, separate
 from tune.job import Job, Options, digest, forecast, prepare, remember, request, start
+from tune.meaning import by_meaning
 from tune.processes import World
 from tune.split import split
-from unshot.case import Case
+from unshot.case import Case, Tune
 from unshot.chat import Encoded
 from unshot.console import Output, dumps
-from unshot.data import Example, read_examples, write_jsonl
+from unshot.data import Example, Message, read_examples, write_jsonl
 from unshot.errors import InputError
 from unshot.manifest import Manifest, describe_file, staged, write_text
 from unshot.models import resolve
@@ -58,7 +61,7 @@ def tune_run(
     examples = read_examples(data, input_column=input_column, output_column=output_column)
     try:
         task = derive_task(case.task, examples)
-        cleaned = separate_split(examples, task, case.tune.seed)
+        cleaned = separate_split(examples, task, case.tune, out)
     except InputError as error:
         raise InputError(f"{data}: {error}") from None
     parts = cleaned.parts
@@ -90,13 +93,18 @@ def tune_run(
     return result
 
 
-def separate_split(examples: Sequence[Example], task: Task, seed: int) -> Cleaned:
+def separate_split(examples: Sequence[Example], task: Task, settings: Tune, out: Output) -> Cleaned:
     """80/10/10 by class, then without near-duplicates across the parts."""
 
     def stratum(example: Example) -> str:
         return task.label(example.answer or "") if task.labels else ""
 
-    return separate(split(examples, stratum=stratum, seed=seed), stratum=stratum, seed=seed)
+    return separate(
+        split(examples, stratum=stratum, seed=settings.seed),
+        stratum=stratum,
+        seed=settings.seed,
+        meaning=lambda texts: by_meaning(texts, settings.embedder, out=out),
+    )
 
 
 def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out: Output) -> dict[str, Any]:
@@ -109,6 +117,7 @@ def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out
         net = prepare_model(load_base(job.source, job.device, method=settings.method), settings)
         if settings.gradient_checkpointing:
             checkpoint_layers(net)
+    before = general_before(job, net)
     trainer = make_trainer(job, net, work)
     if options.learning_curve:
         trainer.keep(work / INITIAL)
@@ -129,8 +138,11 @@ def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out
     if settings.method == "full":
         net = round_weights(net, job.source, job.device)
     with manifest.timed("test"):
-        test = score_rows(job, net, cleaned.parts.test, job.test_rows)
-    result = describe(job, trainer, test)
+        answers: list[str] = []
+        test = score_rows(job, net, cleaned.parts.test, job.test_rows, answers)
+    with manifest.timed("gates"):
+        gates = assess(job, net, test, answers, before, out)
+    result = describe(job, trainer, test) | {"gates": [gate.model_dump(mode="json") for gate in gates]}
     if curve is not None:
         result["learning_curve"] = curve
     # With FSDP the parts of the model come together in every process, though only the first one writes.
@@ -145,6 +157,7 @@ def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out
     write_text(work / "metrics.json", dumps(result) + "\n")
     manifest.config = configuration(job)
     manifest.result = {k: v for k, v in result.items() if k not in ("history", "losses")}
+    write_text(work / "README.md", card(final.name, result, manifest.config, job.task, gates))
     manifest.write(work)
     return {**result, "timings": manifest.timings}
 
@@ -228,7 +241,12 @@ def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output)
 
 
 def answer_rows(job: Job, net: Any, rows: Sequence[Example]) -> list[str]:
-    """The model's greedy answers, in order."""
+    """The model's greedy answers to rows of the task, in order."""
+    return answer_requests(job, net, [request(r, job.task) for r in rows], job.task.max_answer_tokens or 64)
+
+
+def answer_requests(job: Job, net: Any, requests: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
+    """The model's greedy answers to any requests, in order."""
     import torch
 
     from tune.generate import answers
@@ -239,8 +257,8 @@ def answer_rows(job: Job, net: Any, rows: Sequence[Example]) -> list[str]:
         return answers(
             net,
             job.chat,
-            [request(r, job.task) for r in rows],
-            max_tokens=job.task.max_answer_tokens or 64,
+            requests,
+            max_tokens=max_tokens,
             world=job.world,
         )
 
@@ -260,11 +278,15 @@ def gathered(net: Any, world: World) -> Any:
     return net
 
 
-def score_rows(job: Job, net: Any, rows: Sequence[Example], encoded: Sequence[Encoded]) -> dict[str, Any]:
-    """Loss, and the task's scores of really generated answers."""
+def score_rows(
+    job: Job, net: Any, rows: Sequence[Example], encoded: Sequence[Encoded], keep: list[str] | None = None
+) -> dict[str, Any]:
+    """Loss, and the task's scores of really generated answers, which `keep` receives."""
     from tune.loss import mean_loss
 
     texts = answer_rows(job, net, rows)
+    if keep is not None:
+        keep.extend(texts)
     loss = mean_loss(net, encoded, job.plan.capacity, job.device, bf16=job.bf16, world=job.world)
     return {"loss": loss, **job.task.scores([r.answer or "" for r in rows], texts)}
 
@@ -303,6 +325,7 @@ def configuration(job: Job) -> dict[str, Any]:
     import torch
 
     return {
+        "rows": job.extras.record,
         "base": job.fingerprint,
         "task": job.task.model_dump(),
         "tune": job.case.tune.model_dump(mode="json"),

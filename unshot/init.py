@@ -88,6 +88,16 @@ epochs = 5                     # at most: training stops at the plateau
 patience = 2                   # epochs without improvement before it stops
 batch_tokens = 2048            # longest packed sequence, tokens
 max_length = 2048              # longest row, tokens
+# mix = "general.jsonl"        # general rows to train on too, against forgetting
+mix_share = 0.1                # their share of the training rows
+augment_format = false         # vary wrapping and whitespace of half the training prompts
+# embedder = "all-minilm-l6-v2"  # finds test rows like train rows in other words; a directory, or "off"
+forgetting = true              # measure general abilities before and after tuning
+# general = "held-out.jsonl"   # rows for that; default: the shipped ones
+forgetting_drop = 0.1          # how far accuracy on them may fall
+robustness = true              # ask test rows again in another form
+robustness_gap = 0.05          # how far the score may fall there
+strict = false                 # true: exit code 1 where a gate fails
 seed = 0
 
 [export]
