@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bench.measure import block_seconds
 from bench.records import SIDES, Record
-from bench.summary import ROWS, ratio
+from bench.resources import memory_words, power_words
+from bench.summary import ROWS, errors, goodput_words, joules, ratio, token_words
 from unshot import charts, page
 
 KIND = {"met": "good", "not met": "bad", "inconclusive": "warn"}
@@ -156,7 +158,10 @@ FIGURES = {
     "input tokens/s": lambda f: f"{f['input_tokens_per_second'] or 0:,.0f}",
     "output tokens/s": lambda f: f"{f['output_tokens_per_second'] or 0:,.1f}",
     "cut at the limit": lambda f: str(f["stopped_at_limit"]),
-    "errors": lambda f: ", ".join(f"{n} {k}" for k, n in f["errors"].items()) or "none",
+    "errors": errors,
+    "server's tokens minus ours": token_words,
+    "goodput under the SLO": goodput_words,
+    "joules a request": joules,
 }
 
 
@@ -204,7 +209,29 @@ def _latency(report: dict[str, Any], records: Sequence[Record]) -> list[str]:
                 log_y=True,
             )
         )
+        figures.append(_throughput(mode, [r for r in records if r.mode == mode]))
     return figures
+
+
+def _throughput(mode: str, records: Sequence[Record]) -> str:
+    """A point a block: what the side answered a second, and how long an answer took."""
+    series = []
+    for side, seconds in block_seconds(records).items():
+        points = []
+        for block, each in seconds.items():
+            times = [r.e2e for r in records if r.side == side and r.block == block and r.ok]
+            if each > 0:
+                points.append((1 / each, sum(times) / len(times) * 1000))
+        points.sort()
+        series.append(charts.Series(side, [x for x, _ in points], [y for _, y in points], points=True))
+    return charts.line(
+        f"Throughput against latency, {mode}",
+        series,
+        x_label="requests a second (log), one point a block",
+        y_label="mean end to end, ms",
+        log_x=True,
+        log_y=True,
+    )
 
 
 def _cost(report: dict[str, Any]) -> str:
@@ -322,7 +349,8 @@ def _conditions(report: dict[str, Any]) -> dict[str, str]:
     return {
         **facts,
         "machine": f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('ram_bytes', 0) / 2**30:.0f} GiB",
-        "peak memory of this process, both sides": f"{c['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        "peak memory": memory_words(report["resources"]),
+        "power": power_words(report["resources"]),
         "load": f"{c['load']} of {c['block']}; {c['warm_up']} warm-up requests a side, not measured",
         "decoding": f"{c['decoding']}, at most {c['max_tokens']} tokens",
         "filling the prefix cache": ", ".join(

@@ -82,6 +82,7 @@ class Served(Remote):
     ) -> None:
         super().__init__(**{name: getattr(remote, name) for name in Remote.__dataclass_fields__})
         self._process = process
+        self.pid = process.pid
         self._engine = engine
         self._spec = spec
         self._cores = cores

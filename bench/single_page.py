@@ -7,30 +7,38 @@ from typing import Any
 
 from bench.html import ms
 from bench.records import Record
+from bench.resources import memory_words, power_words
+from bench.summary import errors, goodput_words, joules, token_words
 from unshot import charts, page
 
-FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
+# Distributions in the order of a request's life; each is shown by its percentiles.
+TIMES = {
+    "TTFT": "ttft_ms", "TPOT": "tpot_ms", "ITL": "itl_ms", "end to end": "e2e_ms",
+    "queued in the client": "queue_ms",
+}  # fmt: skip
+# A look-up that is worth a word, seconds.
+SLOW_DNS = 0.01
+SHOWN = ("p50", "p90", "p95", "p99")
+COUNTS: dict[str, Callable[[dict[str, Any]], str]] = {
     "requests": lambda f: str(f["requests"]),
     "answered": lambda f: str(f["answered"]),
-    "errors": lambda f: ", ".join(f"{n} {k}" for k, n in f["errors"].items()) or "none",
+    "errors": errors,
     "requests/s": lambda f: f"{f['requests_per_second'] or 0:.2f}",
+    "input tokens/s": lambda f: f"{f['input_tokens_per_second'] or 0:,.1f}",
     "output tokens/s": lambda f: f"{f['output_tokens_per_second'] or 0:,.1f}",
+    "output tokens a request": lambda f: f"{f['tokens']['output']:.1f}",
+    "server's tokens minus ours": token_words,
+    "goodput": goodput_words,
+    "joules a request": joules,
+}
+FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
+    **COUNTS,
     **{
         f"{label} {p}": (lambda f, key=key, p=p: ms(f[key], p))  # type: ignore[misc]
-        for label, key in (
-            ("TTFT", "ttft_ms"),
-            ("TPOT", "tpot_ms"),
-            ("ITL", "itl_ms"),
-            ("end to end", "e2e_ms"),
-        )
-        for p in ("p50", "p95", "p99")
+        for label, key in TIMES.items()
+        for p in SHOWN
+        if key != "queue_ms" or p == "p99"
     },
-    "queued in the client p99": lambda f: ms(f["queue_ms"], "p99"),
-    "goodput": lambda f: (
-        f"{f['goodput']['requests_per_second']:.2f}/s ({f['goodput']['share']:.1%})"
-        if "goodput" in f
-        else "no SLO"
-    ),
 }
 
 
@@ -38,7 +46,7 @@ def load_summary(report: dict[str, Any]) -> list[Any]:
     """One column of figures."""
     return [
         _table(f"{report['url']}, {report['load']}", [("", report["figures"])]),
-        _client(report["client"]),
+        *(f"{name}: {text}" for name, text in _client(report["client"], report["resources"]).items()),
     ]
 
 
@@ -60,12 +68,22 @@ def _table(title: str, columns: Sequence[tuple[str, dict[str, Any]]]) -> Any:
     return table
 
 
-def _client(client: dict[str, Any]) -> str:
+def _client(client: dict[str, Any], resources: dict[str, Any] | None) -> dict[str, str]:
+    """What the client did and whether it kept up, and what the run took of this machine."""
+    words = f"{client['cpu_seconds_per_1000'] or 0:.3f} CPU s per 1,000 requests, {client['connections']} connections"
     late = client["send_lateness"]
-    text = f"client: {client['cpu_seconds_per_1000'] or 0:.3f} CPU s per 1,000 requests"
     if late:
-        text += f", sent late by {late['p50_ms']:.2f} ms at p50, {late['p99_ms']:.2f} ms at p99"
-    return text + ("" if client["valid"] else f"; INVALID: {'; '.join(client['reasons'])}")
+        words += f", sent late by {late['p50_ms']:.2f} ms at p50, {late['p99_ms']:.2f} ms at p99"
+    if (client["dns_seconds"] or 0) > SLOW_DNS:
+        words += f", host name looked up in {charts.milliseconds(client['dns_seconds'] * 1000)}"
+    facts = {"client": words + ("" if client["valid"] else f"; INVALID: {'; '.join(client['reasons'])}")}
+    if "machines" in client:
+        facts["clients"] = (
+            f"{client['clients']} on Ray, on {', '.join(client['machines'])}; lateness of the worst one"
+        )
+    if resources:
+        facts |= {"peak memory": memory_words(resources), "power of this machine": power_words(resources)}
+    return facts
 
 
 def _knee(knee: dict[str, Any] | None) -> str:
@@ -74,7 +92,7 @@ def _knee(knee: dict[str, Any] | None) -> str:
     if not knee["saturated"]:
         return (
             f"no knee up to concurrency {knee['concurrency']}: throughput still rises as fast as latency "
-            f"({knee['requests_per_second']:.2f} requests/s); raise --concurrencies"
+            f"({knee['requests_per_second']:.2f} requests/s); go higher with --most or --concurrencies"
         )
     return (
         f"knee at concurrency {knee['concurrency']}: {knee['requests_per_second']:.2f} requests/s "
@@ -116,6 +134,7 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
             )
         ]
         modes = {f"{p['concurrency']} at once": f"closed:{p['concurrency']}" for p in points}
+        conditions = {}
     else:
         client = report["client"]
         head = page.verdict(
@@ -124,7 +143,21 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
             client["reasons"],
             kind="good" if client["valid"] else "bad",
         )
-        table = page.table(["", ""], [[name, show(report["figures"])] for name, show in FIGURES.items()])
+        head += page.cards(_cards(report["figures"]))
+        table = page.charts(
+            page.table(["", ""], [[name, show(report["figures"])] for name, show in COUNTS.items()]),
+            page.table(
+                ["", *SHOWN],
+                [[label, *(ms(report["figures"][key], p) for p in SHOWN)] for label, key in TIMES.items()]
+                + [["95% interval of", "", "", "", ""]]
+                + [
+                    [label, *(_interval(report["figures"][key], p) for p in SHOWN)]
+                    for label, key in TIMES.items()
+                    if key != "queue_ms"
+                ],
+                faint=[len(TIMES)],
+            ),
+        )
         figures = [
             charts.line(
                 "Timeline",
@@ -139,17 +172,63 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
             )
         ]
         modes = {report["load"]: report["load"]}
+        conditions = _client(client, report["resources"])
     for label, name in (("End to end", "e2e"), ("Time to first token", "ttft")):
         samples = {k: [getattr(r, name) * 1000 for r in good if r.mode == m] for k, m in modes.items()}
         figures.append(charts.cdf(label, samples, x_label="milliseconds (log)", log_x=True))
     if report["partial"]:
         head = page.verdict("Partial: the run was stopped before its end", kind="warn") + head
+    sample = len(records) < sum(f["requests"] for f in _all_figures(report))
+    conditions |= {k.replace("_", " "): _value(v) for k, v in report["conditions"].items()}
     return page.page(
         f"{report['kind'].capitalize()} of {report['model']}",
         head,
         page.section("Figures", table),
-        page.section("Plots", page.charts(*figures)),
-        page.section("Conditions", page.facts({k: str(v) for k, v in report["conditions"].items()})),
+        page.section(
+            "Plots",
+            *(
+                [page.text(f"Drawn from a sample of {len(records):,} requests.", small=True)]
+                if sample
+                else []
+            ),
+            page.charts(*figures),
+        ),
+        page.section("Conditions", page.facts(conditions)),
         subtitle=report["url"],
         footer="Latency counts from the scheduled time of a request. Definitions: docs/bench.md.",
     )
+
+
+def _all_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [p["figures"] for p in report["points"]] if report["kind"] == "sweep" else [report["figures"]]
+
+
+def _cards(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    cards = [
+        (label, ms(facts[key], "p50"), f"p99 {ms(facts[key], 'p99')}")
+        for label, key in TIMES.items()
+        if key in ("ttft_ms", "tpot_ms", "e2e_ms")
+    ]
+    failed = facts["requests"] - facts["answered"]
+    cards.append(("Answered", f"{facts['answered']:,}", f"{failed:,} failed" if failed else "none failed"))
+    if "goodput" in facts:
+        bounds = ", ".join(f"{k} {v:g} ms" for k, v in facts["goodput"]["slo_ms"].items())
+        cards.append(("Within the SLO", f"{facts['goodput']['share'] or 0:.1%}", bounds))
+    return cards
+
+
+def _interval(facts: dict[str, Any], name: str) -> str:
+    """The percentile's interval; a bound that the sample is too small for is open."""
+    if not facts.get("count"):
+        return "-"
+    low, high = (facts[name][k] for k in ("low", "high"))
+    return (
+        f"{charts.number(low) if low is not None else '?'}-{charts.number(high) if high is not None else '?'}"
+    )
+
+
+def _value(value: Any) -> str:
+    """A condition in words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k.replace('_', ' ')} {_value(v)}" for k, v in value.items())
+    return "-" if value is None else str(value)

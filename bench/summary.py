@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.records import SIDES
+from bench.resources import memory_words, power_words
 
 STYLE = {"met": "bold green", "not met": "bold red", "inconclusive": "bold yellow"}
 
@@ -21,6 +22,32 @@ def time(facts: dict[str, Any], name: str = "p50") -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def errors(facts: dict[str, Any]) -> str:
+    """Failed requests by kind."""
+    return ", ".join(f"{n} {kind}" for kind, n in facts["errors"].items()) or "none"
+
+
+def token_words(facts: dict[str, Any]) -> str:
+    """How the server's count of output tokens differs from ours."""
+    d = facts["server_minus_our_tokens"]
+    if d is None:
+        return "one count only"
+    return (
+        f"{d['mean']:+.1f} on average, {d['differ']} of {d['requests']} differ" if d["differ"] else "the same"
+    )
+
+
+def goodput_words(facts: dict[str, Any]) -> str:
+    """Requests per second that met the SLO, and their share."""
+    g = facts.get("goodput")
+    return f"{g['requests_per_second'] or 0:.2f}/s ({g['share'] or 0:.1%})" if g else "no SLO"
+
+
+def joules(facts: dict[str, Any]) -> str:
+    """Energy of one answered request."""
+    return f"{facts['energy']['joules']:.3g} J" if facts.get("energy") else "not readable"
 
 
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -81,5 +108,11 @@ def summary(report: dict[str, Any], final: Path) -> list[Any]:
         f"{quality['metric']} on {quality['rows']} rows: {sides}; difference {d['value']:+.3f} "
         f"[{d['low']:+.3f}, {d['high']:+.3f}], gate {quality['gate']} (margin {quality['margin']:g})"
     )
+    lines.append(f"peak memory: {memory_words(report['resources'])}")
+    lines.append(f"power: {power_words(report['resources'])}")
+    for mode, facts in report["modes"].items():
+        energy = [facts[side]["energy"] for side in SIDES]
+        if all(energy):
+            lines.append(f"{mode}: {energy[0]['joules']:.3g} J a request against {energy[1]['joules']:.3g} J")
     lines.append(f"written to {final}")
     return lines
