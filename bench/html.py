@@ -8,9 +8,11 @@ from typing import Any
 from bench.measure import block_seconds
 from bench.records import SIDES, Record
 from bench.resources import memory_words, power_words
-from bench.summary import ROWS, errors, goodput_words, joules, ratio, token_words
+from bench.summary import ROWS, both, errors, goodput_words, joules, ratio, token_words, told
 from unshot import charts, page
 
+# The ratio chart shows an interval up to so many times its value.
+WIDEST = 8.0
 KIND = {"met": "good", "not met": "bad", "inconclusive": "warn"}
 WORD = {"met": "MET", "not met": "NOT MET", "inconclusive": "INCONCLUSIVE"}
 
@@ -62,10 +64,7 @@ def _reasons(report: dict[str, Any]) -> list[str]:
     lines = []
     for mode, facts in report["modes"].items():
         claim = facts["claim"]
-        text = (
-            f"Prefix {mode}: {ratio(claim['speed'])} faster, {ratio(claim['cost'])} cheaper "
-            f"({claim['speed']['pairs']} pairs): {claim['verdict']}."
-        )
+        text = f"Prefix {mode}: {both(claim)} ({claim['speed']['pairs']} pairs): {claim['verdict']}."
         if claim.get("pairs_to_settle"):
             text += f" About {claim['pairs_to_settle']} pairs would settle it."
         if claim.get("above_range"):
@@ -104,6 +103,7 @@ def _cards(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _ratios(report: dict[str, Any]) -> str:
     spans = []
+    c = report["claim"]
     for mode, facts in report["modes"].items():
         entries = {
             "end to end": facts["claim"]["speed"],
@@ -113,11 +113,15 @@ def _ratios(report: dict[str, Any]) -> str:
         }
         for name, r in entries.items():
             if r:
+                # An interval far wider than the claim would make everything else a dot.
+                low, high = r["value"] / WIDEST, r["value"] * WIDEST
                 bounded = r["high"] is not None
                 note = "" if bounded else f" (≥{r['low']:.3g}x)"
-                high = r["high"] if bounded else r["value"]
-                spans.append(charts.Span(f"{mode}: {name}", r["value"], r["low"], high, note))
-    c = report["claim"]
+                if bounded and not low <= r["low"] <= r["high"] <= high:
+                    top = charts.number(r["high"]) if r["high"] < 1e4 else "∞"
+                    note = f" [{charts.number(r['low'])}, {top}]"
+                high = min(r["high"], high) if bounded else r["value"]
+                spans.append(charts.Span(f"{mode}: {name}", r["value"], max(r["low"], low), high, note))
     return charts.intervals(
         "Baseline over candidate, 95% interval",
         spans,
@@ -145,7 +149,7 @@ def _table(report: dict[str, Any]) -> str:
     """A table a mode, so that both sides fit a narrow screen."""
     tables = []
     for mode, facts in report["modes"].items():
-        rows = [[name, *(show(facts[side]) for side in SIDES)] for name, show in FIGURES.items()]
+        rows = told(FIGURES, [facts[side] for side in SIDES])
         tables.append(page.table(["", *SIDES], rows, caption=f"Prefix {mode}"))
     return page.charts(*tables)
 

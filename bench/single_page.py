@@ -8,7 +8,7 @@ from typing import Any
 from bench.html import ms
 from bench.records import Record
 from bench.resources import memory_words, power_words
-from bench.summary import errors, goodput_words, joules, token_words
+from bench.summary import errors, goodput_words, joules, token_words, told
 from unshot import charts, page
 
 # Distributions in the order of a request's life; each is shown by its percentiles.
@@ -63,14 +63,15 @@ def _table(title: str, columns: Sequence[tuple[str, dict[str, Any]]]) -> Any:
     table.add_column("")
     for name, _ in columns:
         table.add_column(name, justify="right")
-    for name, show in FIGURES.items():
-        table.add_row(name, *(show(f) for _, f in columns))
+    for row in told(FIGURES, [f for _, f in columns]):
+        table.add_row(*row)
     return table
 
 
 def _client(client: dict[str, Any], resources: dict[str, Any] | None) -> dict[str, str]:
     """What the client did and whether it kept up, and what the run took of this machine."""
-    words = f"{client['cpu_seconds_per_1000'] or 0:.3f} CPU s per 1,000 requests, {client['connections']} connections"
+    words = f"{client['cpu_seconds_per_1000'] or 0:.3f} CPU s per 1,000 requests"
+    words += f", {client['connections']} connections opened on the way"
     late = client["send_lateness"]
     if late:
         words += f", sent late by {late['p50_ms']:.2f} ms at p50, {late['p99_ms']:.2f} ms at p99"
@@ -91,11 +92,11 @@ def _knee(knee: dict[str, Any] | None) -> str:
         return "too few steps for a knee; three are needed"
     if not knee["saturated"]:
         return (
-            f"no knee up to concurrency {knee['concurrency']}: throughput still rises as fast as latency "
+            f"No knee up to concurrency {knee['concurrency']}: throughput still rises as fast as latency "
             f"({knee['requests_per_second']:.2f} requests/s); go higher with --most or --concurrencies"
         )
     return (
-        f"knee at concurrency {knee['concurrency']}: {knee['requests_per_second']:.2f} requests/s "
+        f"Knee at concurrency {knee['concurrency']}: {knee['requests_per_second']:.2f} requests/s "
         f"({knee['share_of_most']:.0%} of the most, {knee['most_requests_per_second']:.2f}), e2e p50 "
         f"{charts.milliseconds(knee['e2e_p50_ms'])}"
     )
@@ -109,7 +110,7 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
         head = page.verdict(
             _knee(report["knee"]), kind="good" if report["knee"] and report["knee"]["saturated"] else "warn"
         )
-        rows = [[name, *(show(p["figures"]) for p in points)] for name, show in FIGURES.items()]
+        rows = told(FIGURES, [p["figures"] for p in points])
         table = page.table(["", *(f"{p['concurrency']} at once" for p in points)], rows)
         throughput = [p["figures"]["requests_per_second"] or 0.0 for p in points]
         series = [
@@ -137,33 +138,30 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
         conditions = {}
     else:
         client = report["client"]
+        facts = report["figures"]
         head = page.verdict(
-            f"{report['figures']['requests_per_second'] or 0:.2f} requests/s at {report['load']}"
+            f"{facts['requests_per_second'] or 0:.2f} requests/s at {report['load']}, {facts['answered']:,} of "
+            f"{facts['requests']:,} answered"
             + ("" if client["valid"] else ": INVALID, the client was the bottleneck"),
             client["reasons"],
             kind="good" if client["valid"] else "bad",
         )
         head += page.cards(_cards(report["figures"]))
-        table = page.charts(
-            page.table(["", ""], [[name, show(report["figures"])] for name, show in COUNTS.items()]),
-            page.table(
-                ["", *SHOWN],
-                [[label, *(ms(report["figures"][key], p) for p in SHOWN)] for label, key in TIMES.items()]
-                + [["95% interval of", "", "", "", ""]]
-                + [
-                    [label, *(_interval(report["figures"][key], p) for p in SHOWN)]
-                    for label, key in TIMES.items()
-                    if key != "queue_ms"
-                ],
-                faint=[len(TIMES)],
-            ),
+        table = page.table(["", ""], told(COUNTS, [report["figures"]])) + page.table(
+            ["", *SHOWN],
+            [[label, *(_interval(report["figures"][key], p) for p in SHOWN)] for label, key in TIMES.items()],
+            caption="Percentiles with their 95% intervals",
         )
         figures = [
             charts.line(
                 "Timeline",
                 [
                     charts.Series(
-                        "end to end", [r.scheduled for r in good], [r.e2e * 1000 for r in good], points=True
+                        "end to end",
+                        [r.scheduled for r in good],
+                        [r.e2e * 1000 for r in good],
+                        points=True,
+                        joined=False,
                     )
                 ],
                 x_label="scheduled, seconds since the start",
@@ -181,7 +179,7 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
     sample = len(records) < sum(f["requests"] for f in _all_figures(report))
     conditions |= {k.replace("_", " "): _value(v) for k, v in report["conditions"].items()}
     return page.page(
-        f"{report['kind'].capitalize()} of {report['model']}",
+        f"{report['kind'].capitalize()} of {report['url'] if report['model'] == 'default' else report['model']}",
         head,
         page.section("Figures", table),
         page.section(
@@ -194,7 +192,7 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
             page.charts(*figures),
         ),
         page.section("Conditions", page.facts(conditions)),
-        subtitle=report["url"],
+        subtitle=f"{report['url']}, {report['conditions']['date']}",
         footer="Latency counts from the scheduled time of a request. Definitions: docs/bench.md.",
     )
 
@@ -218,13 +216,13 @@ def _cards(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _interval(facts: dict[str, Any], name: str) -> str:
-    """The percentile's interval; a bound that the sample is too small for is open."""
+    """The percentile with its interval; a bound that the sample is too small for is a question mark."""
     if not facts.get("count"):
         return "-"
-    low, high = (facts[name][k] for k in ("low", "high"))
-    return (
-        f"{charts.number(low) if low is not None else '?'}-{charts.number(high) if high is not None else '?'}"
+    low, high = (
+        charts.number(v) if v is not None else "?" for v in (facts[name]["low"], facts[name]["high"])
     )
+    return f"{ms(facts, name)} [{low}, {high}]"
 
 
 def _value(value: Any) -> str:
