@@ -315,17 +315,19 @@ def _forecast(report: dict[str, Any]) -> list[str]:
             charts.milliseconds(row["forecast_ms"]),
             charts.milliseconds(row["measured_ms"]),
             f"{row['measured_ms'] / row['forecast_ms']:.2f}x",
+            "-" if row.get("utilisation") is None else f"{row['utilisation']:.0%}",
         ]
         for row in report["forecast"]
     ]
     if not rows:
         return []
     note = page.text(
-        "The plan is for the catalog's CPU and its busiest hour; `unshot plan --calibrate report.json` fits it to this "
-        "machine.",
+        "The plan is for the catalog's CPU and its busiest hour: its times hold the waiting of a machine as busy as "
+        "the last column says; the measurement had one request at a time. `unshot plan --calibrate report.json` fits "
+        "the plan to this machine.",
         small=True,
     )
-    headers = ["", "", "", "forecast", "measured", "measured / forecast"]
+    headers = ["", "", "", "forecast", "measured", "measured / forecast", "busy in the plan"]
     return [
         page.section(
             "The plan's forecast against the measurement", page.table(headers, rows, left=(0, 1, 2)), note

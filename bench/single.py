@@ -45,12 +45,13 @@ def load_run(options: dict[str, Any], out: Output) -> dict[str, Any]:
             "load": wanted.text,
             "partial": got.interrupted,
             "figures": got.figures,
+            "failure": _failure(got.records),
             "client": got.client,
             "resources": got.resources,
             "conditions": _conditions(options),
         }
         _write(work, report, got.records)
-        if "mlperf" in options["formats"]:
+        if "mlperf" in options["formats"] and got.figures["answered"]:
             mlperf.write_logs(work, report, got.records, wanted)
         manifest.write(work)
     return report
@@ -81,7 +82,7 @@ def sweep_run(options: dict[str, Any], out: Output) -> dict[str, Any]:
                 f"e2e p50 {_value(facts['e2e_ms'], 'p50'):.0f} ms"
             )
             interrupted = got.interrupted
-            if interrupted:
+            if interrupted or not facts["answered"]:
                 break
         report = {
             "schema": 1,
@@ -91,6 +92,7 @@ def sweep_run(options: dict[str, Any], out: Output) -> dict[str, Any]:
             "partial": interrupted,
             "points": points,
             "knee": knee(points),
+            "failure": _failure(everything),
             "conditions": _conditions(options),
         }
         _write(work, report, everything)
@@ -140,6 +142,13 @@ def knee(points: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "share_of_most": best["figures"]["requests_per_second"] / most,
         "saturated": best is not usable[-1],
     }
+
+
+def _failure(records: Sequence[Record]) -> str | None:
+    """Why not one request was answered, by the first of the reasons; None where one was."""
+    if not records or any(r.ok for r in records):
+        return None
+    return f"no request was answered ({min(f'{r.error}: {r.detail}' for r in records)[:160]})"
 
 
 def _conditions(options: dict[str, Any]) -> dict[str, Any]:

@@ -143,8 +143,8 @@ def render(report: dict[str, Any], records: Sequence[Record]) -> str:
             f"{facts['requests_per_second'] or 0:.2f} requests/s at {report['load']}, {facts['answered']:,} of "
             f"{facts['requests']:,} answered"
             + ("" if client["valid"] else ": INVALID, the client was the bottleneck"),
-            client["reasons"],
-            kind="good" if client["valid"] else "bad",
+            [*client["reasons"], *([report["failure"]] if report["failure"] else [])],
+            kind="bad" if report["failure"] or not client["valid"] else "warn" if facts["errors"] else "good",
         )
         head += page.cards(_cards(report["figures"]))
         table = page.table(["", ""], told(COUNTS, [report["figures"]])) + page.table(

@@ -71,11 +71,12 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def load(out: Output, **options: Any) -> None:
     """Drive the server at URL (http://HOST:PORT/v1) with one load and report its figures.
 
-    Latencies count from the scheduled time. Exit code 1 where the client itself was the bottleneck.
+    Latencies count from the scheduled time. Exit code 1 where the client itself was the bottleneck, 3 where nothing
+    was answered.
     """
     from bench.single import load_run
     from bench.single_page import load_summary
-    from unshot.errors import GateError, InputError
+    from unshot.errors import GateError, InputError, OutsideError
 
     for flag, least in (("requests", 1), ("warm_up", 0), ("processes", 1), ("ray", 0)):
         if options[flag] < least:
@@ -88,6 +89,8 @@ def load(out: Output, **options: Any) -> None:
         raise InputError("--format needs every request; with --ray the report holds a sample of them")
     report = load_run(options, out)
     out.result({"out": str(options["final"]), **report}, *load_summary(report))
+    if report["failure"]:
+        raise OutsideError(f"{options['url']}: {report['failure']}; see {options['final']}/report.html")
     if not report["client"]["valid"]:
         raise GateError(f"invalid run: {'; '.join(report['client']['reasons'])}")
 
@@ -107,9 +110,12 @@ def sweep(out: Output, **options: Any) -> None:
     """Raise the load on the server at URL step by step and find the knee of throughput against latency."""
     from bench.single import sweep_run
     from bench.single_page import sweep_summary
+    from unshot.errors import OutsideError
 
     report = sweep_run(options, out)
     out.result({"out": str(options["final"]), **report}, *sweep_summary(report))
+    if report["failure"]:
+        raise OutsideError(f"{options['url']}: {report['failure']}; see {options['final']}/report.html")
 
 
 @click.command()

@@ -284,6 +284,19 @@ def test_ctrl_c_leaves_a_partial_report(tmp_path: Path) -> None:
     assert "Partial" in (tmp_path / "r" / "report.html").read_text()
 
 
+def test_a_run_without_one_answer_is_reported_whole(tmp_path: Path) -> None:
+    with golden_server(fault="500") as url:
+        command = [sys.executable, "-m", "unshot", "bench", "load", url, "--requests", "5", "--out"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "r"), "-q"], capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 3
+    assert "http 500" in done.stderr and "Traceback" not in done.stderr
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["figures"]["errors"] == {"http 500": 5}
+    assert "5 http 500" in (tmp_path / "r" / "report.html").read_text()
+
+
 def test_several_client_processes_send_one_schedule(tmp_path: Path) -> None:
     with golden_server(ttft_ms=5, itl_ms=1, tokens=3) as url:
         command = [sys.executable, "-m", "unshot", "bench", "load", url, "--requests", "100", "--json", "-q"]
