@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
 import time
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.records import Record
-from bench.resources import Monitor, Rapl, Unreadable, energy_per_request, power_words
+from bench.resources import Gpus, Monitor, Rapl, Unreadable, energy_per_request, power_words
 
 
 def package(root: Path, number: int, microjoules: int) -> Path:
@@ -46,6 +50,47 @@ def test_what_cannot_be_read_has_its_reason(tmp_path: Path) -> None:
     assert "no CPU package" in power_words(facts)
     assert facts["mean_power_w"] == {}
     assert energy_per_request(monitor, [record("baseline", 0, 0.0, 1.0)], "baseline", "on", 0.0) is None
+
+
+def nvml(*, counter: bool) -> types.ModuleType:
+    """What NVML answers on a machine with two GPUs (there is none here): mW, mJ, percent, bytes."""
+    module: Any = types.ModuleType("pynvml")
+    module.NVMLError = type("NVMLError", (Exception,), {})
+    energy = itertools.count(1_000_000, 30_000)
+
+    def total_energy(device: int) -> int:
+        if not counter:
+            raise module.NVMLError("Not Supported")
+        return next(energy)
+
+    module.nvmlInit = lambda: None
+    module.nvmlDeviceGetCount = lambda: 2
+    module.nvmlDeviceGetHandleByIndex = lambda i: i
+    module.nvmlDeviceGetName = lambda i: b"NVIDIA T" + str(i).encode()
+    module.nvmlDeviceGetMemoryInfo = lambda i: types.SimpleNamespace(total=80 << 30, used=(7 + i) << 30)
+    module.nvmlDeviceGetPowerUsage = lambda i: 250_000
+    module.nvmlDeviceGetUtilizationRates = lambda i: types.SimpleNamespace(gpu=50)
+    module.nvmlDeviceGetTotalEnergyConsumption = total_energy
+    return module
+
+
+@pytest.mark.parametrize("counter", [True, False])
+def test_gpus_by_their_energy_counter_or_by_power_times_time(
+    monkeypatch: pytest.MonkeyPatch, counter: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(counter=counter))
+    with Monitor({}, interval=0.01, sources=[Gpus]) as monitor:
+        time.sleep(0.1)
+    facts = monitor.facts()
+    assert [g["name"] for g in facts["gpus"]] == ["NVIDIA T0", "NVIDIA T1"]
+    assert [g["memory_peak_bytes"] for g in facts["gpus"]] == [7 << 30, 8 << 30]
+    assert facts["gpus"][0]["power_mean_w"] == 250
+    assert facts["gpus"][0]["utilisation_mean"] == 0.5
+    joules = monitor.meters[0].readings[-1][1]
+    if counter:  # each of the two counters goes on by two steps of 30 J a look
+        assert joules == pytest.approx(120 * facts["samples"], abs=121)
+    else:  # two boards of 250 W
+        assert facts["mean_power_w"]["GPU"] == pytest.approx(500, rel=0.01)
 
 
 def test_the_memory_of_a_process_is_watched_while_it_grows() -> None:
