@@ -1,6 +1,6 @@
 """The same two files measured in this process and by a local server: do the ratios and the verdict agree?
 
-Run: python -m tests.benchmarks.bench_served_agreement DEMO [--cold-requests 6] [--threads N]
+Run: python -m tests.benchmarks.bench_served_agreement DEMO [--cold-requests 6] [--rows N] [--threads N]
 DEMO is the directory of `unshot demo`. Both runs ask the same rows; the server is `serve:gguf:`'s.
 """
 
@@ -27,7 +27,7 @@ def measure(demo: Path, folder: Path, prefix: str, options: argparse.Namespace) 
         "--data", str(demo / "run" / "splits" / "test.jsonl"), "--task", str(demo / "run" / "task.json"),
         "--cold-requests", str(options.cold_requests), "--out", str(folder / "report"), "-q", "--json",
         *(["--threads", str(options.threads)] if options.threads else []),
-        *(["--requests", str(options.requests)] if options.requests else []),
+        *(["--rows", str(options.rows), "--requests", str(options.rows)] if options.rows else []),
     ]  # fmt: skip
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 1):
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("demo", type=Path)
     parser.add_argument("--cold-requests", type=int, default=6)
-    parser.add_argument("--requests", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
