@@ -23,6 +23,8 @@ from unshot.prompts import Prompt
 
 START_LIMIT = 120.0
 CONTEXT = 8192
+# As the engine in process has them (unshot/engines/gguf.py, which imports llama.cpp).
+BATCH, MICRO_BATCH = 2048, 512
 
 
 def open_served(
@@ -82,6 +84,7 @@ class Served(Remote):
     ) -> None:
         super().__init__(**{name: getattr(remote, name) for name in Remote.__dataclass_fields__})
         self._process = process
+        self.pid = process.pid
         self._engine = engine
         self._spec = spec
         self._cores = cores
@@ -109,7 +112,9 @@ def server_command(path: Path, port: int, threads: int, concurrency: int) -> lis
         return [
             sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--host", "127.0.0.1",
             "--port", str(port), "--n_ctx", str(CONTEXT), "--n_threads", str(threads),
-            "--n_threads_batch", str(threads),
+            "--n_threads_batch", str(threads), "--n_batch", str(BATCH), "--n_ubatch", str(MICRO_BATCH),
+            # Its default keeps the logits of every prompt token: a long prompt would pay for what nobody asked for.
+            "--logits_all", "false",
         ]  # fmt: skip
     raise OutsideError(
         "serve: needs a llama.cpp server; put llama-server on the PATH or pip install 'llama-cpp-python[server]'"

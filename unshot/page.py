@@ -60,7 +60,7 @@ svg text{font-size:12px;fill:var(--ink);font-family:inherit}
 svg .tick,svg .axislabel{fill:var(--soft)}svg .tick{font-size:11px}
 svg .end{text-anchor:end}svg .middle{text-anchor:middle}
 svg .value{font-size:11.5px}svg .marklabel{font-size:11.5px;font-weight:600}
-svg .marklabel,svg .inside{paint-order:stroke;stroke:var(--bg);stroke-width:3.5px;stroke-linejoin:round}
+svg .marklabel,svg .inside,svg .label{paint-order:stroke;stroke:var(--bg);stroke-width:3.5px;stroke-linejoin:round}
 svg .grid{stroke:var(--grid);fill:none}svg .axis{stroke:var(--soft);fill:none}
 svg .mark{stroke:var(--ink);stroke-width:1.4;stroke-dasharray:5 3;fill:none}
 svg .whisker{stroke:var(--ink);stroke-width:1.4;fill:none}
@@ -164,7 +164,7 @@ def table(
         )
         body += f"<tr{style}>" + "".join(cell("td", v, i) for i, v in enumerate(row)) + "</tr>"
     title = f'<p class="caption">{escape(caption)}</p>' if caption else ""
-    inner = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    inner = (f"<thead><tr>{head}</tr></thead>" if any(headers) else "") + f"<tbody>{body}</tbody>"
     return f'{title}<div class="scroll"><table>{inner}</table></div>'
 
 
