@@ -144,12 +144,10 @@ class Resolver:
         """
         task = self.task_of(place, state)
         second = self.task_of(other, state) if other is not None else task
-        if task.labels is None and task.answer_field is None:
-            task = second
-        prompt = self._prompt(place, task)
+        labelled = task.labels is not None or task.answer_field is not None
         common: dict[str, Any] = {
-            "prompt": prompt,
-            "checker": Checker(task, self.schema),
+            "prompt": self._prompt(place, task),
+            "checker": Checker(task if labelled else second, self.schema),
             "price": place.price,
             "max_tokens": self.max_tokens or task.max_answer_tokens or second.max_answer_tokens,
         }
