@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -18,48 +19,39 @@ pytest.importorskip("sse_starlette")
 
 from deploy.log import read_requests
 from deploy.registry import Registry
+from export import gguf_file
+from export.merge import Merged
 from tests.benchmarks.bench_switch import WAIVED, run
 from tests.deploy_cases import make_artifact
 from tests.gateways import gateway, scripted, until
 from tests.tiny_models import make
-from unshot.__main__ import main
+from unshot.chat import Chat, load_tokenizer
 
 LABELLED = '[task]\nname = "risk"\nlabels = ["low", "high"]\ninstruction = "Risk?"\n'
 
 
 @pytest.fixture(scope="module")
 def ggufs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three random models of one tokenizer, exported; their answers differ."""
+    """Three random models of one tokenizer; their answers differ."""
     root = tmp_path_factory.mktemp("ggufs")
     found = []
     for seed in range(3):
         base = make("llama", root / f"base{seed}", seed=seed)
-        with pytest.raises(SystemExit) as stop:
-            main(
-                [
-                    "export",
-                    str(base),
-                    "--to",
-                    "gguf:f32",
-                    "--check-rows",
-                    "1",
-                    "--out",
-                    str(root / f"m{seed}"),
-                    "-q",
-                ]
-            )
-        assert stop.value.code == 0
-        path = root / f"model{seed}.gguf"
-        path.write_bytes((root / f"m{seed}" / "model-f32.gguf").read_bytes())
-        found.append(path)
+        chat = Chat(load_tokenizer(base))
+        config = json.loads((base / "config.json").read_text())
+        facts = gguf_file.Facts("tiny", "tiny", None, chat.tokenizer.chat_template, chat.end)
+        found.append(root / f"model{seed}.gguf")
+        gguf_file.write_gguf(
+            found[-1], Merged(sorted(base.glob("*.safetensors")), config), base, "f32", facts
+        )
     return found
 
 
-@pytest.mark.parametrize("keep_warm", [0, 300])
+@pytest.mark.parametrize(("keep_warm", "switches"), [(0, 4), (300, 3)])
 def test_switches_under_load_drop_nothing_and_mix_nothing(
-    tmp_path: Path, ggufs: list[Path], keep_warm: float
+    tmp_path: Path, ggufs: list[Path], keep_warm: float, switches: int
 ) -> None:
-    seen = run(tmp_path, ggufs[0], (ggufs[1], ggufs[2]), switches=5, clients=2, keep_warm=keep_warm)
+    seen = run(tmp_path, ggufs[0], (ggufs[1], ggufs[2]), switches=switches, clients=2, keep_warm=keep_warm)
     assert seen["distinguishable"]
     assert seen["failed"] == 0, seen["failures"]
     assert seen["mixed"] == 0, seen["mixed_first"]
