@@ -138,13 +138,15 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving(tmp_path: Path,
     registry.add(make_artifact(tmp_path / "good", ggufs[1]))
     registry.add(make_artifact(tmp_path / "bad", b"GGUF, it says"))
     registry.move("champion", 1, by="test", waivers=WAIVED)
-    arms = ["--store", tmp_path / "store", "--context", 256, "--threads", 1, "--max-tokens", 4]
-    with gateway(tmp_path, *arms) as running:
+    arms = ["--store", tmp_path / "store", "--baseline", f"gguf:{ggufs[0]}", "--keep-warm", 0]
+    with gateway(tmp_path, *arms, "--context", 256, "--threads", 1, "--max-tokens", 4) as running:
         registry.move("champion", 2, by="test", waivers=WAIVED)
         assert until(lambda: running.metric("unshot_switches_total", outcome="failed") == 1, 30)
         got = running.ask("No cap applies.")
         assert got.status == 200 and got.headers["x-unshot-version"] == "v1"
         assert "its server ended" in running.output.read_text()
+        registry.set_split(40, by="test")  # the rest of the registry is followed all the same
+        assert until(lambda: running.health()["split"] == 40, 10)
         registry.rollback(by="test")
         time.sleep(0.5)
         assert running.health()["arms"]["candidate"]["version"] == "v1"

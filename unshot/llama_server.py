@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import shutil
 import signal
@@ -55,17 +56,15 @@ def start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
 
     To be called on a thread that lives as long as the server: the kernel's signal follows the thread.
     """
-
-    def follow() -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
+    linux = sys.platform == "linux"
+    # Looked up before the fork: a child of a process with threads must not load anything.
+    prctl = ctypes.CDLL(None).prctl if linux else None
     return subprocess.Popen(
         command,
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        preexec_fn=follow if sys.platform == "linux" else None,
+        preexec_fn=functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGKILL) if prctl else None,
     )
 
 

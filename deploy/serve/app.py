@@ -255,8 +255,11 @@ async def while_there(request: Request, work: Coroutine[Any, Any, Shown]) -> Sho
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            with contextlib.suppress(asyncio.CancelledError, Failure):
+                shown = await task
+                if shown.events is not None and shown.over is not None:  # it was just about to begin
+                    await shown.events.aclose()
+                    shown.over()
             raise Failure("client gone", status=499)
         return task.result()
     finally:

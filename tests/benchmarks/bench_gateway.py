@@ -108,7 +108,7 @@ def main() -> None:
             try:
                 llama_server.wait_until_healthy(process, own, log)
                 with gateway(folder, "--case", CASE, "--candidate", f"http://127.0.0.1:{own}/v1") as running:
-                    more = {"max_tokens": 24, "repeat_penalty": 1.0}
+                    more = {"max_tokens": 4, "repeat_penalty": 1.0}
                     short = [{"role": "system", "content": load_case(CASE).task.instruction}, *user()]
                     table[f"real model, {given.gguf.name}"] = compare(
                         Caller(own, {"messages": short, "temperature": 0, **more}),
