@@ -1,0 +1,171 @@
+"""How soon `deploy drift` finds a planted shift, and how often it cries out without one.
+
+    python -m tests.benchmarks.bench_drift_day days --days 500
+    python -m tests.benchmarks.bench_drift_day real --out /tmp/day --runs 20
+
+`days` simulates days without a model: real customer questions (banking77), answers of a made-up classifier that is
+right 85% of the time. `real` tunes the embedded model, exports it to GGUF, sends the questions of each day through
+`unshot deploy serve`, and runs `unshot deploy drift` on the log that the gateway wrote. A day's requests are sent one
+after the other as fast as they are answered: the clock is not simulated, only compressed, and no test looks at it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from deploy.drift.embed import Hashed
+from deploy.drift.looks import Schedule, ends, take
+from deploy.drift.sample import Inputs, from_texts
+from deploy.log import Request
+
+BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
+# The first of these words in an intent's name is its topic; intents without one are `account`.
+TOPICS = ("transfer", "top_up", "cash", "card", "exchange", "refund")
+# Topics that the model was not made for: the planted shift.
+NEW = ("exchange", "refund")
+TRAINING = 400
+SCHEDULE = Schedule(window=100, every=25, settle=200, alpha=0.01, looks=100)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Texts with their topics."""
+
+    texts: list[str]
+    topics: list[str]
+
+    def take(self, rows: Sequence[int]) -> Questions:
+        return Questions([self.texts[i] for i in rows], [self.topics[i] for i in rows])
+
+
+def topic(intent: str) -> str:
+    name = intent.casefold()
+    return next((t for t in TOPICS if t in name), "account")
+
+
+def questions() -> tuple[Questions, Questions, Questions]:
+    """Training rows, what customers ask, and what nobody asked before, in a fixed random order."""
+    rows: dict[str, str] = {}
+    for name in ("train", "test"):
+        with (BANKING / f"{name}.csv").open(encoding="utf-8") as handle:
+            for row in csv.DictReader(handle):
+                rows.setdefault(" ".join(row["text"].split()), topic(row["category"]))
+    order = sorted(rows, key=lambda text: hashlib.sha256(text.encode()).digest())
+    known = [t for t in order if rows[t] not in NEW]
+    new = [t for t in order if rows[t] in NEW]
+
+    def of(texts: list[str]) -> Questions:
+        return Questions(texts, [rows[t] for t in texts])
+
+    return of(known[:TRAINING]), of(known[TRAINING:]), of(new)
+
+
+def day(
+    generator: np.random.Generator, known: Questions, new: Questions, requests: int, shift: int, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a day: index and whether it is a new topic's; `share` of what comes from request `shift` on is new."""
+    fresh = (np.arange(requests) >= shift) & (generator.random(requests) < share)
+    rows = generator.choice(len(known.texts), size=requests, replace=False)
+    rows[fresh] = generator.choice(len(new.texts), size=int(fresh.sum()), replace=int(fresh.sum()) > len(new.texts))
+    return rows, fresh
+
+
+def answer(generator: np.random.Generator, number: int, true: str, fresh: bool) -> Request:
+    """An answer of the made-up classifier: right 85% of the time, less sure and sometimes broken on new topics."""
+    labels = [t for t in (*TOPICS, "account") if t not in NEW]
+    right = generator.random() < 0.85 and not fresh
+    label = true if right else labels[int(generator.integers(len(labels)))]
+    return Request(
+        id=f"r{number}", time=float(number), arm="candidate", version="1", unit=str(number), assigned="candidate",
+        label=label, schema_ok=bool(generator.random() > (0.1 if fresh else 0.02)),
+        logprob=float(-generator.gamma(1.0, 0.4 if fresh else 0.2)),
+    )  # fmt: skip
+
+
+def first_alarm(lines: list[Request], inputs: Inputs, reference: Inputs, embed: Hashed) -> tuple[int, list[str]] | None:
+    """Request count of the first alarm and its features."""
+    for number, end in enumerate(ends(len(lines), SCHEDULE, 0, own_reference=False)):
+        look = take(lines, inputs, reference, end, SCHEDULE, embed, number=number)
+        if look.alarm:
+            return end, [s["feature"] for s in look.shifts if s["drift"]]
+    return None
+
+
+def simulate(days: int, requests: int, shift: int, share: float, seed: int) -> list[tuple[int, list[str]] | None]:
+    """The first alarm of each simulated day."""
+    training, known, new = questions()
+    embed = Hashed()
+    reference = from_texts(training.texts, embed)
+    every, fresh_inputs = from_texts(known.texts, embed), from_texts(new.texts, embed)
+    found = []
+    for number in range(days):
+        generator = np.random.default_rng([seed, number])
+        rows, fresh = day(generator, known, new, requests, shift, share)
+        inputs = _mix(every, fresh_inputs, rows, fresh)
+        lines = [
+            answer(generator, i, (new if f else known).topics[r], bool(f))
+            for i, (r, f) in enumerate(zip(rows, fresh, strict=True))
+        ]
+        found.append(first_alarm(lines, inputs, reference, embed))
+    return found
+
+
+def _mix(known: Inputs, new: Inputs, rows: np.ndarray, fresh: np.ndarray) -> Inputs:
+    from scipy import sparse
+
+    order = np.argsort(np.concatenate([np.flatnonzero(~fresh), np.flatnonzero(fresh)]))
+    a, b = known.take(rows[~fresh]), new.take(rows[fresh])
+    joined = Inputs(
+        np.concatenate([a.lengths, b.lengths]),
+        [*(a.texts or []), *(b.texts or [])],
+        sparse.vstack([a.vectors, b.vectors], format="csr"),
+    )
+    return joined.take(order)
+
+
+def rate(alarms: int, days: int) -> str:
+    """A share with its exact 95% interval (Clopper and Pearson 1934)."""
+    interval = stats.binomtest(alarms, days).proportion_ci(method="exact")
+    return f"{alarms} of {days} ({alarms / days:.2%} [{interval.low:.2%}, {interval.high:.2%}])"
+
+
+def report_days(days: int, requests: int, shift: int) -> None:
+    """Rate of false alarms, and delays for shifts of several sizes."""
+    quiet = simulate(days, requests, requests, 0.0, seed=1)
+    print(f"no shift, {requests} requests a day: alarms on {rate(sum(f is not None for f in quiet), days)}")
+    for share in (1.0, 0.5, 0.25):
+        found = simulate(max(50, days // 10), requests, shift, share, seed=2)
+        early = sum(f is not None and f[0] <= shift for f in found)
+        delays = sorted(f[0] - shift for f in found if f is not None and f[0] > shift)
+        missed = len(found) - len(delays) - early
+        names = sorted({n for f in found if f is not None for n in f[1]})
+        middle = f"median {delays[len(delays) // 2]}, 90% within {delays[int(0.9 * (len(delays) - 1))]}, most {delays[-1]}"
+        print(
+            f"{share:.0%} new topics from request {shift} on: found after {middle if delays else '-'} requests; "
+            f"{missed} of {len(found)} days missed, {early} early; first seen in {', '.join(names)}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    cheap = kinds.add_parser("days")
+    cheap.add_argument("--days", type=int, default=500)
+    cheap.add_argument("--requests", type=int, default=800)
+    cheap.add_argument("--shift", type=int, default=400)
+    arguments = parser.parse_args()
+    if not BANKING.is_dir():
+        raise SystemExit(f"{BANKING} is absent; this needs banking77")
+    report_days(arguments.days, arguments.requests, arguments.shift)
+
+
+if __name__ == "__main__":
+    main()
