@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from deploy.log import Arm, Feedback, Request, Writer
+from unshot.__main__ import main
 
 START = 1_790_000_000.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command line left."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Done:
+    """Run the command line in this process: many short commands would spend their time on imports."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    text = capsys.readouterr()
+    assert "Traceback" not in text.err and "internal error" not in text.err, text.err
+    return Done(int(stop.value.code or 0), text.out, text.err)
 
 
 def request(number: int, *, unit: str | None = None, assigned: Arm = "baseline", **fields: Any) -> Request:

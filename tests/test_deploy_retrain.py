@@ -66,7 +66,9 @@ def test_corrections_override_the_original_are_added_once_and_never_touch_the_se
     }
     assert [(r["line"], json.loads(r["was"])["risk"]) for r in found.replaced] == [(1, "low")]
     assert [r["request"] for r in found.added] == ["r3"]
-    assert [(d["input"], d["correction"]) for d in found.disputed] == [("the sealed clause", '{"risk": "low"}')]
+    assert [(d["input"], d["correction"]) for d in found.disputed] == [
+        ("the sealed clause", '{"risk": "low"}')
+    ]
     assert [row["request"] for row in found.to_label] == ["r5", "r6"]
 
 
@@ -137,17 +139,31 @@ def test_schedules_are_quarterly_and_parse(unshot: Run) -> None:
     assert "--target 0.9 --out retrain-$(date" in workflow["jobs"]["retrain"]["steps"][0]["run"]
     calls = [n for n in ast.walk(ast.parse(texts["airflow"])) if isinstance(n, ast.Call)]
     words = {k.arg: k.value.value for c in calls for k in c.keywords if isinstance(k.value, ast.Constant)}
-    assert words["schedule"] == "0 3 1 1,4,7,10 *" and "unshot deploy retrain 'my log'" in words["bash_command"]
+    assert (
+        words["schedule"] == "0 3 1 1,4,7,10 *" and "unshot deploy retrain 'my log'" in words["bash_command"]
+    )
     monthly = unshot(*line, "--schedule", "cron", "--every", "monthly")
     assert "0 3 1 * * cd " in monthly.stdout
 
 
 @pytest.fixture(scope="module")
-def champion(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, small_data: Path, unshot: Run) -> Path:
+def champion(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, small_data: Path, unshot: Run
+) -> Path:
     """A run of the tiny model; its scores are chance."""
     folder = tmp_path_factory.mktemp("champion") / "run"
     done = unshot(
-        "tune", small_data, "--base", tiny_model, "--out", folder, "--epochs", "1", "--instruction", "Classify.", "-q"
+        "tune",
+        small_data,
+        "--base",
+        tiny_model,
+        "--out",
+        folder,
+        "--epochs",
+        "1",
+        "--instruction",
+        "Classify.",
+        "-q",
     )
     assert done.returncode == 0, done.stderr
     return folder
@@ -181,7 +197,14 @@ def test_retraining_ends_with_a_proposal_and_goes_on_from_finished_stages(
     assert done.returncode in (0, 1), done.stderr
     report = json.loads(done.stdout.partition('\n{\n  "error"')[0])
     assert report["rows"]["added"] == 32 and report["rows"]["fresh"] == 8
-    assert [s["stage"] for s in report["stages"]] == ["look", "check", "run", "eval", "eval-fresh", "artifacts"]
+    assert [s["stage"] for s in report["stages"]] == [
+        "look",
+        "check",
+        "run",
+        "eval",
+        "eval-fresh",
+        "artifacts",
+    ]
     assert report["verdict"] == PROPOSE if done.returncode == 0 else KEEP
     sealed = {json.loads(x)["messages"][0]["content"] for x in (champion / "splits" / "test.jsonl").open()}
     trained = {
@@ -193,7 +216,9 @@ def test_retraining_ends_with_a_proposal_and_goes_on_from_finished_stages(
     assert (out / "proposal.md").read_text().count("added from the log: 32") == 1
     assert "<svg" in (out / "report.html").read_text()
     shutil.rmtree(out / "artifacts")
-    again = json.loads(unshot(*command(corrected, champion, small_data, out)).stdout.partition('\n{\n  "error"')[0])
+    again = json.loads(
+        unshot(*command(corrected, champion, small_data, out)).stdout.partition('\n{\n  "error"')[0]
+    )
     assert [s["stage"] for s in again["stages"] if s["seconds"]] == ["artifacts"]
     assert again["sealed"] == report["sealed"]
 
@@ -208,14 +233,21 @@ def test_nothing_is_done_where_the_target_is_met_or_new_rows_are_few(
 
 
 def test_a_met_target_counts_only_where_the_log_does_not_contradict_it(
-    champion: Path, corrected: Path, small_data: Path, unshot: Run, tmp_path: Path, clauses: list[dict[str, Any]]
+    champion: Path,
+    corrected: Path,
+    small_data: Path,
+    unshot: Run,
+    tmp_path: Path,
+    clauses: list[dict[str, Any]],
 ) -> None:
     """The champion's sealed score meets a target of 0; in the log it was always wrong, which contradicts 0.5."""
     quiet = tmp_path / "quiet"
     Writer(quiet).write(request(1, input="x", answer="x"))
     met = unshot(*command(quiet, champion, small_data, tmp_path / "met", "--target", "0.0"))
     assert "meets the target" in json.loads(met.stdout)["reason"]
-    met = unshot(*command(corrected, champion, small_data, tmp_path / "a", "--target", "0", "--min-rows", "100"))
+    met = unshot(
+        *command(corrected, champion, small_data, tmp_path / "a", "--target", "0", "--min-rows", "100")
+    )
     assert "meets the target" in json.loads(met.stdout)["reason"]
     assert subprocess.list2cmdline(map(str, [ROOT]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def training_texts(path: Path, *, most: int, seed: int = 0) -> list[str]:
     return [pii.redact(text, pii.find(text)) for text in texts]
 
 
-def words(text: str) -> set[str]:
+@functools.lru_cache(maxsize=20_000)
+def words(text: str) -> frozenset[str]:
     """The distinct words of a text, lower case, digits folded to one sign."""
-    return {re.sub(r"\d", "0", w) for w in WORD.findall(text.casefold())}
+    return frozenset(WORD.findall(re.sub(r"\d", "0", text.casefold())))

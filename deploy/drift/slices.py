@@ -123,7 +123,7 @@ def _clusters(inputs: Inputs, seed: int) -> dict[str, np.ndarray]:
     return found
 
 
-def _name(each: Sequence[set[str]], inside: np.ndarray) -> str:
+def _name(each: Sequence[frozenset[str]], inside: np.ndarray) -> str:
     """The three words whose share inside is most above that outside."""
     counts: dict[str, list[int]] = {}
     for own, mine in zip(each, inside, strict=True):

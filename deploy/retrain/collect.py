@@ -96,7 +96,7 @@ def collect(
             continue
         key = fold(line.input)
         if key in kept_out:
-    """The correction as the model should answer it: a whole answer as it is, else the label in its field."""
+            if task.label(kept_out[key].answer or "") != task.label(answer):
                 result.disputed.append(
                     {
                         "input": line.input,
@@ -113,7 +113,7 @@ def collect(
 
 
 def completion(correction: str, task: Task) -> str | None:
-    """The correction as the model should answer it: as given where it is a whole answer, else the label in its field."""
+    """The correction as the model should answer it: a whole answer as it is, else the label in its field."""
     if task.label(correction) != INVALID:
         return correction.strip()
     label = stated(correction, task)

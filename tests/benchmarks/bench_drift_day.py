@@ -1,6 +1,7 @@
 """How soon `deploy drift` finds a planted shift, and how often it cries out without one.
 
-    python -m tests.benchmarks.bench_drift_day days --days 500
+    python -m tests.benchmarks.bench_drift_day days --days 150
+    python -m tests.benchmarks.bench_drift_day days --days 50 --share 0.5 --seed 2
     python -m tests.benchmarks.bench_drift_day real --out /tmp/day --runs 20
 
 `days` simulates days without a model: real customer questions (banking77), answers of a made-up classifier that is
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +76,9 @@ def day(
     """Rows of a day: index and whether it is a new topic's; `share` of what comes from request `shift` on is new."""
     fresh = (np.arange(requests) >= shift) & (generator.random(requests) < share)
     rows = generator.choice(len(known.texts), size=requests, replace=False)
-    rows[fresh] = generator.choice(len(new.texts), size=int(fresh.sum()), replace=int(fresh.sum()) > len(new.texts))
+    rows[fresh] = generator.choice(
+        len(new.texts), size=int(fresh.sum()), replace=int(fresh.sum()) > len(new.texts)
+    )
     return rows, fresh
 
 
@@ -90,7 +94,9 @@ def answer(generator: np.random.Generator, number: int, true: str, fresh: bool) 
     )  # fmt: skip
 
 
-def first_alarm(lines: list[Request], inputs: Inputs, reference: Inputs, embed: Hashed) -> tuple[int, list[str]] | None:
+def first_alarm(
+    lines: list[Request], inputs: Inputs, reference: Inputs, embed: Hashed
+) -> tuple[int, list[str]] | None:
     """Request count of the first alarm and its features."""
     for number, end in enumerate(ends(len(lines), SCHEDULE, 0, own_reference=False)):
         look = take(lines, inputs, reference, end, SCHEDULE, embed, number=number)
@@ -99,7 +105,9 @@ def first_alarm(lines: list[Request], inputs: Inputs, reference: Inputs, embed: 
     return None
 
 
-def simulate(days: int, requests: int, shift: int, share: float, seed: int) -> list[tuple[int, list[str]] | None]:
+def simulate(
+    days: int, requests: int, shift: int, share: float, seed: int
+) -> list[tuple[int, list[str]] | None]:
     """The first alarm of each simulated day."""
     training, known, new = questions()
     embed = Hashed()
@@ -137,34 +145,38 @@ def rate(alarms: int, days: int) -> str:
     return f"{alarms} of {days} ({alarms / days:.2%} [{interval.low:.2%}, {interval.high:.2%}])"
 
 
-def report_days(days: int, requests: int, shift: int) -> None:
-    """Rate of false alarms, and delays for shifts of several sizes."""
-    quiet = simulate(days, requests, requests, 0.0, seed=1)
-    print(f"no shift, {requests} requests a day: alarms on {rate(sum(f is not None for f in quiet), days)}")
-    for share in (1.0, 0.5, 0.25):
-        found = simulate(max(50, days // 10), requests, shift, share, seed=2)
-        early = sum(f is not None and f[0] <= shift for f in found)
-        delays = sorted(f[0] - shift for f in found if f is not None and f[0] > shift)
-        missed = len(found) - len(delays) - early
-        names = sorted({n for f in found if f is not None for n in f[1]})
-        middle = f"median {delays[len(delays) // 2]}, 90% within {delays[int(0.9 * (len(delays) - 1))]}, most {delays[-1]}"
-        print(
-            f"{share:.0%} new topics from request {shift} on: found after {middle if delays else '-'} requests; "
-            f"{missed} of {len(found)} days missed, {early} early; first seen in {', '.join(names)}"
-        )
+def report_days(days: int, requests: int, shift: int, share: float, seed: int) -> None:
+    """Rate of false alarms, or delays for a shift."""
+    found = simulate(days, requests, shift if share else requests, share, seed)
+    alarms = [f for f in found if f is not None]
+    names = ", ".join(f"{n} {k}" for n, k in Counter(n for _, names in alarms for n in names).most_common())
+    if not share:
+        print(f"no shift, {requests} requests a day: alarms on {rate(len(alarms), days)}; {names or 'none'}")
+        return
+    early = sum(end <= shift for end, _ in alarms)
+    delays = sorted(end - shift for end, _ in alarms if end > shift)
+    quantiles = [delays[round(q * (len(delays) - 1))] for q in (0.5, 0.9, 1.0)] if delays else ["-"] * 3
+    print(
+        f"{share:.0%} new topics from request {shift} on, {days} days: found after median {quantiles[0]}, 90% within "
+        f"{quantiles[1]}, most {quantiles[2]} requests; {days - len(delays) - early} missed, {early} early; {names}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     kinds = parser.add_subparsers(dest="kind", required=True)
     cheap = kinds.add_parser("days")
     cheap.add_argument("--days", type=int, default=500)
     cheap.add_argument("--requests", type=int, default=800)
-    cheap.add_argument("--shift", type=int, default=400)
+    cheap.add_argument("--shift", type=int, default=400, help="Request from which on new topics come.")
+    cheap.add_argument("--share", type=float, default=0.0, help="Share of them from then on; 0: no shift.")
+    cheap.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     if not BANKING.is_dir():
         raise SystemExit(f"{BANKING} is absent; this needs banking77")
-    report_days(arguments.days, arguments.requests, arguments.shift)
+    report_days(arguments.days, arguments.requests, arguments.shift, arguments.share, arguments.seed)
 
 
 if __name__ == "__main__":
