@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def _lengths(inputs: Inputs) -> dict[str, np.ndarray]:
     known = sizes[np.isfinite(sizes)]
     if len(known) < 4 * LEAST:
         return {}
-    edges = sorted({float(e) for e in np.quantile(known, [0.25, 0.5, 0.75])})
+    edges = sorted({math.floor(e) for e in np.quantile(known, [0.25, 0.5, 0.75])})
     bounds = list(zip([-np.inf, *edges], [*edges, np.inf], strict=True))
     names = [
         f"up to {high:.0f} words" if low == -np.inf else f"over {low:.0f} words" if high == np.inf
