@@ -91,5 +91,7 @@ def test_the_walkthrough_runs_as_it_is_written(place: Path) -> None:
     assert state["aliases"]["champion"] == 1
     moves = [(e["action"], e["after"]) for e in state["history"] if e["action"] in ("promote", "rollback")]
     assert moves == [("promote", "v1"), ("promote", "v2"), ("rollback", "v1")]
-    asked = [json.loads(line.replace("'", '"')) for line in out.splitlines() if line.startswith("{'")]
-    assert len(asked) == 3 and "v2" in asked[1] and "v2" not in asked[2], asked
+    # A random model breaks the schema, so that the baseline answers; who was tried first is in the log.
+    tried = [line.version for line in lines if line.arm == "candidate"]
+    assert tried[0] == "v1" and "v2" in tried and tried[-1] == "v1", tried
+    assert len([line for line in out.splitlines() if line.startswith("{'")]) == 3

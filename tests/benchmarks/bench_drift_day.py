@@ -3,6 +3,7 @@
     python -m tests.benchmarks.bench_drift_day days --days 150
     python -m tests.benchmarks.bench_drift_day days --days 50 --share 0.5 --seed 2
     python -m tests.benchmarks.bench_drift_day real --out /tmp/day --runs 20
+    python -m tests.benchmarks.bench_drift_day real --out /tmp/day --first 100 --requests 800 --share 1
 
 `days` simulates days without a model: real customer questions (banking77), answers of a made-up classifier that is
 right 85% of the time. `real` tunes the embedded model, exports it to GGUF, sends the questions of each day through
@@ -13,12 +14,20 @@ after the other as fast as they are answered: the clock is not simulated, only c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import hashlib
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -27,6 +36,7 @@ from deploy.drift.embed import Hashed
 from deploy.drift.looks import Schedule, ends, take
 from deploy.drift.sample import Inputs, from_texts
 from deploy.log import Request
+from unshot.data import write_jsonl
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 # The first of these words in an intent's name is its topic; intents without one are `account`.
@@ -162,6 +172,130 @@ def report_days(days: int, requests: int, shift: int, share: float, seed: int) -
     )
 
 
+def prepare(out: Path) -> None:
+    """Tune the embedded model on the training questions and export it, as a user would."""
+    training, _, _ = questions()
+    rows = [
+        {"prompt": t, "completion": label} for t, label in zip(training.texts, training.topics, strict=True)
+    ]
+    write_jsonl(out / "train.jsonl", rows)
+    labels = [t for t in (*TOPICS, "account") if t not in NEW]
+    text = f"""[task]
+name = "topics"
+instruction = "Name the topic of the customer's question."
+labels = {json.dumps(labels)}
+[candidate]
+model = "smollm2-135m"
+[tune]
+epochs = 3
+layers = 15
+"""
+    (out / "case.toml").write_text(text, encoding="utf-8")
+    case = ["--case", str(out / "case.toml")]
+    unshot("tune", str(out / "train.jsonl"), *case, "--out", str(out / "run"))
+    unshot(
+        "export", str(out / "run"), "--to", "gguf:q8_0", "--check-rows", "8", "--out", str(out / "artifacts")
+    )
+
+
+def unshot(*arguments: str, answers: tuple[int, ...] = (0,)) -> str:
+    """Run the command line; its stdout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "unshot", *arguments], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode not in answers:
+        raise SystemExit(f"unshot {' '.join(arguments)} ended with {done.returncode}")
+    return done.stdout
+
+
+@contextlib.contextmanager
+def gateway(out: Path, log: Path, port: int) -> Iterator[http.client.HTTPConnection]:
+    """A gateway in front of the exported model, and a connection to it."""
+    serve = [
+        sys.executable, "-m", "unshot", "deploy", "serve", "--case", str(out / "case.toml"),
+        "--store", str(out / "none"), "--candidate", f"gguf:{out / 'artifacts' / 'model-q8_0.gguf'}", "--port", str(port), "--threads", "1",
+        "--log", str(log), "--log-texts", "--logprobs", "-q",
+    ]  # fmt: skip
+    process = subprocess.Popen(serve)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        for _ in range(200):
+            try:
+                connection.request("GET", "/healthz")
+                if connection.getresponse().read() and process.poll() is None:
+                    break
+            except OSError:
+                connection.close()
+                time.sleep(0.1)
+        yield connection
+    finally:
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+
+
+def post(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> str:
+    """Send JSON; the request's id."""
+    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read()
+    if answer.status != 200:
+        raise SystemExit(f"{path}: {answer.status} {text[:200]!r}")
+    return answer.headers.get("x-request-id") or ""
+
+
+def real_day(out: Path, number: int, requests: int, shift: int, share: float, port: int) -> dict[str, Any]:
+    """One day through the gateway; what `deploy drift` says of its log. Every third answer gets its feedback."""
+    _, known, new = questions()
+    generator = np.random.default_rng([9, number])
+    rows, fresh = day(generator, known, new, requests, shift, share)
+    log = out / f"log-{number}"
+    start = time.perf_counter()
+    with gateway(out, log, port) as connection:
+        for index, (row, is_new) in enumerate(zip(rows, fresh, strict=True)):
+            source = new if is_new else known
+            body = {
+                "messages": [{"role": "user", "content": source.texts[row]}],
+                "user": f"user {index}",
+                "max_tokens": 6,
+            }
+            name = post(connection, "/v1/chat/completions", body)
+            if index % 3 == 0:
+                post(
+                    connection,
+                    "/v1/feedback",
+                    {"id": name, "correction": source.topics[row], "by": "reviewer"},
+                )
+    options = ["--reference", str(out / "run"), "--settle", str(SCHEDULE.settle), "--restart", "--json", "-q"]
+    text = unshot(
+        "deploy", "drift", str(log), *options, "--out", str(out / f"drift-{number}"), answers=(0, 1)
+    )
+    report: dict[str, Any] = json.loads(text.partition('\n{\n  "error"')[0])
+    report["seconds"] = time.perf_counter() - start
+    return report
+
+
+def real(out: Path, first: int, runs: int, requests: int, shift: int, share: float, port: int) -> None:
+    """Days through the gateway, each with its own log; prints what was found."""
+    if not (out / "artifacts").is_dir():
+        out.mkdir(parents=True, exist_ok=True)
+        prepare(out)
+    for number in range(first, first + runs):
+        report = real_day(out, number, requests, shift if share else requests, share, port)
+        found = report["found"]
+        what = (
+            f"found after request {found['requests']} in {', '.join(found['features'])}"
+            if found
+            else "no alarm"
+        )
+        worse = [s["name"] for s in report["slices"] if s["worse"]]
+        print(
+            f"day {number}, {report['requests']} requests, {len(report['looks'])} looks: {what}; worse slices: "
+            f"{', '.join(worse) or 'none'}; {report['seconds']:.0f} s",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,9 +307,22 @@ def main() -> None:
     cheap.add_argument("--shift", type=int, default=400, help="Request from which on new topics come.")
     cheap.add_argument("--share", type=float, default=0.0, help="Share of them from then on; 0: no shift.")
     cheap.add_argument("--seed", type=int, default=1)
+    through = kinds.add_parser("real")
+    through.add_argument("--out", type=Path, required=True)
+    through.add_argument("--first", type=int, default=0, help="Number of the first day.")
+    through.add_argument("--runs", type=int, default=1)
+    through.add_argument("--requests", type=int, default=250)
+    through.add_argument("--shift", type=int, default=400)
+    through.add_argument("--share", type=float, default=0.0)
+    through.add_argument("--port", type=int, default=8799)
     arguments = parser.parse_args()
     if not BANKING.is_dir():
         raise SystemExit(f"{BANKING} is absent; this needs banking77")
+    if arguments.kind == "real":
+        given = vars(arguments)
+        del given["kind"]
+        real(**given)
+        return
     report_days(arguments.days, arguments.requests, arguments.shift, arguments.share, arguments.seed)
 
 
