@@ -91,7 +91,7 @@ class State(Record):
     def find(self, text: str) -> Version:
         """The version that `v3`, `3`, `champion` or `challenger` names. Raises `InputError`."""
         if text in ALIASES:
-            number = self.aliases.get(text)
+            number = self.aliases.get(text)  # type: ignore[call-overload]
             if number is None:
                 raise InputError(f"no version is {text}; make one by `unshot deploy promote VERSION`")
             return self.versions[number]
