@@ -88,7 +88,7 @@ def test_a_planted_shift_is_found_soon_and_no_earlier(
     details = {s["feature"]: s["detail"] for s in last}
     assert "AUC 1.00" in details["embedding"] and "money" in details["embedding"]
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "<svg" in page and "Drift: drift" in page
+    assert "<svg" in page and "Drift was found" in page
 
 
 def test_looks_are_taken_once_and_a_call_more_often_spends_nothing(

@@ -73,12 +73,11 @@ def interval(m: Mapping[str, Any]) -> str:
 
 def arms_line(report: Mapping[str, Any]) -> str:
     """Requests, units and what went wrong, of both arms."""
+    words = {"fallbacks": "answered by the other arm", "unanswered": "unanswered", "shadowed": "shadowed"}
     parts = []
     for arm, a in report["arms"].items():
-        parts.append(
-            f"{arm}: {a['requests']} requests of {a['units']} units, {a['fallbacks']} answered by the other arm, "
-            f"{a['unanswered']} unanswered, {a['shadowed']} shadowed"
-        )
+        more = [f"{a[key]} {word}" for key, word in words.items() if a[key]]
+        parts.append(", ".join([f"{arm}: {a['requests']} requests of {a['units']} units", *more]))
     return "; ".join(parts)
 
 
@@ -164,7 +163,7 @@ def chart(name: str, title: str, c: Comparison, margin: float) -> str:
         return ""
     ratio = c.seen.metric.kind == "log"
     change = math.exp if ratio else float
-    marks = [charts.Mark(1.0 if ratio else 0.0, "equal")]
+    marks = [charts.Mark(1.0, "equal") if ratio else charts.Mark(0.0, "")]
     if not ratio:
         bad = -margin if c.seen.metric.higher_is_better else margin
         marks.append(charts.Mark(bad, "margin"))

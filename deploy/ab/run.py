@@ -317,8 +317,13 @@ def warnings(
 
 
 def track(c: Comparison) -> dict[str, list[float]]:
-    """The confidence sequence over the observations for a chart, thinned to at most 300 points."""
-    ready = np.flatnonzero(np.isfinite(c.bounds.low) & np.isfinite(c.bounds.high))
+    """The confidence sequence over the observations for a chart, thinned to at most 300 points.
+
+    The very first looks, whose bounds are more than eight times as wide as the last ones, would flatten the rest.
+    """
+    width = c.bounds.high - c.bounds.low
+    ready = np.flatnonzero(np.isfinite(width))
+    ready = ready[width[ready] <= 8 * max(width[ready[-1]], 1e-9)] if len(ready) else ready
     if len(ready) > POINTS:
         ready = ready[np.linspace(0, len(ready) - 1, POINTS).round().astype(int)]
     return {

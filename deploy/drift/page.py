@@ -11,6 +11,8 @@ from unshot import charts, page
 
 KINDS = {DRIFT: "bad", NONE: "good", EARLY: "warn"}
 SHOWN = 8
+SMALLEST = 1e-12
+TITLES = {DRIFT: "Drift was found", NONE: "No drift", EARLY: "Too early to look for drift"}
 FEATURES = ("length", "vocabulary", "embedding", "labels", "failures", "uncertainty")
 HEADERS = ("feature", "reference -> live window", "p", "corrected for features", "")
 SLICE_HEADERS = ("slice", "requests", "bad inside", "bad elsewhere", "corrected p", "")
@@ -25,11 +27,12 @@ def headline(report: Mapping[str, Any]) -> str:
         )
     last = report["looks"][-1]
     if report["verdict"] == DRIFT:
-        since = report["since"] or report["found"]
-        return (
-            f"drift in {', '.join(report['found']['features'])}: found after request {report['found']['requests']} "
-            f"({report['found']['time']}), looks since {since['requests']} agree"
-        )
+        found, since = report["found"], report["since"]
+        text = f"drift in {', '.join(found['features'])}: found after request {found['requests']}, {found['time']}"
+        if since is None:
+            return f"{text}; gone since"
+        earlier = since["requests"] < found["requests"]
+        return f"{text}; lasts since request {since['requests']}" if earlier else text
     return f"no drift in {len(report['looks'])} looks up to request {last['end']}"
 
 
@@ -41,7 +44,7 @@ def first_look(report: Mapping[str, Any], schedule: Mapping[str, Any]) -> int:
 
 
 def feature_rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """The look that counts: the first new alarm, else the last look."""
+    """The features of the look that is shown."""
     look = shown_look(report)
     if look is None:
         return []
@@ -52,11 +55,11 @@ def feature_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def shown_look(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The look that the tables show."""
+    """The look that the tables show: the last one, but where drift came and went the one that found it."""
     looks: list[dict[str, Any]] = report["looks"]
     if not looks:
         return None
-    if report["found"]:
+    if report["found"] and not looks[-1]["alarm"]:
         return next(x for x in looks if x["end"] == report["found"]["requests"])
     return looks[-1]
 
@@ -119,7 +122,7 @@ def html(report: Mapping[str, Any]) -> str:
     spent = s["alpha"] / s["looks"]
     look = shown_look(report)
     return page.page(
-        f"Drift: {report['verdict']}",
+        TITLES[report["verdict"]],
         page.verdict(
             headline(report),
             [worse_line(x, report["judged_by"]) for x in report["slices"] if x["worse"]],
@@ -170,7 +173,7 @@ def chart(report: Mapping[str, Any], spent: float) -> str:
     series = []
     for name in FEATURES:
         points = [
-            (look["end"], max(s["p_holm"], 1e-30))
+            (look["end"], max(s["p_holm"], SMALLEST))
             for look in report["looks"]
             for s in look["shifts"]
             if s["feature"] == name
@@ -186,4 +189,5 @@ def chart(report: Mapping[str, Any], spent: float) -> str:
         y_label="p",
         log_y=True,
         y_marks=[charts.Mark(spent, "drift below")],
+        note="Drawn down to 1e-12.",
     )

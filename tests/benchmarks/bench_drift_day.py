@@ -211,10 +211,11 @@ def unshot(*arguments: str, answers: tuple[int, ...] = (0,)) -> str:
 @contextlib.contextmanager
 def gateway(out: Path, log: Path, port: int) -> Iterator[http.client.HTTPConnection]:
     """A gateway in front of the exported model, and a connection to it."""
+    model = f"gguf:{out / 'artifacts' / 'model-q8_0.gguf'}"
     serve = [
-        sys.executable, "-m", "unshot", "deploy", "serve", "--case", str(out / "case.toml"),
-        "--store", str(out / "none"), "--candidate", f"gguf:{out / 'artifacts' / 'model-q8_0.gguf'}", "--port", str(port), "--threads", "1",
-        "--log", str(log), "--log-texts", "--logprobs", "-q",
+        sys.executable, "-m", "unshot", "deploy", "serve", "--case", str(out / "case.toml"), "--candidate", model,
+        "--store", str(out / "none"), "--port", str(port), "--threads", "1", "--log", str(log), "--log-texts",
+        "--logprobs", "-q",
     ]  # fmt: skip
     process = subprocess.Popen(serve)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
