@@ -60,6 +60,16 @@ def gather(requests: Iterable[Request]) -> list[Asked]:
     return sorted((a for a in found.values() if a.tries), key=lambda a: (a.time, a.id))
 
 
+def failed(line: Request) -> bool:
+    """Whether an answer is an error or broke the labels or the schema."""
+    return line.error is not None or line.schema_ok is False
+
+
+def fold(text: str) -> str:
+    """`text` with case and whitespace folded: what makes two inputs equal."""
+    return " ".join(text.casefold().split())
+
+
 def find_task(case: Case, path: Path | None) -> Task | None:
     """The task by which corrections are read: `task.json`, or the labels of the case file; None without either."""
     if path is not None:

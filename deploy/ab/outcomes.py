@@ -208,6 +208,15 @@ def crossed_units(asked: Sequence[Asked]) -> int:
     return sum(len(a) > 1 for a in arms.values())
 
 
+def versions(asked: Sequence[Asked]) -> dict[str, list[str]]:
+    """The versions that answered behind each arm, in the order of their first request."""
+    found: dict[str, dict[str, None]] = {"baseline": {}, "candidate": {}}
+    for one in asked:
+        for line in (*one.tries, *one.shadows):
+            found[line.arm][line.version] = None
+    return {arm: list(names) for arm, names in found.items()}
+
+
 def sources(feedback: Mapping[str, Feedback], asked: Sequence[Asked]) -> dict[str, int]:
     """Feedback on these requests by who gave it."""
     ids = {one.id for one in asked}

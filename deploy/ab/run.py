@@ -22,6 +22,7 @@ from deploy.ab.outcomes import (
     crossed_units,
     describe,
     sources,
+    versions,
 )
 from deploy.ab.sequential import (
     BURN_IN,
@@ -300,6 +301,11 @@ def warnings(
         found.append(
             f"{crossed} units were drawn into both arms; the split was changed, --since starts after that"
         )
+    for arm, names in versions(asked).items():
+        if len(names) > 1:
+            found.append(
+                f"several versions answered as {arm} ({', '.join(names)}); --since starts with the last one"
+            )
     if not report["feedback"]:
         found.append("no feedback on these requests; quality cannot be compared")
     if report["pairs_dropped"]:

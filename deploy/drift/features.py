@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from deploy.answers import failed
 from deploy.drift.embed import Embedder
 from deploy.drift.sample import Inputs, words
 from deploy.log import Request
@@ -141,11 +142,6 @@ def failures(reference: Sequence[Request], live: Sequence[Request]) -> Shift | N
     table = [[bad[0], len(live) - bad[0]], [bad[1], len(reference) - bad[1]]]
     p = float(stats.fisher_exact(table, alternative="greater").pvalue)
     return Shift("failures", p, f"{bad[1] / len(reference):.1%} -> {bad[0] / len(live):.1%}")
-
-
-def failed(line: Request) -> bool:
-    """Whether an answer is an error or broke the labels or the schema."""
-    return line.error is not None or line.schema_ok is False
 
 
 def uncertainty(reference: Sequence[Request], live: Sequence[Request]) -> Shift | None:

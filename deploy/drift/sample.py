@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.answers import fold
 from deploy.drift.embed import Embedder
 from deploy.log import Request
 from unshot import pii
@@ -46,7 +47,7 @@ class Inputs:
             return self
         first: dict[str, int] = {}
         for row, text in enumerate(self.texts):
-            first.setdefault(" ".join(text.casefold().split()), row)
+            first.setdefault(fold(text), row)
         return self.take(np.array(sorted(first.values()), dtype=int))
 
 

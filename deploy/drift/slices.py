@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from deploy.answers import Asked, right, said
-from deploy.drift.features import failed
+from deploy.answers import Asked, failed, right, said
 from deploy.drift.sample import Inputs, words
 from deploy.log import Feedback, Request
 from unshot.task import Task

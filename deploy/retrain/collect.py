@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.answers import Asked, stated
-from deploy.drift.features import failed
+from deploy.answers import Asked, failed, fold, stated
 from deploy.log import Feedback
 from unshot.data import Example
 from unshot.errors import InputError
@@ -55,11 +54,6 @@ class Collected:
             "held_back",
         )
         return {name: len(getattr(self, name)) for name in names}
-
-
-def fold(text: str) -> str:
-    """What makes two inputs equal."""
-    return " ".join(text.casefold().split())
 
 
 def collect(

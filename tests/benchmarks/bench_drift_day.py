@@ -187,7 +187,7 @@ labels = {json.dumps(labels)}
 [candidate]
 model = "smollm2-135m"
 [tune]
-epochs = 3
+epochs = 2
 layers = 15
 """
     (out / "case.toml").write_text(text, encoding="utf-8")
