@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shutil
-import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ import yaml
 
 from deploy.answers import gather
 from deploy.log import Feedback, Request, Writer
+from deploy.retrain.champion import find_champion
 from deploy.retrain.collect import Collected, collect, completion, drop_alike
 from deploy.retrain.run import KEEP, PROPOSE, weigh
-from tests.conftest import ROOT, Run
-from tests.logs import request
-from unshot.data import Example
+from tests.logs import request, run_here
+from unshot.case import Case
+from unshot.data import Example, write_jsonl
+from unshot.manifest import Manifest
 from unshot.task import Task
 
 TASK = Task(labels=["high", "low"], answer_field="risk")
@@ -125,10 +126,10 @@ def test_the_proposal_weighs_the_sealed_test_first(
     assert weigh(sealed, fresh, gates, 0.02)[0] == verdict
 
 
-def test_schedules_are_quarterly_and_parse(unshot: Run) -> None:
+def test_schedules_are_quarterly_and_parse(capsys: pytest.CaptureFixture[str]) -> None:
     line = ("deploy", "retrain", "my log", "--data", "d.jsonl", "--target", "0.9")
     texts = {
-        kind: json.loads(unshot(*line, "--schedule", kind, "--json").stdout)["text"]
+        kind: json.loads(run_here(capsys, *line, "--schedule", kind, "--json").out)["text"]
         for kind in ("cron", "github", "airflow")
     }
     cron = texts["cron"].splitlines()[-1]
@@ -142,116 +143,91 @@ def test_schedules_are_quarterly_and_parse(unshot: Run) -> None:
     assert (
         words["schedule"] == "0 3 1 1,4,7,10 *" and "unshot deploy retrain 'my log'" in words["bash_command"]
     )
-    monthly = unshot(*line, "--schedule", "cron", "--every", "monthly")
-    assert "0 3 1 * * cd " in monthly.stdout
+    monthly = run_here(capsys, *line, "--schedule", "cron", "--every", "monthly")
+    assert "0 3 1 * * cd " in monthly.out
 
 
-@pytest.fixture(scope="module")
-def champion(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, small_data: Path, unshot: Run
-) -> Path:
-    """A run of the tiny model; its scores are chance."""
-    folder = tmp_path_factory.mktemp("champion") / "run"
-    done = unshot(
-        "tune",
-        small_data,
-        "--base",
-        tiny_model,
-        "--out",
-        folder,
-        "--epochs",
-        "1",
-        "--instruction",
-        "Classify.",
-        "-q",
+@pytest.fixture
+def champion(tmp_path: Path) -> Path:
+    """A run directory as `unshot tune` leaves it, as far as it is read before anything is tuned."""
+    folder = tmp_path / "champion"
+    write_jsonl(
+        folder / "splits" / "test.jsonl", [example(f"sealed clause {n}", "high").row() for n in range(5)]
     )
-    assert done.returncode == 0, done.stderr
+    (folder / "task.json").write_text(TASK.model_dump_json())
+    config = {"base": {"name": "some-base", "path": None}, "tune": {"rank": 4, "seed": 3}}
+    Manifest("tune", config=config, result={"test": {"metric": "macro_f1", "score": 0.8}}).write(folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def corrected(tmp_path_factory: pytest.TempPathFactory, clauses: list[dict[str, Any]]) -> Path:
-    """A log of 40 clauses that the champion did not see, each corrected."""
-    folder = tmp_path_factory.mktemp("log")
+def judged_log(folder: Path, right: int, wrong: int) -> Path:
     writer = Writer(folder)
-    for number, row in enumerate(sorted(clauses, key=lambda r: len(r["prompt"]))[60:100]):
-        line = request(number, input=row["prompt"], answer="x", label="(invalid)", schema_ok=False)
+    for number in range(right + wrong):
+        line = logged(number, f"clause number {number}", "low")
         writer.write(line)
-        true = json.loads(row["completion"])["risk"]
-        writer.write(Feedback(id=line.id, time=line.time, correction=true, by="reviewer"))
+        writer.write(Feedback(id=line.id, time=line.time, correction="low" if number < right else "high"))
     return folder
 
 
-def command(corrected: Path, champion: Path, data: Path, out: Path, *more: str) -> tuple[str | Path, ...]:
-    return (
-        "deploy", "retrain", corrected, "--champion", champion, "--data", data, "--out", out, "--check-rows", "2",
-        "--json", "-q", *more,
-    )  # fmt: skip
-
-
-def test_retraining_ends_with_a_proposal_and_goes_on_from_finished_stages(
-    champion: Path, corrected: Path, small_data: Path, unshot: Run, tmp_path: Path
-) -> None:
-    out = tmp_path / "retrain"
-    done = unshot(*command(corrected, champion, small_data, out))
-    assert done.returncode in (0, 1), done.stderr
-    report = json.loads(done.stdout.partition('\n{\n  "error"')[0])
-    assert report["rows"]["added"] == 32 and report["rows"]["fresh"] == 8
-    assert [s["stage"] for s in report["stages"]] == [
-        "look",
-        "check",
-        "run",
-        "eval",
-        "eval-fresh",
-        "artifacts",
-    ]
-    assert report["verdict"] == PROPOSE if done.returncode == 0 else KEEP
-    sealed = {json.loads(x)["messages"][0]["content"] for x in (champion / "splits" / "test.jsonl").open()}
-    trained = {
-        json.loads(x)["messages"][0]["content"]
-        for name in ("train", "validation", "test")
-        for x in (out / "run" / "splits" / f"{name}.jsonl").open()
-    }
-    assert len(sealed) == report["sealed"]["rows"] and not sealed & trained
-    assert (out / "proposal.md").read_text().count("added from the log: 32") == 1
-    assert "<svg" in (out / "report.html").read_text()
-    shutil.rmtree(out / "artifacts")
-    again = json.loads(
-        unshot(*command(corrected, champion, small_data, out)).stdout.partition('\n{\n  "error"')[0]
+def retrain(capsys: pytest.CaptureFixture[str], log: Path, champion: Path, *more: str) -> dict[str, Any]:
+    """Runs that end before anything is tuned."""
+    data = champion.parent / "data.jsonl"
+    write_jsonl(data, [example(f"known clause {n}", "low").row() for n in range(20)])
+    out = champion.parent / "out"
+    done = run_here(
+        capsys,
+        "deploy",
+        "retrain",
+        log,
+        "--champion",
+        champion,
+        "--data",
+        data,
+        "--out",
+        out,
+        "--json",
+        "-q",
+        *more,
     )
-    assert [s["stage"] for s in again["stages"] if s["seconds"]] == ["artifacts"]
-    assert again["sealed"] == report["sealed"]
+    assert done.code == 0, done.err
+    assert not out.exists()
+    report: dict[str, Any] = json.loads(done.out)
+    assert report["verdict"] == "nothing to do"
+    return report
 
 
-def test_nothing_is_done_where_the_target_is_met_or_new_rows_are_few(
-    champion: Path, corrected: Path, small_data: Path, unshot: Run, tmp_path: Path
+def test_nothing_is_done_where_new_rows_are_few(
+    capsys: pytest.CaptureFixture[str], champion: Path, tmp_path: Path
 ) -> None:
-    few = unshot(*command(corrected, champion, small_data, tmp_path / "few", "--min-rows", "100"))
-    assert few.returncode == 0, few.stderr
-    assert json.loads(few.stdout)["verdict"] == "nothing to do"
-    assert not (tmp_path / "few" / "run").exists()
+    report = retrain(capsys, judged_log(tmp_path / "log", 2, 3), champion)
+    assert report["reason"] == "5 new rows in the log, fewer than --min-rows 10"
+    assert report["live"]["judged"] == 5
 
 
-def test_a_met_target_counts_only_where_the_log_does_not_contradict_it(
-    champion: Path,
-    corrected: Path,
-    small_data: Path,
-    unshot: Run,
-    tmp_path: Path,
-    clauses: list[dict[str, Any]],
+def test_a_met_target_ends_it_unless_the_log_contradicts_it(
+    capsys: pytest.CaptureFixture[str], champion: Path, tmp_path: Path
 ) -> None:
-    """The champion's sealed score meets a target of 0; in the log it was always wrong, which contradicts 0.5."""
-    quiet = tmp_path / "quiet"
-    Writer(quiet).write(request(1, input="x", answer="x"))
-    met = unshot(*command(quiet, champion, small_data, tmp_path / "met", "--target", "0.0"))
-    assert "meets the target" in json.loads(met.stdout)["reason"]
-    met = unshot(
-        *command(corrected, champion, small_data, tmp_path / "a", "--target", "0", "--min-rows", "100")
+    good = retrain(capsys, judged_log(tmp_path / "good", 38, 2), champion, "--target", "0.75")
+    assert "meets the target 0.75 already: macro_f1 0.800" in good["reason"]
+    high = retrain(capsys, judged_log(tmp_path / "high", 5, 0), champion, "--target", "0.9")
+    assert "new rows" in high["reason"], "a sealed score of 0.8 does not meet 0.9"
+    bad = retrain(
+        capsys, judged_log(tmp_path / "bad", 10, 40), champion, "--target", "0.75", "--min-rows", "99"
     )
-    assert "meets the target" in json.loads(met.stdout)["reason"]
-    assert subprocess.list2cmdline(map(str, [ROOT]))
+    assert "50 new rows" in bad["reason"], "four of five judged answers were wrong"
 
 
-def test_a_log_without_a_needed_option_is_one_line(unshot: Run, tmp_path: Path) -> None:
-    done = unshot("deploy", "retrain", tmp_path)
-    assert done.returncode == 2 and "--data is missing" in done.stderr
+def test_the_next_run_is_tuned_as_the_champion_was(champion: Path) -> None:
+    text = find_champion(str(champion), champion, None).case_text(0.9)
+    case = Case.model_validate(tomllib.loads(text))
+    assert (case.tune.rank, case.tune.seed, case.candidate.model) == (4, 3, "some-base")
+    assert (case.task.labels, case.task.answer_field, case.task.target) == (["high", "low"], "risk", 0.9)
+
+
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    done = run_here(capsys, "deploy", "retrain", tmp_path)
+    assert done.code == 2 and "--data is missing" in done.err
+    done = run_here(
+        capsys, "deploy", "retrain", tmp_path, "--data", "d", "--out", "o", "--store", tmp_path / "none"
+    )
+    assert done.code == 2 and "no registry there" in done.err

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,8 +62,9 @@ def place(
     return folder
 
 
-@pytest.mark.timeout(900)
-def test_the_walkthrough_runs_as_it_is_written(place: Path) -> None:
+@pytest.fixture(scope="module")
+def walked(place: Path) -> tuple[Path, str]:
+    """The directory after the whole walkthrough, and what it printed."""
     shim = place / "bin" / "unshot"
     shim.parent.mkdir()
     shim.write_text(SHIM.format(python=sys.executable))
@@ -80,7 +82,12 @@ def test_the_walkthrough_runs_as_it_is_written(place: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
     assert process.returncode == 0, out[-3000:] + err[-5000:]
-    walk = place / "walk"
+    return place / "walk", out
+
+
+@pytest.mark.timeout(900)
+def test_the_walkthrough_runs_as_it_is_written(walked: tuple[Path, str]) -> None:
+    walk, out = walked
     lines = list(read_requests(walk / "log"))
     assert len({line.id for line in lines if line.assigned == "candidate"}) > 20
     assert len(read_feedback(walk / "log")) == 118
@@ -95,3 +102,31 @@ def test_the_walkthrough_runs_as_it_is_written(place: Path) -> None:
     tried = [line.version for line in lines if line.arm == "candidate"]
     assert tried[0] == "v1" and "v2" in tried and tried[-1] == "v1", tried
     assert len([line for line in out.splitlines() if line.startswith("{'")]) == 3
+
+
+def texts(path: Path) -> set[str]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {next(m["content"] for m in row["messages"] if m["role"] == "user") for row in rows}
+
+
+@pytest.mark.timeout(900)
+def test_the_sealed_test_was_not_trained_on_and_the_same_command_goes_on(
+    walked: tuple[Path, str], unshot: Run
+) -> None:
+    walk, _ = walked
+    sealed = texts(walk / "run" / "splits" / "test.jsonl")
+    splits = [
+        texts(walk / "retrain" / "run" / "splits" / f"{n}.jsonl") for n in ("train", "validation", "test")
+    ]
+    assert sealed and not sealed & set().union(*splits)
+    fresh = texts(walk / "retrain" / "data" / "fresh.jsonl")
+    assert len(fresh) > 15 and not fresh & set().union(*splits)
+    first = json.loads((walk / "retrain" / "proposal.json").read_text())
+    shutil.rmtree(walk / "retrain" / "eval-fresh")
+    again = unshot(
+        "deploy", "retrain", "walk/log", "--store", "walk/registry", "--data", "walk/known.jsonl",
+        "--check-rows", "8", "--out", "walk/retrain", "--json", "-q", cwd=walk.parent,
+    )  # fmt: skip
+    report = json.loads(again.stdout.partition('\n{\n  "error"')[0])
+    assert [s["stage"] for s in report["stages"] if s["seconds"]] == ["eval-fresh"]
+    assert (report["verdict"], report["rows"]) == (first["verdict"], first["rows"])

@@ -301,10 +301,10 @@ def warnings(
         found.append(
             f"{crossed} units were drawn into both arms; the split was changed, --since starts after that"
         )
-    for arm, names in versions(asked).items():
-        if len(names) > 1:
+    for arm, several in versions(asked).items():
+        if len(several) > 1:
             found.append(
-                f"several versions answered as {arm} ({', '.join(names)}); --since starts with the last one"
+                f"several versions answered as {arm} ({', '.join(several)}); --since starts with the last one"
             )
     if not report["feedback"]:
         found.append("no feedback on these requests; quality cannot be compared")
