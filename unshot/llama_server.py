@@ -65,7 +65,7 @@ def start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        preexec_fn=follow if sys.platform == "linux" else None,  # noqa: PLW1509 - nothing forks beside it
+        preexec_fn=follow if sys.platform == "linux" else None,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +109,7 @@ class Door:
                 slice=(request.headers.get("x-unshot-slice") or "")[:LONGEST_KEY] or None,
             )
             begun = True
-            shown = await self.gateway.answer(asked, self._ended)
+            shown = await while_there(request, self.gateway.answer(asked, self._ended))
         except Failure as failure:
             if begun:
                 self.gateway.metrics.failed.labels(failure.kind).inc()
@@ -241,6 +243,24 @@ class Door:
         if failure.retry_after or failure.status in (429, 503):
             headers["retry-after"] = failure.retry_after or "1"
         return answer({"error": problem(failure)}, status=failure.status, headers=headers)
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, Shown]) -> Shown:
+    """Do the work, or give it up where the client leaves: a back end should not answer nobody."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    gone = loop.create_task(request.receive())  # type: ignore[arg-type]
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            raise Failure("client gone", status=499)
+        return task.result()
+    finally:
+        gone.cancel()
+        task.cancel()
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

@@ -72,6 +72,13 @@ def arm_options(arm: str, prompt: str, what: str) -> Any:
     type=click.FloatRange(0.05),
     help="Seconds until the baseline answers instead; default: --timeout.",
 )
+@click.option(
+    "--cooldown",
+    type=click.FloatRange(0.05),
+    default=5.0,
+    show_default=True,
+    help="Seconds an arm rests after five failures in a row, before it is probed.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port to listen on."

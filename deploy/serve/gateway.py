@@ -145,12 +145,14 @@ class Gateway:
             if not backend.breaker.passes and not last:
                 tried = Try(arm, backend, begin)
                 tried.fail(Failure("breaker open", "its last answers all failed", status=503))
-            elif asked.stream and not backend.target.checker.active:
-                tried, rest = await self._open(asked, arm, backend, begin)
-                if tried.error is None:
-                    return Shown(arm, backend.label, events=self._pass(asked, tried, rest))
             else:
-                tried = await self._whole(asked, arm, backend, begin)
+                try:
+                    tried, rest = await self._ask(asked, arm, backend, begin)
+                except asyncio.CancelledError:
+                    self._record(asked, left(arm, backend, begin))
+                    raise
+                if rest is not None:
+                    return Shown(arm, backend.label, events=self._pass(asked, tried, rest))
             if tried.error is None and (tried.ok is not False or last):
                 self._record(asked, tried)
                 self._observe(tried)
@@ -164,6 +166,15 @@ class Gateway:
             if not last:
                 self.metrics.fallbacks.labels(failure.kind).inc()
         raise failure
+
+    async def _ask(
+        self, asked: Asked, arm: Arm, backend: Backend, begin: float
+    ) -> tuple[Try, AsyncGenerator[dict[str, Any], None] | None]:
+        """An arm's answer, and its stream where it may pass as it comes."""
+        if not asked.stream or backend.target.checker.active:
+            return await self._whole(asked, arm, backend, begin), None
+        tried, rest = await self._open(asked, arm, backend, begin)
+        return tried, rest if tried.error is None else None
 
     def _show(self, asked: Asked, tried: Try) -> Shown:
         version = tried.backend.label
@@ -384,6 +395,13 @@ class Gateway:
                 slice=asked.slice,
             )
         )
+
+
+def left(arm: Arm, backend: Backend, begin: float) -> Try:
+    """A try that the client did not wait for."""
+    tried = Try(arm, backend, begin, e2e=time.perf_counter() - begin)
+    tried.fail(Failure("client gone", status=499))
+    return tried
 
 
 def event(value: dict[str, Any]) -> bytes:

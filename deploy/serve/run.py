@@ -82,7 +82,7 @@ def run(case_path: Path | None, store: Path, tracking: str | None, out: Output, 
     if options["log_texts"] and not options["log_dir"]:
         raise InputError("--log-texts needs --log DIR")
     schema = read_schema(case.task.answer_schema) if case.task.answer_schema else None
-    resolver = Resolver(case, registry if known else None, schema, options["max_tokens"])
+    resolver = Resolver(case, registry, schema, options["max_tokens"])
     key = read_key(options["key_env"])
     if key is None and options["host"] not in ("127.0.0.1", "localhost", "::1"):
         out.warn(f"listening on {options['host']} without --key-env: whoever reaches the port is answered")
@@ -132,6 +132,7 @@ async def _serve(
             threads=options["threads"] or usable_cores(),
             slots=options["slots"],
             context=options["context"],
+            cooldown=options["cooldown"],
         ),
         {
             "baseline": options["timeout"],

@@ -27,5 +27,7 @@ def split(percent: float, by: str | None, why: str, store: Path, tracking: str |
     """
     from deploy.registry.store import open_registry, user
 
-    event = open_registry(store, tracking=tracking).set_split(percent, by=by or user(), why=why)
+    event = open_registry(store, tracking=tracking, must_exist=False).set_split(
+        percent, by=by or user(), why=why
+    )
     out.result(event, f"split: {event.before or 'as the gateway was started'} -> {percent:g}% candidate")

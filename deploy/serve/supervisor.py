@@ -16,7 +16,6 @@ from typing import Any
 import aiohttp
 
 from deploy.log import Arm
-from deploy.registry import State
 from deploy.serve.backend import Backend, Settings
 from deploy.serve.gateway import Gateway, Routing
 from deploy.serve.target import Place, Resolver, Target
@@ -91,14 +90,13 @@ class Supervisor:
             self._mend()
 
     def _changed(self) -> bool:
-        registry = self.resolver.registry
-        return registry is not None and registry.stamp() != self._seen
+        return self.resolver.registry.stamp() != self._seen
 
     async def _wanted(self) -> Wanted:
         registry = self.resolver.registry
         # The stamp first: a change that comes while the state is read is then seen as one.
-        stamp = registry.stamp() if registry is not None else None
-        state = await asyncio.to_thread(registry.state) if registry is not None else State()
+        stamp = registry.stamp()
+        state = await asyncio.to_thread(registry.state)
 
         def resolve() -> dict[Arm, Target | None]:
             found: dict[Arm, Target | None] = {}
@@ -115,8 +113,7 @@ class Supervisor:
     async def _follow(self) -> None:
         """Make the routing what the registry wants, or leave it whole as it is."""
         self._retry_at = None
-        registry = self.resolver.registry
-        self._seen = registry.stamp() if registry is not None else None
+        self._seen = self.resolver.registry.stamp()
         wanted = await self._wanted()
         self._seen = wanted.stamp
         before = self.gateway.routing

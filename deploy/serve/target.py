@@ -109,7 +109,7 @@ class Resolver:
     """Turns places into targets, by the case and the registry."""
 
     def __init__(
-        self, case: Case, registry: Registry | None, schema: dict[str, Any] | None, max_tokens: int | None
+        self, case: Case, registry: Registry, schema: dict[str, Any] | None, max_tokens: int | None
     ) -> None:
         self.case = case
         self.registry = registry
@@ -192,7 +192,6 @@ class Resolver:
 
     def _file(self, number: int, digest: str) -> Path:
         """The GGUF file of a version; hashes are checked when this process first serves it."""
-        assert self.registry is not None
         folder = self.registry.artifact(number)
         if (number, digest) not in self._verified:
             folder = self.registry.verified(number)
