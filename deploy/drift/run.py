@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from deploy.answers import choose
 from deploy.drift.embed import open_embedder
 from deploy.drift.looks import Record, Schedule, ends, take
 from deploy.drift.sample import Inputs, from_requests, from_texts, training_texts
@@ -24,6 +23,8 @@ from unshot.task import Task
 STATE = "drift.json"
 # Training rows that the live window is compared with.
 MOST = 1000
+# Requests that are looked through for worse slices.
+SLICED = 5000
 DRIFT, NONE, EARLY = "drift", "no drift", "too early"
 
 
@@ -52,12 +53,6 @@ def drift_run(
     if reference is not None:
         base = from_texts(training_texts(reference, most=MOST), embed)
         source = str(reference)
-    inputs = from_requests(lines, embed)
-    if base is not None and inputs.texts is None:
-        out.warn(
-            "the log holds no texts of the inputs (or not of all); only their length is compared, see `unshot deploy "
-            "serve --help` on logging texts"
-        )
     settings = {
         "arm": arm,
         "embedder": embedder,
@@ -69,6 +64,13 @@ def drift_run(
     if not restart:
         record.load()
     due = ends(len(lines), schedule, record.done(lines), own_reference=base is None)
+    sliced = sliced_rows(len(lines), schedule, own_reference=base is None)
+    inputs = from_requests(lines, embed, needed(due, sliced, schedule, own_reference=base is None))
+    if base is not None and inputs.texts is None:
+        out.warn(
+            "the log holds no texts of the inputs (or not of all); only their length is compared, see `unshot deploy "
+            "serve --help` on logging texts"
+        )
     with out.progress() as progress:
         bar = progress.add_task("looking", total=len(due), note="")
         for end in due:
@@ -86,9 +88,21 @@ def drift_run(
         "reference_rows": schedule.settle if base is None else len(base),
         "schedule": asdict(schedule),
         **conclude(record, len(due)),
-        **worse(folder, lines, inputs, schedule, task, own_reference=base is None),
+        **worse(folder, [lines[i] for i in sliced], inputs.take(sliced), task),
         "looks": [asdict(x) for x in record.looks],
     }
+
+
+def sliced_rows(total: int, schedule: Schedule, *, own_reference: bool) -> np.ndarray:
+    """The rows that slices are made of: the last ones, none of the reference's."""
+    return np.arange(max(min(schedule.settle, total) if own_reference else 0, total - SLICED), total)
+
+
+def needed(due: list[int], sliced: np.ndarray, schedule: Schedule, *, own_reference: bool) -> np.ndarray:
+    """The rows whose vectors are asked for; the others of a long log are not embedded."""
+    windows = [np.arange(end - schedule.window, end) for end in due]
+    first = [np.arange(schedule.settle)] if own_reference and due else []
+    return np.unique(np.concatenate([sliced, *first, *windows]))
 
 
 def arm_lines(
@@ -127,21 +141,10 @@ def _when(look: Any) -> dict[str, Any]:
     }
 
 
-def worse(
-    folder: Path,
-    lines: list[Request],
-    inputs: Inputs,
-    schedule: Schedule,
-    task: Task | None,
-    *,
-    own_reference: bool,
-) -> dict[str, Any]:
-    """The slices of what came in since the reference, and by what they are judged."""
-    start = schedule.settle if own_reference else 0
-    rows = np.arange(min(start, len(lines)), len(lines))
-    live = [lines[i] for i in rows]
-    what, bad = verdicts(live, choose(read_feedback(folder), ()), task)
-    found = find(live, inputs.take(rows), bad, task) if live else []
+def worse(folder: Path, live: list[Request], inputs: Inputs, task: Task | None) -> dict[str, Any]:
+    """The slices of what came in, and by what they are judged."""
+    what, bad = verdicts(live, read_feedback(folder), task)
+    found = find(live, inputs, bad, task) if live else []
     return {
         "judged_by": what,
         "judged": int(np.isfinite(bad).sum()) if len(bad) else 0,

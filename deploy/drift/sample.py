@@ -57,11 +57,24 @@ def from_texts(texts: Sequence[str], embed: Embedder) -> Inputs:
     return Inputs(lengths, list(texts), embed(texts))
 
 
-def from_requests(lines: Sequence[Request], embed: Embedder) -> Inputs:
-    """Inputs of logged requests; without texts and vectors unless every line has its text."""
+class Some:
+    """Vectors of some rows of a long log; asked for by the log's row numbers."""
+
+    def __init__(self, texts: Sequence[str], embed: Embedder, rows: np.ndarray) -> None:
+        self._at = np.full(len(texts), -1)
+        self._at[rows] = np.arange(len(rows))
+        self._matrix = embed([texts[i] for i in rows]) if len(rows) else None
+
+    def __getitem__(self, rows: np.ndarray) -> Any:
+        return self._matrix[self._at[rows]] if self._matrix is not None else None
+
+
+def from_requests(lines: Sequence[Request], embed: Embedder, rows: np.ndarray) -> Inputs:
+    """Inputs of logged requests, with vectors of the given rows; no texts unless every line has its text."""
     texts = [line.input for line in lines if line.input is not None]
     if lines and len(texts) == len(lines):
-        return from_texts(texts, embed)
+        lengths = [float(len(text.split())) for text in texts]
+        return Inputs(np.array(lengths), texts, Some(texts, embed, rows))
     lengths = [float("nan") if line.input_words is None else float(line.input_words) for line in lines]
     return Inputs(np.array(lengths), None, None)
 
