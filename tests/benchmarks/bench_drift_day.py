@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.bench_drift_day days --days 150
     python -m tests.benchmarks.bench_drift_day days --days 50 --share 0.5 --seed 2
-    python -m tests.benchmarks.bench_drift_day real --out /tmp/day --runs 20
-    python -m tests.benchmarks.bench_drift_day real --out /tmp/day --first 100 --requests 800 --share 1
+    python -m tests.benchmarks.bench_drift_day real --out /tmp/day --requests 800
+    python -m tests.benchmarks.bench_drift_day real --out /tmp/day --first 1 --requests 400 --shift 200 --share 1
+    python -m tests.benchmarks.bench_drift_day redraw --out /tmp/day --runs 20
 
 `days` simulates days without a model: real customer questions (banking77), answers of a made-up classifier that is
 right 85% of the time. `real` tunes the embedded model, exports it to GGUF, sends the questions of each day through
-`unshot deploy serve`, and runs `unshot deploy drift` on the log that the gateway wrote. A day's requests are sent one
+`unshot deploy serve`, and runs `unshot deploy drift` on the log that the gateway wrote. `redraw` makes more days out of
+such a log. A day's requests are sent one
 after the other as fast as they are answered: the clock is not simulated, only compressed, and no test looks at it.
 """
 
@@ -19,6 +21,7 @@ import csv
 import hashlib
 import http.client
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,8 +37,10 @@ from scipy import stats
 
 from deploy.drift.embed import Hashed
 from deploy.drift.looks import Schedule, ends, take
+from deploy.drift.run import drift_run
 from deploy.drift.sample import Inputs, from_texts
-from deploy.log import Request
+from deploy.log import Request, Writer, read_requests
+from unshot.console import Output
 from unshot.data import write_jsonl
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
@@ -43,7 +48,7 @@ BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 TOPICS = ("transfer", "top_up", "cash", "card", "exchange", "refund")
 # Topics that the model was not made for: the planted shift.
 NEW = ("exchange", "refund")
-TRAINING = 400
+TRAINING = 320
 SCHEDULE = Schedule(window=100, every=25, settle=200, alpha=0.01, looks=100)
 
 
@@ -149,6 +154,28 @@ def _mix(known: Inputs, new: Inputs, rows: np.ndarray, fresh: np.ndarray) -> Inp
     return joined.take(order)
 
 
+def redraw(out: Path, first: int, runs: int, requests: int) -> None:
+    """Days without a shift out of one real day's log: requests drawn anew from it, in a new order, times made up.
+
+    The runs share requests, so that they are not independent; every answer in them is the real model's.
+    """
+    lines = [line for line in read_requests(out / f"log-{first}") if line.error is None]
+    alarms = 0
+    for number in range(runs):
+        log = out / "redrawn" / str(number)
+        shutil.rmtree(log, ignore_errors=True)
+        writer = Writer(log)
+        chosen = np.random.default_rng([7, number]).choice(len(lines), size=requests, replace=False)
+        for place, row in enumerate(chosen):
+            writer.write(lines[row].model_copy(update={"time": lines[0].time + 60.0 * place}))
+        report = drift_run(log, Output(verbosity=-1), schedule=SCHEDULE, reference=out / "run")
+        alarms += report["verdict"] == "drift"
+    looks = len(report["looks"])
+    print(
+        f"{runs} runs of {requests} out of {len(lines)} real requests, {looks} looks each: alarms in {rate(alarms, runs)}"
+    )
+
+
 def rate(alarms: int, days: int) -> str:
     """A share with its exact 95% interval (Clopper and Pearson 1934)."""
     interval = stats.binomtest(alarms, days).proportion_ci(method="exact")
@@ -188,7 +215,7 @@ labels = {json.dumps(labels)}
 model = "smollm2-135m"
 [tune]
 epochs = 2
-layers = 15
+layers = 10
 """
     (out / "case.toml").write_text(text, encoding="utf-8")
     case = ["--case", str(out / "case.toml")]
@@ -316,13 +343,17 @@ def main() -> None:
     through.add_argument("--shift", type=int, default=400)
     through.add_argument("--share", type=float, default=0.0)
     through.add_argument("--port", type=int, default=8799)
+    again = kinds.add_parser("redraw")
+    again.add_argument("--out", type=Path, required=True)
+    again.add_argument("--first", type=int, default=0)
+    again.add_argument("--runs", type=int, default=20)
+    again.add_argument("--requests", type=int, default=400)
     arguments = parser.parse_args()
     if not BANKING.is_dir():
         raise SystemExit(f"{BANKING} is absent; this needs banking77")
-    if arguments.kind == "real":
-        given = vars(arguments)
-        del given["kind"]
-        real(**given)
+    if arguments.kind in ("real", "redraw"):
+        given = {k: v for k, v in vars(arguments).items() if k != "kind"}
+        (real if arguments.kind == "real" else redraw)(**given)
         return
     report_days(arguments.days, arguments.requests, arguments.shift, arguments.share, arguments.seed)
 
