@@ -170,9 +170,9 @@ def redraw(out: Path, first: int, runs: int, requests: int) -> None:
             writer.write(lines[row].model_copy(update={"time": lines[0].time + 60.0 * place}))
         report = drift_run(log, Output(verbosity=-1), schedule=SCHEDULE, reference=out / "run")
         alarms += report["verdict"] == "drift"
-    looks = len(report["looks"])
     print(
-        f"{runs} runs of {requests} out of {len(lines)} real requests, {looks} looks each: alarms in {rate(alarms, runs)}"
+        f"{runs} runs of {requests} out of {len(lines)} real requests, {len(report['looks'])} looks each: alarms in "
+        f"{rate(alarms, runs)}"
     )
 
 
