@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from planner import queueing
-from planner.capacity import Load, Slo, forecast, gpus_needed, setup
+from planner.capacity import forecast, gpus_needed
+from planner.replica import Load, Slo, setup
 from planner.roofline import StepCost, max_batch_by_memory
 from planner.simulate import simulate, simulate_cost, simulated_forecast
 from planner.sweep import sweep

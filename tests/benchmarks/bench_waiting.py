@@ -16,7 +16,8 @@ from itertools import islice
 import numpy as np
 
 from planner import queueing
-from planner.capacity import forecast_setup, setup
+from planner.capacity import forecast_setup
+from planner.replica import setup
 from planner.simulate import simulate
 from planner.waiting_fit import Drawn, draw
 

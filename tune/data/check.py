@@ -13,12 +13,12 @@ from typing import IO, Any
 import numpy as np
 
 from tune import near
-from unshot import pii
 from tune.data.agreement import agreement, settle_first
 from tune.data.balance import Labels, balance
 from tune.data.rows import Fault, scan
 from tune.data.store import Texts
 from tune.data.variety import WARN, Reservoir, template_share
+from unshot import pii
 from unshot.data import Example
 
 MINIMUM, COMFORTABLE = 50, 200
