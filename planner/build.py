@@ -270,11 +270,12 @@ class Planner:
                     best = option
             if best is not None and self.case.plan.adapters > 1 and best.serving and best.serving.fits:
                 count = self.case.plan.adapters
+                place = best.name.rpartition(", ")[2]
                 self.options.append(
                     replace(
                         best,
                         key=f"{best.key}:adapters",
-                        name=f"{wanted.model} + LoRA adapter ({count} tasks share a base), {asked} on {gpu}",
+                        name=f"{wanted.model} + LoRA adapter ({count} tasks share a base), {place}",
                         shared_by=count,
                         notes=(f"only where {count} tasks share the GPUs",),
                     )
