@@ -1,4 +1,4 @@
-"""The correction of the waiting formulas: a factor by figure, from a small network fitted to the simulation.
+"""The correction of the waiting formulas: a factor by figure, from a few small networks fitted to the simulation.
 
 `planner.waiting_fit` draws loads, simulates them and writes the weights (`unshot/catalog/waiting.json`).
 """
@@ -23,7 +23,8 @@ _Z = (0.0, 1.6448536, 2.3263479)
 def weights() -> dict[str, np.ndarray] | None:
     """Centre and width of the signs, and the layers; None where they were never fitted.
 
-    `w1` (hidden, signs), `b1` (hidden,), `w2`, `b2`, and `w3`, `b3` to one logarithm for each of `FIGURES`.
+    `w1` (members, hidden, signs), `b1` (members, hidden), `w2`, `b2`, and `w3`, `b3` to one logarithm for each of
+    `FIGURES`; the members' mean is the answer.
     """
     from unshot import catalog
 
@@ -41,6 +42,16 @@ def unit(signs: Number, centre: np.ndarray, width: np.ndarray) -> np.ndarray:
     return scaled
 
 
+def run(net: dict[str, np.ndarray], scaled: np.ndarray) -> np.ndarray:
+    """The networks' mean, shape (figures, points), on scaled signs (k, points)."""
+    total = np.zeros((len(FIGURES), scaled.shape[1]), dtype=np.float32)
+    for i in range(len(net["w1"])):
+        hidden = np.tanh(net["w1"][i] @ scaled + net["b1"][i][:, None])
+        hidden = np.tanh(net["w2"][i] @ hidden + net["b2"][i][:, None])
+        total += net["w3"][i] @ hidden + net["b3"][i][:, None]
+    return total / len(net["w1"])
+
+
 class Correction:
     """Factors on closed-form latencies. `signs` has shape (k, ...); nothing is changed without weights."""
 
@@ -51,9 +62,7 @@ class Correction:
             return
         shape = signs.shape[1:]
         flat = unit(signs.reshape(len(signs), -1).astype(np.float32), net["centre"], net["width"])
-        hidden = np.tanh(net["w1"] @ flat + net["b1"][:, None])
-        hidden = np.tanh(net["w2"] @ hidden + net["b2"][:, None])
-        found = np.clip(net["w3"] @ hidden + net["b3"][:, None], -LARGEST, LARGEST)
+        found = np.clip(run(net, flat), -LARGEST, LARGEST)
         self.logs = {name: row.astype(float).reshape(shape) for name, row in zip(FIGURES, found, strict=True)}
 
     def mean(self, measure: str) -> Number:

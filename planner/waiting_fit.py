@@ -1,9 +1,9 @@
 """What the waiting formulas leave out, fitted to the simulation: `python -m planner.waiting_fit --out FILE`.
 
 Loads are drawn at random (model, device, precision, lengths and their spread, cached prefix, arrivals, utilisation),
-simulated, and the logarithm of simulated over forecast latency is fitted by a small network (two layers of tanh,
-Huber loss, weight decay) on `planner.signs`. No load, model or device has a number of its own. Judge it on loads
-of another seed only.
+simulated, and the logarithm of simulated over forecast latency is fitted by a few small networks (two layers of tanh,
+Huber loss, weight decay, mean of the members) on `planner.signs`. No load, model or device has a number of its own.
+Judge it on loads of another seed only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ GPUS = (
     "h100-sxm",
     "h200",
 )
-SEED, LOADS, HIDDEN = 1_000_000, 8000, 48
+SEED, LOADS = 1_000_000, 4000
+HIDDEN, MEMBERS, EPOCHS, DECAY = 32, 3, 200, 1e-2
 # Utilisations of one load (drawn between) and requests of each simulation.
 SHARES = (
     (0.02, 0.3, 20_000), (0.25, 0.5, 25_000), (0.45, 0.7, 30_000), (0.65, 0.82, 50_000), (0.8, 0.9, 90_000),
@@ -127,50 +128,57 @@ def observe(seed: int) -> list[tuple[list[float], list[float]]]:
     return found
 
 
-def fit(signs: np.ndarray, left: np.ndarray, *, epochs: int = 150, seed: int = 0) -> dict[str, Any]:
-    """Train the network on signs (points, k) and logarithms (points, figures); what `waiting.json` holds."""
-    import torch
-
+def fit(
+    signs: np.ndarray, left: np.ndarray, *, epochs: int = EPOCHS, members: int = MEMBERS
+) -> dict[str, Any]:
+    """Train the networks on signs (points, k) and logarithms (points, figures); what `waiting.json` holds."""
     good = np.isfinite(signs).all(1) & np.isfinite(left).all(1)
     signs, left = signs[good], np.clip(left[good], -1.5, 1.5)
     centre, width = signs.mean(0), signs.std(0) + 1e-3
+    scaled = unit(signs.T, centre, width).T
+    nets = [_train(scaled, left, epochs, seed) for seed in range(members)]
+    return {
+        "what": "log(simulated / closed form) by signs; written by `python -m planner.waiting_fit`, do not edit",
+        "rows": len(signs),
+        "centre": _short(centre),
+        "width": _short(width),
+        **{name: _short(np.stack([net[name] for net in nets])) for name in nets[0]},
+    }
+
+
+def _train(scaled: np.ndarray, left: np.ndarray, epochs: int, seed: int) -> dict[str, np.ndarray]:
+    import torch
+
     torch.manual_seed(seed)
-    x = torch.tensor(unit(signs.T, centre, width).T, dtype=torch.float32)
-    y = torch.tensor(left, dtype=torch.float32)
+    x, y = (torch.tensor(a, dtype=torch.float32) for a in (scaled, left))
     net = torch.nn.Sequential(
         torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.Tanh(),
         torch.nn.Linear(HIDDEN, y.shape[1]),
     )  # fmt: skip
     # p95 of the time to first token is what an SLO is about: it weighs most.
     weight = torch.tensor([3.0 if name == "ttft_p95" else 1.0 for name in FIGURES])
-    optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-3)
-    batch, count = 512, len(x)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=DECAY)
+    batch = 256
     plan = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=6e-3, total_steps=epochs * (count // batch + 1)
+        optimiser, max_lr=6e-3, total_steps=epochs * -(-len(x) // batch)
     )
     for _ in range(epochs):
-        for rows in torch.randperm(count).split(batch):
+        for rows in torch.randperm(len(x)).split(batch):
             loss = torch.nn.functional.huber_loss(net(x[rows]), y[rows], reduction="none", delta=0.05)
             optimiser.zero_grad()
             (loss * weight).mean().backward()
             optimiser.step()
             plan.step()
-
-    def short(values: Any) -> Any:
-        return [short(v) for v in values] if np.ndim(values) else float(f"{float(values):.4g}")
-
-    layers = {
-        f"{kind}{i}": short(getattr(net[at], name).detach().numpy())
+    return {
+        f"{kind}{i}": getattr(net[at], name).detach().numpy()
         for i, at in ((1, 0), (2, 2), (3, 4))
         for kind, name in (("w", "weight"), ("b", "bias"))
     }
-    return {
-        "what": "log(simulated / closed form) by signs; written by `python -m planner.waiting_fit`, do not edit",
-        "rows": count,
-        "centre": short(centre),
-        "width": short(width),
-        **layers,
-    }
+
+
+def _short(values: Any) -> Any:
+    """Nested lists of four significant digits."""
+    return [_short(v) for v in values] if np.ndim(values) else float(f"{float(values):.4g}")
 
 
 def main() -> None:
