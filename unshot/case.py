@@ -77,6 +77,9 @@ class Traffic(Section):
 
     rate: Positive = Field(1.0, description="mean requests per second")
     peak_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    arrival_cv: Positive = Field(
+        1.0, description="spread of the gaps between requests; 1: Poisson, more: bursts"
+    )
     output_tokens: Positive | None = Field(None, description="answer length where no answers are at hand")
     offline: bool = Field(False, description="answers may wait a day, so that batch prices apply")
     slo: Slo = Field(default_factory=Slo)

@@ -41,6 +41,7 @@ metric = "macro_f1"            # macro_f1, accuracy, exact_match, json_f1, rouge
 [traffic]
 rate = 5.0                     # mean requests per second
 peak_factor = 2.0              # peak rate / mean rate
+# arrival_cv = 1.5              # spread of the gaps between requests: 1 Poisson, more bursty
 # output_tokens = 40           # answer length where no answers are at hand
 offline = false                # true: answers may wait a day, so that batch prices apply
 
