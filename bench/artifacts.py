@@ -24,7 +24,7 @@ def artifact_manifest(spec: str) -> Manifest | None:
     """
     kind, _, target = spec.partition(":")
     path = Path(target)
-    if kind not in ("gguf", "onnx") or not path.exists():
+    if kind not in ("gguf", "onnx", "genai") or not path.exists():
         return None
     folder = path.parent
     if not (folder / NAME).is_file():

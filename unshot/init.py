@@ -89,7 +89,7 @@ max_length = 2048              # longest row, tokens
 seed = 0
 
 [export]
-to = ["gguf:q8_0"]             # gguf:f32, gguf:f16, gguf:bf16, gguf:q8_0, onnx:fp32
+to = ["gguf:q8_0"]             # gguf:f16, gguf:q8_0, gguf:q4_k_m, onnx:fp32, genai:int4, ...
 
 [bench]
 requests = 64
