@@ -79,6 +79,10 @@ def serve(model: Model, targets: Sequence[Target]) -> str:
             ]
             tokenizer = shlex.quote(str(model.base.path))
             commands.append(f"vllm serve ./{name} --tokenizer {tokenizer} --max-model-len {context}")
+        elif target.kind == "hf":
+            commands.append(f"vllm serve ./{name} --max-model-len {context}")
+        elif target.engine == "genai":
+            notes.append(f"{name}: onnxruntime_genai.Model({target.name!r})")
         else:
             notes.append(f"{name}: optimum.onnxruntime.ORTModelForCausalLM.from_pretrained({target.name!r})")
     lines += [f"exec {c}" if n == 0 else f"# {c}" for n, c in enumerate(commands)]

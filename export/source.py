@@ -21,7 +21,7 @@ from unshot.task import Task, read_task
 
 @dataclass
 class Model:
-    """A base model, its adapter (None for a bare base or a fully tuned model) and the rows it is checked on."""
+    """A base model, its adapter (None for a bare base or a fully tuned one) and the rows it is checked on."""
 
     name: str
     base: Source
@@ -80,13 +80,16 @@ def open_source(text: str, base: str | None, out: Output) -> Model:
 def _open_run(path: Path, base: str | None, out: Output) -> Model:
     manifest = read_manifest(path, stage="tune")
     recorded = manifest.config.get("base") or {}
-    whole = (path / "model").is_dir()
-    if not recorded.get("sha256") or not (whole or (path / "adapter").is_dir()):
+    method = (manifest.config.get("tune") or {}).get("method")
+    if method == "prompt":
         raise InputError(
-            f"{path}: the run has no tuned model or no record of its base; run `unshot tune` again"
+            f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no GGUF or "
+            "ONNX file holds them; serve the base with peft, or run `unshot tune --method lora`"
         )
-    if whole:
-        return _open_whole(path, recorded, base)
+    if method == "full":
+        return _open_full(path, base, recorded, out)
+    if not recorded.get("sha256") or not (path / "adapter").is_dir():
+        raise InputError(f"{path}: the run has no adapter or no record of its base; run `unshot tune` again")
     source = resolve(base or _where(recorded), out)
     fingerprint = source.fingerprint()
     for name, digest in recorded["sha256"].items():
@@ -111,18 +114,21 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
     )
 
 
-def _open_whole(path: Path, recorded: dict[str, Any], base: str | None) -> Model:
-    """A run of full fine-tuning, which holds every weight and needs its base no more."""
+def _open_full(path: Path, base: str | None, recorded: dict[str, Any], out: Output) -> Model:
+    """A run whose every weight was tuned: RUN/model is the tuned model, and there is no adapter."""
     if base is not None:
-        raise InputError(f"{path}: a run of full fine-tuning holds its whole model; leave --base out")
-    name = path.resolve().name
+        raise InputError(f"{path}: all weights were tuned and lie in {path / 'model'}; leave --base out")
+    if not (path / "model").is_dir():
+        raise InputError(f"{path}: the run has no model directory; run `unshot tune` again")
+    source = resolve(str(path / "model"), out)
+    name = recorded.get("name") or source.name
     return Model(
-        name=name,
-        base=Source(recorded.get("name") or name, path / "model", recorded.get("license")),
-        fingerprint=recorded,
+        name=path.resolve().name,
+        base=Source(name, source.path, recorded.get("license")),
+        fingerprint={**source.fingerprint(), "name": name},
         adapter_path=None,
         adapter=None,
-        chat=Chat(load_tokenizer(path / "model")),
+        chat=Chat(load_tokenizer(source.path)),
         task=read_task(path / "task.json"),
         rows=read_examples(path / "splits" / "test.jsonl"),
         inputs=[describe_file(path / MANIFEST)],

@@ -102,7 +102,7 @@ strict = false                 # true: exit code 1 where a gate fails
 seed = 0
 
 [export]
-to = ["gguf:q8_0"]             # gguf:f32, gguf:f16, gguf:bf16, gguf:q8_0, onnx:fp32
+to = ["gguf:q8_0"]             # gguf:f16, gguf:q8_0, gguf:q4_k_m, onnx:fp32, genai:int4, ...
 
 [bench]
 requests = 64
