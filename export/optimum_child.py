@@ -50,4 +50,5 @@ if __name__ == "__main__":
     except ImportError as error:
         print(error, file=sys.stderr)
         sys.exit(3)
-    sys.exit({"supports": supports, "export": export}[sys.argv[1]](*sys.argv[2:]))
+    verb, *rest = sys.argv[1:]
+    sys.exit(supports(*rest) if verb == "supports" else export(*rest))
