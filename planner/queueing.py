@@ -206,8 +206,8 @@ def respond(
         cost_signs(cost, shape, one, iteration(cost, shape, limit, 0.0))
         + load_signs(shape, limit, steps, np.maximum(shape.room, limit))
         + state_signs(
-            rho=rho, busy=busy, tight=tight, full=full, spin=spin, idle=idle, batch=batch, limit=limit, room=room,
-            extra=extra, hidden=hidden, now=now, alone=alone, one=one, slot=slot, clump=clump, spread_n=spread_n,
+            rho=rho, busy=busy, tight=tight, full=full, spin=spin, idle=idle, batch=batch, limit=limit, extra=extra,
+            hidden=hidden, now=now, alone=alone, one=one, slot=slot, clump=clump, spread_n=spread_n,
             size_cv2=shape.size_cv2, mean=mean, variance=variance, third=third,
         )
     )  # fmt: skip

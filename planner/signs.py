@@ -67,19 +67,11 @@ def load_signs(shape: Shape, limit: Number, steps: Number, room: Number) -> list
 
 def state_signs(
     *, rho: Number, busy: Number, tight: Number, full: Number, spin: Number, idle: Number, batch: Number,
-    limit: Number, room: Number, extra: Number, hidden: Number, now: Number, alone: Number, one: Number, slot: Number,
+    limit: Number, extra: Number, hidden: Number, now: Number, alone: Number, one: Number, slot: Number,
     clump: Number, spread_n: Number, size_cv2: Number, mean: Number, variance: Number, third: Number,
 ) -> list[Number]:  # fmt: skip
-    """Where the formulas see the server: load, queue and the moments of the wait they found.
-
-    `room` is how many prompts fit what the decoding sequences leave of a chunk: just below one, each takes two
-    iterations.
-    """
-    part = 1.0 / room
+    """Where the formulas see the server: load, queue and the moments of the wait they found."""
     return [
-        np.tanh(4.0 * (room - 1.0)),
-        np.tanh(16.0 * (room - 1.0)),
-        np.where(part > 1.0, np.ceil(part - 1e-9) / part - 1.0, 0.0),
         rho,
         -np.log(1.0 - np.minimum(rho, 0.97)) / 2.0,
         busy,
