@@ -39,7 +39,9 @@ class Request(Entry):
     assigned: Arm = Field(description="the arm the unit was drawn into; differs from `arm` after a fallback")
     shadow: bool = Field(False, description="answered beside the real answer, never shown to the user")
     fallback: bool = Field(False, description="shown in place of the assigned arm's answer, which failed")
-    error: str | None = Field(None, description="kind of failure (timeout, http 500, schema, ...); None: answered")
+    error: str | None = Field(
+        None, description="kind of failure (timeout, http 500, schema, ...); None: answered"
+    )
     schema_ok: bool | None = Field(None, description="whether the answer kept the task's labels or schema")
     label: str | None = Field(None, description="the label that the answer states, where the task has labels")
     input: str | None = Field(None, description="the user's last message, redacted; only where logged")
@@ -52,7 +54,9 @@ class Request(Entry):
     ttft_s: float | None = Field(None, description="seconds from arrival to the first token")
     e2e_s: float | None = Field(None, description="seconds from arrival to the last token")
     cost_usd: float | None = Field(None, description="US dollars of this answer")
-    logprob: float | None = Field(None, description="mean log-probability of the answer's tokens: uncertainty")
+    logprob: float | None = Field(
+        None, description="mean log-probability of the answer's tokens: uncertainty"
+    )
     slice: str | None = Field(None, description="a tag that the caller gave (`x-unshot-slice`), for slices")
 
 
@@ -88,11 +92,15 @@ class Writer:
             os.close(descriptor)
 
 
-def read_requests(folder: Path, *, since: float | None = None, until: float | None = None) -> Iterator[Request]:
+def read_requests(
+    folder: Path, *, since: float | None = None, until: float | None = None
+) -> Iterator[Request]:
     """Requests of a log directory that arrived in [since, until), by day, in file order. Raises `InputError`."""
     files = sorted(folder.glob("requests-*.jsonl"))
     if not files:
-        raise InputError(f"{folder}: no requests-*.jsonl there; give the --log directory of `unshot deploy serve`")
+        raise InputError(
+            f"{folder}: no requests-*.jsonl there; give the --log directory of `unshot deploy serve`"
+        )
     for path in files:
         for request in _read(path, Request):
             if (since is None or request.time >= since) and (until is None or request.time < until):

@@ -1,0 +1,8 @@
+"""Versions of exported artifacts: where they lie, what proved them, which one is served, and what was before."""
+
+from __future__ import annotations
+
+from deploy.registry.model import Event, State, Version
+from deploy.registry.store import Registry, open_registry
+
+__all__ = ["Event", "Registry", "State", "Version", "open_registry"]

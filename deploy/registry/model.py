@@ -1,0 +1,108 @@
+"""What the registry knows, as one document: versions, aliases, the split, and the history of every change."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from unshot.errors import InputError, nearest
+from unshot.gates import Gate
+
+Alias = Literal["champion", "challenger"]
+ALIASES: tuple[Alias, ...] = ("champion", "challenger")
+
+
+def now() -> str:
+    """The time as every record of the registry writes it: UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Waiver(Record):
+    """A gate that somebody took upon themselves."""
+
+    gate: str
+    reason: str
+    by: str
+    at: str = Field(default_factory=now)
+
+
+class Version(Record):
+    """One artifact directory of `unshot export`."""
+
+    number: int
+    added: str = Field(default_factory=now)
+    by: str
+    note: str = ""
+    source: str = Field(description="where the artifact was added from")
+    digest: str = Field(description="SHA-256 of the artifact's manifest, which holds its files' hashes")
+    files: dict[str, int] = Field(description="name -> bytes")
+    base: str | None = None
+    task: dict[str, Any] | None = Field(None, description="labels, answer field and short prompt, as tuned")
+    lineage: dict[str, Any] = Field(default_factory=dict, description="run, data and bench with their hashes")
+    scores: dict[str, Any] = Field(default_factory=dict)
+    gates: dict[str, list[Gate]] = Field(default_factory=dict, description="stage -> the gates it left")
+    waivers: list[Waiver] = Field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"v{self.number}"
+
+    def verdicts(self) -> dict[str, tuple[bool | None, str]]:
+        """`gate -> (passed, detail)` over all stages: no where one says no, yes where one says yes and none no."""
+        found: dict[str, tuple[bool | None, str]] = {}
+        for stage, gates in self.gates.items():
+            for gate in gates:
+                before = found.get(gate.name)
+                if before is None or gate.passed is False or (before[0] is None and gate.passed):
+                    found[gate.name] = (gate.passed, f"{stage}: {gate.detail}")
+        return found
+
+
+class Event(Record):
+    """One change: who, when, from what, to what, and why."""
+
+    at: str = Field(default_factory=now)
+    by: str
+    action: Literal["add", "gates", "promote", "rollback", "split"]
+    subject: str = Field(description="the alias that moved, the version that was added, or `split`")
+    before: str | None = None
+    after: str | None = None
+    why: str = ""
+
+
+class State(Record):
+    """The whole registry."""
+
+    format: int = 1
+    versions: dict[int, Version] = Field(default_factory=dict)
+    aliases: dict[Alias, int] = Field(default_factory=dict)
+    earlier: list[int | None] = Field(
+        default_factory=list, description="champions before this one, the last one last; None: there was none"
+    )
+    split: float | None = Field(None, description="the candidate's share in percent; None: the gateway's own")
+    history: list[Event] = Field(default_factory=list)
+
+    def find(self, text: str) -> Version:
+        """The version that `v3`, `3`, `champion` or `challenger` names. Raises `InputError`."""
+        if text in ALIASES:
+            number = self.aliases.get(text)  # type: ignore[call-overload]
+            if number is None:
+                raise InputError(f"no version is {text}; make one by `unshot deploy promote VERSION`")
+            return self.versions[number]
+        digits = text.removeprefix("v")
+        if digits.isdigit() and int(digits) in self.versions:
+            return self.versions[int(digits)]
+        known = [v.name for v in self.versions.values()]
+        if not known:
+            raise InputError(f"no version `{text}`: the registry is empty; use `unshot deploy registry add`")
+        raise InputError(f"no version `{text}`; {nearest(text, [*known, *self.aliases])}")
+
+    def names(self, number: int) -> list[str]:
+        """The aliases of a version."""
+        return [alias for alias, held in self.aliases.items() if held == number]

@@ -1,0 +1,71 @@
+"""Whether an answer keeps to the task: one of its labels, its label field, its JSON schema."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from unshot.data import read_text
+from unshot.errors import InputError
+from unshot.metrics import INVALID
+from unshot.task import Task
+
+FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", flags=re.DOTALL)
+
+
+class Checker:
+    """The check of one task. `active` False means that any answer will do, and none is held back for it."""
+
+    def __init__(self, task: Task | None, schema: dict[str, Any] | None = None) -> None:
+        labelled = task is not None and (task.labels is not None or task.answer_field is not None)
+        self.task = task if labelled else None
+        self._validator = _validator(schema) if schema is not None else None
+
+    @property
+    def active(self) -> bool:
+        return self.task is not None or self._validator is not None
+
+    def check(self, text: str) -> tuple[bool | None, str | None]:
+        """`(whether the answer keeps to the task, the label that it states)`; None where there is no such thing."""
+        label = self.task.label(text) if self.task is not None else None
+        ok = None if label is None else label != INVALID
+        if self._validator is not None and ok is not False:
+            ok = self._keeps_schema(text)
+        return ok, label if label != INVALID else None
+
+    def _keeps_schema(self, text: str) -> bool:
+        fenced = FENCE.fullmatch(text.strip())
+        try:
+            value = json.loads(fenced[1] if fenced else text)
+        except ValueError:
+            return False
+        return bool(self._validator.is_valid(value))  # type: ignore[union-attr]
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """A JSON schema file. Raises `InputError` where it is none."""
+    try:
+        schema = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); `answer_schema` names a JSON schema") from None
+    if not isinstance(schema, dict):
+        raise InputError(f"{path}: not a JSON schema (an object)")
+    try:
+        _validator(schema)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return schema
+
+
+def _validator(schema: dict[str, Any]) -> Any:
+    from jsonschema.exceptions import SchemaError
+    from jsonschema.validators import validator_for
+
+    kind = validator_for(schema)
+    try:
+        kind.check_schema(schema)
+    except SchemaError as error:
+        raise InputError(f"not a valid JSON schema ({error.message})") from None
+    return kind(schema)

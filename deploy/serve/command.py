@@ -1,0 +1,146 @@
+"""`unshot deploy serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deploy.registry.command import store_options
+from unshot.options import Command, case_option, common
+
+if TYPE_CHECKING:
+    from unshot.console import Output
+
+PROMPTS = click.Choice(["long", "short", "none"])
+
+
+def arm_options(arm: str, prompt: str, what: str) -> Any:
+    """The options that say what an arm runs."""
+
+    def add(function: Command) -> Command:
+        for name, settings in (
+            (f"--{arm}-hour", {"type": click.FloatRange(0), "help": "$ per hour of its server."}),
+            (
+                f"--{arm}-price",
+                {
+                    "metavar": "IN,OUT[,CACHED]",
+                    "help": "$ per million prompt and answer (and cached prompt) tokens.",
+                },
+            ),
+            (
+                f"--{arm}-key-env",
+                {"metavar": "VARIABLE", "help": "Environment variable with the key of its URL."},
+            ),
+            (f"--{arm}-model", {"help": "Model name to ask its URL for."}),
+            (
+                f"--{arm}-prompt",
+                {
+                    "type": PROMPTS,
+                    "default": prompt,
+                    "show_default": True,
+                    "help": "The case's few-shot prompt, the tuned model's instruction, or nothing.",
+                },
+            ),
+            (f"--{arm}", {"help": what}),
+        ):
+            function = click.option(name, **settings)(function)  # type: ignore[arg-type]
+        return function
+
+    return add
+
+
+@click.command()
+@arm_options("baseline", "long", "gguf:FILE, http(s)://HOST/v1, or a version or alias of the registry.")
+@arm_options(
+    "candidate", "short", "The same; default: the registry's champion, where --store has a registry."
+)
+@click.option(
+    "--split",
+    type=click.FloatRange(0, 100),
+    default=100.0,
+    show_default=True,
+    help="Percent of users that the candidate answers; `unshot deploy split` changes it while serving.",
+)
+@click.option("--shadow", is_flag=True, help="Run the other arm too, behind the answer; only logged.")
+@click.option(
+    "--timeout", type=click.FloatRange(0.05), default=60.0, show_default=True, help="Seconds an arm has."
+)
+@click.option(
+    "--candidate-timeout",
+    type=click.FloatRange(0.05),
+    help="Seconds until the baseline answers instead; default: --timeout.",
+)
+@click.option(
+    "--cooldown",
+    type=click.FloatRange(0.05),
+    default=5.0,
+    show_default=True,
+    help="Seconds an arm rests after five failures in a row, before it is probed.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port to listen on."
+)
+@click.option(
+    "--key-env",
+    metavar="VARIABLE",
+    help="Environment variable with the key that users must send; default: none.",
+)
+@click.option(
+    "--log", "log_dir", type=click.Path(path_type=Path), help="Write a request log here, without texts."
+)
+@click.option("--log-texts", is_flag=True, help="Log inputs and answers too, personal data replaced.")
+@click.option("--phone-region", default="US", show_default=True, help="Country of national phone numbers.")
+@click.option("--logprobs", is_flag=True, help="Ask back ends for log-probabilities, for `deploy drift`.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    help="Longest answer where a user asks for none; default: the task's.",
+)
+@click.option(
+    "--max-body", type=click.IntRange(1), default=1 << 20, show_default=True, help="Bytes of a request."
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Requests at once; more get 429.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Cores of each local server; default: all usable.")
+@click.option(
+    "--slots",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Requests a local llama-server runs at once.",
+)
+@click.option(
+    "--context", type=click.IntRange(64), default=8192, show_default=True, help="Tokens of each slot."
+)
+@click.option(
+    "--keep-warm",
+    type=click.FloatRange(0),
+    default=300.0,
+    show_default=True,
+    help="Seconds a replaced local server stays ready for a rollback.",
+)
+@store_options
+@case_option
+@common
+def serve(case_path: Path | None, store: Path, tracking: str | None, out: Output, **options: Any) -> None:
+    """Serve the task behind one OpenAI-compatible address, /v1/chat/completions.
+
+    Users send their own message only: the gateway puts the long prompt in front for the baseline, the short one for
+    the candidate. Where the candidate fails or breaks the task's labels or schema, the baseline answers.
+    """
+    try:
+        from deploy.serve.run import run
+    except ImportError as error:
+        from unshot.errors import OutsideError
+
+        raise OutsideError(f"the gateway needs {error.name}; run `pip install 'unshot[deploy]'`") from None
+
+    run(case_path, store, tracking, out, **options)

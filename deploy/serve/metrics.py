@@ -1,0 +1,52 @@
+"""What the gateway counts, in Prometheus's form."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+BREAKER = {"closed": 0, "half-open": 1, "open": 2}
+
+
+class Metrics:
+    """Counters of one gateway."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"unshot_{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"unshot_{name}", text, labels, registry=self.registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"unshot_{name}", text, ("arm",), buckets=SECONDS, registry=self.registry)
+
+        self.answers = counter("answers", "Answers tried, by outcome (ok or the kind of failure)",
+                               "arm", "version", "outcome")  # fmt: skip
+        self.fallbacks = counter("fallbacks", "Baseline answers in place of the candidate's", "reason")
+        self.failed = counter("failed_requests", "Requests that no arm answered", "reason")
+        self.rejected = counter("rejected_requests", "Requests refused at the door", "reason")
+        self.shadows = counter("shadows", "Shadow answers, by outcome; dropped: no room", "arm", "outcome")
+        self.tokens = counter("tokens", "Tokens as the back ends count them", "arm", "kind")
+        self.cost = counter("cost_usd", "US dollars at the prices given", "arm")
+        self.feedback = counter("feedback", "Feedback received", "correct")
+        self.switches = counter("switches", "Back ends switched while serving", "arm", "outcome")
+        self.restarts = counter("restarts", "Back ends started again after they died or hung", "arm")
+        self.log_lines = counter("log_lines", "Lines of the request log", "outcome")
+        self.ttft = seconds("ttft_seconds", "Arrival to first token, of answers shown")
+        self.e2e = seconds("e2e_seconds", "Arrival to last token, of answers shown")
+        self.queue = seconds("queue_seconds", "Arrival until the back end was asked")
+        self.active = gauge("active_requests", "Requests under way")
+        self.share = gauge("candidate_share", "Share of units drawn into the candidate, 0 to 1")
+        self.breaker = gauge("breaker_state", "0 closed, 1 half-open, 2 open", "arm")
+        self.up = gauge("backend_up", "Whether the arm's server runs", "arm")
+        self.version = gauge("serving", "1 for the version behind each arm", "arm", "version")
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self.registry)

@@ -1,0 +1,295 @@
+"""Keeps the gateway's back ends as the registry wants them: starts the new one, waits for it, switches, drains the old.
+
+The routing is replaced in one step and only when what it names answers; a request keeps the routing that it began
+with, so that no answer comes out of two versions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from deploy.log import Arm
+from deploy.serve.backend import Backend, Settings
+from deploy.serve.gateway import Gateway, Routing
+from deploy.serve.target import Place, Resolver, Target
+from unshot.console import Output
+from unshot.errors import UnshotError
+
+POLL = 0.1
+RETRY = 15.0
+DRAIN_LIMIT = 300.0
+ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
+
+
+class _Changed(Exception):
+    """The registry wants another version than the one that is being started."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What both arms should run, and the candidate's share, 0 to 1; `stamp` is the registry's when it was read.
+
+    `wrong` says why an arm's version cannot be served.
+    """
+
+    stamp: object
+    targets: dict[Arm, Target | None]
+    wrong: dict[Arm, UnshotError]
+    share: float
+
+    def identity(self, arm: Arm) -> str | None:
+        """What tells the arm's target from another."""
+        target = self.targets[arm]
+        return target.identity if target is not None else None
+
+
+@dataclass(eq=False)
+class Supervisor:
+    """Back ends of one gateway."""
+
+    gateway: Gateway
+    resolver: Resolver
+    places: dict[Arm, Place]
+    settings: Settings
+    timeouts: dict[Arm, float]
+    share: float
+    warm: float
+    out: Output
+    session: aiohttp.ClientSession = field(init=False)
+    _seen: object = None
+    _retry_at: float | None = None
+    _kept: dict[str, tuple[Backend, float]] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _busy: set[Backend] = field(default_factory=set)
+    _owned: set[Backend] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.wake = asyncio.Event()
+
+    async def begin(self) -> None:
+        """Start everything once. Raises what is wrong: a gateway that cannot serve what it was told must not start."""
+        self.session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+        )
+        wanted = await self._wanted()
+        for error in wanted.wrong.values():
+            raise error
+        self._seen = wanted.stamp
+        started: dict[Arm, Backend | None] = {}
+        for arm in ARMS:
+            target = wanted.targets[arm]
+            started[arm] = await self._start(arm, target) if target else None
+        self.gateway.routing = Routing(started["baseline"], started["candidate"], wanted.share)
+
+    async def run(self) -> None:
+        """Follow the registry and mend back ends until cancelled."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), POLL)
+            forced = self.wake.is_set()
+            self.wake.clear()
+            if forced or self._changed() or (self._retry_at and time.monotonic() >= self._retry_at):
+                try:
+                    await self._follow()
+                except Exception as error:  # the gateway must go on following, whatever a library threw
+                    self._later(error)
+            self._mend()
+
+    def _later(self, error: Exception) -> None:
+        """Say what went wrong, and try again in a while."""
+        self._retry_at = time.monotonic() + RETRY
+        self.out.warn(f"{error or type(error).__name__}; what is served stays as it is")
+
+    def _changed(self) -> bool:
+        return self.resolver.registry.stamp() != self._seen
+
+    async def _wanted(self) -> Wanted:
+        registry = self.resolver.registry
+        # The stamp first: a change that comes while the state is read is then seen as one.
+        stamp = registry.stamp()
+        state = await asyncio.to_thread(registry.state)
+
+        targets: dict[Arm, Target | None] = {}
+        wrong: dict[Arm, UnshotError] = {}
+
+        def resolve() -> None:
+            for arm, other in zip(ARMS, reversed(ARMS), strict=True):
+                place, second = self.places.get(arm), self.places.get(other)
+                try:
+                    targets[arm] = self.resolver.resolve(arm, place, second, state) if place else None
+                except UnshotError as error:
+                    targets[arm], wrong[arm] = None, error
+
+        # In a thread: hashing a model of some gigabytes takes seconds.
+        await asyncio.to_thread(resolve)
+        return Wanted(stamp, targets, wrong, self.share if state.split is None else state.split / 100)
+
+    async def _follow(self) -> None:
+        """Make the routing what the registry wants; an arm whose version does not start stays as it is."""
+        self._retry_at = None
+        self._seen = self.resolver.registry.stamp()
+        wanted = await self._wanted()
+        self._seen = wanted.stamp
+        before = self.gateway.routing
+        after: dict[Arm, Backend | None] = {}
+        for arm in ARMS:
+            try:
+                after[arm] = await self._found(arm, wanted, before.of(arm))
+            except UnshotError as error:
+                self.gateway.metrics.switches.labels(arm, "failed").inc()
+                self._later(error)
+                after[arm] = before.of(arm)
+            except _Changed:  # begin again with what the registry wants now
+                new = [b for b in after.values() if b not in (before.baseline, before.candidate)]
+                self._release(new)
+                self._seen = None
+                return
+        self.gateway.routing = Routing(after["baseline"], after["candidate"], wanted.share)
+        for arm in ARMS:
+            old, now = before.of(arm), after[arm]
+            if old is not now:
+                self.gateway.metrics.switches.labels(arm, "done").inc()
+                self.out.log(
+                    f"{arm}: {old.label if old else 'none'} -> {now.label if now else 'none'}"
+                    f"; {old.active if old else 0} requests finish on the old one"
+                )
+        if before.share != wanted.share:
+            self.out.log(f"the candidate's share is {wanted.share:.0%}")
+        self._release([b for b in (before.baseline, before.candidate) if b not in after.values()])
+
+    async def _found(self, arm: Arm, wanted: Wanted, now: Backend | None) -> Backend | None:
+        """The arm's back end as it should be: the one that it has, one kept warm, or a new one that answers."""
+        if arm in wanted.wrong:
+            raise wanted.wrong[arm]
+        target = wanted.targets[arm]
+        if target is None or (now is not None and now.target.identity == target.identity):
+            return now if target is not None else None
+        kept = self._kept.pop(target.identity, None)
+        if kept is not None:
+            if kept[0].up and kept[0].breaker.passes:
+                return kept[0]
+            self._spawn(self._drain(kept[0]))
+        return await self._start_unless_changed(arm, target)
+
+    async def _start(self, arm: Arm, target: Target) -> Backend:
+        self.out.log(f"{arm}: starting {target.label}")
+        backend = Backend(target, self.settings, self.session, self.timeouts[arm])
+        begin = time.monotonic()
+        self._owned.add(backend)
+        try:
+            await backend.start()
+        except BaseException:
+            self._owned.discard(backend)
+            raise
+        self.out.log(f"{arm}: {target.label} answers after {time.monotonic() - begin:.1f} s")
+        return backend
+
+    async def _start_unless_changed(self, arm: Arm, target: Target) -> Backend:
+        """A started back end. Raises `_Changed` where another is wanted meanwhile: a rollback does not wait."""
+        task = asyncio.create_task(self._start(arm, target))
+        seen = self._seen
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=POLL)
+                stamp = self.resolver.registry.stamp()
+                if not task.done() and stamp != seen:
+                    seen = stamp
+                    if (await self._wanted()).identity(arm) != target.identity:
+                        raise _Changed
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, UnshotError):
+                    await task
+
+    def _release(self, backends: list[Backend | None]) -> None:
+        """Keep what is served no more warm for a rollback, or let it finish and end it."""
+        for backend in backends:
+            if backend is None:
+                continue
+            if self.warm > 0 and backend.target.path is not None and backend.up:
+                self._kept[backend.target.identity] = (backend, time.monotonic() + self.warm)
+            else:
+                self._spawn(self._drain(backend))
+        # One of each arm is enough to go back to.
+        for arm in ARMS:
+            held = sorted((e, i) for i, (_, e) in self._kept.items() if i.startswith(f"{arm}:"))
+            for _, identity in held[:-1]:
+                self._spawn(self._drain(self._kept.pop(identity)[0]))
+
+    async def _drain(self, backend: Backend) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(backend.idle.wait(), DRAIN_LIMIT)
+        await backend.close()
+        self._owned.discard(backend)
+
+    def _mend(self) -> None:
+        """Restart what died, probe what failed, and end what was kept warm for long enough."""
+        routing = self.gateway.routing
+        for arm in ARMS:
+            backend = routing.of(arm)
+            if backend is None or backend in self._busy:
+                continue
+            if not backend.up or backend.breaker.failed_probes:
+                self._hold(backend, self._restart(arm, backend))
+            if backend.breaker.due() and backend.up:
+                self._hold(backend, backend.probe())
+        now = time.monotonic()
+        for identity, (backend, until) in list(self._kept.items()):
+            if now >= until or not backend.up:
+                del self._kept[identity]
+                self._spawn(self._drain(backend))
+
+    async def _restart(self, arm: Arm, backend: Backend) -> None:
+        try:
+            if await backend.watch():
+                self.gateway.metrics.restarts.labels(arm).inc()
+                self.out.log(f"{arm}: {backend.label} was started again")
+        except UnshotError as error:
+            self.out.warn(str(error))
+
+    def _hold(self, backend: Backend, work: Coroutine[Any, Any, None]) -> None:
+        self._busy.add(backend)
+        self._spawn(work).add_done_callback(lambda _: self._busy.discard(backend))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def health(self) -> dict[str, Any]:
+        """What /healthz says."""
+        routing = self.gateway.routing
+        arms = {
+            arm: {
+                "version": backend.label,
+                "up": backend.up,
+                "breaker": backend.breaker.state,
+                "active": backend.active,
+                "restarts": backend.restarts,
+            }
+            for arm in ARMS
+            if (backend := routing.of(arm)) is not None
+        }
+        up = any(a["up"] for a in arms.values())
+        return {"status": "ok" if up else "no back end", "model": self.gateway.name, "arms": arms,
+                "split": round(100 * routing.share, 4) if routing.candidate else 0.0,
+                "shadow": self.gateway.shadow}  # fmt: skip
+
+    async def close(self) -> None:
+        """End every child. Requests are over by then."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(b.close() for b in self._owned), return_exceptions=True)
+        await self.session.close()

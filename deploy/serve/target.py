@@ -1,0 +1,252 @@
+"""What an arm runs: a version of the registry, a GGUF file, or a server's URL, with the prompt that goes in front."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from deploy.log import Arm
+from deploy.registry import Registry, State
+from deploy.serve.check import Checker
+from unshot.case import Case
+from unshot.errors import InputError
+from unshot.prompts import Prompt
+from unshot.task import Task
+
+
+@dataclass(frozen=True)
+class Price:
+    """US dollars: per million prompt tokens, cached prompt tokens and answer tokens, and per hour of the server."""
+
+    prompt: float = 0.0
+    answer: float = 0.0
+    cached: float | None = None
+    hour: float = 0.0
+
+    def of(self, prompt: int | None, cached: int | None, answer: int | None, seconds: float) -> float:
+        """Dollars of one answer that kept the server busy for `seconds`."""
+        known = min(cached or 0, prompt or 0)
+        rate = self.prompt if self.cached is None else self.cached
+        tokens = ((prompt or 0) - known) * self.prompt + known * rate + (answer or 0) * self.answer
+        return tokens / 1e6 + self.hour * seconds / 3600
+
+
+def parse_price(text: str | None, hour: float | None) -> Price | None:
+    """`0.15,0.60` or `0.15,0.60,0.075` (prompt, answer, cached prompt). Raises `InputError`."""
+    if text is None:
+        return Price(hour=hour) if hour else None
+    try:
+        values = [float(part) for part in text.split(",")]
+        if len(values) not in (2, 3) or min(values) < 0:
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"a price is `{text}`; give dollars per million tokens as PROMPT,ANSWER or PROMPT,ANSWER,CACHED"
+        ) from None
+    return Price(values[0], values[1], values[2] if len(values) == 3 else None, hour or 0.0)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an arm's answers come from, as the command line says it."""
+
+    spec: str
+    prompt: str = "long"
+    model: str | None = None
+    key_env: str | None = None
+    price: Price | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is a version or alias of the registry."""
+        return not self.spec.startswith(("gguf:", "http://", "https://"))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A resolved place. Two of the same `identity` are the same back end."""
+
+    identity: str
+    label: str
+    prompt: Prompt
+    checker: Checker
+    path: Path | None = None
+    url: str | None = None
+    model: str = "default"
+    key: str | None = field(default=None, repr=False)
+    max_tokens: int | None = None
+    price: Price | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def brings_prompt(self) -> bool:
+        """Whether anything is put in front of, or around, the user's messages."""
+        return bool(self.prompt.system or self.prompt.examples or self.prompt.template)
+
+    @cached_property
+    def _front(self) -> str:
+        """JSON of the messages that every request begins with, encoded once: it is most of what is sent."""
+        return "".join(f"{encode(m)}," for m in self.prompt.static())
+
+    def encoded(self, given: Sequence[dict[str, Any]]) -> str:
+        """JSON of the arm's prompt with the user's own messages behind it; a template takes the last one in."""
+        last = given[-1]
+        if self.prompt.template is not None:
+            last = dict(self.prompt.messages(text_of(last))[-1])
+        return f"[{self._front}{','.join(encode(m) for m in (*given[:-1], last))}]"
+
+
+def encode(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def text_of(message: dict[str, Any]) -> str:
+    """The text of a message whose content is a text or a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
+class Resolver:
+    """Turns places into targets, by the case and the registry."""
+
+    def __init__(
+        self, case: Case, registry: Registry, schema: dict[str, Any] | None, max_tokens: int | None
+    ) -> None:
+        self.case = case
+        self.registry = registry
+        self.schema = schema
+        self.max_tokens = max_tokens
+        self.long = case.long_prompt()
+        self._verified: set[tuple[int, str]] = set()
+
+    @property
+    def task(self) -> Task:
+        section = self.case.task
+        return Task(
+            name=section.name,
+            instruction=section.instruction,
+            labels=section.labels,
+            answer_field=section.answer_field,
+            metric=section.metric,
+        )
+
+    def task_of(self, place: Place, state: State) -> Task:
+        """The task as a version was tuned for it, else the case's."""
+        if place.follows:
+            own = _find(place, state)
+            if own is not None and own.task:
+                return Task.model_validate(own.task)
+        return self.task
+
+    def resolve(self, arm: Arm, place: Place, other: Place | None, state: State) -> Target | None:
+        """The target of an arm; None where its alias names no version now. Raises `InputError`.
+
+        An arm without a task of its own is held to the other arm's.
+        """
+        task = self.task_of(place, state)
+        second = self.task_of(other, state) if other is not None else task
+        labelled = task.labels is not None or task.answer_field is not None
+        common: dict[str, Any] = {
+            "prompt": self._prompt(place, task),
+            "checker": Checker(task if labelled else second, self.schema),
+            "price": place.price,
+            "max_tokens": self.max_tokens or task.max_answer_tokens or second.max_answer_tokens,
+        }
+        if place.follows:
+            version = _find(place, state)
+            if version is None:
+                return None
+            return Target(
+                identity=f"{arm}:{version.name}:{version.digest}",
+                label=version.name,
+                path=self._file(version.number, version.digest),
+                extra={"repeat_penalty": 1.0},
+                **common,
+            )
+        if place.spec.startswith("gguf:"):
+            path = Path(place.spec.removeprefix("gguf:")).expanduser()
+            check_gguf(path)
+            return Target(
+                identity=f"{arm}:{path}",
+                label=path.name,
+                path=path,
+                extra={"repeat_penalty": 1.0},
+                **common,
+            )
+        return Target(
+            identity=f"{arm}:{place.spec}:{place.model}",
+            label=place.model or urlsplit(place.spec).netloc,
+            url=check_url(place.spec),
+            model=place.model or "default",
+            key=read_key(place.key_env),
+            **common,
+        )
+
+    def _prompt(self, place: Place, task: Task) -> Prompt:
+        if place.prompt == "none":
+            return Prompt()
+        if place.prompt == "short":
+            return Prompt(system=task.instruction or self.case.task.instruction)
+        return self.long
+
+    def _file(self, number: int, digest: str) -> Path:
+        """The GGUF file of a version; hashes are checked when this process first serves it."""
+        folder = self.registry.artifact(number)
+        if (number, digest) not in self._verified:
+            folder = self.registry.verified(number)
+            self._verified.add((number, digest))
+        files = sorted(folder.glob("model-*.gguf"))
+        if not files:
+            raise InputError(f"{folder}: no GGUF model in it; export with --to gguf:q8_0")
+        return files[0]
+
+
+def _find(place: Place, state: State) -> Any:
+    """The version that a place names now; None where its alias is free."""
+    if place.spec in ("champion", "challenger") and place.spec not in state.aliases:
+        return None
+    return state.find(place.spec)
+
+
+def check_gguf(path: Path) -> None:
+    """Raise `InputError` unless `path` is a GGUF file."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give gguf:FILE")
+    with path.open("rb") as handle:
+        if handle.read(4) != b"GGUF":
+            raise InputError(f"{path}: not a GGUF file")
+
+
+def check_url(url: str) -> str:
+    """A base URL without a trailing slash. Raises `InputError`; credentials in it are refused."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise InputError(f"{url}: not a URL ({error})") from None
+    if not parts.hostname:
+        raise InputError(f"{url}: not a server's address; give http://HOST:PORT/v1")
+    if parts.username or parts.password:
+        raise InputError("a URL holds credentials; name the key's environment variable instead")
+    return url.rstrip("/")
+
+
+def read_key(variable: str | None) -> str | None:
+    """A key out of the environment variable that the user names; it is never logged or written."""
+    if variable is None:
+        return None
+    value = os.environ.get(variable)
+    if not value:
+        raise InputError(f"{variable} is named for a key and is not set")
+    if not value.isprintable():
+        raise InputError(f"the key in {variable} holds a line break or another control character")
+    return value

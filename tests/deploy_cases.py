@@ -1,0 +1,38 @@
+"""Artifacts for the deploy tests: directories as `unshot export` leaves them, around any file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unshot.gates import Gate
+from unshot.manifest import Manifest
+
+LABELS = ["low", "high"]
+
+
+def make_artifact(
+    folder: Path,
+    content: bytes | Path = b"weights",
+    *,
+    run: Path | None = None,
+    parity: bool | None = True,
+    task: dict[str, Any] | None = None,
+) -> Path:
+    """An export directory with one model file."""
+    folder.mkdir(parents=True)
+    model = folder / "model-q8_0.gguf"
+    model.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    gates = [] if parity is None else [Gate(name="parity", passed=parity, detail="KL 0.0").model_dump()]
+    config = {"base": {"name": "tiny"}, "source": {"run": str(run) if run else None}, "task": task}
+    Manifest("export", config=config, result={"gates": gates}).write(folder)
+    return folder
+
+
+def make_tuned(folder: Path, **gates: bool | None) -> Path:
+    """A run directory with the given gates."""
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text("{}")
+    written = [Gate(name=n, passed=p, detail=f"{n} figure").model_dump() for n, p in gates.items()]  # type: ignore[arg-type]
+    Manifest("tune", result={"gates": written, "test": {"score": 0.9}}).write(folder)
+    return folder
