@@ -21,16 +21,18 @@ from unshot.errors import OutsideError
 
 START_LIMIT = 120.0
 CONTEXT = 8192
+# As the engine in process has them (unshot/engines/gguf.py, which imports llama.cpp).
+BATCH, MICRO_BATCH = 2048, 512
 PR_SET_PDEATHSIG = 1
 
 
 def server_command(
-    path: Path, port: int, threads: int, concurrency: int, *, context: int = CONTEXT
+    path: Path, port: int, threads: int, concurrency: int, *, context: int = CONTEXT, logprobs: bool = True
 ) -> list[str]:
     """The command line of a server that is installed: `llama-server`, else llama-cpp-python's own.
 
-    The first answers `concurrency` requests at once, the second one after the other. Raises `OutsideError` where
-    none is installed.
+    The first answers `concurrency` requests at once, the second one after the other; there `logprobs` keeps the logits
+    of every prompt token, for which a long prompt pays. Raises `OutsideError` where none is installed.
     """
     binary = shutil.which("llama-server")
     if binary:
@@ -43,7 +45,8 @@ def server_command(
         return [
             sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--host", "127.0.0.1",
             "--port", str(port), "--n_ctx", str(context), "--n_threads", str(threads),
-            "--n_threads_batch", str(threads), "--interrupt_requests", "false",
+            "--n_threads_batch", str(threads), "--n_batch", str(BATCH), "--n_ubatch", str(MICRO_BATCH),
+            "--logits_all", str(logprobs).lower(), "--interrupt_requests", "false",
         ]  # fmt: skip
     raise OutsideError(
         "a GGUF file needs a llama.cpp server; put llama-server on the PATH or "

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
 from unshot import embedded
 from unshot.console import Output, dumps
-from unshot.errors import EXIT_NO, EXIT_OK, OutsideError, UnshotError
 from unshot.manifest import write_text
 from unshot.options import common
+from unshot.stages import run_stage
 
 HERE = Path(__file__).parent
 CASE_FILES = ("unshot.toml", "few_shot.jsonl", "data.jsonl")
@@ -79,40 +75,3 @@ def stages(final: Path) -> list[tuple[str, list[str]]]:
         ("baseline", ["export", embedded.NAME, "--to", "gguf:q8_0", *few]),
         ("report", ["bench", *case, *systems, "--cold-requests", "6", "--plan", str(final / "plan")]),
     ]
-
-
-def run_stage(
-    name: str, arguments: list[str], folder: Path, out: Output, *, overwrite: bool
-) -> dict[str, Any]:
-    """Run one stage in a process of its own; a stage whose directory is already there is left as it is.
-
-    Raises `OutsideError` where the stage failed, with its own exit code.
-    """
-    line = shlex.join(["unshot", *arguments, "--out", str(folder)])
-    if folder.exists() and not overwrite:
-        out.log(f"$ {line}\n  already there")
-        return {"stage": name, "command": line, "seconds": 0.0, "exit_code": EXIT_OK}
-    out.log(f"\n$ {line}")
-    flags = ["--overwrite"] if overwrite else []
-    flags += ["--json"] if out.json_mode else []
-    flags += {-1: ["-q"], 1: ["-v"]}.get(out.verbosity, [])
-    start = time.perf_counter()
-    process = subprocess.run(
-        [sys.executable, "-m", "unshot", *arguments, "--out", str(folder), *flags],
-        stdout=subprocess.DEVNULL if out.json_mode else None,
-        check=False,
-    )
-    # Exit code 1 is an answer: a claim that is not met is what the demo may have to report.
-    if process.returncode not in (EXIT_OK, EXIT_NO) or not folder.exists():
-        error = OutsideError(
-            f"`{line}` ended with exit code {process.returncode}; its own message stands above"
-        )
-        raise _with_code(error, process.returncode)
-    seconds = round(time.perf_counter() - start, 1)
-    return {"stage": name, "command": line, "seconds": seconds, "exit_code": process.returncode}
-
-
-def _with_code(error: UnshotError, code: int) -> UnshotError:
-    if 0 < code < 126:
-        error.exit_code = code
-    return error

@@ -1,0 +1,194 @@
+"""A comparison of two means that may be looked at after every observation: a normal-mixture confidence sequence.
+
+The mixture of likelihood ratios over a normal prior on the effect bounds the error over all looks together (Robbins
+1970; as the mSPRT in Johari, Koomen, Pekelis and Walsh 2017 and 2022; as a boundary in Howard, Ramdas, McAuliffe and
+Sekhon 2021, sect. 3.5). The variance is estimated and the means are taken as normal, so that the bound holds for large
+samples (Waudby-Smith et al. 2024); `BURN_IN` units per arm must be seen before a look counts, and
+tests/benchmarks/bench_ab_peeking.py measures what is left of that. Observations of one unit may depend on each other:
+the variance is the one by units (Liang and Zeger 1986).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import lambertw
+from scipy.stats import norm
+
+# Units per arm before a look counts: below that an estimated variance is not to be trusted.
+BURN_IN = 30
+# Looks and grid of the recursion for the planned power.
+LOOKS, GRID = 300, 400
+
+
+@dataclass(frozen=True)
+class Path:
+    """What was known after each observation, arrays of shape `(observations,)`.
+
+    `difference` is candidate minus baseline, `variance` the estimated variance of it (infinite before there is one).
+    """
+
+    difference: np.ndarray
+    variance: np.ndarray
+    baseline: np.ndarray
+    candidate: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """The confidence sequence along a path: bounds valid together at every index, and an always-valid p-value.
+
+    Bounds are infinite and p is 1 until the burn-in is over. They only ever tighten: what was excluded once stays
+    excluded. `p` is against no difference.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+
+
+def compare(value: np.ndarray, unit: np.ndarray, candidate: np.ndarray, *, scale: float) -> Path:
+    """The difference of two means after each observation, in the order given.
+
+    `unit` holds integers, `candidate` says which arm; a unit is in one arm only. The variance never falls below that
+    of the same values with four more at a distance of `scale` from the mean (0.5 for shares), so that an arm in which
+    nothing has varied yet is not certain.
+    """
+    arms = []
+    for mine in (~candidate, candidate):
+        mean, variance, seen = _running(value[mine], unit[mine], scale)
+        # The state of an arm after each observation of either.
+        at = np.cumsum(mine)
+        arms.append(
+            (
+                np.concatenate([[0.0], mean])[at],
+                np.concatenate([[np.inf], variance])[at],
+                np.concatenate([[0], seen])[at],
+            )
+        )
+    (mean_b, var_b, units_b), (mean_c, var_c, units_c) = arms
+    return Path(mean_c - mean_b, var_b + var_c, units_b, units_c)
+
+
+def paired(value: np.ndarray, unit: np.ndarray, *, scale: float) -> Path:
+    """The mean of paired differences after each pair, in the order given; `scale` as in `compare` (1 for shares)."""
+    mean, variance, seen = _running(value, unit, scale)
+    return Path(mean, variance, seen, seen)
+
+
+def _running(value: np.ndarray, unit: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, its variance by units, and units seen, after each observation of one arm.
+
+    With a unit's sum s and count k, the sum over units of (s - mean k)^2 is kept by its three parts.
+    """
+    n = np.arange(1, len(value) + 1)
+    if not len(value):
+        empty = np.empty(0)
+        return empty, empty, np.empty(0, dtype=int)
+    shift = float(value.mean())  # changes no variance, keeps the sums small
+    y = value - shift
+    before_sum, before_count = _before(y, unit)
+    squares = np.cumsum(2 * before_sum * y + y**2)
+    cross = np.cumsum(before_sum + before_count * y + y)
+    counts = np.cumsum(2 * before_count + 1)
+    units = np.cumsum(before_count == 0)
+    mean = np.cumsum(y) / n
+    spread = np.maximum(squares - 2 * mean * cross + mean**2 * counts, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = np.where(units > 1, units / (units - 1) * spread / n**2, np.inf)
+    alone = np.maximum(np.cumsum(y**2) - n * mean**2, 0.0)
+    variance = np.maximum(variance, (alone + 4 * scale**2) / (n + 2) / n)
+    return mean + shift, variance, units
+
+
+def _before(value: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and count of the same unit's earlier observations, for each observation."""
+    order = np.argsort(unit, kind="stable")
+    ranked, values = unit[order], value[order]
+    start = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+    first = np.maximum.accumulate(np.where(start, np.arange(len(order)), 0))
+    running = np.concatenate([[0.0], np.cumsum(values)])
+    sums, counts = np.empty(len(order)), np.empty(len(order))
+    sums[order] = running[:-1] - running[first]
+    counts[order] = np.arange(len(order)) - first
+    return sums, counts
+
+
+def follow(path: Path, *, mixing: float, alpha: float, burn_in: int = BURN_IN) -> Sequence:
+    """The confidence sequence of a path at level 1 - alpha; `mixing` is the prior's variance of the effect."""
+    ready = (path.baseline >= burn_in) & (path.candidate >= burn_in) & np.isfinite(path.variance)
+    v = np.where(ready, np.maximum(path.variance, 1e-300), 1.0)
+    total = v + mixing
+    radius = np.where(ready, np.sqrt(v * total / mixing * np.log(total / (v * alpha**2))), np.inf)
+    with np.errstate(over="ignore"):
+        ratio = np.sqrt(v / total) * np.exp(np.minimum(path.difference**2 * mixing / (2 * v * total), 700.0))
+    p = np.where(ready, np.minimum(1.0, 1 / ratio), 1.0)
+    return Sequence(
+        np.maximum.accumulate(path.difference - radius),
+        np.minimum.accumulate(path.difference + radius),
+        np.minimum.accumulate(p),
+    )
+
+
+@dataclass(frozen=True)
+class Design:
+    """A planned test: the mixing variance, and the variance of the difference at which the power is reached."""
+
+    alpha: float
+    power: float
+    effect: float
+    mixing: float
+    target_variance: float
+
+    def per_arm(self, baseline_variance: float, candidate_variance: float) -> int:
+        """Observations per arm of two equal arms; the arguments are the variances of one observation."""
+        return math.ceil((baseline_variance + candidate_variance) / self.target_variance)
+
+
+def design(effect: float, *, alpha: float = 0.05, power: float = 0.8) -> Design:
+    """Plan for a true difference of `effect` from the value that is to be excluded.
+
+    The prior's variance makes the sequence tightest at the planned end (Howard et al. 2021, sect. 3.5:
+    v / (-W(-alpha^2 / e) - 1), lower branch of Lambert's W).
+    """
+    needed = effect / _drift(alpha, power)
+    return Design(alpha, power, effect, _sharpness(alpha) * needed**2, needed**2)
+
+
+def _sharpness(alpha: float) -> float:
+    return float(-lambertw(-(alpha**2) / math.e, k=-1).real - 1)
+
+
+@functools.cache
+def _drift(alpha: float, power: float) -> float:
+    """Effect in standard errors at the planned end for which the upper bound is crossed by then with `power`.
+
+    Brownian motion with drift on (0, 1] against the mixture boundary, by numerical integration from look to look
+    (Armitage, McPherson and Rowe 1969).
+    """
+    rho = 1 / _sharpness(alpha)
+    t = np.arange(1, LOOKS + 1) / LOOKS
+    bound = np.sqrt((t + rho) * np.log((t + rho) / (rho * alpha**2)))
+    lowest = -4.0
+    step = (float(bound.max()) - lowest) / GRID
+    x = lowest + step * (np.arange(GRID) + 0.5)
+    width = 1 / math.sqrt(LOOKS)
+
+    def crossed(drift: float) -> float:
+        moved = norm.pdf((x[None, :] - x[:, None] - drift / LOOKS) / width) * step / width
+        density = norm.pdf((x - drift / LOOKS) / width) / width
+        inside = float((density * (x <= bound[0])).sum() * step)
+        total = 1 - inside
+        density = np.where(x <= bound[0], density, 0.0)
+        for edge in bound[1:]:
+            density = density @ moved
+            beyond = x > edge
+            total += float(density[beyond].sum() * step)
+            density[beyond] = 0.0
+        return total
+
+    return float(brentq(lambda d: crossed(d) - power, 1.0, 10.0, xtol=1e-3))

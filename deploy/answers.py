@@ -1,0 +1,136 @@
+"""Requests of a log put together: what the user was shown, what ran beside it, and what is known to be right."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.log import Arm, Feedback, Request
+from unshot.case import Case
+from unshot.errors import InputError
+from unshot.metrics import INVALID
+from unshot.task import Task, read_task
+
+
+@dataclass
+class Asked:
+    """One request: all lines that carry its id, by part.
+
+    `tries` are the lines that were meant for the user (the assigned arm's, and the fallback's after it failed),
+    `shadows` those that nobody saw.
+    """
+
+    id: str
+    time: float
+    unit: str
+    assigned: Arm
+    tries: list[Request] = field(default_factory=list)
+    shadows: list[Request] = field(default_factory=list)
+
+    @property
+    def shown(self) -> Request | None:
+        """The line of the answer that the user got; None where every try failed."""
+        good = [r for r in self.tries if r.error is None]
+        return next((r for r in reversed(good) if r.fallback), good[-1] if good else None)
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether another arm than the assigned one had to answer."""
+        return any(r.fallback for r in self.tries)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the assigned arm gave no answer that could be used: an error, a broken schema, a fallback."""
+        return self.fell_back or self.shown is None or any(r.schema_ok is False for r in self.tries)
+
+    def answer(self, arm: Arm) -> Request | None:
+        """An arm's own answer to this request, shown or not; None where it has none."""
+        good = [r for r in (*self.tries, *self.shadows) if r.arm == arm and r.error is None]
+        return good[-1] if good else None
+
+
+def gather(requests: Iterable[Request]) -> list[Asked]:
+    """Requests by id, in the order of arrival. A request that has shadow lines only is left out."""
+    found: dict[str, Asked] = {}
+    for line in requests:
+        asked = found.setdefault(line.id, Asked(line.id, line.time, line.unit, line.assigned))
+        (asked.shadows if line.shadow else asked.tries).append(line)
+        asked.time = min(asked.time, line.time)
+    return sorted((a for a in found.values() if a.tries), key=lambda a: (a.time, a.id))
+
+
+def failed(line: Request) -> bool:
+    """Whether an answer is an error or broke the labels or the schema."""
+    return line.error is not None or line.schema_ok is False
+
+
+def fold(text: str) -> str:
+    """`text` with case and whitespace folded: what makes two inputs equal."""
+    return " ".join(text.casefold().split())
+
+
+def find_task(case: Case, path: Path | None) -> Task | None:
+    """The task by which corrections are read: `task.json`, or the labels of the case file; None without either."""
+    if path is not None:
+        return read_task(path / "task.json" if path.is_dir() else path)
+    section = case.task
+    if section.labels is None and section.answer_field is None:
+        return None
+    return Task(name=section.name, labels=section.labels, answer_field=section.answer_field)
+
+
+def stated(text: str, task: Task | None) -> str:
+    """The label (or the whole text) that a correction or an answer states.
+
+    With an answer field both the JSON answer and the bare label are understood; `INVALID` where neither fits.
+    """
+    if task is None:
+        return " ".join(text.split())
+    label = task.label(text)
+    if label == INVALID and task.answer_field is not None:
+        return Task(labels=task.labels).label(text) if task.labels else text.strip()
+    return label
+
+
+def said(line: Request, task: Task | None) -> str | None:
+    """The label (or the whole text) of an answer; None where the log holds neither."""
+    if line.label is not None:
+        return line.label
+    return stated(line.answer, task) if line.answer is not None else None
+
+
+def truth(asked: Asked, feedback: Feedback, task: Task | None) -> str | None:
+    """What the right answer is known to be: the correction, or the shown answer where it was called right."""
+    if feedback.correction is not None:
+        return stated(feedback.correction, task)
+    if feedback.correct and asked.shown is not None:
+        return said(asked.shown, task)
+    return None
+
+
+def right(asked: Asked, feedback: Feedback, task: Task | None) -> bool | None:
+    """Whether the shown answer was right; None where the feedback does not tell, or nothing was shown.
+
+    A correction counts above `correct`: it is compared with what was shown. Where the log holds neither label nor
+    answer, a correction means that the answer was wrong, unless `correct` says otherwise.
+    """
+    if asked.shown is None:
+        return None
+    shown = said(asked.shown, task)
+    if feedback.correction is not None and shown is not None:
+        return shown.casefold() == stated(feedback.correction, task).casefold()
+    if feedback.correct is not None:
+        return feedback.correct
+    return False if feedback.correction is not None else None
+
+
+def choose(feedback: Mapping[str, Feedback], by: Collection[str]) -> dict[str, Feedback]:
+    """Feedback of the given sources only (all where `by` is empty). Raises `InputError` where none is left."""
+    if not by:
+        return dict(feedback)
+    kept = {k: f for k, f in feedback.items() if f.by in by}
+    if not kept:
+        known = ", ".join(sorted({f.by for f in feedback.values()})) or "none at all"
+        raise InputError(f"no feedback by {', '.join(sorted(by))} in the log; there is: {known}")
+    return kept

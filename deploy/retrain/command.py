@@ -1,0 +1,140 @@
+"""`unshot deploy retrain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deploy.registry.command import store_options
+from unshot.options import common
+
+if TYPE_CHECKING:
+    from unshot.console import Output
+
+
+@click.command()
+@click.argument("folder", metavar="LOGDIR", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--champion", metavar="VERSION|RUN", default="champion", show_default=True, help="What is to be beaten."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="The rows that the champion was tuned on.")
+@click.option("--out", "final", type=click.Path(path_type=Path), help="Directory for stages and proposal.")
+@click.option("--base", help="Where the base model lies now; default: where the champion was tuned.")
+@click.option(
+    "--margin", type=float, default=0.02, show_default=True, help="How much worse the new score may be."
+)
+@click.option(
+    "--target", type=float, help="Nothing is done where the champion meets it; default: the case's target."
+)
+@click.option(
+    "--min-rows", "least", type=int, default=10, show_default=True, help="Fewer new rows: nothing is done."
+)
+@click.option("--force", is_flag=True, help="Retrain although the target is met or new rows are few.")
+@click.option(
+    "--check-rows",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Rows of the export's parity gate.",
+)
+@click.option(
+    "--requests", type=click.IntRange(2), default=32, show_default=True, help="Timed requests of the bench."
+)
+@click.option(
+    "--case", "case_path", type=click.Path(path_type=Path), help="Tune and export with this case file."
+)
+@click.option(
+    "--schedule", "kind", type=click.Choice(["cron", "github", "airflow"]), help="Only print a schedule."
+)
+@click.option(
+    "--every",
+    type=click.Choice(["weekly", "monthly", "quarterly"]),
+    default="quarterly",
+    show_default=True,
+    help="How often, for --schedule.",
+)
+@store_options
+@common
+def retrain(
+    folder: Path | None,
+    champion: str,
+    data: Path | None,
+    final: Path | None,
+    case_path: Path | None,
+    kind: str | None,
+    every: str,
+    store: Path,
+    tracking: str | None,
+    out: Output,
+    **settings: Any,
+) -> None:
+    """Tune on the log's corrections, compare with the champion, and propose. Promotes nothing.
+
+    Runs `data check`, `tune`, `eval`, `export` and `bench`; the same command after an interruption goes on. Exit code
+    0: proposed, or nothing to do. 1: the champion stays.
+    """
+    from unshot.errors import InputError
+
+    if kind is not None:
+        from deploy.retrain.schedule import schedule
+
+        text = schedule(kind, every, _arguments(folder, champion, data, case_path, store, settings))
+        out.result({"kind": kind, "every": every, "text": text}, text.rstrip("\n"))
+        return
+    for name, value in (("LOGDIR", folder), ("--data", data), ("--out", final)):
+        if value is None:
+            raise InputError(f"{name} is missing; see `unshot deploy retrain --help`")
+    assert folder is not None and data is not None and final is not None
+
+    from deploy.retrain.champion import find_champion
+    from deploy.retrain.page import tables
+    from deploy.retrain.run import KEEP, NOTHING, Settings, retrain_run
+    from unshot.case import load_case
+    from unshot.errors import GateError
+
+    if settings["target"] is None and case_path is not None:
+        settings["target"] = load_case(case_path).task.target
+    beaten = find_champion(champion, store, tracking)
+    report = retrain_run(folder, beaten, data, final, Settings(case=case_path, **settings), out)
+    shown = tables(report)
+    if report["verdict"] != NOTHING:
+        write_proposal(final, report)
+        shown.append(f"written to {final}")
+    out.result({"out": str(final), **report}, *shown)
+    if report["verdict"] == KEEP:
+        raise GateError(f"{report['verdict']}: {report['reason']}")
+
+
+def write_proposal(final: Path, report: dict[str, Any]) -> None:
+    """proposal.json, proposal.md and report.html beside the stages' directories."""
+    import json
+
+    from deploy.retrain.page import html, markdown
+    from unshot.console import dumps
+    from unshot.manifest import write_text
+
+    changes = json.loads((final / "data" / "changes.json").read_text(encoding="utf-8"))
+    write_text(final / "proposal.json", dumps(report) + "\n")
+    write_text(final / "proposal.md", markdown(report, changes))
+    write_text(final / "report.html", html(report, changes))
+
+
+def _arguments(
+    folder: Path | None,
+    champion: str,
+    data: Path | None,
+    case_path: Path | None,
+    store: Path,
+    settings: dict[str, Any],
+) -> list[str]:
+    """The command line to schedule, with what was given and placeholders for what was not."""
+    found = [str(folder or "log"), "--champion", champion, "--data", str(data or "data.jsonl")]
+    found += ["--store", str(store)]
+    if case_path is not None:
+        found += ["--case", str(case_path)]
+    for name in ("base", "target"):
+        if settings[name] is not None:
+            found += [f"--{name}", str(settings[name])]
+    return found

@@ -1,0 +1,181 @@
+"""`unshot deploy ab`: error rates under peeking, who counts for which arm, verdicts and exit codes."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from deploy.ab.outcomes import by_assignment, by_pair, counts
+from deploy.ab.sequential import BURN_IN, compare, design, follow, paired
+from deploy.answers import gather, right, stated
+from deploy.log import Feedback, Request, Writer
+from tests.benchmarks.bench_ab_peeking import clustered, margin_error, pair_error, peeked, power, shares
+from tests.logs import request, run_here, split_log
+from unshot.task import Task
+
+Capture = pytest.CaptureFixture[str]
+
+
+def at_most(count: int, total: int, share: float) -> bool:
+    """Whether a count is compatible with a rate of at most `share` (one-sided, 1 in 1,000)."""
+    return bool(stats.binomtest(count, total, share, alternative="greater").pvalue > 0.001)
+
+
+def test_peeking_after_every_request_keeps_the_error_rate_which_a_z_test_does_not() -> None:
+    own, naive, _ = peeked(shares(0.9, 0.9), 1500, 600, effect=0.05, scale=0.5, seed=10)
+    assert at_most(own, 600, 0.05)
+    assert naive > 0.15 * 600
+
+
+def test_requests_of_one_unit_that_agree_do_not_count_as_many() -> None:
+    own, _, once = peeked(clustered(0.9, 2.0, 50), 4000, 200, effect=0.05, scale=0.5, seed=11)
+    assert at_most(own, 200, 0.05)
+    assert once > 0.2 * 200, "by requests even one look at the end is wrong too often"
+
+
+def test_a_candidate_worse_by_the_margin_is_seldom_called_not_worse() -> None:
+    assert at_most(margin_error(400, 1500, 0.9, 0.05, seed=12), 400, 0.05)
+    assert at_most(pair_error(400, 1500, seed=13), 400, 0.05)
+
+
+def test_power_is_as_planned() -> None:
+    for equal in (False, True):
+        planned, hits, middle = power(0.85, 0.1, 0.8, 400, seed=14, equal=equal)
+        low, high = stats.binomtest(hits, 400).proportion_ci(0.999)
+        assert low < 0.85 and high > 0.78, f"{hits} of 400 by {planned}"
+        assert middle < planned
+
+
+def test_the_running_variance_is_the_one_by_units() -> None:
+    generator = np.random.default_rng(0)
+    unit = generator.integers(40, size=500)
+    arm = generator.random(40)[unit] < 0.5
+    value = generator.normal(size=500) + generator.normal(size=40)[unit]
+    path = compare(value, unit, arm, scale=0.01)
+    for end in (120, 500):
+        expected = 0.0
+        for side in (arm[:end], ~arm[:end]):
+            y, u = value[:end][side], unit[:end][side]
+            sums = [(y[u == k] - y.mean()).sum() for k in np.unique(u)]
+            expected += len(sums) / (len(sums) - 1) * sum(s**2 for s in sums) / len(y) ** 2
+        assert math.isclose(path.variance[end - 1], expected, rel_tol=1e-9)
+
+
+def test_no_bound_before_the_burn_in_and_none_from_answers_that_never_varied() -> None:
+    everything = np.ones(200)
+    arm = np.arange(200) % 2 == 1
+    bounds = follow(
+        compare(everything, np.arange(200), arm, scale=0.5), mixing=design(0.05).mixing, alpha=0.05
+    )
+    assert not np.isfinite(bounds.low[: 2 * BURN_IN - 1]).any()
+    assert np.isfinite(bounds.low[2 * BURN_IN :]).all()
+    assert bounds.low[-1] < -0.02, "100 right answers of each arm prove no equality"
+    pairs = follow(paired(np.zeros(100), np.arange(100), scale=1.0), mixing=design(0.05).mixing, alpha=0.05)
+    assert pairs.low[-1] < -0.02
+
+
+def verdict(capsys: Capture, *arguments: str | Path) -> tuple[int, dict[str, Any]]:
+    done = run_here(capsys, "deploy", "ab", *arguments, "--json", "-q")
+    return done.code, json.loads(done.out.partition('\n{\n  "error"')[0])
+
+
+def test_a_better_candidate_passes_and_a_worse_or_open_one_does_not(capsys: Capture, tmp_path: Path) -> None:
+    better = split_log(tmp_path / "better", 600, right=(0.6, 0.9), seconds=(0.4, 0.2))
+    code, report = verdict(capsys, better, "--margin", "0.05", "--out", tmp_path / "report")
+    assert (code, report["verdict"]) == (0, "candidate better")
+    assert report["metrics"]["e2e"]["says"] == "better" and report["metrics"]["cost"]["says"] == "worse"
+    assert 0.45 < report["metrics"]["e2e"]["estimate"] < 0.55
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("<svg") >= 5 and "confidence sequence" in page
+    worse = split_log(tmp_path / "worse", 600, right=(0.9, 0.6))
+    assert verdict(capsys, worse, "--margin", "0.05")[0] == 1
+    early = split_log(tmp_path / "early", 80, right=(0.9, 0.9))
+    code, report = verdict(capsys, early, "--margin", "0.05")
+    assert (code, report["verdict"]) == (1, "keep going")
+    assert report["sample"]["needed"] > 500
+
+
+def test_a_plan_that_changes_after_a_look_is_told(capsys: Capture, tmp_path: Path) -> None:
+    log = split_log(tmp_path / "log", 80, right=(0.9, 0.9))
+    assert not verdict(capsys, log, "--margin", "0.05")[1]["warnings"]
+    warned = verdict(capsys, log, "--margin", "0.2")[1]["warnings"]
+    assert any("margin 0.05 -> 0.2" in w for w in warned)
+
+
+def test_bad_input_is_one_line(capsys: Capture, tmp_path: Path) -> None:
+    for arguments, word in (
+        ((tmp_path / "none",), "no requests-*.jsonl"),
+        ((tmp_path, "--alpha", "2"), "--alpha is 2"),
+        ((tmp_path, "--since", "yesterday"), "give ISO 8601"),
+        ((tmp_path, "--margin", "0"), "--effect"),
+    ):
+        done = run_here(capsys, "deploy", "ab", *arguments)
+        assert done.code == 2 and word in done.err, done.err
+    Writer(tmp_path / "one").write(request(1))
+    done = run_here(capsys, "deploy", "ab", tmp_path / "one")
+    assert done.code == 2 and "no second arm" in done.err
+
+
+def failed_over() -> list[Request]:
+    """The candidate was drawn and failed; the baseline answered in its place."""
+    return [
+        request(1, assigned="candidate", error="timeout", e2e_s=1.0, cost_usd=0.001),
+        request(1, assigned="candidate", arm="baseline", fallback=True, label="a", e2e_s=1.5, cost_usd=0.01),
+    ]
+
+
+def test_a_fallback_counts_for_the_arm_that_was_drawn() -> None:
+    asked = gather(failed_over())
+    seen = by_assignment(asked, {"r1": Feedback(id="r1", time=9, correct=True)}, None)
+    assert seen["quality"].candidate.tolist() == [True] and seen["quality"].value.tolist() == [1.0]
+    assert seen["failures"].value.tolist() == [1.0]
+    assert seen["cost"].raw["candidate"].tolist() == [0.011], "the failed try was paid as well"
+    assert seen["e2e"].raw["candidate"].tolist() == [1.5]
+    assert counts(asked)["candidate"]["fallbacks"] == 1
+
+
+def test_shadowed_pairs_are_scored_by_what_is_known_to_be_right() -> None:
+    lines = []
+    for number, (shown, shadow) in enumerate([("a", "a"), ("a", "b"), ("a", "b"), ("a", "b"), ("a", "a")]):
+        lines.append(request(number, label=shown, e2e_s=0.4))
+        lines.append(request(number, arm="candidate", version="2", shadow=True, label=shadow, e2e_s=0.2))
+    said = {
+        "r0": Feedback(id="r0", time=1, correction="a"),
+        "r1": Feedback(id="r1", time=2, correction="b"),
+        "r2": Feedback(id="r2", time=3, correct=True),
+        "r3": Feedback(id="r3", time=4, correct=False),
+        "r4": Feedback(id="r4", time=5, correct=False),
+    }
+    seen, dropped = by_pair(gather(lines), said, None)
+    assert seen["quality"].value.tolist() == [0.0, 1.0, -1.0, 0.0]
+    assert dropped == 1, "wrong without a correction says nothing of a different shadow answer"
+    assert np.allclose(seen["e2e"].value, math.log(0.5))
+
+
+def test_a_correction_is_compared_with_what_was_shown() -> None:
+    task = Task(labels=["high", "low"], answer_field="risk")
+    assert stated('{"risk": "High"}', task) == "high" == stated(" HIGH ", task)
+    shown = gather([request(1, answer='{"risk": "low", "reason": "short"}')])[0]
+    assert right(shown, Feedback(id="r1", time=1, correction="low"), task) is True
+    assert right(shown, Feedback(id="r1", time=1, correction='{"risk": "high"}'), task) is False
+    bare = gather([request(2)])[0]
+    assert right(bare, Feedback(id="r2", time=1, correction="high"), task) is False
+    assert right(bare, Feedback(id="r2", time=1), task) is None
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_the_sequence_is_tightest_where_it_was_planned_to_be(alpha: float) -> None:
+    """Against the plan's own mixing, other mixings are wider at the planned variance."""
+    planned = design(0.05, alpha=alpha)
+    v = planned.target_variance
+
+    def radius(mixing: float) -> float:
+        return math.sqrt(v * (v + mixing) / mixing * math.log((v + mixing) / (v * alpha**2)))
+
+    assert radius(planned.mixing) < min(radius(planned.mixing * f) for f in (0.5, 0.8, 1.25, 2.0))

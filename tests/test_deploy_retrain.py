@@ -1,0 +1,233 @@
+"""`unshot deploy retrain`: which rows it takes, what stays sealed, what it proposes, and that it goes on."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deploy.answers import gather
+from deploy.log import Feedback, Request, Writer
+from deploy.retrain.champion import find_champion
+from deploy.retrain.collect import Collected, collect, completion, drop_alike
+from deploy.retrain.run import KEEP, PROPOSE, weigh
+from tests.logs import request, run_here
+from unshot.case import Case
+from unshot.data import Example, write_jsonl
+from unshot.manifest import Manifest
+from unshot.task import Task
+
+TASK = Task(labels=["high", "low"], answer_field="risk")
+
+
+def example(text: str, answer: str, line: int = 1) -> Example:
+    return Example(({"role": "user", "content": text},), json.dumps({"risk": answer}), line)
+
+
+def logged(number: int, text: str, answer: str, **fields: Any) -> Request:
+    return request(number, input=text, answer=json.dumps({"risk": answer}), label=answer, **fields)
+
+
+def merged(lines: list[Request], said: list[Feedback]) -> Collected:
+    original = [example("the first clause", "low", 1), example("the second clause", "low", 2)]
+    sealed = [example("the sealed clause", "high", 3)]
+    return collect([*original, *sealed], sealed, gather(lines), {f.id: f for f in said}, TASK)
+
+
+def test_corrections_override_the_original_are_added_once_and_never_touch_the_sealed_test() -> None:
+    lines = [
+        logged(1, "The FIRST clause", "low"),
+        logged(2, "a new clause", "low"),
+        logged(3, "a new  clause", "low"),
+        logged(4, "the sealed clause", "high"),
+        logged(5, "wrong, nobody said what is right", "low"),
+        logged(6, "broken", "low", schema_ok=False),
+        logged(7, "fine", "low"),
+    ]
+    said = [
+        Feedback(id="r1", time=1, correction="high"),
+        Feedback(id="r2", time=1, correction="low"),
+        Feedback(id="r3", time=2, correction='{"risk": "high", "reason": "because"}'),
+        Feedback(id="r4", time=1, correction="low"),
+        Feedback(id="r5", time=1, correct=False),
+        Feedback(id="r7", time=1, correct=True),
+    ]
+    found = merged(lines, said)
+    answers = {row["messages"][0]["content"]: row["messages"][-1]["content"] for row in found.train}
+    assert answers == {
+        "the first clause": '{"risk": "high"}',
+        "the second clause": '{"risk": "low"}',
+        "a new  clause": '{"risk": "high", "reason": "because"}',
+    }
+    assert [(r["line"], json.loads(r["was"])["risk"]) for r in found.replaced] == [(1, "low")]
+    assert [r["request"] for r in found.added] == ["r3"]
+    assert [(d["input"], d["correction"]) for d in found.disputed] == [
+        ("the sealed clause", '{"risk": "low"}')
+    ]
+    assert [row["request"] for row in found.to_label] == ["r5", "r6"]
+
+
+def test_a_correction_that_is_no_label_is_reported_and_not_trained_on() -> None:
+    found = merged([logged(1, "a clause", "low")], [Feedback(id="r1", time=1, correction="medium")])
+    assert [u["why"] for u in found.unusable] == ["not one of the labels: medium"]
+    assert not found.added
+    assert completion("HIGH", TASK) == '{"risk": "high"}'
+
+
+def test_a_fifth_of_many_corrections_is_kept_out_of_training() -> None:
+    lines = [logged(n, f"clause number {n} of its own kind", "low") for n in range(50)]
+    found = merged(lines, [Feedback(id=f"r{n}", time=1, correction="high") for n in range(50)])
+    assert len(found.fresh) == 10
+    kept = {row["request"] for row in found.fresh}
+    assert not kept & {row.get("request") for row in found.train}
+    assert found.new == 50
+
+
+def test_rows_that_are_nearly_test_rows_leave_training(tmp_path: Path) -> None:
+    found = merged([logged(1, "the sealed clauses", "low")], [Feedback(id="r1", time=1, correction="high")])
+    path = tmp_path / "duplicates.jsonl"
+    # One file of sealed (line 1), fresh (none), and training rows (lines 2 to 4): the last is like the sealed one.
+    path.write_text('{"line": 4, "like_line": 1}\n{"line": 3, "like_line": 2}\n')
+    drop_alike(found, path)
+    assert [row["request"] for row in found.held_back] == ["r1"]
+    assert len(found.train) == 2 and not found.added
+
+
+def scores(value: float, low: float, high: float, rows: int = 100) -> dict[str, Any]:
+    return {"metric": "accuracy", "rows": rows, "difference": {"value": value, "low": low, "high": high}}
+
+
+@pytest.mark.parametrize(
+    ("sealed", "fresh", "gates", "verdict"),
+    [
+        pytest.param(scores(0.1, 0.02, 0.2), None, {}, PROPOSE, id="better"),
+        pytest.param(scores(0.0, -0.01, 0.02), None, {}, PROPOSE, id="not worse"),
+        pytest.param(scores(-0.1, -0.2, -0.03), scores(0.5, 0.3, 0.7), {}, KEEP, id="worse"),
+        pytest.param(scores(0.0, -0.1, 0.1), None, {}, KEEP, id="cannot tell"),
+        pytest.param(scores(0.0, -0.1, 0.1), scores(0.5, 0.3, 0.7), {}, PROPOSE, id="mended"),
+        pytest.param(scores(-0.05, -0.1, 0.1), scores(0.5, 0.3, 0.7), {}, KEEP, id="mended but lower"),
+        pytest.param(
+            scores(0.1, 0.02, 0.2), None, {"x": {"passed": False, "detail": "d"}}, KEEP, id="failed gate"
+        ),
+        pytest.param(
+            scores(0.1, 0.02, 0.2), None, {"x": {"passed": None, "detail": "d"}}, PROPOSE, id="open gate"
+        ),
+    ],
+)
+def test_the_proposal_weighs_the_sealed_test_first(
+    sealed: dict[str, Any], fresh: dict[str, Any] | None, gates: dict[str, Any], verdict: str
+) -> None:
+    assert weigh(sealed, fresh, gates, 0.02)[0] == verdict
+
+
+def test_schedules_are_quarterly_and_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ("deploy", "retrain", "my log", "--data", "d.jsonl", "--target", "0.9")
+    texts = {
+        kind: json.loads(run_here(capsys, *line, "--schedule", kind, "--json").out)["text"]
+        for kind in ("cron", "github", "airflow")
+    }
+    cron = texts["cron"].splitlines()[-1]
+    assert cron.startswith("0 3 1 1,4,7,10 * cd ") and "'my log'" in cron
+    assert not re.search(r"(?<!\\)%", cron), "an unescaped % ends a crontab's command"
+    workflow = yaml.safe_load(texts["github"])
+    assert workflow[True]["schedule"] == [{"cron": "0 3 1 1,4,7,10 *"}]
+    assert "--target 0.9 --out retrain-$(date" in workflow["jobs"]["retrain"]["steps"][0]["run"]
+    calls = [n for n in ast.walk(ast.parse(texts["airflow"])) if isinstance(n, ast.Call)]
+    words = {k.arg: k.value.value for c in calls for k in c.keywords if isinstance(k.value, ast.Constant)}
+    assert (
+        words["schedule"] == "0 3 1 1,4,7,10 *" and "unshot deploy retrain 'my log'" in words["bash_command"]
+    )
+    monthly = run_here(capsys, *line, "--schedule", "cron", "--every", "monthly")
+    assert "0 3 1 * * cd " in monthly.out
+
+
+@pytest.fixture
+def champion(tmp_path: Path) -> Path:
+    """A run directory as `unshot tune` leaves it, as far as it is read before anything is tuned."""
+    folder = tmp_path / "champion"
+    write_jsonl(
+        folder / "splits" / "test.jsonl", [example(f"sealed clause {n}", "high").row() for n in range(5)]
+    )
+    (folder / "task.json").write_text(TASK.model_dump_json())
+    config = {"base": {"name": "some-base", "path": None}, "tune": {"rank": 4, "seed": 3}}
+    Manifest("tune", config=config, result={"test": {"metric": "macro_f1", "score": 0.8}}).write(folder)
+    return folder
+
+
+def judged_log(folder: Path, right: int, wrong: int) -> Path:
+    writer = Writer(folder)
+    for number in range(right + wrong):
+        line = logged(number, f"clause number {number}", "low")
+        writer.write(line)
+        writer.write(Feedback(id=line.id, time=line.time, correction="low" if number < right else "high"))
+    return folder
+
+
+def retrain(capsys: pytest.CaptureFixture[str], log: Path, champion: Path, *more: str) -> dict[str, Any]:
+    """Runs that end before anything is tuned."""
+    data = champion.parent / "data.jsonl"
+    write_jsonl(data, [example(f"known clause {n}", "low").row() for n in range(20)])
+    out = champion.parent / "out"
+    done = run_here(
+        capsys,
+        "deploy",
+        "retrain",
+        log,
+        "--champion",
+        champion,
+        "--data",
+        data,
+        "--out",
+        out,
+        "--json",
+        "-q",
+        *more,
+    )
+    assert done.code == 0, done.err
+    assert not out.exists()
+    report: dict[str, Any] = json.loads(done.out)
+    assert report["verdict"] == "nothing to do"
+    return report
+
+
+def test_nothing_is_done_where_new_rows_are_few(
+    capsys: pytest.CaptureFixture[str], champion: Path, tmp_path: Path
+) -> None:
+    report = retrain(capsys, judged_log(tmp_path / "log", 2, 3), champion)
+    assert report["reason"] == "5 new rows in the log, fewer than --min-rows 10"
+    assert report["live"]["judged"] == 5
+
+
+def test_a_met_target_ends_it_unless_the_log_contradicts_it(
+    capsys: pytest.CaptureFixture[str], champion: Path, tmp_path: Path
+) -> None:
+    good = retrain(capsys, judged_log(tmp_path / "good", 38, 2), champion, "--target", "0.75")
+    assert "meets the target 0.75 already: macro_f1 0.800" in good["reason"]
+    high = retrain(capsys, judged_log(tmp_path / "high", 5, 0), champion, "--target", "0.9")
+    assert "new rows" in high["reason"], "a sealed score of 0.8 does not meet 0.9"
+    bad = retrain(
+        capsys, judged_log(tmp_path / "bad", 10, 40), champion, "--target", "0.75", "--min-rows", "99"
+    )
+    assert "50 new rows" in bad["reason"], "four of five judged answers were wrong"
+
+
+def test_the_next_run_is_tuned_as_the_champion_was(champion: Path) -> None:
+    text = find_champion(str(champion), champion, None).case_text(0.9)
+    case = Case.model_validate(tomllib.loads(text))
+    assert (case.tune.rank, case.tune.seed, case.candidate.model) == (4, 3, "some-base")
+    assert (case.task.labels, case.task.answer_field, case.task.target) == (["high", "low"], "risk", 0.9)
+
+
+def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    done = run_here(capsys, "deploy", "retrain", tmp_path)
+    assert done.code == 2 and "--data is missing" in done.err
+    done = run_here(
+        capsys, "deploy", "retrain", tmp_path, "--data", "d", "--out", "o", "--store", tmp_path / "none"
+    )
+    assert done.code == 2 and "no registry there" in done.err
