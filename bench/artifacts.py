@@ -8,6 +8,9 @@ from pathlib import Path
 from unshot.errors import InputError
 from unshot.manifest import NAME, Manifest, read_manifest, verify_file
 
+# What `unshot export` writes; a Hugging Face directory is tune's or nobody's.
+EXPORTED = ("gguf", "onnx", "genai")
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -22,9 +25,9 @@ def artifact_manifest(spec: str) -> Manifest | None:
 
     Raises `InputError` where the artifact's files do not match their hashes.
     """
-    kind, _, target = spec.partition(":")
+    kind, _, target = spec.removeprefix("serve:").partition(":")
     path = Path(target)
-    if kind not in ("gguf", "onnx") or not path.exists():
+    if kind not in EXPORTED or not path.exists():
         return None
     folder = path.parent
     if not (folder / NAME).is_file():

@@ -140,7 +140,9 @@ def overall(modes: dict[str, dict[str, Any]], gate: str | None) -> tuple[str, st
     if bad:
         parts.append(f"not faster and cheaper enough with the prefix {bad}")
     if unclear:
-        parts.append(f"the interval straddles the claim with the prefix {unclear}")
+        parts.append(
+            f"cannot tell with the prefix {unclear}, the interval holds values on both sides of the claim"
+        )
     if gate == FAILED:
         parts.append("the candidate's quality is worse than the baseline's beyond the margin")
     elif gate is not None and gate != PASSED:

@@ -13,7 +13,7 @@ from unshot.options import case_option, common
 if TYPE_CHECKING:
     from unshot.console import Output
 
-SPEC = "gguf:PATH, onnx:PATH, torch:PATH_OR_NAME, http://HOST:PORT/v1 or serve:gguf:PATH"
+SPEC = "gguf:PATH, onnx:PATH, genai:PATH, torch:PATH_OR_NAME, http://HOST:PORT/v1 or serve:gguf:PATH"
 
 
 class BenchGroup(click.Group):

@@ -49,6 +49,8 @@ def sides(records: Sequence[Record], systems: dict[str, dict[str, Any]]) -> list
 def forecast(plan: Path | None, report: dict[str, Any]) -> list[dict[str, Any]]:
     """The plan's forecast for the options that were measured: `[{mode, side, figure, forecast_ms, measured_ms}]`.
 
+    `utilisation` is how busy the plan's traffic keeps the machine: its forecast holds the waiting that this brings.
+
     Empty without a plan, or where the plan is for another kind of machine than the one measured: a forecast for an
     H100 says nothing about a CPU.
     """
@@ -75,6 +77,7 @@ def forecast(plan: Path | None, report: dict[str, Any]) -> list[dict[str, Any]]:
                             "side": side,
                             "figure": figure,
                             "option": option["key"] if option else None,
+                            "utilisation": option.get("utilisation") if option else None,
                             "forecast_ms": planned["p50"],
                             "measured_ms": measured["p50"]["value"],
                         }

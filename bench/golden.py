@@ -132,6 +132,10 @@ class Handler(asyncio.Protocol):
         server.requests += 1
         server.arrivals.append(received)
         script = server.script.changed(request.get("golden"))
+        limit: Any = request.get("max_tokens")
+        cut = isinstance(limit, int) and 0 < limit < script.tokens
+        if cut:
+            script = replace(script, tokens=limit)
         fault = script.fault if script.fault and server.requests % script.every == 0 else None
         if fault == "429":
             self._whole(429, b'{"error":{"message":"slow down"}}', f"Retry-After: {script.retry_after}\r\n")
@@ -139,14 +143,22 @@ class Handler(asyncio.Protocol):
         if fault == "500":
             self._whole(500, b'{"error":{"message":"broken"}}')
             return
-        Stream(self, script, fault, chat, received, len(json.dumps(request.get("messages", ""))) // 4).start()
+        prompt = len(json.dumps(request.get("messages", ""))) // 4
+        Stream(self, script, fault, chat, received, prompt, "length" if cut else "stop").start()
 
 
 class Stream:
     """One answer being written piece by piece."""
 
     def __init__(
-        self, handler: Handler, script: Script, fault: str | None, chat: bool, received: float, prompt: int
+        self,
+        handler: Handler,
+        script: Script,
+        fault: str | None,
+        chat: bool,
+        received: float,
+        prompt: int,
+        finish: str,
     ) -> None:
         self.handler = handler
         self.script = script
@@ -154,6 +166,7 @@ class Stream:
         self.chat = chat
         self.received = received
         self.prompt = prompt
+        self.finish = finish
         self.sent: list[float] = []
         self.pieces = -(-script.tokens // script.per_chunk)
 
@@ -200,7 +213,7 @@ class Stream:
         self._plan(start + gap + (self.script.stall_ms / 1000 if stalled else 0))
 
     def _end(self) -> None:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": self.finish}
         choice["delta" if self.chat else "text"] = {} if self.chat else ""
         last: dict[str, Any] = {"object": "chat.completion.chunk", "choices": [choice]}
         last["golden"] = {"received": self.received, "sent": self.sent}

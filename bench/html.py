@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bench.measure import block_seconds
 from bench.records import SIDES, Record
-from bench.summary import ROWS, ratio
+from bench.resources import memory_words, power_words
+from bench.summary import ROWS, both, errors, goodput_words, joules, ratio, token_words, told
 from unshot import charts, page
 
+# The ratio chart shows an interval up to so many times its value.
+WIDEST = 8.0
 KIND = {"met": "good", "not met": "bad", "inconclusive": "warn"}
 WORD = {"met": "MET", "not met": "NOT MET", "inconclusive": "INCONCLUSIVE"}
 
@@ -60,10 +64,7 @@ def _reasons(report: dict[str, Any]) -> list[str]:
     lines = []
     for mode, facts in report["modes"].items():
         claim = facts["claim"]
-        text = (
-            f"Prefix {mode}: {ratio(claim['speed'])} faster, {ratio(claim['cost'])} cheaper "
-            f"({claim['speed']['pairs']} pairs): {claim['verdict']}."
-        )
+        text = f"Prefix {mode}: {both(claim)} ({claim['speed']['pairs']} pairs): {claim['verdict']}."
         if claim.get("pairs_to_settle"):
             text += f" About {claim['pairs_to_settle']} pairs would settle it."
         if claim.get("above_range"):
@@ -102,6 +103,7 @@ def _cards(report: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 def _ratios(report: dict[str, Any]) -> str:
     spans = []
+    c = report["claim"]
     for mode, facts in report["modes"].items():
         entries = {
             "end to end": facts["claim"]["speed"],
@@ -111,11 +113,15 @@ def _ratios(report: dict[str, Any]) -> str:
         }
         for name, r in entries.items():
             if r:
+                # An interval far wider than the claim would make everything else a dot.
+                low, high = r["value"] / WIDEST, r["value"] * WIDEST
                 bounded = r["high"] is not None
                 note = "" if bounded else f" (≥{r['low']:.3g}x)"
-                high = r["high"] if bounded else r["value"]
-                spans.append(charts.Span(f"{mode}: {name}", r["value"], r["low"], high, note))
-    c = report["claim"]
+                if bounded and not low <= r["low"] <= r["high"] <= high:
+                    top = charts.number(r["high"]) if r["high"] < 1e4 else "∞"
+                    note = f" [{charts.number(r['low'])}, {top}]"
+                high = min(r["high"], high) if bounded else r["value"]
+                spans.append(charts.Span(f"{mode}: {name}", r["value"], max(r["low"], low), high, note))
     return charts.intervals(
         "Baseline over candidate, 95% interval",
         spans,
@@ -143,7 +149,7 @@ def _table(report: dict[str, Any]) -> str:
     """A table a mode, so that both sides fit a narrow screen."""
     tables = []
     for mode, facts in report["modes"].items():
-        rows = [[name, *(show(facts[side]) for side in SIDES)] for name, show in FIGURES.items()]
+        rows = told(FIGURES, [facts[side] for side in SIDES])
         tables.append(page.table(["", *SIDES], rows, caption=f"Prefix {mode}"))
     return page.charts(*tables)
 
@@ -156,7 +162,10 @@ FIGURES = {
     "input tokens/s": lambda f: f"{f['input_tokens_per_second'] or 0:,.0f}",
     "output tokens/s": lambda f: f"{f['output_tokens_per_second'] or 0:,.1f}",
     "cut at the limit": lambda f: str(f["stopped_at_limit"]),
-    "errors": lambda f: ", ".join(f"{n} {k}" for k, n in f["errors"].items()) or "none",
+    "errors": errors,
+    "server's tokens minus ours": token_words,
+    "goodput under the SLO": goodput_words,
+    "joules a request": joules,
 }
 
 
@@ -204,7 +213,29 @@ def _latency(report: dict[str, Any], records: Sequence[Record]) -> list[str]:
                 log_y=True,
             )
         )
+        figures.append(_throughput(mode, [r for r in records if r.mode == mode]))
     return figures
+
+
+def _throughput(mode: str, records: Sequence[Record]) -> str:
+    """A point a block: what the side answered a second, and how long an answer took."""
+    series = []
+    for side, seconds in block_seconds(records).items():
+        points = []
+        for block, each in seconds.items():
+            times = [r.e2e for r in records if r.side == side and r.block == block and r.ok]
+            if each > 0:
+                points.append((1 / each, sum(times) / len(times) * 1000))
+        points.sort()
+        series.append(charts.Series(side, [x for x, _ in points], [y for _, y in points], points=True))
+    return charts.line(
+        f"Throughput against latency, {mode}",
+        series,
+        x_label="requests a second (log), one point a block",
+        y_label="mean end to end, ms",
+        log_x=True,
+        log_y=True,
+    )
 
 
 def _cost(report: dict[str, Any]) -> str:
@@ -284,17 +315,19 @@ def _forecast(report: dict[str, Any]) -> list[str]:
             charts.milliseconds(row["forecast_ms"]),
             charts.milliseconds(row["measured_ms"]),
             f"{row['measured_ms'] / row['forecast_ms']:.2f}x",
+            "-" if row.get("utilisation") is None else f"{row['utilisation']:.0%}",
         ]
         for row in report["forecast"]
     ]
     if not rows:
         return []
     note = page.text(
-        "The plan is for the catalog's CPU and its busiest hour; `unshot plan --calibrate report.json` fits it to this "
-        "machine.",
+        "The plan is for the catalog's CPU and its busiest hour: its times hold the waiting of a machine as busy as "
+        "the last column says; the measurement had one request at a time. `unshot plan --calibrate report.json` fits "
+        "the plan to this machine.",
         small=True,
     )
-    headers = ["", "", "", "forecast", "measured", "measured / forecast"]
+    headers = ["", "", "", "forecast", "measured", "measured / forecast", "busy in the plan"]
     return [
         page.section(
             "The plan's forecast against the measurement", page.table(headers, rows, left=(0, 1, 2)), note
@@ -322,7 +355,8 @@ def _conditions(report: dict[str, Any]) -> dict[str, str]:
     return {
         **facts,
         "machine": f"{machine.get('cpu')}, {machine.get('cores')} cores, {machine.get('ram_bytes', 0) / 2**30:.0f} GiB",
-        "peak memory of this process, both sides": f"{c['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        "peak memory": memory_words(report["resources"]),
+        "power": power_words(report["resources"]),
         "load": f"{c['load']} of {c['block']}; {c['warm_up']} warm-up requests a side, not measured",
         "decoding": f"{c['decoding']}, at most {c['max_tokens']} tokens",
         "filling the prefix cache": ", ".join(

@@ -7,12 +7,15 @@ the transfer coding off and keeps `(time, bytes)`. What the bytes mean is read w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 from urllib.parse import urlsplit
 
 from unshot.errors import InputError
@@ -74,6 +77,8 @@ class Exchange:
     connection: Connection | None = None
     complete: bool = False
     resent: bool = False
+    # What it waits for before it can be sent: "dns", "connect" or nothing. A timeout is counted as that.
+    waiting: str | None = None
 
     def finish(self, error: str | None = None, detail: str | None = None) -> None:
         """Close the exchange once; later calls do nothing."""
@@ -102,8 +107,7 @@ class Connection(asyncio.Protocol):
         self._keep = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -120,6 +124,7 @@ class Connection(asyncio.Protocol):
         self._exchange = exchange
         self._requests += 1
         exchange.connection = self
+        exchange.waiting = None
         if not exchange.resent:
             exchange.started = time.perf_counter()
         self._transport.write(exchange.payload)
@@ -267,6 +272,8 @@ class Pool:
         self._all: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._context = ssl.create_default_context() if address.tls else None
+        self._addresses: asyncio.Future[list[tuple[str, int]]] | None = None
+        self.dns_seconds: float | None = None
 
     def send(self, exchange: Exchange) -> None:
         """Send on the connection that was used last, or on a new one; never blocks."""
@@ -281,7 +288,7 @@ class Pool:
 
     async def _open(self, exchange: Exchange) -> None:
         try:
-            connection = await self.connect()
+            connection = await self.connect(exchange)
         except socket.gaierror as error:
             exchange.finish("dns", f"{self.address.host}: {error.strerror or error}")
         except ssl.SSLError as error:
@@ -294,22 +301,65 @@ class Pool:
             else:
                 connection.send(exchange)
 
-    async def connect(self) -> Connection:
-        """Open one connection."""
+    async def connect(self, exchange: Exchange | None = None) -> Connection:
+        """Open one connection, to the first address of the host that answers."""
         self.opened += 1
-        _, connection = await self.loop.create_connection(
-            lambda: Connection(self), self.address.host, self.address.port, ssl=self._context
-        )
-        self._all.add(connection)
-        return connection
+        stage = exchange or Exchange(b"", 0.0, 0.0, lambda e: None)
+        stage.waiting = "dns"
+        addresses = await self._resolve()
+        stage.waiting = "connect"
+        name = self.address.host if self.address.tls else None
+        failure: OSError | None = None
+        for address in addresses:
+            try:
+                _, connection = await self.loop.create_connection(
+                    lambda: Connection(self), *address[:2], ssl=self._context, server_hostname=name
+                )
+            except OSError as error:
+                failure = failure or error
+            else:
+                self._all.add(connection)
+                return connection
+        raise failure or OSError(f"{self.address.host} has no address")
 
-    async def warm(self, count: int) -> None:
-        """Open `count` idle connections; a server that refuses some is told of by the requests."""
-        for begin in range(0, count, 64):
-            opening = (self.connect() for _ in range(min(64, count - begin)))
-            for result in await asyncio.gather(*opening, return_exceptions=True):
-                if isinstance(result, Connection):
-                    self.put(result)
+    async def _resolve(self) -> list[tuple[str, int]]:
+        """The host's addresses, looked up once a run; a failed look-up is tried again with the next connection.
+
+        In a thread of its own: a resolver that hangs must hold up neither the loop nor the end of the run.
+        """
+        if self._addresses is None or (self._addresses.done() and self._addresses.exception()):
+            future = self._addresses = self.loop.create_future()
+            began = time.perf_counter()
+
+            def settle(found: list[tuple[str, int]] | OSError) -> None:
+                self.dns_seconds = time.perf_counter() - began
+                if isinstance(found, OSError):
+                    future.set_exception(found)
+                else:
+                    future.set_result(found)
+
+            def look_up() -> None:
+                found: list[tuple[str, int]] | OSError
+                try:
+                    infos = socket.getaddrinfo(self.address.host, self.address.port, type=socket.SOCK_STREAM)
+                    found = list(dict.fromkeys((str(i[4][0]), self.address.port) for i in infos))
+                except OSError as error:
+                    found = error
+                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    self.loop.call_soon_threadsafe(settle, found)
+
+            threading.Thread(target=look_up, name="dns", daemon=True).start()
+        return await asyncio.shield(self._addresses)
+
+    async def warm(self, count: int, limit: float) -> None:
+        """Open `count` idle connections within `limit` seconds; what fails is told of by the requests."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                for begin in range(0, count, 64):
+                    opening = (self.connect() for _ in range(min(64, count - begin)))
+                    for result in await asyncio.gather(*opening, return_exceptions=True):
+                        if isinstance(result, Connection):
+                            self.put(result)
 
     def put(self, connection: Connection) -> None:
         """Take back a connection whose exchange is over."""

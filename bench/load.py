@@ -7,9 +7,9 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ class Run:
     connections: int
     interrupted: bool = False
     unsent: int = 0
-    notes: list[str] = field(default_factory=list)
+    dns_seconds: float | None = None
 
     def client(self) -> dict[str, Any]:
         """What the report says of the client, and whether it was the bottleneck."""
@@ -68,6 +68,7 @@ class Run:
             "cpu_seconds": self.cpu_seconds,
             "cpu_seconds_per_1000": self.cpu_seconds / sent * 1000 if sent else None,
             "connections": self.connections,
+            "dns_seconds": self.dns_seconds,
             "unsent": self.unsent,
         }
 
@@ -97,6 +98,7 @@ class Driver:
         warm_connections: int = 0,
         ramp: float = 0.0,
         began: float | None = None,
+        start_time: Callable[[], Awaitable[float]] | None = None,
     ) -> None:
         self.address = address
         self.payloads = payloads
@@ -108,6 +110,7 @@ class Driver:
         self.warm_connections = warm_connections
         self.ramp = ramp
         self._planned = began
+        self._start_time = start_time
         self._next = 0
         self._active: set[int] = set()
         self._interrupted = False
@@ -119,7 +122,9 @@ class Driver:
         self._done = done
         self._finished = asyncio.Event()
         self._pool = pool or Pool(self.address, self._loop)
-        await self._pool.warm(self.warm_connections)
+        await self._pool.warm(self.warm_connections, self.timeout)
+        if self._start_time is not None:
+            self._planned = await self._start_time()
         opened = self._pool.opened
         timers = [self._loop.create_task(self._watch()), self._loop.create_task(self._expire())]
         cpu = time.process_time()
@@ -148,6 +153,7 @@ class Driver:
             connections=self._pool.opened - opened,
             interrupted=self._interrupted,
             unsent=self.total - self._next,
+            dns_seconds=self._pool.dns_seconds,
         )
         if pool is None:
             await self._pool.close()
@@ -229,7 +235,11 @@ class Driver:
             await asyncio.sleep(SWEEP)
             limit = time.perf_counter() - self.timeout
             for number in [n for n in self._active if self.exchanges[n].scheduled < limit]:
-                self._give_up(number, "timeout", f"no end after {self.timeout:g} s")
+                waiting = self.exchanges[number].waiting
+                words = {"dns": "no address of the host", "connect": "no connection"}.get(
+                    waiting or "", "no end"
+                )
+                self._give_up(number, waiting or "timeout", f"{words} after {self.timeout:g} s")
 
     async def _watch(self) -> None:
         """How late the event loop runs what is due: what every arrival time may be off by."""
@@ -281,4 +291,10 @@ def drive(driver: Driver, done: Done | None = None) -> Run:
             if handled:
                 loop.remove_signal_handler(signal.SIGINT)
 
-    return asyncio.run(main())
+    return run_loop(main())
+
+
+def run_loop(main: Coroutine[Any, Any, Run]) -> Run:
+    """`asyncio.run` on asyncio's own loop, whatever policy is set (Ray sets uvloop's where that is installed)."""
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(main)

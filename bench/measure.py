@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.records import Record
@@ -16,11 +16,12 @@ MODES = (CACHE_ON, CACHE_OFF)
 
 @dataclass
 class Measurement:
-    """Records of one mode, warm-up apart; `interrupted` where Ctrl-C cut it short."""
+    """Records, warm-up apart; `interrupted` where Ctrl-C cut it short; `clocks` are the modes' starts."""
 
     records: list[Record] = field(default_factory=list)
     warm: list[Record] = field(default_factory=list)
     interrupted: bool = False
+    clocks: dict[str, float] = field(default_factory=dict)
 
 
 def plan_blocks(count: int, size: int, sides: int = 2) -> list[tuple[int, int, range]]:
@@ -42,14 +43,16 @@ def run_mode(
     block: int,
     warm_up: int,
     progress: Progress | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Measurement:
     """Run `count` requests per side in interleaved blocks; rows are taken in turn.
 
     Pairs have the same `extra["request"]`. The warm-up fills caches and is not measured; with `cache on` its
-    first request holds the cost of filling the prefix. Ctrl-C ends the run with what is there.
+    first request holds the cost of filling the prefix. `between` is called between blocks. Ctrl-C ends the run with
+    what is there.
     """
     clock = time.perf_counter()
-    result = Measurement()
+    result = Measurement(clocks={mode: clock})
     try:
         for system in systems:
             system.reset()
@@ -58,11 +61,13 @@ def run_mode(
             items = [(-1, number, rows[number]) for number in picks]
             if items:
                 result.warm += system.run_block(items, mode=mode, block=-1, clock=clock)
+        between()
         for number, side, wanted in plan_blocks(count, block, len(systems)):
             items = [(i, i % len(rows), rows[i % len(rows)]) for i in wanted]
             result.records += systems[side].run_block(
                 items, mode=mode, block=number, clock=clock, progress=progress
             )
+            between()
     except KeyboardInterrupt:
         result.interrupted = True
     return result

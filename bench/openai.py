@@ -26,6 +26,10 @@ class Api:
 
     def request(self, prompt: Sequence[Message] | str, max_tokens: int) -> bytes:
         """A greedy streaming request: messages for chat, a text for completions."""
+        return self.wrap(self.body(prompt, max_tokens))
+
+    def body(self, prompt: Sequence[Message] | str, max_tokens: int) -> bytes:
+        """The request's JSON alone."""
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": max_tokens,
@@ -38,12 +42,14 @@ class Api:
             body["messages"] = list(prompt)
         else:
             body["prompt"] = prompt
+        return json.dumps(body, ensure_ascii=False).encode()
+
+    def wrap(self, body: bytes) -> bytes:
+        """The whole request of a body: path, headers, and the key where there is one."""
         headers = {"Accept": "text/event-stream"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        return request_bytes(
-            self.address, PATHS[self.kind], json.dumps(body, ensure_ascii=False).encode(), headers
-        )
+        return request_bytes(self.address, PATHS[self.kind], body, headers)
 
 
 @dataclass

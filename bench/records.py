@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.stats import percentile_interval
+from unshot.case import Slo
 
 PERCENTILES = (50, 90, 95, 99)
 SIDES = ("baseline", "candidate")
@@ -92,10 +93,13 @@ def distribution(values: Sequence[float] | np.ndarray, *, scale: float = 1000.0)
     return result
 
 
-def summarise(records: Sequence[Record], seconds: float | None = None) -> dict[str, Any]:
+def summarise(
+    records: Sequence[Record], seconds: float | None = None, slo: Slo | None = None
+) -> dict[str, Any]:
     """Figures of one side in one mode; `seconds` is the time the load took (default: the sum of service times).
 
-    Latencies are milliseconds, throughputs per second.
+    Latencies are milliseconds, throughputs per second. With an SLO `goodput` is there, with counts of the server
+    beside ours `server_minus_our_tokens`.
     """
     good = [r for r in records if r.ok]
     busy = seconds if seconds is not None else sum(r.e2e for r in records if math.isfinite(r.e2e))
@@ -107,10 +111,7 @@ def summarise(records: Sequence[Record], seconds: float | None = None) -> dict[s
     output = np.array([r.output_tokens for r in good] or [0])
     cached = [r.cached_tokens for r in good if r.cached_tokens is not None]
 
-    def rate(total: float) -> float | None:
-        return float(total / busy) if busy > 0 else None
-
-    return {
+    facts: dict[str, Any] = {
         "requests": len(records),
         "answered": len(good),
         "errors": errors,
@@ -125,8 +126,47 @@ def summarise(records: Sequence[Record], seconds: float | None = None) -> dict[s
         "itl_ms": distribution(np.concatenate([r.gaps for r in good]) if good else []),
         "e2e_ms": distribution([r.e2e for r in good]),
         "queue_ms": distribution([r.queue for r in good]),
-        "requests_per_second": rate(len(good)),
-        "input_tokens_per_second": rate(float(prompt.sum()) if good else 0.0),
-        "output_tokens_per_second": rate(float(output.sum()) if good else 0.0),
+        **rates(len(good), int(prompt.sum()), int(output.sum()), busy),
         "stopped_at_limit": sum(r.finish == "length" for r in good),
+    }
+    theirs = [r.extra["server_tokens"] - r.output_tokens for r in records if "server_tokens" in r.extra]
+    facts["server_minus_our_tokens"] = token_difference(
+        len(theirs), sum(theirs), int(np.count_nonzero(theirs))
+    )
+    bounds = bounds_of(slo)
+    if bounds:
+        met = sum(meets(r, bounds) for r in records)
+        facts["goodput"] = goodput(met, len(records), busy, bounds)
+    return facts
+
+
+def rates(answered: int, prompt: int, output: int, seconds: float) -> dict[str, float | None]:
+    """Throughput: answered requests and their tokens per second; None where no time passed."""
+    totals = {"requests": answered, "input_tokens": prompt, "output_tokens": output}
+    return {f"{name}_per_second": total / seconds if seconds > 0 else None for name, total in totals.items()}
+
+
+def token_difference(counted: int, total: int, differ: int) -> dict[str, Any] | None:
+    """How the server's counts of output tokens differ from ours; None where no request has both."""
+    return {"mean": total / counted, "differ": differ, "requests": counted} if counted else None
+
+
+def bounds_of(slo: Slo | None) -> dict[str, float]:
+    """The SLO's bounds by figure, milliseconds."""
+    every = {"ttft": slo.ttft_ms, "tpot": slo.tpot_ms, "e2e": slo.e2e_ms} if slo else {}
+    return {k: v for k, v in every.items() if v is not None}
+
+
+def meets(record: Record, bounds: dict[str, float]) -> bool:
+    """Whether the request was answered within every bound; a one-token answer has no TPOT and cannot miss it."""
+    values = ((getattr(record, name), bound) for name, bound in bounds.items())
+    return record.ok and all(math.isnan(v) or v * 1000 <= bound for v, bound in values)
+
+
+def goodput(met: int, requests: int, seconds: float, bounds: dict[str, float]) -> dict[str, Any]:
+    """Requests that met every bound per second, and their share."""
+    return {
+        "slo_ms": bounds,
+        "requests_per_second": met / seconds if seconds > 0 else None,
+        "share": met / requests if requests else None,
     }

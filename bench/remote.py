@@ -47,6 +47,7 @@ class Remote:
     template: Callable[[Sequence[Message]], str] | None = None
     count_prompt: Callable[[Sequence[Message]], int] | None = None
     clients: list[dict[str, Any]] = field(default_factory=list)
+    pid: int | None = None
 
     def facts(self) -> dict[str, Any]:
         """What the report says about this side."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,15 +17,17 @@ from bench.cost import Price, TokenPrice, costs, machine_price
 from bench.forecast import forecast, sides
 from bench.measure import CACHE_OFF, CACHE_ON, MODES, Measurement, block_seconds, pairs, run_mode
 from bench.opening import Server, open_system
-from bench.quality import judge
+from bench.quality import FAILED, PASSED, judge
 from bench.records import SIDES, Record, summarise
-from bench.stats import INCONCLUSIVE
+from bench.resources import Monitor, energy_per_request
+from bench.stats import INCONCLUSIVE, MET, NOT_MET
 from bench.systems import Measured
 from unshot.case import Case
 from unshot.console import Output, dumps, jsonable
 from unshot.data import Example, read_examples, write_jsonl
 from unshot.engines import usable_cores
 from unshot.errors import InputError, OutsideError
+from unshot.gates import Gate
 from unshot.manifest import Manifest, describe_file, hardware, staged, write_text
 from unshot.prompts import Prompt
 from unshot.task import Task, derive_task, read_task
@@ -78,8 +80,15 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
         with manifest.timed("load"):
             systems = _open(job, task, out)
         try:
-            measured = _measure(job, case, rows, systems, manifest, out)
+            with Monitor(_processes(systems)) as monitor:
+                measured = _measure(job, case, rows, systems, manifest, monitor, out)
             report = build(job, case, task, rows, systems, measured)
+            report["resources"] = monitor.facts()
+            for mode, facts in report["modes"].items():
+                for side in SIDES:
+                    facts[side]["energy"] = energy_per_request(
+                        monitor, measured.records, side, mode, measured.clocks[mode]
+                    )
         finally:
             for system in systems:
                 system.close()
@@ -89,9 +98,40 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
         from bench.html import render
 
         write_text(work / "report.html", render(report, measured.records))
-        manifest.result = {k: report[k] for k in ("verdict", "reason")}
+        manifest.result = {k: report[k] for k in ("verdict", "reason")} | {"gates": gates(report)}
         manifest.write(work)
     return report
+
+
+def gates(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The claim and the quality gate as `unshot.gates` reads them from the manifest, for a promotion."""
+    q = report["quality"]
+    d = q["difference"]
+    passed = {MET: True, NOT_MET: False}.get(report["verdict"])
+    claim = Gate(
+        name="claim",
+        passed=passed,
+        detail=f"{report['claim']['low']:g}-{report['claim']['high']:g}x {report['verdict']}: {report['reason']}",
+        figures={
+            mode: {k: facts["claim"][k] for k in ("speed", "cost")} for mode, facts in report["modes"].items()
+        },
+    )
+    quality = Gate(
+        name="quality",
+        # What was measured until a run was stopped is no answer for a promotion.
+        passed={PASSED: True, FAILED: False}.get(q["gate"]) if not report["partial"] else None,
+        detail=f"{q['metric']} {q['candidate']['score']:.3f} against {q['baseline']['score']:.3f} on {q['rows']} rows, "
+        f"difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], margin {q['margin']:g}: {q['gate']}",
+        figures={k: q[k] for k in ("difference", "lower_bound", "margin", "rows")},
+    )
+    return [claim.model_dump(mode="json"), quality.model_dump(mode="json")]
+
+
+def _processes(systems: Sequence[Measured]) -> dict[str, int]:
+    """The processes whose memory is watched, by name."""
+    own = " and ".join(s.side for s in systems if s.pid is None)
+    served = {f"the {s.side}'s server": s.pid for s in systems if s.pid is not None}
+    return {f"this process ({own or 'client'})": os.getpid(), **served}
 
 
 def _rows(job: Job, case: Case) -> list[Example]:
@@ -152,6 +192,7 @@ def _measure(
     rows: Sequence[Example],
     systems: Sequence[Measured],
     manifest: Manifest,
+    monitor: Monitor,
     out: Output,
 ) -> Measurement:
     """All modes. With the cache on every row is answered once per side at least: those answers are the quality."""
@@ -176,9 +217,11 @@ def _measure(
                     # The machine is warm by the second mode; a request without cache leaves nothing to warm.
                     warm_up=job.warm_up if not total.warm else 0,
                     progress=advance,
+                    between=monitor.look,
                 )
             total.records += got.records
             total.warm += got.warm
+            total.clocks |= got.clocks
             if got.interrupted:
                 total.interrupted = True
                 out.warn("stopped; the report is of what was measured until then, and marked partial")
@@ -250,7 +293,6 @@ def build(
             "max_tokens": systems[0].max_tokens,
             "rows": len(rows),
             "hardware": hardware(),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         },
         "gpu": "cpu",
@@ -299,7 +341,7 @@ def _mode(
         busy = sum(
             value * sum(r.ok for r in mine if r.block == block) for block, value in seconds[side].items()
         )
-        facts[side] = summarise(mine, busy)
+        facts[side] = summarise(mine, busy, case.traffic.slo)
         facts[side]["cost"] = {
             **costs(dollars[side], quality["correct_share"][side]),
             "machine_seconds_per_request": busy / max(1, facts[side]["answered"]),

@@ -40,7 +40,7 @@ def open_served(
     engine = open_engine(spec, threads=threads)
     port = free_port()
     cores = threads or usable_cores()
-    command = server_command(Path(target), port, cores, concurrency)
+    command = server_command(Path(target), port, cores, concurrency, logprobs=False)
     out.log(f"{side}: starting {Path(command[0]).name} {' '.join(command[1:4])} on port {port}")
     log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
     process = start(command, log)
@@ -72,6 +72,7 @@ class Served(Remote):
     ) -> None:
         super().__init__(**{name: getattr(remote, name) for name in Remote.__dataclass_fields__})
         self._process = process
+        self.pid = process.pid
         self._engine = engine
         self._spec = spec
         self._cores = cores

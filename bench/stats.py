@@ -11,6 +11,7 @@ import numpy as np
 
 from unshot.metrics import Interval
 
+EXACT_RANKS = 20_000
 MET, NOT_MET, INCONCLUSIVE = "met", "not met", "inconclusive"
 
 
@@ -71,6 +72,11 @@ def _beta_inc(a: float, b: float, x: float) -> float:
         if abs(c * d - 1) < 1e-15:
             break
     return front * result / a
+
+
+def binomial_cdf(k: int, n: int, p: float) -> float:
+    """Probability of at most `k` successes in `n` trials, by the beta function (DLMF 8.17.5)."""
+    return 1.0 if k >= n else _beta_inc(n - k, k + 1, 1 - p)
 
 
 @dataclass(frozen=True)
@@ -154,17 +160,30 @@ def percentile_interval(
 
     `ordered` is sorted. A bound that no order statistic reaches at this level is None.
     """
-    n, q = len(ordered), p / 100
-    # Exact binomial tails, in logs so that large samples do not underflow.
+    low, high = (
+        None if rank is None else float(ordered[rank])
+        for rank in interval_ranks(len(ordered), p, level=level)
+    )
+    return low, high
+
+
+def interval_ranks(n: int, p: float, *, level: float = 0.95) -> tuple[int | None, int | None]:
+    """Ranks, from 0, of the order statistics that bound a percentile of `n` values; None where there is none.
+
+    Exact binomial tails, in logs so that large samples do not underflow; above `EXACT_RANKS` values the binomial's
+    normal approximation with continuity correction, which is then within a rank or two.
+    """
+    q, tail = p / 100, (1 - level) / 2
+    if n > EXACT_RANKS:
+        half = -NormalDist().inv_cdf(tail) * math.sqrt(n * q * (1 - q))
+        first, last = math.floor(n * q - half - 0.5), math.ceil(n * q + half + 0.5)
+        return (first if first >= 0 else None), (last if last < n else None)
     k = np.arange(n + 1)
     log_choose = math.lgamma(n + 1) - np.array([math.lgamma(i + 1) + math.lgamma(n - i + 1) for i in k])
     cumulative = np.cumsum(np.exp(log_choose + k * math.log(q) + (n - k) * math.log1p(-q)))
-    tail = (1 - level) / 2
     below = np.flatnonzero(cumulative <= tail)
     above = np.flatnonzero(cumulative >= 1 - tail)
-    low = float(ordered[below[-1]]) if len(below) else None
-    high = float(ordered[above[0]]) if len(above) and above[0] < n else None
-    return low, high
+    return (int(below[-1]) if len(below) else None), (int(above[0]) if len(above) and above[0] < n else None)
 
 
 def pairs_needed(ratio: Ratio, claim: float, *, power: float = 0.8, limit: int = 10_000_000) -> int | None:

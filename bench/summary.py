@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.records import SIDES
+from bench.resources import memory_words, power_words
 
+# What a row says that has no figure.
+ONE_COUNT, NO_SLO, UNREADABLE = "one count only", "no SLO", "not readable"
+NOTHING = {"-", ONE_COUNT, NO_SLO, UNREADABLE}
 STYLE = {"met": "bold green", "not met": "bold red", "inconclusive": "bold yellow"}
 
 
@@ -21,6 +25,32 @@ def time(facts: dict[str, Any], name: str = "p50") -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def errors(facts: dict[str, Any]) -> str:
+    """Failed requests by kind."""
+    return ", ".join(f"{n} {kind}" for kind, n in facts["errors"].items()) or "none"
+
+
+def token_words(facts: dict[str, Any]) -> str:
+    """How the server's count of output tokens differs from ours."""
+    d = facts["server_minus_our_tokens"]
+    if d is None:
+        return ONE_COUNT
+    return (
+        f"{d['mean']:+.1f} on average, {d['differ']} of {d['requests']} differ" if d["differ"] else "the same"
+    )
+
+
+def goodput_words(facts: dict[str, Any]) -> str:
+    """Requests per second that met the SLO, and their share."""
+    g = facts.get("goodput")
+    return f"{g['requests_per_second'] or 0:.2f}/s ({g['share'] or 0:.1%})" if g else NO_SLO
+
+
+def joules(facts: dict[str, Any]) -> str:
+    """Energy of one answered request."""
+    return f"{facts['energy']['joules']:.3g} J" if facts.get("energy") else UNREADABLE
 
 
 ROWS: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -42,8 +72,26 @@ def ratio(facts: dict[str, Any] | None) -> str:
     """`5.21x [4.90, 5.60]`."""
     if facts is None:
         return "-"
-    high = "inf" if facts["high"] is None else f"{facts['high']:.2f}"
-    return f"{facts['value']:.2f}x [{facts['low']:.2f}, {high}]"
+    high = "inf" if facts["high"] is None else _times(facts["high"])
+    return f"{_times(facts['value'])}x [{_times(facts['low'])}, {high}]"
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def both(claim: dict[str, Any]) -> str:
+    """Speed and cost ratio in words; said once where they are the same number, as on one machine."""
+    speed, cost = ratio(claim["speed"]), ratio(claim["cost"])
+    return f"{speed} faster and cheaper" if speed == cost else f"{speed} faster, {cost} cheaper"
+
+
+def told(
+    rows: dict[str, Callable[[dict[str, Any]], str]], columns: Sequence[dict[str, Any]]
+) -> list[list[str]]:
+    """Table rows of the figures that at least one column has."""
+    table = [[name, *(show(facts) for facts in columns)] for name, show in rows.items()]
+    return [row for row in table if not set(row[1:]) <= NOTHING]
 
 
 def summary(report: dict[str, Any], final: Path) -> list[Any]:
@@ -67,7 +115,7 @@ def summary(report: dict[str, Any], final: Path) -> list[Any]:
     lines.append(table)
     for mode, facts in report["modes"].items():
         claim = facts["claim"]
-        line = f"{mode}: faster {ratio(claim['speed'])}, cheaper {ratio(claim['cost'])}: {claim['verdict']}"
+        line = f"{mode}: {both(claim)}: {claim['verdict']}"
         if claim.get("pairs_to_settle"):
             line += f" (about {claim['pairs_to_settle']} pairs would settle it)"
         lines.append(line)
@@ -81,5 +129,11 @@ def summary(report: dict[str, Any], final: Path) -> list[Any]:
         f"{quality['metric']} on {quality['rows']} rows: {sides}; difference {d['value']:+.3f} "
         f"[{d['low']:+.3f}, {d['high']:+.3f}], gate {quality['gate']} (margin {quality['margin']:g})"
     )
+    lines.append(f"peak memory: {memory_words(report['resources'])}")
+    lines.append(f"power: {power_words(report['resources'])}")
+    for mode, facts in report["modes"].items():
+        energy = [facts[side]["energy"] for side in SIDES]
+        if all(energy):
+            lines.append(f"{mode}: {energy[0]['joules']:.3g} J a request against {energy[1]['joules']:.3g} J")
     lines.append(f"written to {final}")
     return lines

@@ -28,6 +28,10 @@ class Measured(Protocol):
     def concurrency(self) -> int:
         """Requests at once."""
 
+    @property
+    def pid(self) -> int | None:
+        """The process that runs it, where it is one of its own on this machine."""
+
     def reset(self) -> None:
         """Forget what can be forgotten of earlier requests."""
 
@@ -66,6 +70,10 @@ class System:
     def concurrency(self) -> int:
         """Requests at once that this system can take."""
         return 1
+
+    @property
+    def pid(self) -> None:
+        """It runs in this process."""
 
     def reset(self) -> None:
         """Forget the prefix cache."""

@@ -34,7 +34,9 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--prompt-words", default="64", help="Without --data: words a prompt, N or LOW-HIGH."
             ),
-            click.option("--max-tokens", type=int, default=64, show_default=True),
+            click.option(
+                "--max-tokens", default="64", show_default=True, help="Longest answer, N or LOW-HIGH tokens."
+            ),
             click.option("--cache", type=click.Choice(["on", "off"]), default="on", show_default=True),
             click.option("--timeout", type=float, default=120.0, help="Seconds until a request is given up."),
             click.option("--tokenizer", help="Model directory whose tokenizer counts the answers."),
@@ -60,34 +62,60 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--requests", type=int, default=100, show_default=True)
 @click.option("--warm-up", type=int, default=4, show_default=True, help="Requests before measuring.")
 @click.option("--processes", type=int, default=1, show_default=True, help="Client processes.")
+@click.option("--ray", type=int, default=0, help="So many clients on Ray instead, for several machines.")
+@click.option("--ray-address", help="The Ray cluster, e.g. ray://HOST:10001; default: one on this machine.")
+@click.option(
+    "--format", "formats", type=click.Choice(["mlperf"]), multiple=True, help="Also write logs of this form."
+)
 @common
 def load(out: Output, **options: Any) -> None:
     """Drive the server at URL (http://HOST:PORT/v1) with one load and report its figures.
 
-    Latencies count from the scheduled time. Exit code 1 where the client itself was the bottleneck.
+    Latencies count from the scheduled time. Exit code 1 where the client itself was the bottleneck, 3 where nothing
+    was answered.
     """
     from bench.single import load_run
     from bench.single_page import load_summary
-    from unshot.errors import GateError
+    from unshot.errors import GateError, InputError, OutsideError
 
+    for flag, least in (("requests", 1), ("warm_up", 0), ("processes", 1), ("ray", 0)):
+        if options[flag] < least:
+            raise InputError(f"--{flag.replace('_', '-')} is {options[flag]}; it must be at least {least}")
+    if options["ray"] and options["processes"] > 1:
+        raise InputError("--ray and --processes exclude each other; each Ray worker is a client of its own")
+    if options["ray_address"] and not options["ray"]:
+        raise InputError("--ray-address needs --ray N, the number of clients")
+    if options["ray"] and options["formats"]:
+        raise InputError("--format needs every request; with --ray the report holds a sample of them")
     report = load_run(options, out)
     out.result({"out": str(options["final"]), **report}, *load_summary(report))
+    if report["failure"]:
+        raise OutsideError(f"{options['url']}: {report['failure']}; see {options['final']}/report.html")
     if not report["client"]["valid"]:
         raise GateError(f"invalid run: {'; '.join(report['client']['reasons'])}")
 
 
 @click.command()
 @target_options
-@click.option("--concurrencies", default="1,2,4,8,16", show_default=True, help="Closed loop steps.")
+@click.option(
+    "--concurrencies",
+    default="auto",
+    show_default=True,
+    help="Closed loop steps, e.g. 1,2,4,8; auto: doubles until more brings no throughput.",
+)
+@click.option("--most", type=int, default=256, show_default=True, help="The highest step of auto.")
 @click.option("--requests", type=int, default=50, show_default=True, help="Requests a step, at least.")
 @common
 def sweep(out: Output, **options: Any) -> None:
     """Raise the load on the server at URL step by step and find the knee of throughput against latency."""
     from bench.single import sweep_run
     from bench.single_page import sweep_summary
+    from unshot.errors import OutsideError
 
     report = sweep_run(options, out)
     out.result({"out": str(options["final"]), **report}, *sweep_summary(report))
+    if report["failure"]:
+        raise OutsideError(f"{options['url']}: {report['failure']}; see {options['final']}/report.html")
 
 
 @click.command()

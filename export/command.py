@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +13,67 @@ from unshot.options import case_option, common
 if TYPE_CHECKING:
     from unshot.console import Output
 
+# The command behind `unshot export SOURCE`: a name that no directory has.
+WRITE = "(write)"
+SUBCOMMANDS = {
+    "search": (
+        "export.search_command:search",
+        "Measure the quantisations and pick the smallest that is good enough.",
+    )
+}
 
-@click.command()
+
+class ExportGroup(click.Group):
+    """`unshot export SOURCE ...` writes; a name in `SUBCOMMANDS` in the first place is that command."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {*SUBCOMMANDS, *ctx.help_option_names}
+        return super().parse_args(ctx, args if args and args[0] in known else [WRITE, *args])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(SUBCOMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == WRITE:
+            return write
+        module, attribute = SUBCOMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] SOURCE")
+        formatter.write_usage(ctx.command_path, "search [OPTIONS] RUN", prefix="       ")
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write.format_help_text(ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write.format_options(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in SUBCOMMANDS.items()])
+
+
+class WriteContext(click.Context):
+    """A context that calls itself what the user typed."""
+
+    @property
+    def command_path(self) -> str:
+        return self.parent.command_path if self.parent else super().command_path
+
+
+class WriteCommand(click.Command):
+    """The command without a name of its own."""
+
+    context_class = WriteContext
+
+
+@click.command(WRITE, cls=WriteCommand)
 @click.argument("source")
 @click.option(
     "--to",
     "texts",
     multiple=True,
-    help="Format and precision, repeatable: gguf:q8_0 (default), gguf:f16, onnx:fp32.",
+    help="Format and precision, repeatable: gguf:q8_0 (default), gguf:q4_k_m, onnx:fp32, genai:int4, lora:f16.",
 )
 @click.option(
     "--out", "final", type=click.Path(path_type=Path), required=True, help="Artifact directory to write."
@@ -35,9 +89,22 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Check against the tuned model one layer at a time; by itself where it must.",
 )
+@click.option(
+    "--imatrix", "with_imatrix", is_flag=True, help="Weigh llama.cpp's quantisation by the training rows."
+)
+@click.option(
+    "--device-profile",
+    "device",
+    help="Refuse what does not fit: ram=8GiB, gpu=rtx-4090, or a preset such as laptop-16gib.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    help="Tokens the device is to hold; default: the model's, at most 4096.",
+)
 @case_option
 @common
-def export(
+def write(
     source: str,
     texts: tuple[str, ...],
     final: Path,
@@ -46,6 +113,9 @@ def export(
     allow_drift: bool,
     check_rows: int,
     low_memory: bool,
+    with_imatrix: bool,
+    device: str | None,
+    context: int | None,
     case_path: Path | None,
     out: Output,
 ) -> None:
@@ -54,6 +124,7 @@ def export(
     Each file is run in its own engine on the run's test rows and must equal the model that was evaluated; one that
     does not is not kept.
     """
+    from export.device import parse_device
     from export.run import export_run
     from export.targets import parse_targets
     from unshot.case import load_case
@@ -69,6 +140,9 @@ def export(
         allow_drift=allow_drift,
         check_rows=check_rows,
         low_memory=low_memory,
+        with_imatrix=with_imatrix,
+        device=parse_device(device) if device else None,
+        context=context,
     )
     out.result(result, *summary(result, final))
 
@@ -98,3 +172,8 @@ def summary(result: dict[str, Any], final: Path) -> list[Any]:
             "equal" if report["passed"] else "drifts",
         )
     return [table, f"written to {final}"]
+
+
+@click.group(cls=ExportGroup)
+def export() -> None:
+    """Merge and write; see `write`."""

@@ -15,7 +15,12 @@ import numpy as np
 
 from unshot.errors import GateError, OutsideError
 
-NEEDS = {"gguf": ("llama_cpp", "llama-cpp-python"), "onnx": ("onnxruntime", "onnxruntime")}
+NEEDS = {
+    "gguf": ("llama_cpp", "llama-cpp-python"),
+    "onnx": ("onnxruntime", "onnxruntime"),
+    "genai": ("onnxruntime_genai", "onnxruntime-genai"),
+    "torch": ("transformers", "transformers"),
+}
 
 
 def require(kind: str) -> None:

@@ -22,7 +22,8 @@ def refuse(adapter: Adapter | None) -> Adapter:
     """The adapter, or `InputError` where it is more than low-rank changes of linear layers."""
     if adapter is None:
         raise InputError(
-            "lora:... exports an adapter, and a bare base model has none; give a run of `unshot tune`"
+            "lora:... exports an adapter, and a bare or fully tuned model has none; give a run of `unshot tune` with "
+            "--method lora"
         )
     more = sorted(adapter.replaced)
     if more:

@@ -1,17 +1,19 @@
 """K-quants and other llama.cpp types: its own quantiser, in a process of its own.
 
 The input is a GGUF file that was streamed here; a C++ exception in the quantiser ends only the child.
-Run as `python -m export.kquants SOURCE TARGET TYPE THREADS` by `quantise`.
+Run as `python -m export.kquants SOURCE TARGET TYPE THREADS [IMATRIX]` by `quantise`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from export.engines import child_environment, cores
-from unshot.errors import GateError
+from unshot.errors import GateError, OutsideError
 
 # `--to gguf:NAME` -> name of llama_cpp's constant
 TYPES = {
@@ -25,10 +27,12 @@ TYPES = {
     "q6_k": "LLAMA_FTYPE_MOSTLY_Q6_K",
     "iq4_nl": "LLAMA_FTYPE_MOSTLY_IQ4_NL",
     "iq4_xs": "LLAMA_FTYPE_MOSTLY_IQ4_XS",
+    "iq3_xxs": "LLAMA_FTYPE_MOSTLY_IQ3_XXS",
+    "iq2_xs": "LLAMA_FTYPE_MOSTLY_IQ2_XS",
 }
 
 
-def quantise(source: Path, target: Path, kind: str) -> None:
+def quantise(source: Path, target: Path, kind: str, imatrix: Path | None = None) -> None:
     """Quantise a GGUF file; `GateError` with the quantiser's last words where it fails."""
     command = [
         sys.executable,
@@ -39,6 +43,7 @@ def quantise(source: Path, target: Path, kind: str) -> None:
         str(target),
         TYPES[kind],
         str(cores()),
+        *([str(imatrix)] if imatrix else []),
     ]
     done = subprocess.run(command, env=child_environment(), capture_output=True)
     if done.returncode or not target.is_file():
@@ -49,14 +54,43 @@ def quantise(source: Path, target: Path, kind: str) -> None:
         )
 
 
+def takes_imatrix() -> None:
+    """`OutsideError` where the installed llama.cpp takes the matrix only as a C++ map."""
+    import llama_cpp
+
+    if not hasattr(llama_cpp, "llama_model_imatrix_data"):
+        raise OutsideError(
+            f"--imatrix needs a newer llama-cpp-python than {llama_cpp.__version__}; pip install -U llama-cpp-python"
+        )
+
+
+def importance(path: Path) -> Any:
+    """The matrix as the array `llama_model_quantize` reads: one entry a tensor, ended by one without a name."""
+    import llama_cpp
+    import numpy as np
+
+    from export.imatrix import read_imatrix
+
+    values = {k: np.ascontiguousarray(v) for k, v in read_imatrix(path).items()}
+    array = (llama_cpp.llama_model_imatrix_data * (len(values) + 1))()
+    for entry, (name, data) in zip(array, values.items(), strict=False):
+        entry.name, entry.size = name.encode(), data.size
+        entry.data = data.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    array.values = values  # the array points into them
+    return array
+
+
 def main() -> None:
     """The child: one call of llama.cpp's quantiser."""
     import llama_cpp
 
-    source, target, kind, threads = sys.argv[1:5]
+    source, target, kind, threads, *imatrix = sys.argv[1:]
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, kind)
     settings.nthread = int(threads)
+    keep = importance(Path(imatrix[0])) if imatrix else None
+    if keep is not None:
+        settings.imatrix = keep
     sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), settings))
 
 

@@ -54,6 +54,7 @@ LIMITS: dict[str, Limits] = {
         "shows KL 0.005 and cosine 0.9988",
     ),
 }  # fmt: skip
+LIMITS["int8"] = LIMITS["q8_0"]
 # Four bits and fewer are for `--allow-drift` or for a search by task score; these catch a broken file.
 COARSE = Limits(
     0.5, 0.75, 0.97, 1.5, 0.5, 0.1, 1.0, "4 to 6 bits: the task's score decides, the rest catches damage"

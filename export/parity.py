@@ -51,6 +51,7 @@ class Report:
     figures: dict[str, Any] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    answers: list[list[int]] = field(default_factory=list)  # the export's greedy answers, row by row
 
     @property
     def passed(self) -> bool:
@@ -190,10 +191,10 @@ def check_tokens(model: Model, engine: Engine, report: Report) -> None:
     special = list(tokenizer.added_tokens_encoder)
     texts = [model.chat.render(m) for m in model.requests()] + [r.answer for r in model.rows if r.answer]
     probes = probe_strings(special)
-    if composes(tokenizer) and engine.kind == "gguf":
-        # llama.cpp has no Unicode normalisation: text that is not NFC gets other ids there, and no file can mend that.
+    if composes(tokenizer) and engine.kind in ("gguf", "genai"):
+        # These have no Unicode normalisation: text that is not NFC gets other ids there, and no file can mend that.
         probes = [unicodedata.normalize("NFC", text) for text in probes]
-        report.figures["normalizer"] = "NFC; llama.cpp does not normalise, so send it composed (NFC) text"
+        report.figures["normalizer"] = "NFC; this engine does not normalise, so send it composed (NFC) text"
     texts += probes
     ours = [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     theirs = engine.tokenize(texts)
@@ -301,6 +302,7 @@ def check_numbers(
         "equal_or_tied": greedy / len(expected),
     }
     judge(report, figures, greedy / len(expected))
+    report.answers = answers
     _task(model, expected, answers, report)
 
 

@@ -17,9 +17,9 @@ class Reference:
 
     def __init__(self, net: Any) -> None:
         self.net = net.eval()
-        inner = net.get_base_model() if hasattr(net, "get_base_model") else net
-        self.body, self.head = inner.model, inner.get_output_embeddings()
-        self.softcap = getattr(inner.config, "final_logit_softcapping", None)
+        self.inner = net.get_base_model() if hasattr(net, "get_base_model") else net
+        self.body, self.head = self.inner.model, self.inner.get_output_embeddings()
+        self.softcap = getattr(self.inner.config, "final_logit_softcapping", None)
 
     def logits(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[np.ndarray]:
         """fp32 logits of each sequence from its start position on, shape `(len(ids) - start, vocab)` each."""

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export import gguf_file, gguf_lora, onnx_graph, parity, reference
-from export.engines import require
-from export.kquants import quantise
+from export import imatrix, parity, reference
+from export.device import Device, as_dict, check_fits
+from export.gates import gates_of
 from export.merge import Merged
 from export.shipping import write_shipping
 from export.source import Model, open_source
 from export.streamed import streamed
-from export.targets import QUANTISED, STREAMED, Target
+from export.targets import Target
+from export.write import lora_base, parameters, refuse, room, size_of, write, write_importance
 from unshot.console import Output, dumps
-from unshot.errors import GateError, OutsideError
+from unshot.errors import GateError
 from unshot.manifest import Manifest, describe_file, staged, write_text
 
 CHECK_ROWS = 32
-# Room left on the disk beyond what is written, bytes.
-SPARE = 64 * 1024 * 1024
 
 
 def export_run(
@@ -37,25 +34,36 @@ def export_run(
     allow_drift: bool = False,
     check_rows: int = CHECK_ROWS,
     low_memory: bool = False,
+    with_imatrix: bool = False,
+    device: Device | None = None,
+    context: int | None = None,
 ) -> dict[str, Any]:
     """Write and check every target into the directory `final`; return its result.
 
     Raises `InputError` for a bad run, base or architecture, `GateError` where an artifact is not equal to the
     evaluated model (nothing is then left under `final`, unless `allow_drift`). `low_memory` reads the evaluated model
-    layer by layer, as happens by itself where it would not fit.
+    layer by layer, as happens by itself where it would not fit. `with_imatrix` gives llama.cpp's quantiser an
+    importance matrix of the training rows. What would not fit `device` at `context` tokens is refused.
     """
     manifest = Manifest("export")
-    for target in targets:
-        require(target.engine)
     with manifest.timed("open"):
         model = open_source(source, base, out)
     merged = model.merged()
-    for target in targets:
-        refuse_unsupported(target, merged)
+    refuse(targets, model, merged, with_imatrix)
+    needs = check_fits(device, list(targets), merged, context) if device else []
+    for one in needs:
+        out.log(str(one))
     with staged(final, overwrite=overwrite) as work:
         room(final.parent, targets, merged)
         reports = _write_and_check(
-            model, targets, work, manifest, out, check_rows, low=low_memory or not fits(merged)
+            model,
+            targets,
+            work,
+            manifest,
+            out,
+            check_rows,
+            low=low_memory or not fits(merged),
+            with_imatrix=with_imatrix,
         )
         failed = [r for r in reports if not r.passed]
         text = dumps({"source": model.name, "reports": [r.as_dict() for r in reports]}) + "\n"
@@ -69,13 +77,15 @@ def export_run(
             )
         for report in failed:
             out.warn(f"{report.target} drifts: {'; '.join(report.failures)}; kept because of --allow-drift")
-        write_shipping(model, targets, reports, work)
+        gates = gates_of(model, reports)
+        write_shipping(model, targets, reports, gates, work)
         result = {
             "source": model.name,
             "base": model.base.name,
             "files": {str(t): t.name for t in targets},
-            "bytes": {str(t): _size(work / t.name) for t in targets},
+            "bytes": {str(t): size_of(work / t.name) for t in targets},
             "parity": [r.as_dict() for r in reports],
+            "gates": [g.model_dump(mode="json") for g in gates],
             "timings": manifest.timings,
         }
         manifest.config = {
@@ -84,6 +94,8 @@ def export_run(
             "targets": [str(t) for t in targets],
             "check_rows": check_rows,
             "allow_drift": allow_drift,
+            "imatrix": with_imatrix,
+            "device": as_dict(device, needs) if device else None,
             "task": model.task.model_dump() if model.task else None,
         }
         manifest.inputs = model.inputs + (
@@ -96,17 +108,6 @@ def export_run(
     return {"out": str(final), **result}
 
 
-def refuse_unsupported(target: Target, merged: Any) -> None:
-    """Refuse an architecture before any work."""
-    if target.kind == "lora":
-        gguf_lora.refuse(merged.adapter if merged.adapter.config else None)
-    if target.kind != "onnx":
-        precision = target.precision if target.precision in STREAMED else "f32"
-        gguf_file.tensor_plan(merged, gguf_file.family_of(merged.config), merged.config, precision)
-    else:
-        onnx_graph.supported(str(merged.config.get("model_type")))
-
-
 def _write_and_check(
     model: Model,
     targets: Sequence[Target],
@@ -116,12 +117,16 @@ def _write_and_check(
     rows: int,
     *,
     low: bool,
+    with_imatrix: bool = False,
 ) -> list[parity.Report]:
     rows = min(rows, len(model.rows))
     scratch = work / ".scratch"
     scratch.mkdir()
     reports = []
     with out.progress() as progress:
+        if with_imatrix:
+            with manifest.timed("imatrix"):
+                write_importance(model, work / imatrix.FILE, progress, low_memory=low)
         for target in targets:
             with manifest.timed(f"write {target}"):
                 write(target, model, work, scratch, progress)
@@ -174,11 +179,6 @@ def free_memory() -> int:
     return 1 << 62
 
 
-def parameters(merged: Merged) -> int:
-    """Number of weights."""
-    return sum(math.prod(merged.shape(name)) for name in merged.names())
-
-
 def check(
     model: Model, target: Target, path: Path, expected: Any, tick: Any, base: Path | None = None
 ) -> parity.Report:
@@ -189,81 +189,3 @@ def check(
         report = parity.Report(str(target))
         report.failures.append(str(error))
         return report
-
-
-def lora_base(target: Target, scratch: Path) -> Path | None:
-    """The GGUF of the bare base that an exported adapter is run on; None for other targets."""
-    return next(scratch.glob("base-*.gguf")) if target.kind == "lora" else None
-
-
-def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any) -> None:
-    """Write one target under its final name inside the working directory."""
-    merged = model.merged()
-    path = work / target.name
-    if target.kind == "gguf":
-        streamed_as = target.precision if target.precision in STREAMED else middle(merged)
-        plan = gguf_file.tensor_plan(merged, gguf_file.family_of(merged.config), merged.config, streamed_as)
-        total = sum(gguf_file.nbytes(t.shape, t.kind) for t in plan)
-        bar = progress.add_task(f"write {target}", total=total, note="")
-        facts = gguf_file.Facts(
-            model.name,
-            model.base.name,
-            model.base.license,
-            model.chat.tokenizer.chat_template,
-            model.chat.end,
-        )
-        first = path if streamed_as == target.precision else scratch / f"model-{streamed_as}.gguf"
-        if not first.exists():  # several quantisations share one source
-            gguf_file.write_gguf(
-                first, merged, model.base.path, streamed_as, facts, lambda n: progress.advance(bar, n)
-            )
-        if first != path:
-            progress.update(bar, completed=total, note="quantising")
-            quantise(first, path, target.precision)
-            progress.update(bar, note="")
-        return
-    bar = progress.add_task(f"write {target}", total=1, note="")
-    if target.kind == "lora":
-        facts = gguf_file.Facts(model.name, model.base.name, model.base.license, None, model.chat.end)
-        gguf_lora.write_lora(path, merged, target.precision, facts)
-        lower = scratch / f"base-{middle(merged)}.gguf"
-        if not lower.exists():
-            bare = Merged(model.base.weight_files(), model.base.config())
-            template = replace(facts, template=model.chat.tokenizer.chat_template)
-            gguf_file.write_gguf(lower, bare, model.base.path, middle(merged), template)
-        progress.advance(bar)
-        return
-    ends = [model.chat.end]
-    eos = model.chat.tokenizer.eos_token_id
-    if eos is not None and eos not in ends:
-        ends.append(eos)
-    onnx_graph.write_onnx(path, model.base.path, merged, scratch / "merged", ends)
-    progress.advance(bar)
-
-
-def middle(merged: Merged) -> str:
-    """What llama.cpp's quantiser reads: f32 (the merge as it is), bf16 where that would take too much disk."""
-    return "f32" if parameters(merged) < 2_000_000_000 else "bf16"
-
-
-def room(folder: Path, targets: Sequence[Target], merged: Merged) -> None:
-    """`OutsideError` where the disk has not enough room for what will be written."""
-    count = parameters(merged)
-    per = {"f32": 4.0, "fp32": 8.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32}
-    # Quantised files are made from a streamed one that lies beside them meanwhile.
-    shared = 4.0 if any(t.kind == "lora" or t.precision in QUANTISED for t in targets) else 0.0
-    needed = int(count * (shared + sum(per.get(t.precision, 1.0) for t in targets))) + SPARE
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OutsideError(
-            f"{folder}: {free / 1e9:.2f} GB free, the export needs {needed / 1e9:.2f} GB; free some space or choose "
-            "another --out"
-        )
-
-
-def _size(path: Path) -> int:
-    return (
-        path.stat().st_size
-        if path.is_file()
-        else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    )

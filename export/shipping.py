@@ -8,22 +8,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from export.gates import gate_lines
 from export.parity import Report
 from export.source import Model
 from export.targets import Target
+from unshot.gates import Gate
 from unshot.manifest import sha256, write_text
 
 CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 
 
-def write_shipping(model: Model, targets: Sequence[Target], reports: Sequence[Report], work: Path) -> None:
+def write_shipping(
+    model: Model, targets: Sequence[Target], reports: Sequence[Report], gates: Sequence[Gate], work: Path
+) -> None:
     """Write the files that a deployment needs beside the artifacts in `work`."""
     gguf = [t for t in targets if t.kind == "gguf"]
     if gguf:
         write_text(work / "Modelfile", modelfile(model, gguf[0]))
     write_text(work / "serve.sh", serve(model, targets))
     (work / "serve.sh").chmod(0o755)
-    write_text(work / "README.md", card(model, targets, reports))
+    write_text(work / "README.md", card(model, targets, reports, gates))
     files = sorted(
         f for f in work.rglob("*") if f.is_file() and ".scratch" not in f.parts and f.name != "SHA256SUMS"
     )
@@ -75,6 +79,10 @@ def serve(model: Model, targets: Sequence[Target]) -> str:
             ]
             tokenizer = shlex.quote(str(model.base.path))
             commands.append(f"vllm serve ./{name} --tokenizer {tokenizer} --max-model-len {context}")
+        elif target.kind == "hf":
+            commands.append(f"vllm serve ./{name} --max-model-len {context}")
+        elif target.engine == "genai":
+            notes.append(f"{name}: onnxruntime_genai.Model({target.name!r})")
         else:
             notes.append(f"{name}: optimum.onnxruntime.ORTModelForCausalLM.from_pretrained({target.name!r})")
     lines += [f"exec {c}" if n == 0 else f"# {c}" for n, c in enumerate(commands)]
@@ -82,8 +90,8 @@ def serve(model: Model, targets: Sequence[Target]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def card(model: Model, targets: Sequence[Target], reports: Sequence[Report]) -> str:
-    """The model card: what it is, where it comes from, under which licence, and how equal each file is."""
+def card(model: Model, targets: Sequence[Target], reports: Sequence[Report], gates: Sequence[Gate]) -> str:
+    """The model card: what it is, where it comes from, under which licence, how equal each file is, its gates."""
     licence = model.base.license
     head = ["---", f"base_model: {model.base.name}"]
     head += [f"license: {licence.lower()}"] if licence else []
@@ -107,6 +115,7 @@ def card(model: Model, targets: Sequence[Target], reports: Sequence[Report]) -> 
         "Each file was run in its own engine on the run's test rows and compared with the model that was evaluated "
         "(fp32, adapter unmerged); `parity.json` has every figure and limit.",
         "",
+        *gate_lines(gates),
         f"Licence of the base (SPDX): {licence or 'not recorded; see the base model'}. The training data is not part "
         "of these files; its licence is the data owner's to state.",
     ]

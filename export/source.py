@@ -21,7 +21,7 @@ from unshot.task import Task, read_task
 
 @dataclass
 class Model:
-    """A base model, its adapter (None for a bare base) and the rows it is checked on."""
+    """A base model, its adapter (None for a bare base or a fully tuned one) and the rows it is checked on."""
 
     name: str
     base: Source
@@ -80,6 +80,14 @@ def open_source(text: str, base: str | None, out: Output) -> Model:
 def _open_run(path: Path, base: str | None, out: Output) -> Model:
     manifest = read_manifest(path, stage="tune")
     recorded = manifest.config.get("base") or {}
+    method = (manifest.config.get("tune") or {}).get("method")
+    if method == "prompt":
+        raise InputError(
+            f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no GGUF or "
+            "ONNX file holds them; serve the base with peft, or run `unshot tune --method lora`"
+        )
+    if method == "full":
+        return _open_full(path, base, recorded, out)
     if not recorded.get("sha256") or not (path / "adapter").is_dir():
         raise InputError(f"{path}: the run has no adapter or no record of its base; run `unshot tune` again")
     source = resolve(base or _where(recorded), out)
@@ -98,6 +106,28 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
         fingerprint={**fingerprint, "name": recorded.get("name") or source.name},
         adapter_path=path / "adapter",
         adapter=load_adapter(path / "adapter"),
+        chat=Chat(load_tokenizer(source.path)),
+        task=read_task(path / "task.json"),
+        rows=read_examples(path / "splits" / "test.jsonl"),
+        inputs=[describe_file(path / MANIFEST)],
+        run=path,
+    )
+
+
+def _open_full(path: Path, base: str | None, recorded: dict[str, Any], out: Output) -> Model:
+    """A run whose every weight was tuned: RUN/model is the tuned model, and there is no adapter."""
+    if base is not None:
+        raise InputError(f"{path}: all weights were tuned and lie in {path / 'model'}; leave --base out")
+    if not (path / "model").is_dir():
+        raise InputError(f"{path}: the run has no model directory; run `unshot tune` again")
+    source = resolve(str(path / "model"), out)
+    name = recorded.get("name") or source.name
+    return Model(
+        name=path.resolve().name,
+        base=Source(name, source.path, recorded.get("license")),
+        fingerprint={**source.fingerprint(), "name": name},
+        adapter_path=None,
+        adapter=None,
         chat=Chat(load_tokenizer(source.path)),
         task=read_task(path / "task.json"),
         rows=read_examples(path / "splits" / "test.jsonl"),

@@ -24,10 +24,10 @@ class Streamed:
     def __init__(self, net: Any, base: Shards) -> None:
         self.net = net.eval()
         self.base = base
-        inner = net.get_base_model() if hasattr(net, "get_base_model") else net
-        self.body, self.head = inner.model, inner.get_output_embeddings()
-        self.softcap = getattr(inner.config, "final_logit_softcapping", None)
-        self.names = {id(module): name for name, module in inner.named_modules()}
+        self.inner = net.get_base_model() if hasattr(net, "get_base_model") else net
+        self.body, self.head = self.inner.model, self.inner.get_output_embeddings()
+        self.softcap = getattr(self.inner.config, "final_logit_softcapping", None)
+        self.names = {id(module): name for name, module in self.inner.named_modules()}
         for module in (self.body.embed_tokens, *self.body.layers, self.body.norm):
             module.register_forward_pre_hook(lambda m, _: self.load(m))
             module.register_forward_hook(lambda m, *_: self.drop(m))

@@ -1,4 +1,4 @@
-"""What can be written: `--to` texts such as `gguf:q8_0` or `onnx:fp32`."""
+"""What can be written: `--to` texts such as `gguf:q8_0`, `onnx:fp32` or `genai:int4`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from unshot.errors import InputError, nearest
 # Written here, tensor by tensor.
 STREAMED = ("f32", "f16", "bf16", "q8_0")
 # By llama.cpp's quantiser, from a streamed file.
-QUANTISED = ("q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_xs", "iq4_nl", "q3_k_m", "q2_k")
+QUANTISED = (
+    "q6_k", "q5_k_m", "q5_0", "q4_k_m", "q4_k_s", "q4_0", "iq4_xs", "iq4_nl", "q3_k_m", "q2_k", "iq3_xxs", "iq2_xs",
+)  # fmt: skip
+# Too coarse to be rounded blindly: llama.cpp refuses them without an importance matrix, or they are no use.
+WITH_IMATRIX = ("iq3_xxs", "iq2_xs")
 KINDS: dict[str, tuple[str, ...]] = {
     "gguf": (*STREAMED, *QUANTISED),
+    # optimum's standard graph
     "onnx": ("fp32",),
+    # ONNX Runtime GenAI's model builder
+    "genai": ("fp32", "int8", "int4"),
+    "genai-cuda": ("fp16", "int4"),
+    # The merged model as Hugging Face safetensors
+    "hf": ("bf16", "f16", "f32"),
     # The adapter alone, for a GGUF of its base.
     "lora": ("f16", "f32"),
 }
-DEFAULT = {"gguf": "q8_0", "onnx": "fp32", "lora": "f16"}
+DEFAULT = {"gguf": "q8_0", "onnx": "fp32", "genai": "int4", "genai-cuda": "int4", "hf": "bf16", "lora": "f16"}
 ALIASES = {"fp32": "f32", "fp16": "f16", "float32": "f32", "float16": "f16"}
 
 
@@ -31,14 +41,14 @@ class Target:
     @property
     def name(self) -> str:
         """File or folder name in the output directory."""
-        if self.kind == "onnx":
-            return f"onnx-{self.precision}"
+        if self.kind not in ("gguf", "lora"):
+            return f"{self.kind}-{self.precision}"
         return f"{'model' if self.kind == 'gguf' else 'adapter'}-{self.precision}.gguf"
 
     @property
     def engine(self) -> str:
-        """The engine that runs it: gguf (llama.cpp) or onnx (onnxruntime)."""
-        return "onnx" if self.kind == "onnx" else "gguf"
+        """The engine that runs it: gguf (llama.cpp), onnx (onnxruntime) genai (onnxruntime-genai) or torch."""
+        return {"lora": "gguf", "genai-cuda": "genai", "hf": "torch"}.get(self.kind, self.kind)
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.precision}"

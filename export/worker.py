@@ -160,19 +160,73 @@ class OnnxEngine:
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         ends = config.get("eos_token_id")
         ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        template = self.folder / "chat_template.jinja"
-        if template.is_file():
-            text = template.read_text(encoding="utf-8")
-        else:
-            settings = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            text = settings.get("chat_template")
         shape = self.session.get_outputs()[self.outputs.index("logits")].shape
         vocab = shape[-1] if isinstance(shape[-1], int) else None
         return {"eos": ends[0] if ends else None, "bos": config.get("bos_token_id"), "vocab": vocab, "end": ends,
-                "template": text}  # fmt: skip
+                "template": template_in(self.folder)}  # fmt: skip
 
 
-ENGINES: dict[str, Any] = {"gguf": LlamaEngine, "onnx": OnnxEngine}
+class DirectoryEngine:
+    """A model directory in the engine that `unshot bench` runs: GenAI (its own tokenizer and template) or torch."""
+
+    kind = ""
+
+    def __init__(self, path: str, context: int, threads: int) -> None:
+        from unshot.engines import open_engine
+
+        self.engine = open_engine(f"{self.kind}:{path}", threads=threads)
+        self.folder = Path(path)
+        self.ids: list[int] = []
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.engine.tokenize(text)
+
+    def render(self, conversations: list[list[dict[str, str]]]) -> list[str]:
+        return [self.engine.render(messages) for messages in conversations]  # type: ignore[arg-type]
+
+    def logits(self, ids: list[int], start: int) -> np.ndarray:
+        self.ids = ids
+        return self.engine.logits(ids)[start:]
+
+    def generate(self, prompt: int, tokens: int, stop: list[int]) -> list[int]:
+        """Go on from the first `prompt` tokens of the sequence that `logits` was asked for last."""
+        answer = self.engine.generate(self.ids[:prompt], max_tokens=tokens, stop_ids=stop)
+        return answer.ids[:-1] if answer.finish == "stop" else answer.ids
+
+    def info(self) -> dict[str, Any]:
+        ends = sorted(self.engine.stop_ids)
+        return {"eos": ends[0] if ends else None, "bos": None, "vocab": None, "end": ends,
+                "template": template_in(self.folder)}  # fmt: skip
+
+
+def template_in(folder: Path) -> str | None:
+    """The chat template of a Hugging Face directory, in either place."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    text: str | None = settings.get("chat_template")
+    return text
+
+
+class GenaiEngine(DirectoryEngine):
+    """A GenAI directory."""
+
+    kind = "genai"
+
+
+class TorchEngine(DirectoryEngine):
+    """A Hugging Face directory in transformers."""
+
+    kind = "torch"
+
+
+ENGINES: dict[str, Any] = {
+    "gguf": LlamaEngine,
+    "onnx": OnnxEngine,
+    "genai": GenaiEngine,
+    "torch": TorchEngine,
+}
 
 
 def main() -> None:

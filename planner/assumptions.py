@@ -82,7 +82,8 @@ def cost_notes(case: Case) -> list[str]:
     source = "your figure" if plan.example_cost is not None else costs["example"][plan.labels_by]["source"]
     return [
         f"load: {case.traffic.rate:g} requests/s on average, {case.traffic.peak_factor:g} times that at "
-        "the busiest hour of a smooth day; 730 hours a month",
+        f"the busiest hour of a smooth day, gaps between requests with a coefficient of variation of "
+        f"{case.traffic.arrival_cv:g}; 730 hours a month",
         f"data: {plan.examples} examples, {case.task.examples_at_hand or 0} at hand, ${example:g} each "
         f"({source})",
         f"people: {plan.engineering_days:g} engineering days at ${plan.engineer_day:g} to deploy, "

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from planner import oneoff, prices
+from planner.counters import Counter
 from planner.judge import judge
 from planner.memo import remember
 from planner.options import Option, Shape
 from planner.plan import Plan, Settings
 from planner.serving import Serving, machine, serve
-from planner.tokens import Counter, counter_for, fingerprint
+from planner.tokens import counter_for, fingerprint
 from planner.usage import Usage, measure
 from unshot import catalog
 from unshot.case import Case
@@ -202,16 +203,18 @@ class Planner:
             prefix_cache=prefix_cache,
             rate=self.case.traffic.rate,
             peak_factor=self.case.traffic.peak_factor,
+            arrival_cv=self.case.traffic.arrival_cv,
             slo=self.case.traffic.slo,
             price=self.settings.gpu_prices.get(gpu, self.settings.gpu_prices.get("")),
             calibration=self.settings.calibration,
         )
         what = "tuned" if tuned else "base"
+        device = gpu if served.gpus_per_replica == 1 else f"{served.gpus_per_replica} x {gpu}"
         # A tuned option always has the cache on: its short prefix makes little of it.
         cache = ", prefix cache" if prefix_cache and not tuned else ""
         option = Option(
             key=f"{gpu}:{model}:{precision}:{what}{':cache' if prefix_cache else ''}",
-            name=f"{model} {what}, {label} prompt{cache}, {precision} on {gpu}",
+            name=f"{model} {what}, {label} prompt{cache}, {precision} on {device}",
             kind="hosted",
             model=model,
             prompt="short" if tuned else "long",
@@ -267,11 +270,12 @@ class Planner:
                     best = option
             if best is not None and self.case.plan.adapters > 1 and best.serving and best.serving.fits:
                 count = self.case.plan.adapters
+                place = best.name.rpartition(", ")[2]
                 self.options.append(
                     replace(
                         best,
                         key=f"{best.key}:adapters",
-                        name=f"{wanted.model} + LoRA adapter ({count} tasks share a base), {asked} on {gpu}",
+                        name=f"{wanted.model} + LoRA adapter ({count} tasks share a base), {place}",
                         shared_by=count,
                         notes=(f"only where {count} tasks share the GPUs",),
                     )

@@ -52,6 +52,9 @@ class PlanGroup(click.Group):
 )
 @click.option("--rate", type=float, help="Mean requests per second.")
 @click.option("--peak-factor", type=float, help="Busiest hour over the mean.")
+@click.option(
+    "--arrival-cv", type=float, help="Spread of the gaps between requests: 1 is Poisson, more is bursty."
+)
 @click.option("--output-tokens", type=float, help="Answer length where the inputs hold no answers.")
 @click.option("--offline", is_flag=True, default=None, help="Answers may wait a day: batch prices apply.")
 @click.option("--baseline", help="What runs today: an API model by name.")

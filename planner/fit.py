@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from planner.capacity import CHUNK
 from planner.published import Observation, predict
+from planner.replica import CHUNK
 from planner.roofline import Efficiency, cost_of, efficiency, pool
 from unshot import catalog
 from unshot.errors import InputError
@@ -109,9 +109,10 @@ def fit_rows(rows: Sequence[Observation], *, how: str = "") -> Fit:
         fitted = []
         for family in sorted({r.gpu.family for r in members}):
             own = [r for r in members if r.gpu.family == family]
-            logs, spread = _solve(own, common, HOLD[engine], common)
+            watts = _watts(own)
+            logs, spread = _solve(own, common, HOLD[engine], common, watts)
             fitted.append(logs)
-            families[family] = _record(own, logs, spread, how)
+            families[family] = _record(own, logs, spread, how, watts)
         middle = np.mean(fitted, axis=0)
         # A family of its own differs from the mean as the known ones do.
         between = np.var(fitted, axis=0) if len(fitted) > 1 else np.full(4, 0.15**2)
@@ -122,10 +123,15 @@ def fit_rows(rows: Sequence[Observation], *, how: str = "") -> Fit:
     return Fit(families, pooled)
 
 
+def _watts(rows: Sequence[Observation]) -> float:
+    """Board power over fp16 peak of the best-fed device among the rows, W per 1e12 operations/s."""
+    return max((r.gpu.tdp or 0.0) / r.gpu.peak("fp16") * 1e12 for r in rows)
+
+
 def _solve(
-    rows: Sequence[Observation], start: np.ndarray, weight: np.ndarray, toward: np.ndarray
+    rows: Sequence[Observation], start: np.ndarray, weight: np.ndarray, toward: np.ndarray, watts: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    blank = Efficiency(1.0, 1.0, 1.0, 1.0)
+    blank = Efficiency(1.0, 1.0, 1.0, 1.0, watts=watts)
     scale = np.array([PREFILL_WEIGHT if r.quantity == "prefill" else 1.0 for r in rows])
     measured = np.log([r.measured for r in rows])
 
@@ -138,8 +144,10 @@ def _solve(
     return least_squares(residual, start, weight=weight, toward=toward)
 
 
-def _record(rows: Sequence[Observation], logs: np.ndarray, covariance: np.ndarray, how: str) -> Efficiency:
-    eff = Efficiency(1.0, 1.0, 1.0, 1.0).with_vector(logs)
+def _record(
+    rows: Sequence[Observation], logs: np.ndarray, covariance: np.ndarray, how: str, watts: float = 0.0
+) -> Efficiency:
+    eff = Efficiency(1.0, 1.0, 1.0, 1.0, watts=watts).with_vector(logs)
     errors = tuple(float(e) for e in np.sqrt(np.maximum(np.diag(covariance), 0.0)))
     left = np.log([max(predict(r, eff), 1e-9) / r.measured for r in rows])
     spread = float(np.sqrt(np.mean(left**2)))
@@ -259,7 +267,8 @@ def write_catalog(paths: Sequence[Path], out: Path) -> None:
         "# compute: share of dense peak; bandwidth: share of memory bandwidth when weights are read;",
         "# third: batched, share of bandwidth when decode attention reads the cache; llamacpp, bytes (CUDA) or",
         "# quantised weights (Metal, CPU) per core and clock; step: seconds of overhead per layer and iteration.",
-        "# errors: relative standard errors of the four; spread: relative standard deviation of one forecast.",
+        "# errors: relative standard errors of the four; spread: relative standard deviation of one forecast;",
+        "# watts: board power over fp16 peak of the fitted device (data sheet), W per 1e12 operations/s.",
         f"# Fitted on: {', '.join(p.name for p in paths)}.",
     ]
     for path in paths:
@@ -311,6 +320,7 @@ def _table(engine: str, name: str, eff: Efficiency) -> list[str]:
         f"errors = [{errors}]",
         f"spread = {eff.spread:.3f}",
         f"rows = {eff.rows}",
+        *([f"watts = {eff.watts:.4g}"] if eff.watts and engine == "batched" else []),
         f'how = "{eff.how}"',
     ]
 

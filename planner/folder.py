@@ -179,9 +179,7 @@ def report(case: Case, plans: list[tuple[str, Plan]], rows: list[list[str]]) -> 
         ),
         page.table(HEADERS, rows, left=(0, 10), caption=_caption(case)),
         page.charts(bars("Tokens per request with the long prompt", tokens, x_label="tokens")),
-        page.section(
-            "Why", page.table(["prompt", "verdict"], [[n, p.triage.headline] for n, p in plans], left=(0, 1))
-        ),
+        page.section("Why", page.bullets([f"{name}: {plan.triage.headline}" for name, plan in plans])),
         page.section("What it rests on", page.bullets(assumptions)),
         subtitle=str(case.task.examples),
         footer=f"unshot {__version__}. Forecast, not a measurement.",

@@ -7,8 +7,10 @@ rests on.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -271,11 +273,23 @@ def _latency(facts: Mapping[str, Any]) -> Latency | None:
 @functools.cache
 def _snapshot() -> Any:
     try:
+        lazily("httpx2")  # for updates over the network, which no plan makes: half of the package's import
         from genai_prices.data_snapshot import get_snapshot
 
         return get_snapshot()
     except ImportError as error:
         raise OutsideError(f"API prices need the package genai-prices ({error})") from None
+
+
+def lazily(name: str) -> None:
+    """Let an import of `name` wait until something of it is used (importlib's own recipe)."""
+    spec = importlib.util.find_spec(name) if name not in sys.modules else None
+    if spec is None or spec.loader is None:
+        return
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
 
 
 @functools.cache

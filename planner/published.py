@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planner import queueing
-from planner.capacity import CHUNK, Load, setup
+from planner.replica import CHUNK, Load, setup
 from planner.roofline import Efficiency, cost_of
 from unshot import catalog
 from unshot.catalog import Architecture, Gpu, Precision
@@ -50,11 +50,16 @@ class Observation:
         return "batched" if self.quantity == "throughput" else "llamacpp"
 
 
-def read_published(path: Path) -> list[Observation]:
+class UnknownName(InputError):
+    """A row names a model, a device or a precision that the catalog lacks."""
+
+
+def read_published(path: Path, *, skipped: list[str] | None = None) -> list[Observation]:
     """Read a CSV of published rows; the header says which kind it is.
 
     Throughput files have the columns of `THROUGHPUT`, single-stream files those of `SINGLE` (each row gives two
-    observations); further columns are ignored. Raises `InputError` with file and line for anything it cannot use.
+    observations); further columns are ignored. Raises `InputError` with file and line for anything it cannot use; where
+    a list is given as `skipped`, rows of models, devices or precisions that the catalog lacks go there as a line each.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -73,7 +78,16 @@ def read_published(path: Path) -> list[Observation]:
         where = f"{path}:{reader.line_num}"
         if None in row or None in row.values():
             raise InputError(f"{where}: {'more' if None in row else 'fewer'} fields than the header has")
-        found.extend(_row(row, where, reader.line_num, kinds[0] is THROUGHPUT))
+        try:
+            found.extend(_row(row, where, reader.line_num, kinds[0] is THROUGHPUT))
+        except UnknownName as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+    if not found and skipped:
+        raise InputError(
+            f"{path}: the catalog knows no row's model, GPU and precision; the first: {skipped[0]}"
+        )
     if not found:
         raise InputError(f"{path}: no rows below the header")
     return found
@@ -94,7 +108,7 @@ def _row(row: dict[str, str], where: str, line: int, throughput: bool) -> list[O
         arch, gpu = catalog.model(row["model"]), catalog.gpu(row["gpu"])
         form = catalog.precision(row["precision"])
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise UnknownName(f"{where}: {error}") from None
     if throughput:
         observation = Observation(
             "throughput", arch, gpu, form, int(number("tensor_parallel", whole=True)),

@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from planner.moments import lgamma, mix, mixture_quantiles, normal, pearson, survival
 from planner.roofline import StepCost
+from planner.signs import cost_signs, load_signs, stack, state_signs
 from planner.waiting import Correction
 
 Number = Any
 
 TOP = 0.95  # utilisation at which a passing overload is held: it ends before its queue is stationary
-_Z = {50.0: 0.0, 90.0: 1.2815516, 95.0: 1.6448536, 99.0: 2.3263479}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Shape:
     `new` prompt tokens to prefill, `pairs` query-key pairs of that prefill, `context` mean cached tokens while
     decoding, `output` answer tokens, `chunk` prefill tokens one iteration takes, `limit` sequences at most.
     `size_cv2` is that of the cache a running sequence holds, where memory bounds their number (0 where
-    the engine's own limit does).
+    the engine's own limit does); `room` is how many mean requests the memory holds, parts of one included.
     """
 
     new: Number
@@ -52,6 +53,7 @@ class Shape:
     output_cv2: Number = 0.0
     arrival_cv2: Number = 1.0
     size_cv2: Number = 0.0
+    room: Number = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,19 +192,24 @@ def respond(
     third_n = spread_n * np.maximum(2.0 * spread_n / np.maximum(batch, 1e-9) - 1.0, 0.0)
     parts = [(idle, alone, work_var, work_third)]
     for z, weight in ((-(3.0**0.5), 1 / 6), (0.0, 2 / 3), (3.0**0.5, 1 / 6)):
-        present = np.clip(_pearson(batch, spread_n, third_n, z), 0.0, limit)
+        present = np.clip(pearson(batch, spread_n, third_n, z), 0.0, limit)
         own, wait, width, skew = _met(cost, shape, lam, idle, present, extra, hidden)
         parts.append((seen * weight, own + wait, width + work_var, skew + work_third))
         if z == 0.0:
             late = own + wait + slot
             parts.append((full, late, width + slot**2 + work_var, skew + work_third + 2.0 * slot**3))
-    mean, variance, third = _mix(parts)
+    mean, variance, third = mix(parts)
     room = np.maximum(shape.chunk - batch, 0.1 * shape.chunk) / shape.new
     tight = lam * (iteration(cost, shape, batch, 0.0) / room + extra)
-    signs = _signs(
-        tight=tight, rho=rho, busy=busy, wide=shape.chunk / shape.new, limit=limit, full=full, spin=spin,
-        idle=idle, steps=steps, batch=batch, step=extra / one, hidden=hidden / one, slot=full * slot / mean,
-        shape=shape, clump=clump, spread_n=spread_n,
+    now = iteration(cost, shape, batch, 0.0)
+    signs = stack(
+        cost_signs(cost, shape, one, iteration(cost, shape, limit, 0.0))
+        + load_signs(shape, limit, steps, np.maximum(shape.room, limit))
+        + state_signs(
+            rho=rho, busy=busy, tight=tight, full=full, spin=spin, idle=idle, batch=batch, limit=limit, extra=extra,
+            hidden=hidden, now=now, alone=alone, one=one, slot=slot, clump=clump, spread_n=spread_n,
+            size_cv2=shape.size_cv2, mean=mean, variance=variance, third=third,
+        )
     )  # fmt: skip
     after = steps * tpot
     e2e_mean = mean + after
@@ -210,27 +217,33 @@ def respond(
     out_var = (after * output_cv) ** 2
     e2e_var = variance + steps**2 * tpot_var + out_var
     e2e_third = third + out_var * after * shape.output_cv2 * 3.0
-    tpot_skew = 2.0 * np.sqrt(tpot_var) / tpot
 
     def shown(value: Number) -> Number:
         return np.where(stable, value, np.inf)
 
     factor = Correction(signs) if correct else None
 
-    def quantiles(measure: str, values: dict[float, Number]) -> dict[float, Number]:
-        # A percentile is never below a lower one.
+    def quantiles(measure: str, values: dict[float, Number], floor: Number) -> dict[float, Number]:
+        # A percentile is never below a lower one, nor below an empty server's.
         found: dict[float, Number] = {}
-        floor: Number = 0.0
+        last: Number = 0.0
         for p in sorted(values):
-            value = values[p] if factor is None else values[p] * factor.at(measure, normal(p))
-            floor = np.maximum(floor, value)
-            found[p] = shown(floor)
+            floor = np.maximum(values[p], floor)
+            last = floor if factor is None else np.maximum(last, floor * factor.at(measure, normal(p)))
+            found[p] = shown(last)
         return found
 
-    ttft = quantiles("ttft", {p: _mixture_quantile(parts, p) for p in percentiles})
-    e2e = quantiles("e2e", {p: _pearson(e2e_mean, e2e_var, e2e_third, normal(p)) for p in percentiles})
+    ttft = quantiles("ttft", mixture_quantiles(parts, percentiles), 0.0)
+    e2e = quantiles(
+        "e2e", {p: pearson(e2e_mean, e2e_var, e2e_third, normal(p)) for p in percentiles}, 0.5 * alone
+    )
+    third_t = 2.0 * np.sqrt(tpot_var) / tpot * tpot_var**1.5
+    speeds = quantiles(
+        "tpot", {p: pearson(tpot, tpot_var, third_t, normal(p)) for p in percentiles}, 0.9 * one
+    )
     if factor is not None:
         mean, e2e_mean = mean * factor.mean("ttft"), e2e_mean * factor.mean("e2e")
+        tpot = tpot * factor.mean("tpot")
     return Response(
         capacity=cap,
         utilisation=load,
@@ -239,7 +252,7 @@ def respond(
         ttft_mean=shown(mean),
         e2e_mean=shown(e2e_mean),
         ttft=ttft,
-        tpot={p: shown(_pearson(tpot, tpot_var, tpot_skew * tpot_var**1.5, normal(p))) for p in percentiles},
+        tpot=speeds,
         e2e=e2e,
         prefill=alone,
         decode=one,
@@ -270,44 +283,6 @@ def _met(
     queue = _single_wait(service, plain, lam, idle, shape)
     wait, width, skew = (np.where(single, q, b) for q, b in zip(queue, bulk, strict=True))
     return own, wait, width, skew
-
-
-def _signs(
-    *, tight: Number, rho: Number, busy: Number, wide: Number, limit: Number, full: Number, spin: Number,
-    idle: Number, steps: Number, batch: Number, step: Number, hidden: Number, slot: Number, shape: Shape,
-    clump: Number, spread_n: Number,
-) -> Number:  # fmt: skip
-    """What tells where the moments fall short, dimensionless and bounded: shape (signs, ...)."""
-    chunks = 1.0 / wide
-    rest = np.where(chunks > 1.0, np.ceil(chunks - 1e-9) / chunks - 1.0, 0.0)
-    parts = np.broadcast_arrays(
-        rho,
-        -np.log(1.0 - np.minimum(rho, 0.97)) / 2.0,
-        busy,
-        np.minimum(tight, 1.2),
-        -np.log(1.0 - np.minimum(tight, 0.97)) / 2.0,
-        np.tanh(np.log(wide) / 2.0),
-        np.tanh(2.0 * np.log(wide / 1.5)),
-        rest,
-        np.log(limit) / 4.0,
-        np.sqrt(full),
-        spin,
-        idle,
-        np.log1p(steps) / 3.0,
-        np.log1p(batch) / 4.0,
-        batch / limit,
-        np.tanh(np.log(step) / 2.0),
-        hidden,
-        np.log1p(slot),
-        np.sqrt(shape.work_cv2),
-        np.sqrt(shape.output_cv2),
-        np.log(shape.arrival_cv2),
-        np.log(clump),
-        np.sqrt(shape.size_cv2 / limit) * 3.0,
-        np.tanh((limit - batch) / np.sqrt(spread_n + batch * shape.size_cv2 + 1.0) / 3.0),
-        1.0 / np.sqrt(limit),
-    )
-    return np.stack([np.clip(p, -3.0, 3.0) for p in parts])
 
 
 def plain_wait(cost: StepCost, shape: Shape, batch: Number, extra: Number, lam: Number) -> Number:
@@ -376,80 +351,13 @@ def _full(order: Number, spin: Number, rho: Number, limit: Number) -> Number:
     """Probability that all `limit` slots are taken: negative binomial below, geometric above."""
     x = np.maximum(spin, 1e-12)
     log_pmf = (
-        _lgamma(limit + order)
-        - _lgamma(order)
-        - _lgamma(limit + 1.0)
-        + order * np.log1p(-x)
-        + limit * np.log(x)
+        lgamma(limit + order) - lgamma(order) - lgamma(limit + 1.0) + order * np.log1p(-x) + limit * np.log(x)
     )
     tail = np.exp(np.minimum(log_pmf, 0.0)) / (1.0 - rho)
     mean = order * x / (1.0 - x)
     variance = mean / (1.0 - x)
-    below = 1.0 - _survival(mean, variance, 2.0 * variance**2 / np.maximum(mean, 1e-12), limit - 0.5)
+    below = 1.0 - survival(mean, variance, 2.0 * variance**2 / np.maximum(mean, 1e-12), limit - 0.5)
     # With one or two slots the sum is short and exact.
     first = np.exp(order * np.log1p(-x))
     below = np.where(limit < 1.5, first, np.where(limit < 2.5, first * (1.0 + order * x), below))
     return np.clip(tail / (below + tail), 0.0, 1.0)
-
-
-def _lgamma(x: Number) -> Number:
-    """log Gamma by Stirling's series, shifted up by three for small arguments."""
-    y = x + 3.0
-    series = (y - 0.5) * np.log(y) - y + 0.9189385332 + 1.0 / (12.0 * y) - 1.0 / (360.0 * y**3)
-    return series - np.log(x * (x + 1.0) * (x + 2.0))
-
-
-def normal(percentile: float) -> float:
-    """Quantile of the standard normal at `percentile` (0-100)."""
-    if percentile in _Z:
-        return _Z[percentile]
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(percentile / 100.0)
-
-
-def _cdf(z: Number) -> Number:
-    """Standard normal distribution function, within 1.5e-4 (logistic with a cubic term)."""
-    return 1.0 / (1.0 + np.exp(-np.clip(1.5976 * z + 0.07056 * z**3, -60.0, 60.0)))
-
-
-def _skew(variance: Number, third: Number) -> Number:
-    return np.clip(third / np.maximum(variance, 1e-100) ** 1.5, 0.0, 3.9)
-
-
-def _pearson(mean: Number, variance: Number, third: Number, z: Number) -> Number:
-    """Quantile from mean, variance and third cumulant (Pearson III through Wilson-Hilferty)."""
-    g = _skew(variance, third)
-    k = np.maximum(g, 1e-3)
-    unit = (2.0 / k) * (np.maximum(1.0 + k * z / 6.0 - k**2 / 36.0, 0.0) ** 3 - 1.0)
-    return mean + np.sqrt(variance) * unit
-
-
-def _survival(mean: Number, variance: Number, third: Number, t: Number) -> Number:
-    """P(X > t) for the same distribution."""
-    k = np.maximum(_skew(variance, third), 1e-3)
-    unit = (t - mean) / np.sqrt(np.maximum(variance, 1e-100))
-    z = (np.cbrt(np.maximum(1.0 + k * unit / 2.0, 0.0)) - 1.0 + k**2 / 36.0) * 6.0 / k
-    return 1.0 - _cdf(z)
-
-
-def _mix(parts: list[tuple[Number, ...]]) -> tuple[Number, Number, Number]:
-    """Mean, variance and third cumulant of a mixture of `(weight, mean, variance, third)`."""
-    mean = sum(w * m for w, m, _, _ in parts)
-    variance = sum(w * (v + (m - mean) ** 2) for w, m, v, _ in parts)
-    third = sum(w * (t + 3.0 * (m - mean) * v + (m - mean) ** 3) for w, m, v, t in parts)
-    return mean, variance, third
-
-
-def _mixture_quantile(parts: list[tuple[Number, ...]], percentile: float) -> Number:
-    """The percentile of a mixture, by bisection on its survival function."""
-    target = 1.0 - percentile / 100.0
-    low = np.minimum(parts[0][1], parts[1][1]) * 0.3
-    high = low
-    for _, m, v, _ in parts:
-        high = np.maximum(high, m + 8.0 * np.sqrt(v))
-    for _ in range(18):
-        middle = 0.5 * (low + high)
-        above = sum(w * _survival(m, v, t, middle) for w, m, v, t in parts) > target
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return 0.5 * (low + high)

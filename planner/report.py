@@ -242,8 +242,8 @@ def _breakdown(plan: Plan, data: dict[str, Any]) -> str:
 
 def _options_table(plan: Plan, data: dict[str, Any]) -> str:
     headers = [
-        "option", "tokens in / out", "$ per 1,000", "$ per month", "90% interval", "GPUs", "used", "one-off",
-        "break-even", "payback", "note",
+        "option", "in / out", "$ / 1,000", "$ / month", "90% interval", "GPUs", "used", "one-off",
+        "break-even", "payback",
     ]  # fmt: skip
     rows, strong, faint = [], [], []
     marked = {o.key for o in (plan.keep, plan.tuned) if o is not None}
@@ -251,10 +251,10 @@ def _options_table(plan: Plan, data: dict[str, Any]) -> str:
         if row["key"] in marked:
             strong.append(index)
         note = "; ".join(row["notes"])
-        head = [row["name"], f"{row['input_tokens']:,.0f} / {row['output_tokens']:,.0f}"]
+        tokens = f"{row['input_tokens']:,.0f} / {row['output_tokens']:,.0f}"
         if not row["usable"]:
             faint.append(index)
-            rows.append([*head, *["–"] * 8, note])
+            rows.append([f"{row['name']}: {note}", tokens, *["–"] * 8])
             continue
         compared = row["key"] in plan.comparisons and row["tuned"]
         scaled, gpu = row.get("per_month_if_scaled_by_hour"), row["parts_per_month"].get("GPU hours", 0.0)
@@ -264,7 +264,8 @@ def _options_table(plan: Plan, data: dict[str, Any]) -> str:
             )
         rows.append(
             [
-                *head,
+                f"{row['name']} ({note})" if note else row["name"],
+                tokens,
                 dollars(row["per_request"] * 1000),
                 dollars(row["per_month"]),
                 interval(*(row["per_month_interval"] or (None, None))),
@@ -273,17 +274,15 @@ def _options_table(plan: Plan, data: dict[str, Any]) -> str:
                 dollars(row["one_off_total"]) if row["one_off_total"] else "",
                 per_second(row["break_even_rate"]) if compared else "",
                 months(row["payback_months"]) if compared else "",
-                note,
             ]
         )
     return page.table(
         headers,
         rows,
-        left=(0, 10),
         strong=strong,
         faint=faint,
-        caption="Bold: the two that the verdict weighs. Break-even and payback are against the cheapest way to keep "
-        "the prompt with today's model.",
+        caption="Tokens in and out, dollars. Bold: the two that the verdict weighs. Break-even and payback are "
+        "against the cheapest way to keep the prompt with today's model.",
     )
 
 

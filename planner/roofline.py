@@ -11,6 +11,7 @@ Every field of `StepCost` may be a float or an array: one code path serves a sin
 from __future__ import annotations
 
 import functools
+import math
 import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,8 +30,12 @@ SMOOTH = 2.0  # exponent that joins the two roofs of one matrix product
 ATTENTION_PREFILL = 0.5  # share of the fp16 peak that flash attention reaches in prefill
 UBATCH_LAUNCHES = 10.0  # llama.cpp: prefill launches per ubatch and layer, in units of a decode step's
 QUANTISED_PREFILL = 1.2  # llama.cpp: cost of a prefill product with quantised weights, fp16 = 1
+WORKSPACE = 2e9 / 4096  # bytes of activations and workspace by hidden size
 CORE_SMOOTH = 4.0  # exponent that joins the memory's and the cores' bandwidth limits
 ALLREDUCE_LATENCY = 12e-6  # s, NCCL small-message all-reduce inside one node
+LINK_SHARE = 0.4  # share of a link's bandwidth that an all-reduce of activations reaches
+# A board with less power per operation than its family's fitted ones slows by this power of the ratio.
+POWER = 0.8
 
 Number = Any  # float or numpy array
 
@@ -44,7 +49,8 @@ class Efficiency:
     attention, and seconds of overhead per layer and iteration; for `llamacpp` bytes (CUDA) or quantised weights
     (Metal, CPU) one core handles per clock, and seconds of launch per layer and iteration.
     `errors` are relative standard errors of the four, `spread` the relative standard deviation left in one
-    forecast, `rows` how many measured rows were fitted (0: taken over from other families).
+    forecast, `rows` how many measured rows were fitted (0: taken over from other families). `watts` is the fitted
+    devices' board power over their fp16 peak, W per 1e12 operations/s (data sheets; 0: not known).
     """
 
     compute: float
@@ -55,6 +61,13 @@ class Efficiency:
     spread: float = 0.25
     rows: int = 0
     how: str = ""
+    watts: float = 0.0
+
+    def reached(self, gpu: Gpu) -> float:
+        """Share of the peak in matrix products on one device: less where its board has less power to spend on them."""
+        if not self.watts or gpu.tdp is None:
+            return self.compute
+        return self.compute * min(1.0, gpu.tdp / gpu.peak("fp16") * 1e12 / self.watts) ** POWER
 
     def vector(self) -> np.ndarray:
         """The four numbers as natural logarithms, shape (4,)."""
@@ -165,12 +178,13 @@ def cost_of(
     dense = arch.linear_params - arch.layers * max(0, arch.experts) * arch.expert_params
     experts = arch.linear_params - dense if arch.experts else 0
     routed = arch.experts_per_token / arch.experts if arch.experts else 1.0
-    half = gpu.peak("fp16") * eff.compute
+    reached = eff.reached(gpu) if engine == "batched" else eff.compute
+    half = gpu.peak("fp16") * reached
     pair = 4.0 * arch.heads * arch.head_dim * arch.layers / (gpu.peak("fp16") * ATTENTION_PREFILL)
     shards = float(tensor_parallel)
     if engine == "batched":
         bandwidth = gpu.bandwidth * eff.bandwidth
-        arithmetic = gpu.peak(precision.compute) * eff.compute
+        arithmetic = gpu.peak(precision.compute) * reached
         # Elementwise work between the products: about 14 hidden-sized and 3 MLP-sized reads or writes of a byte
         # (fp8) to two bytes (fp16) per token and layer.
         width = arch.intermediate * max(1, arch.experts_per_token) + arch.shared_intermediate
@@ -184,13 +198,13 @@ def cost_of(
         quantised = precision.weight < 2.0
         unpack = 0.0
         if gpu.family in {"apple", "cpu"}:
-            # Unpacking quantised weights costs arithmetic that the memory does not hide.
+            # Unpacking quantised weights costs arithmetic that the memory hides in part.
             unpack = 1.0 / cores if quantised else 0.0
         else:
             # Bytes in flight per SM bound what a matrix-vector kernel can draw (Little's law).
             bandwidth = (bandwidth**-CORE_SMOOTH + cores**-CORE_SMOOTH) ** (-1 / CORE_SMOOTH)
-        weights = dense * (precision.weight / bandwidth + unpack)
-        expert_read = experts * (precision.weight / bandwidth + unpack)
+        weights = dense * math.hypot(precision.weight / bandwidth, unpack)
+        expert_read = experts * math.hypot(precision.weight / bandwidth, unpack)
         context = arch.kv_elements * precision.cache / bandwidth
         token = 2.0 * arch.active_params / half * (QUANTISED_PREFILL if quantised else 1.0)
         move, chunk = 0.0, UBATCH_LAUNCHES * eff.step * arch.layers
@@ -198,7 +212,7 @@ def cost_of(
     if tensor_parallel > 1:
         # Two all-reduces of the hidden state a layer, ring volume 2(n-1)/n, fp16.
         volume = 2 * arch.layers * arch.hidden * 2.0 * 2 * (shards - 1) / shards
-        move = move / shards + volume / max(gpu.link, 8e9)
+        move = move / shards + volume / (max(gpu.link, 8e9) * LINK_SHARE)
         fixed += 2 * arch.layers * ALLREDUCE_LATENCY
     return StepCost(
         fixed=fixed,
@@ -231,14 +245,36 @@ def cache_room(
 ) -> float:
     """Bytes left for the cache beside weights and workspace; below zero where the weights do not fit.
 
-    1.5% of the memory goes to the driver; activations and workspace take 2 GB, at most 6% of the memory
-    (llama.cpp: 0.5 GB). Of what is left the engine takes 95%, as the published runs do. Apple's GPU may use
-    three quarters of the shared memory.
+    1.5% of the memory goes to the driver; activations and workspace grow with the hidden size (2 GB at 4,096), at
+    most 6% of the memory (llama.cpp: 0.5 GB). Of what is left the engine takes 95%, as the published runs do. Apple's
+    GPU may use three quarters of the shared memory.
     """
     engine = engine or gpu.engine
     usable = gpu.memory * (0.75 if gpu.family == "apple" else 0.985)
-    workspace = min(2e9, 0.06 * gpu.memory) if engine == "batched" else 0.5e9
+    workspace = min(WORKSPACE * arch.hidden, 0.06 * gpu.memory) if engine == "batched" else 0.5e9
     return (tensor_parallel * (usable - workspace) - weight_bytes(arch, precision)) * 0.95
+
+
+def requests_in_memory(
+    arch: Architecture,
+    gpu: Gpu,
+    precision: Precision,
+    tokens: float,
+    *,
+    engine: str | None = None,
+    tensor_parallel: int = 1,
+    shared: float = 0.0,
+) -> float:
+    """How many sequences of `tokens` tokens (prompt and answer) the memory holds at once; 0 where none.
+
+    `shared` prefix tokens are kept once for all sequences (prefix caching).
+    """
+    room = cache_room(arch, gpu, precision, engine=engine, tensor_parallel=tensor_parallel)
+    each = cache_bytes(arch, precision, tokens)
+    if shared:
+        room -= cache_bytes(arch, precision, shared)
+        each -= cache_bytes(arch, precision, shared)
+    return max(0.0, room) / max(each, 1.0)
 
 
 def max_batch_by_memory(
@@ -251,15 +287,9 @@ def max_batch_by_memory(
     tensor_parallel: int = 1,
     shared: float = 0.0,
 ) -> int:
-    """How many sequences of `tokens` tokens (prompt and answer) the memory holds at once; 0 where none.
-
-    `shared` prefix tokens are kept once for all sequences (prefix caching).
-    """
-    room = cache_room(arch, gpu, precision, engine=engine, tensor_parallel=tensor_parallel)
-    if room <= 0:
-        return 0
-    each = cache_bytes(arch, precision, tokens)
-    if shared:
-        room -= cache_bytes(arch, precision, shared)
-        each -= cache_bytes(arch, precision, shared)
-    return max(0, int(room // max(each, 1.0)))
+    """`requests_in_memory`, whole ones."""
+    return int(
+        requests_in_memory(
+            arch, gpu, precision, tokens, engine=engine, tensor_parallel=tensor_parallel, shared=shared
+        )
+    )

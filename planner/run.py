@@ -86,7 +86,7 @@ def case_from(
             **{k: flags.get(k) for k in ("current", "target", "examples_at_hand")},
         },
         traffic={
-            **{k: flags.get(k) for k in ("rate", "peak_factor", "output_tokens", "offline")},
+            **{k: flags.get(k) for k in ("rate", "peak_factor", "arrival_cv", "output_tokens", "offline")},
             "slo": {
                 "ttft_ms": flags.get("slo_ttft"),
                 "tpot_ms": flags.get("slo_tpot"),

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from planner.capacity import Load, Setup, gpus_needed, setup
-from planner.capacity import Slo as SecondsSlo
+from planner.capacity import gpus_needed
 from planner.memo import remember
 from planner.queueing import capacity as saturated
 from planner.queueing import respond
+from planner.replica import Load, Setup, setup
+from planner.replica import Slo as SecondsSlo
 from planner.usage import Usage
 from unshot import catalog
 from unshot.case import Slo
@@ -92,17 +93,8 @@ class Serving:
 
         def run() -> dict[str, dict[str, float]]:
             found = simulate(self.one, load, requests=REQUESTS)
-            warm = int(0.1 * REQUESTS)
-            return {
-                measure: dict(
-                    zip(
-                        map(str, PERCENTILES),
-                        np.percentile(getattr(found, measure)[warm:], PERCENTILES).tolist(),
-                        strict=True,
-                    )
-                )
-                for measure in ("ttft", "tpot", "e2e")
-            }
+            seen = {measure: found.quantiles(measure) for measure in ("ttft", "tpot", "e2e")}
+            return {m: {"50.0": q.p50, "95.0": q.p95, "99.0": q.p99} for m, q in seen.items()}
 
         at: dict[str, dict[str, float]] = remember("latency", (self.one, load, REQUESTS), run)
         return at
@@ -141,19 +133,31 @@ def serve(
     peak_factor: float,
     slo: Slo,
     price: float | None,
+    arrival_cv: float = 1.0,
     calibration: Path | None = None,
 ) -> Serving:
-    """Size one replica for the prompt's requests. Raises `InputError` for unknown names."""
+    """Size one replica for the prompt's requests. Raises `InputError` for unknown names.
+
+    Where one GPU does not hold the model and a request's cache, two, four or eight share it (tensor parallelism).
+    """
     device = catalog.gpu(gpu)
     cached = usage.prefix // CACHE_BLOCK * CACHE_BLOCK if prefix_cache else 0
     shortest = min(prompt for prompt, _ in usage.samples)
     load = Load.of_samples(
-        rate, [(float(p), float(o)) for p, o in usage.samples], cached_tokens=float(min(cached, shortest - 1))
+        rate,
+        [(float(p), float(o)) for p, o in usage.samples],
+        cached_tokens=float(min(cached, shortest - 1)),
+        arrival_cv=arrival_cv,
     )
     options: dict[str, Any] = {}
     if calibration is not None and device.engine == "llamacpp":
         options = {"eff": _calibrated(calibration, device.name), "engine": "llamacpp"}
     one = setup(model, device, precision, load, **options)
+    for shards in (2, 4, 8) if one.engine == "batched" and one.max_batch < 1 else ():
+        shared = setup(model, device, precision, load, tensor_parallel=shards, **options)
+        if shared.max_batch >= 1:
+            one, options = shared, {**options, "tensor_parallel": shards}
+            break
     targets = SecondsSlo(_seconds(slo.ttft_ms), _seconds(slo.tpot_ms), _seconds(slo.e2e_ms), slo.percentile)
     if one.max_batch >= 1 and targets.ttft is targets.tpot is targets.e2e is None:
         fits, why = True, ""

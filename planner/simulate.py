@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.capacity import Forecast, Load, Quantiles, Setup, forecast_setup
+from planner.capacity import Forecast, Quantiles, forecast_setup
+from planner.replica import Load, Setup, all_pairs, windowed_pairs
 from planner.roofline import StepCost
 from unshot.errors import InputError
 
@@ -42,6 +43,8 @@ class Run:
         """Mean and percentiles of `ttft`, `tpot`, `e2e` or `wait`, the first `warmup` share left out."""
         values = getattr(self, name)
         values = values[int(len(values) * warmup) :]
+        if name == "tpot" and values.any():
+            values = values[values > 0.0]  # answers of one token have none
         p50, p95, p99 = (float(v) for v in np.quantile(values, [0.5, 0.95, 0.99]))
         return Quantiles(float(values.mean()), p50, p95, p99)
 
@@ -65,7 +68,10 @@ def lengths(load: Load, count: int, rng: np.random.Generator) -> tuple[np.ndarra
         sigma2 = math.log1p(cv**2)
         return np.maximum(1, np.rint(rng.lognormal(math.log(mean) - sigma2 / 2, math.sqrt(sigma2), count)))
 
-    return spread(load.prompt_tokens, load.prompt_cv), spread(load.output_tokens, load.output_cv)
+    # The cached prefix is every request's; only what follows it varies.
+    new = load.prompt_tokens - load.cached_tokens
+    prompts = load.cached_tokens + spread(new, load.prompt_cv * load.prompt_tokens / new)
+    return prompts, spread(load.output_tokens, load.output_cv)
 
 
 def simulate(one: Setup, load: Load, *, requests: int = 20_000, seed: int = 0) -> Run:
@@ -82,10 +88,11 @@ def simulate(one: Setup, load: Load, *, requests: int = 20_000, seed: int = 0) -
         prompts,
         outputs,
         cached=load.cached_tokens,
-        limit=one.max_batch,
+        limit=one.slots,
         chunk=one.chunk,
         cache_tokens=one.cache_tokens,
         context_share=one.arch.cached_tokens(full) / full,
+        pair_share=windowed_pairs(one.arch, load.prompt_tokens) / all_pairs(load.prompt_tokens),
     )
 
 
@@ -121,11 +128,13 @@ def simulate_cost(
     chunk: int,
     cache_tokens: float = math.inf,
     context_share: float = 1.0,
+    pair_share: float = 1.0,
 ) -> Run:
     """The simulation itself: arrival times (ascending), prompt and output tokens, shape (n,) each.
 
     `cached` prompt tokens are found in the prefix cache and kept once; `context_share` of the context is what
-    attention reads (below 1 with sliding windows).
+    decode attention reads, `pair_share` of the query-key pairs what prefill attention computes (below 1 with sliding
+    windows).
     """
     n = len(times)
     arrive = [*times.tolist(), math.inf]
@@ -133,7 +142,8 @@ def simulate_cost(
     first, done, entered = [0.0] * n, [0.0] * n, [0.0] * n
     fixed, move, sampled = float(cost.fixed), float(cost.move), float(cost.sampled)
     weights, experts, routed = float(cost.weights), float(cost.experts), float(cost.routed)
-    token, head, pair, extra = float(cost.token), float(cost.head), float(cost.pair), float(cost.chunk)
+    token, head, extra = float(cost.token), float(cost.head), float(cost.chunk)
+    pair = float(cost.pair) * pair_share
     per_context = float(cost.context) * context_share
     hypot, heappush, heappop, sqrt = math.hypot, heapq.heappush, heapq.heappop, math.sqrt
     infinity = math.inf
@@ -143,7 +153,7 @@ def simulate_cost(
         return fixed + hypot(read, tokens * token) + hypot(head, samples * sampled) + tokens * move
 
     decode_base = [0.0] + [base(b, b) for b in range(1, min(limit, n) + 1)]
-    room = cache_tokens if cached == 0 else cache_tokens + 0.0
+    room = cache_tokens
     now, step, head_of_queue, context = 0.0, 0, 0, 0.0
     finishing: list[tuple[int, int]] = []  # (iteration at whose end it finishes, request)
     prefilling: list[int] = []
@@ -177,9 +187,7 @@ def simulate_cost(
                     ended += 1
                 if took >= budget:
                     break
-            spent = (
-                base(took + running, running + ended) + context * per_context + pairs * pair * context_share
-            )
+            spent = base(took + running, running + ended) + context * per_context + pairs * pair
             if extra:
                 spent += extra * max(took / chunk, 1.0)
             now += spent

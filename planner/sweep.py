@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from planner import queueing
-from planner.capacity import Load, setup
+from planner.replica import Load, setup
 from planner.roofline import StepCost
 from unshot.errors import InputError
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from planner.tokens import Counter
+from planner.counters import Counter
 from unshot.data import Example, Message
 from unshot.errors import InputError
 from unshot.prompts import SLOT, Prompt

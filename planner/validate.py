@@ -62,10 +62,12 @@ def validate(path: Path, hold_out: str = "none") -> dict[str, Any]:
     """The whole report as plain data.
 
     `rows` (in file order: line, model, gpu, precision, tensor_parallel, input_tokens, output_tokens, quantity,
-    measured, forecast, error), `summary` by quantity (rows, median and 90th percentile of |error|, mean error) and
-    `worst`, the five rows furthest off.
+    measured, forecast, error), `summary` by quantity (rows, median and 90th percentile of |error|, mean error),
+    `worst`, the five rows furthest off, and `skipped`, a line for each row whose model, GPU or precision the catalog
+    lacks.
     """
-    judged = judge(read_published(path), hold_out)
+    skipped: list[str] = []
+    judged = judge(read_published(path, skipped=skipped), hold_out)
     table: list[dict[str, Any]] = [
         {
             "line": j.row.line,
@@ -98,5 +100,6 @@ def validate(path: Path, hold_out: str = "none") -> dict[str, Any]:
         "unit": "tokens/s",
         "summary": summary,
         "worst": worst,
+        "skipped": skipped,
         "rows": table,
     }

@@ -40,12 +40,16 @@ def _one(path: Path, hold_out: str, out: Output, *, alone: bool) -> dict[str, An
     from planner.validate import NothingToLeaveOut, validate
 
     try:
-        return validate(path, hold_out)
+        report = validate(path, hold_out)
     except NothingToLeaveOut as error:
         if alone:
             raise
         out.warn(f"{path}: {error}; its rows are forecast with the catalog")
-        return validate(path, "none")
+        report = validate(path, "none")
+    if report["skipped"]:
+        first, count = report["skipped"][0], len(report["skipped"])
+        out.warn(f"{count} rows skipped, whose model, GPU or precision the catalog lacks; the first: {first}")
+    return report
 
 
 def _tables(report: dict[str, Any]) -> list[Any]:

@@ -1,9 +1,9 @@
 """What the waiting formulas leave out, fitted to the simulation: `python -m planner.waiting_fit --out FILE`.
 
-Loads are drawn at random (model, device, precision, lengths and their spread, arrivals, utilisation), simulated, and
-the logarithm of simulated over forecast latency is fitted by robust ridge regression on the `signs` of
-`planner.queueing` and their products. No load, model or device has a number of its own. Judge it on loads of
-another seed only.
+Loads are drawn at random (model, device, precision, lengths and their spread, cached prefix, arrivals, utilisation),
+simulated, and the logarithm of simulated over forecast latency is fitted by a few small networks (two layers of tanh,
+Huber loss, weight decay, mean of the members) on `planner.signs`. No load, model or device has a number of its own.
+Judge it on loads of another seed only.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from planner import queueing
-from planner.capacity import Load, setup
+from planner.replica import Load, setup
 from planner.simulate import simulate
-from planner.waiting import products
+from planner.waiting import FIGURES, MEASURES, unit
+from unshot import catalog
 from unshot.errors import InputError
 
 MODELS = (
     "llama-2-7b", "llama-2-13b", "llama-3.1-8b", "mistral-7b", "mistral-nemo-12b", "qwen2.5-7b", "qwen2.5-14b",
-    "qwen3-8b", "gemma-2-9b", "phi-4", "smollm2-135m",
+    "qwen3-8b", "gemma-2-9b", "phi-4",
 )  # fmt: skip
 GPUS = (
     "t4",
@@ -34,13 +36,18 @@ GPUS = (
     "rtx-3090",
     "rtx-4090",
     "a40",
+    "a100-sxm-40",
     "a100-sxm-80",
     "h100-sxm",
     "h200",
-    "m2-max",
 )
-FIGURES = tuple(f"{measure}_{name}" for measure in ("ttft", "e2e") for name in ("mean", "p50", "p95", "p99"))
-SEED, LOADS, RIDGE, ROBUST = 20_000, 700, 1.5, 0.05
+SEED, LOADS = 1_000_000, 4000
+HIDDEN, MEMBERS, EPOCHS, DECAY = 32, 3, 200, 1e-2
+# Utilisations of one load (drawn between) and requests of each simulation.
+SHARES = (
+    (0.02, 0.3, 20_000), (0.25, 0.5, 25_000), (0.45, 0.7, 30_000), (0.65, 0.82, 50_000), (0.8, 0.9, 90_000),
+    (0.86, 0.95, 100_000),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,90 +58,127 @@ class Drawn:
     gpu: str
     precision: str
     load: Load
+    slots: int | None = None
 
     def at(self, utilisation: float) -> Load:
         """The load at a share of the capacity."""
-        one = setup(self.model, self.gpu, self.precision, self.load)
+        one = self.setup()
         return replace(self.load, rate=utilisation * float(queueing.capacity(one.cost, one.shape(self.load))))
 
+    def setup(self) -> Any:
+        """The replica."""
+        return setup(self.model, self.gpu, self.precision, self.load, max_batch=self.slots)
 
-def draw(seed: int, *, bursty: bool = False) -> Iterator[Drawn]:
-    """Endless random loads that fit their device: prompts of 100 to 8,000 tokens, answers of 1 to 500 (log-uniform)."""
+
+def draw(seed: int, *, bursty: bool = False, wide: bool = False) -> Iterator[Drawn]:
+    """Endless random loads that fit their device: prompts of 100 to 8,000 tokens, answers of 1 to 500 (log-uniform).
+
+    A third of the long prompts have a cached prefix. `bursty` adds arrivals that are not Poisson, `wide` every model
+    and device of the catalog, and smaller limits on sequences, for one load in three.
+    """
     rng = np.random.default_rng(seed)
+    every_model, every_gpu = list(catalog.models()), list(catalog.gpus())
     while True:
-        model, gpu = MODELS[rng.integers(len(MODELS))], GPUS[rng.integers(len(GPUS))]
-        precision = "q4_k_m" if gpu == "m2-max" else ("fp16", "fp8", "int4")[rng.integers(3)]
+        broad = wide and rng.random() < 0.35
+        models, gpus = (every_model, every_gpu) if broad else (MODELS, GPUS)
+        model, gpu = models[rng.integers(len(models))], gpus[rng.integers(len(gpus))]
+        llamacpp = catalog.gpu(gpu).engine == "llamacpp"
+        forms = ("fp16", "q8_0", "q4_k_m") if llamacpp else ("fp16", "fp8", "int8", "int4")
+        precision = forms[rng.integers(len(forms))]
+        prompt = float(int(np.exp(rng.uniform(np.log(100), np.log(8000)))))
+        output = float(int(np.exp(rng.uniform(0.0, np.log(500)))))
+        varied = (0.0, 0.3, 0.6)[rng.integers(3)]
+        answers = (0.0, 0.5, 0.9)[rng.integers(3)]
+        new = prompt
+        if rng.random() < 0.35 and prompt > 300:
+            new = float(max(20, int(prompt * np.exp(rng.uniform(np.log(0.02), np.log(0.7))))))
+        arrival_cv = (1.0, 1.0, 1.0, 1.5, 2.2)[rng.integers(5)] if bursty else 1.0
+        slots = (8, 32, 128, 256)[rng.integers(4)] if broad and rng.random() < 0.5 else None
         load = Load(
-            1.0,
-            float(int(np.exp(rng.uniform(np.log(100), np.log(8000))))),
-            float(int(np.exp(rng.uniform(0.0, np.log(500))))),
-            prompt_cv=(0.0, 0.3, 0.6)[rng.integers(3)],
-            output_cv=(0.0, 0.5, 0.9)[rng.integers(3)],
-            arrival_cv=(1.0, 1.0, 1.0, 1.5, 2.2)[rng.integers(5)] if bursty else 1.0,
-        )
+            1.0, prompt, output, cached_tokens=prompt - new, arrival_cv=arrival_cv,
+            prompt_cv=varied * new / prompt, output_cv=answers if output > 2 else 0.0,
+        )  # fmt: skip
+        drawn = Drawn(model, gpu, precision, load, slots)
         try:
-            one = setup(model, gpu, precision, load)
+            one = drawn.setup()
         except InputError:
             continue
         if one.max_batch >= 1:
-            yield Drawn(model, gpu, precision, load)
+            yield drawn
 
 
 def observe(seed: int) -> list[tuple[list[float], list[float]]]:
-    """Signs and log(simulated / forecast) of one load at four utilisations."""
-    drawn = next(draw(seed, bursty=True))
+    """Signs and log(simulated / forecast), by `FIGURES`, of one load at the utilisations of `SHARES`."""
+    drawn = next(draw(seed, bursty=True, wide=True))
     rng = np.random.default_rng([seed, 1])
-    shares = [(rng.uniform(0.1, 0.5), 15_000), (rng.uniform(0.5, 0.75), 20_000)]
-    shares += [(rng.uniform(0.75, 0.86), 60_000), (rng.uniform(0.82, 0.92), 80_000)]
     found = []
-    for share, requests in shares:
-        load = drawn.at(share)
-        one = setup(drawn.model, drawn.gpu, drawn.precision, load)
+    one = drawn.setup()
+    for low, high, requests in SHARES:
+        load = drawn.at(rng.uniform(low, high))
         answer = queueing.respond(one.cost, one.shape(load), load.rate, correct=False)
         run = simulate(one, load, requests=requests, seed=seed)
         left = []
-        for measure in ("ttft", "e2e"):
+        for measure in MEASURES:
             seen = run.quantiles(measure)
             at = getattr(answer, measure)
             guess = (getattr(answer, f"{measure}_mean"), at[50.0], at[95.0], at[99.0])
-            left += [
-                float(np.log(s / g))
-                for s, g in zip((seen.mean, seen.p50, seen.p95, seen.p99), guess, strict=True)
-            ]
+            real = (seen.mean, seen.p50, seen.p95, seen.p99)
+            left += [float(np.log(s / g)) if s > 0 else 0.0 for s, g in zip(real, guess, strict=True)]
         found.append(([float(v) for v in answer.signs], left))
     return found
 
 
-def fit(rows: list[tuple[list[float], list[float]]]) -> dict[str, object]:
-    """Ridge regression of the logarithms on the products of the normalised signs."""
-    signs, left = (np.array([row[i] for row in rows]) for i in (0, 1))
-    good = np.isfinite(signs).all(1) & np.isfinite(left).all(1) & (np.abs(left) < 3.0).all(1)
-    signs, left = signs[good], np.clip(left[good], -1.2, 1.2)
-    centre, width = signs.mean(0), signs.std(0) + 1e-9
-    table = products(np.clip((signs - centre) / width, -3.0, 3.0).T).T
-    pull = RIDGE * np.diag(np.r_[1e-3, np.ones(table.shape[1] - 1)])
-    found = np.stack([_robust(table, column, pull) for column in left.T], axis=1)
-
-    def short(values: np.ndarray) -> list[float]:
-        return [float(f"{v:.5g}") for v in values]
-
+def fit(
+    signs: np.ndarray, left: np.ndarray, *, epochs: int = EPOCHS, members: int = MEMBERS
+) -> dict[str, Any]:
+    """Train the networks on signs (points, k) and logarithms (points, figures); what `waiting.json` holds."""
+    good = np.isfinite(signs).all(1) & np.isfinite(left).all(1)
+    signs, left = signs[good], np.clip(left[good], -1.5, 1.5)
+    centre, width = signs.mean(0), signs.std(0) + 1e-3
+    scaled = unit(signs.T, centre, width).T
+    nets = [_train(scaled, left, epochs, seed) for seed in range(members)]
     return {
         "what": "log(simulated / closed form) by signs; written by `python -m planner.waiting_fit`, do not edit",
         "rows": len(signs),
-        "centre": short(centre),
-        "width": short(width),
-        "weights": {name: short(found[:, i]) for i, name in enumerate(FIGURES)},
+        "centre": _short(centre),
+        "width": _short(width),
+        **{name: _short(np.stack([net[name] for net in nets])) for name in nets[0]},
     }
 
 
-def _robust(table: np.ndarray, wanted: np.ndarray, pull: np.ndarray) -> np.ndarray:
-    """Ridge regression with pseudo-Huber weights: loads that no sign explains do not bend the others' fit."""
-    weight = np.ones(len(wanted))
-    found = np.zeros(table.shape[1])
-    for _ in range(8):
-        found = np.linalg.solve((table.T * weight) @ table + pull, table.T @ (weight * wanted))
-        weight = 1.0 / np.sqrt(1.0 + ((wanted - table @ found) / ROBUST) ** 2)
-    return found
+def _train(scaled: np.ndarray, left: np.ndarray, epochs: int, seed: int) -> dict[str, np.ndarray]:
+    import torch
+
+    torch.manual_seed(seed)
+    x, y = (torch.tensor(a, dtype=torch.float32) for a in (scaled, left))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.Tanh(),
+        torch.nn.Linear(HIDDEN, y.shape[1]),
+    )  # fmt: skip
+    # p95 of the time to first token is what an SLO is about: it weighs most.
+    weight = torch.tensor([3.0 if name == "ttft_p95" else 1.0 for name in FIGURES])
+    optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=DECAY)
+    batch = 256
+    plan = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=6e-3, total_steps=epochs * -(-len(x) // batch)
+    )
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(batch):
+            loss = torch.nn.functional.huber_loss(net(x[rows]), y[rows], reduction="none", delta=0.05)
+            optimiser.zero_grad()
+            (loss * weight).mean().backward()
+            optimiser.step()
+            plan.step()
+    return {
+        f"{kind}{i}": getattr(net[at], name).detach().numpy()
+        for i, at in ((1, 0), (2, 2), (3, 4))
+        for kind, name in (("w", "weight"), ("b", "bias"))
+    }
+
+
+def _short(values: Any) -> Any:
+    """Nested lists of four significant digits."""
+    return [_short(v) for v in values] if np.ndim(values) else float(f"{float(values):.4g}")
 
 
 def main() -> None:
@@ -149,7 +193,8 @@ def main() -> None:
         """Simulate random loads and fit what the waiting formulas leave out."""
         with ProcessPoolExecutor(workers) as pool:
             rows = [row for found in pool.map(observe, range(SEED, SEED + loads)) for row in found]
-        out.write_text(json.dumps(fit(rows)) + "\n", encoding="utf-8")
+        found = fit(*(np.array([row[i] for row in rows]) for i in (0, 1)))
+        out.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
     run()
 

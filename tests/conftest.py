@@ -18,6 +18,8 @@ SHARED = ROOT.parent / "shared" / "data"
 
 # Tests run on one machine with others; a hub that is not there must not be waited for.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Meaning is compared where a test asks for it: an embedder that happens to be installed would change every split.
+os.environ.setdefault("UNSHOT_EMBEDDER", "off")
 # This checkout is what processes started elsewhere must run, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 

@@ -15,6 +15,7 @@ import pytest
 from tests.golden import golden_server
 from unshot import embedded
 from unshot.data import read_text
+from unshot.gates import read_gates
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -119,6 +120,32 @@ def test_outputs_for_ci(measured: tuple[Path, subprocess.CompletedProcess[str]])
     assert suite.attrib["tests"] == "3"
     assert int(suite.attrib["failures"]) >= 1
     assert read_text(folder / "report.md").startswith("### 5-10x faster and cheaper: not met")
+
+
+def test_a_promotion_can_read_the_gates(measured: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    found = read_gates(measured[0] / "report")
+    assert found["claim"].passed is False
+    facts = report(measured[0])
+    assert (
+        found["claim"].figures["cache on"]["speed"]["value"]
+        == facts["modes"]["cache on"]["claim"]["speed"]["value"]
+    )
+    assert found["quality"].passed is {"passed": True, "failed": False}.get(facts["quality"]["gate"])
+
+
+def test_memory_is_measured_and_power_is_measured_or_said_to_be_unreadable(
+    measured: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    facts = report(measured[0])
+    resources = facts["resources"]
+    (peak,) = resources["memory_peak_bytes"].values()
+    assert 100 << 20 < peak < 8 << 30
+    for source in ("CPU package", "GPU"):
+        assert (source in resources["mean_power_w"]) != (source in resources["not_readable"])
+    if not resources["mean_power_w"]:
+        assert facts["modes"]["cache on"]["baseline"]["energy"] is None
+    # The thread that looks takes next to nothing of the run.
+    assert resources["sampling_cpu_seconds"] < 0.02 * facts["timings"]["cache on"] + 0.05
 
 
 def test_compare_of_a_report_with_itself_shows_no_change(

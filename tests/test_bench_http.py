@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from bench.openai import Api, read_answer
 from bench.records import Record
 from bench.remote import make_record
 from bench.schedule import parse_load
+from bench.single import _steps
+from bench.target import Target
 from tests.golden import golden_server
 from unshot.errors import InputError
 
@@ -42,7 +45,7 @@ def run(
     kind: str = "chat",
 ) -> tuple[Run, list[Record]]:
     api = Api(parse_url(url), "golden", kind, extra={"golden": golden or {}})
-    payload = api.request(MESSAGES if kind == "chat" else "hello", 10)
+    payload = api.request(MESSAGES if kind == "chat" else "hello", 64)
     streams = int(load.split(":")[1]) if load.startswith("closed") else 32
     result = drive(
         Driver(
@@ -150,6 +153,25 @@ def test_tokens_are_not_counted_by_chunks(server: str) -> None:
     assert all(r.tpot == pytest.approx((r.token_times[-1] - r.token_times[0]) / 9) for r in records)
 
 
+def test_sampled_lengths_are_asked_for_and_answered(server: str, tmp_path: Path) -> None:
+    options = {
+        "url": server, "model": "golden", "api": "chat", "api_key_env": None,
+        "request_extra": '{"golden": {"tokens": 99, "ttft_ms": 1, "itl_ms": 0.1}}',
+        "tokenizer": None, "slo": None, "seed": 7, "data": None, "prompt": None, "system": None, "prompt_words": "5-50",
+        "max_tokens": "2-12", "cache": "on", "timeout": 10.0,
+    }  # fmt: skip
+    target = Target(options)
+    bodies = [json.loads(b) for b in target.bodies(200)]
+    lengths = [b["max_tokens"] for b in bodies]
+    words = [len(b["messages"][-1]["content"].split()) for b in bodies]
+    assert (min(lengths), max(lengths)) == (2, 12)
+    assert 5 <= min(words) < 10 and 45 < max(words) <= 50
+    assert [json.loads(b)["max_tokens"] for b in Target(options).bodies(200)] == lengths
+    _, records = target.run(parse_load("closed:4"), 20)
+    assert [r.output_tokens for r in sorted(records, key=lambda r: r.row)] == lengths[:20]
+    assert all(r.finish == "length" for r in records)
+
+
 def test_completions_api(server: str) -> None:
     _, records = run(server, "closed:1", 2, kind="completions")
     assert all(r.ok and r.text == " word" * 10 for r in records)
@@ -167,6 +189,28 @@ def test_refused_connection_and_unknown_host() -> None:
     assert {r.error for r in records} == {"connect"}
     _, records = run("http://no-such-host.invalid:80", "closed:1", 1)
     assert records[0].error == "dns"
+
+
+def test_a_slow_name_server_is_counted_as_what_it_is(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resolver that answers late: waiting for it is latency; one that answers after the timeout is a dns error."""
+    real, port = socket.getaddrinfo, parse_url(server).port
+    delay = 0.4
+
+    def slow(host: object, *arguments: object, **named: object) -> object:
+        if host == "slow.test":
+            time.sleep(delay)
+            host = "127.0.0.1"
+        return real(host, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    result, records = run(f"http://slow.test:{port}/v1", "closed:2", 6, timeout=5.0)
+    assert all(r.ok for r in records)
+    assert result.client()["dns_seconds"] == pytest.approx(0.4, abs=0.1)
+    delay = 3.0
+    began = time.monotonic()
+    _, records = run(f"http://slow.test:{port}/v1", "constant:100", 6, timeout=0.5)
+    assert [r.error for r in records] == ["dns"] * 6
+    assert time.monotonic() - began < 2.5  # it does not wait for the resolver
 
 
 def test_utf8_split_between_pieces_is_put_together() -> None:
@@ -210,6 +254,22 @@ def test_schedules_have_their_rate_and_burstiness(tmp_path: Path) -> None:
     assert parse_load(f"trace:{trace}").times == (0.0, 0.5)
 
 
+def test_the_automatic_sweep_ends_at_saturation(tmp_path: Path) -> None:
+    def point(rate: float) -> dict[str, object]:
+        return {"figures": {"requests_per_second": rate}}
+
+    points: list[dict[str, object]] = []
+    steps = []
+    for step in _steps("auto", 256, points):
+        steps.append(step)
+        points.append(point(min(step, 4) * 10.0))
+    assert steps == [1, 2, 4, 8, 16]  # two steps without more throughput
+    assert list(_steps("8,2", 256, [])) == [2, 8]
+    for bad in ("0,1", "x", ""):
+        with pytest.raises(InputError):
+            _steps(bad, 256, [])
+
+
 def test_ctrl_c_leaves_a_partial_report(tmp_path: Path) -> None:
     with golden_server(ttft_ms=50, itl_ms=10, tokens=10) as url:
         command = [sys.executable, "-m", "unshot", "bench", "load", url, "--requests", "2000"]
@@ -222,6 +282,19 @@ def test_ctrl_c_leaves_a_partial_report(tmp_path: Path) -> None:
     assert report["partial"] is True
     assert 0 < report["figures"]["answered"] < 2000
     assert "Partial" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_a_run_without_one_answer_is_reported_whole(tmp_path: Path) -> None:
+    with golden_server(fault="500") as url:
+        command = [sys.executable, "-m", "unshot", "bench", "load", url, "--requests", "5", "--out"]
+        done = subprocess.run(
+            [*command, str(tmp_path / "r"), "-q"], capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 3
+    assert "http 500" in done.stderr and "Traceback" not in done.stderr
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert report["figures"]["errors"] == {"http 500": 5}
+    assert "5 http 500" in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_several_client_processes_send_one_schedule(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from planner import queueing
-from planner.capacity import Load, Slo, forecast, gpus_needed, setup
+from planner.capacity import forecast, gpus_needed
+from planner.replica import Load, Slo, setup
 from planner.roofline import StepCost, max_batch_by_memory
 from planner.simulate import simulate, simulate_cost, simulated_forecast
 from planner.sweep import sweep
@@ -50,18 +51,27 @@ CASES = [
     ("llama-3.1-8b", "h100-sxm", "fp8", 1000, 100),
     ("qwen2.5-7b", "a100-sxm-80", "fp16", 500, 200),
 ]
+# Plans as people make them: the long prompt, the short one, small and large devices.
+PLANS = [
+    *CASES,
+    ("llama-3.1-8b", "h100-sxm", "fp16", 2000, 200),
+    ("llama-2-13b", "a100-sxm-80", "fp16", 1500, 60),
+    ("mistral-7b", "l4", "int8", 300, 50),
+    ("llama-3.1-8b", "a10g", "int4", 1800, 20),
+]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[1]}-{c[3]}-{c[4]}")
+@pytest.mark.parametrize("case", PLANS, ids=lambda c: f"{c[1]}-{c[3]}-{c[4]}")
 def test_formula_follows_the_simulation(case: tuple, share: float) -> None:
     """p95 time to first token, analytic against simulated, at three utilisations."""
     model, gpu, form, prompt, output = case
     load = Load(1.0, prompt, output)
     one = setup(model, gpu, form, load)
     busy = replace(load, rate=share * float(queueing.capacity(one.cost, one.shape(load))))
-    seen = [simulate(one, busy, requests=20_000, seed=s).quantiles("ttft").p95 for s in range(3)]
-    assert forecast(model, gpu, form, busy).ttft.p95 == pytest.approx(np.mean(seen), rel=0.25)
+    requests = 40_000 if share > 0.8 else 20_000
+    seen = [simulate(one, busy, requests=requests, seed=s).quantiles("ttft").p95 for s in range(3)]
+    assert forecast(model, gpu, form, busy).ttft.p95 == pytest.approx(np.mean(seen), rel=0.10)
 
 
 @functools.cache
@@ -76,7 +86,7 @@ def _random_errors() -> dict[float, list[float]]:
     for drawn in islice(draw(7), 30):
         for share, (requests, seeds) in runs.items():
             load = drawn.at(share)
-            one = setup(drawn.model, drawn.gpu, drawn.precision, load)
+            one = drawn.setup()
             seen = [
                 simulate(one, load, requests=requests, seed=s).quantiles("ttft").p95 for s in range(seeds)
             ]
@@ -85,15 +95,16 @@ def _random_errors() -> dict[float, list[float]]:
     return errors
 
 
-# Utilisation, median absolute error, share of loads within a tenth. What is reached at 85% is written down, not wished.
+# Utilisation, median absolute error, share of loads within a tenth, 90th percentile.
 @pytest.mark.parametrize(
-    ("share", "median", "within"), [(0.3, 0.05, 0.7), (0.6, 0.06, 0.75), (0.85, 0.12, 0.5)]
+    ("share", "median", "within", "p90"),
+    [(0.3, 0.03, 0.9, 0.10), (0.6, 0.03, 0.9, 0.10), (0.85, 0.05, 0.8, 0.15)],
 )
-def test_formula_on_random_loads(share: float, median: float, within: float) -> None:
+def test_formula_on_random_loads(share: float, median: float, within: float, p90: float) -> None:
     error = np.abs(_random_errors()[share])
     assert np.median(error) <= median
     assert np.mean(error <= 0.10) >= within
-    assert np.quantile(error, 0.9) <= 0.30
+    assert np.quantile(error, 0.9) <= p90
 
 
 def test_one_token_answers_have_a_tail() -> None:

@@ -50,7 +50,12 @@ def test_help_lists_every_command_with_its_exit_codes(unshot: Run) -> None:
     assert "Exit codes: 0 done, 1" in text
 
 
-@pytest.mark.parametrize("name", [*(n for n in COMMANDS if n != "data"), "data check", "data split"])
+GROUPS = {"data": ("check", "split"), "deploy": ("promote", "rollback", "serve", "split")}
+BELOW = [f"{group} {name}" for group, names in GROUPS.items() for name in names]
+BELOW += [f"deploy registry {name}" for name in ("add", "list", "show")]
+
+
+@pytest.mark.parametrize("name", [*(n for n in COMMANDS if n not in GROUPS), *BELOW])
 def test_every_command_takes_the_common_flags(unshot: Run, name: str) -> None:
     text = unshot(*name.split(), "--help").stdout
     for flag in ("--json", "-q, --quiet", "-v, --verbose"):

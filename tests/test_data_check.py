@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import SHARED, Run
 from tune import near
-from unshot import pii
 from tune.data.agreement import agreement, cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tune.data.check import check_file
 from tune.data.variety import template_share
+from unshot import pii
 
 BANKING = SHARED / "banking77" / "train.csv"
 

@@ -169,3 +169,34 @@ def test_rows_of_another_task_are_refused_before_they_are_read(
     assert done.returncode == 2 and "line 1" in done.stderr and "purple" in done.stderr
     after = (runs[1] / "readings.jsonl").read_text() if (runs[1] / "readings.jsonl").exists() else ""
     assert before == after
+
+
+def test_answers_are_held_to_the_case_s_schema(tmp_path: Path) -> None:
+    from unshot.case import Task as Section
+    from unshot.data import Example
+    from unshot.errors import InputError
+    from unshot.task import derive_task
+
+    path = tmp_path / "answer.schema.json"
+    path.write_text(
+        json.dumps(
+            {
+                "type": "object",
+                "required": ["days"],
+                "properties": {"days": {"type": "integer", "minimum": 1}},
+            }
+        )
+    )
+    rows = [
+        Example(({"role": "user", "content": f"q {i}"},), json.dumps({"days": i + 1}), i) for i in range(12)
+    ]
+    task = derive_task(Section(answer_schema=path, metric="exact_match"), rows)
+    truth = [r.answer or "" for r in rows[:4]]
+    given = ['{"days": 9}', '{"days": 0}', '{"days": "3"}', '{"days": 4, "more": 1}']
+    assert Answers(task, truth, given).report()["json"]["schema"].value == 0.5
+    with pytest.raises(InputError, match=r"line 12: the answer does not fit .*minimum"):
+        bad = Example(({"role": "user", "content": "q"},), '{"days": 0}', 12)
+        derive_task(Section(answer_schema=path, metric="exact_match"), [*rows, bad])
+    path.write_text('{"type": "objekt"}')
+    with pytest.raises(InputError, match="not a JSON schema"):
+        derive_task(Section(answer_schema=path), rows)

@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 pytest.importorskip("llama_cpp")
 
-from export import gguf_file, run
+from export import gguf_file, kquants, write
 from tests.export_cases import make_run
 from tests.tiny_models import make
 from unshot.__main__ import main
@@ -105,6 +105,31 @@ def test_onnx_runs_in_onnxruntime_with_the_same_logits(tuned, tmp_path, capsys) 
     assert model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] > ids.shape[1]
 
 
+def test_safetensors_are_the_merged_model_in_shards(tuned, tmp_path, capsys) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from export import safetensors_dir
+    from export.source import open_source
+    from unshot.console import Output
+
+    out = tmp_path / "art"
+    code, text, err = unshot(capsys, tuned, "--to", "hf:bf16", "--to", "hf", "--out", out, "--json", "-q")
+    assert code == 0, err
+    assert json.loads(text)["files"] == {"hf:bf16": "hf-bf16"}
+    assert "vllm serve ./hf-bf16" in (out / "serve.sh").read_text()
+    model = open_source(str(tuned), None, Output(verbosity=-1))
+    merged = model.merged()
+    folder = tmp_path / "shards"
+    safetensors_dir.write_merged(folder, model.base.path, merged, "f32", shard_bytes=100_000)
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+    coarse = AutoModelForCausalLM.from_pretrained(out / "hf-bf16", dtype=torch.bfloat16).state_dict()
+    for name in merged.names():
+        assert torch.equal(net[name], merged.rows(name)), name
+        assert torch.equal(coarse[name], merged.rows(name).to(torch.bfloat16)), name
+
+
 def test_k_quants_go_through_llama_cpp(tuned, tmp_path, capsys) -> None:
     out = tmp_path / "art"
     wanted = ["--to", "gguf:q6_k", "--to", "gguf:q4_0"]
@@ -137,7 +162,7 @@ def test_adapter_alone_refuses_what_llama_cpp_cannot_hold(tmp_path, capsys) -> N
 
 
 def test_a_crash_of_the_quantiser_is_an_error_line(tuned, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setitem(run.quantise.__globals__["TYPES"], "q4_0", "LLAMA_FTYPE_MOSTLY_NO_SUCH_TYPE")
+    monkeypatch.setitem(kquants.TYPES, "q4_0", "LLAMA_FTYPE_MOSTLY_NO_SUCH_TYPE")
     code, line = failure(capsys, tuned, "--to", "gguf:q4_0", "--out", tmp_path / "x")
     assert code == 1 and "could not quantise" in line and not (tmp_path / "x").exists()
 
@@ -181,7 +206,7 @@ def test_drift_keeps_the_final_name_free(tuned, tmp_path, capsys, monkeypatch) -
 
 
 def test_no_room_is_said_before_work(tuned, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(run, "SPARE", 10**18)
+    monkeypatch.setattr(write, "SPARE", 10**18)
     code, line = failure(capsys, tuned, "--out", tmp_path / "x")
     assert code == 3 and "GB free" in line and not (tmp_path / "x").exists()
 

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from planner import gguf
+from planner.counters import ApproximateCounter, OpenAICounter, TemplateCounter
 from planner.tokens import (
-    ApproximateCounter,
-    OpenAICounter,
     Paths,
-    TemplateCounter,
     TokenizerMissing,
     approximate_counter,
     counter_for,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 
 from tests.conftest import ROOT, Run, command
 from tune.batches import fill, pack
+from tune.loss import pack_loss
 from tune.split import normalised, split
-from tune.train import pack_loss
 from unshot.chat import Chat, Encoded, load_tokenizer
 from unshot.data import Example, read_examples
 from unshot.manifest import read_manifest
@@ -162,14 +163,8 @@ def test_killed_in_mid_epoch_the_same_command_ends_with_the_same_adapter(
     arguments = ("tune", small_data, "--base", tiny_model, *QUICK, "-q")
     undisturbed = unshot(*arguments, "--out", tmp_path / "whole")
     assert undisturbed.returncode == 0, undisturbed.stderr
-    environment = {**os.environ, "UNSHOT_SAVE_SECONDS": "0"}
     killed = [*arguments, "--out", tmp_path / "killed"]
-    process = subprocess.Popen(command(killed), cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-    state = tmp_path / ".killed.partial" / "checkpoint" / "state.json"
-    wait_for(lambda: state.exists() and json.loads(state.read_text())["state"]["step"] >= 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed").exists()
+    kill_in_mid_epoch(killed, tmp_path)
     again = unshot(*killed[:-1], tmp_path / "killed")
     assert again.returncode == 0, again.stderr
     name = "adapter/adapter_model.safetensors"
@@ -178,6 +173,22 @@ def test_killed_in_mid_epoch_the_same_command_ends_with_the_same_adapter(
         json.loads((tmp_path / run / "metrics.json").read_text())["losses"] for run in ("whole", "killed")
     ]
     assert losses[0] == losses[1]
+
+
+def kill_in_mid_epoch(arguments: Sequence[str | Path], folder: Path) -> None:
+    """Start the run `folder/killed` and kill it after its second step; nothing must be under the final name."""
+    process = subprocess.Popen(
+        command(arguments),
+        cwd=ROOT,
+        env={**os.environ, "UNSHOT_SAVE_SECONDS": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    state = folder / ".killed.partial" / "checkpoint" / "state.json"
+    wait_for(lambda: state.exists() and json.loads(state.read_text())["state"]["step"] >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "killed").exists()
 
 
 def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 120) -> None:

@@ -1,1 +1,1 @@
-"""`unshot tune`: LoRA fine-tuning with honest held-out evaluation."""
+"""`unshot tune`: fine-tuning with honest held-out evaluation."""

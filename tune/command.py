@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tune.assess.options import assess_options, assess_settings
 from unshot.options import case_option, common
 
 if TYPE_CHECKING:
@@ -16,22 +17,36 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("--base", help="Base model: a directory, a hub name, or smollm2-135m (embedded).")
-@click.option(
-    "--out", "final", type=click.Path(path_type=Path), required=True, help="Run directory to write."
-)
+@click.option("--out", "final", type=click.Path(path_type=Path), help="Run directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the run directory where it exists.")
 @click.option("--instruction", help="The tuned model's short system prompt.")
 @click.option("--labels", help="The classes, comma-separated; default: from the data.")
 @click.option("--answer-field", help="Field of a JSON answer that holds the label.")
 @click.option("--metric", help="macro_f1, accuracy or exact_match.")
 @click.option("--target", type=float, help="Stop when validation reaches this score (0 to 1).")
-@click.option("--method", help="lora (default) or dora.")
+@click.option("--method", help="lora (default), dora, qlora (CUDA), full or prompt.")
 @click.option("--rank", type=int, help="LoRA rank.")
 @click.option("--layers", type=int, help="Adapt only the last so many layers; default: all.")
-@click.option("--learning-rate", type=float, help="Default: by model width.")
+@click.option("--virtual-tokens", type=int, help="Vectors of prompt tuning.")
+@click.option("--learning-rate", type=float, help="Default: by method and model width.")
 @click.option("--epochs", type=int, help="At most; training stops at the plateau.")
 @click.option("--patience", type=int, help="Epochs without improvement before stopping.")
 @click.option("--max-length", type=int, help="Longest row, tokens.")
+@click.option(
+    "--gradient-checkpointing/--no-gradient-checkpointing",
+    default=None,
+    help="Less memory for a third more work; default: where the estimate asks for it.",
+)
+@click.option("--fsdp", is_flag=True, help="Under torchrun: share the model between the processes.")
+@click.option(
+    "--dry-run", is_flag=True, help="Show settings with reasons and the memory needed; train nothing."
+)
+@click.option(
+    "--learning-curve", is_flag=True, help="Also train on parts of the rows: what would more rows buy?"
+)
+@click.option("--report-to", help="tensorboard, mlflow, wandb: comma-separated.")
+@click.option("--log-dir", type=click.Path(path_type=Path), help="TensorBoard's events; default: OUT-logs.")
+@assess_options
 @click.option("--seed", type=int, help="Seed of split, initialisation and order.")
 @click.option("--input-column", help="Column or field that holds the input.")
 @click.option("--output-column", help="Column or field that holds the answer.")
@@ -40,7 +55,7 @@ if TYPE_CHECKING:
 def tune(
     data: Path | None,
     base: str | None,
-    final: Path,
+    final: Path | None,
     overwrite: bool,
     case_path: Path | None,
     out: Output,
@@ -48,10 +63,10 @@ def tune(
 ) -> None:
     """Fine-tune a base model on DATA (JSONL or CSV) and evaluate it on held-out rows.
 
-    Splits 80/10/10, trains LoRA with loss on the answer only, stops at the plateau, and reads the test split once.
-    The same command after an interruption goes on where it stopped.
+    Splits 80/10/10, trains with loss on the answer only, stops at the plateau, and reads the test split once.
+    The same command after an interruption goes on where it stopped. Several processes: `torchrun -m tune ...`.
     """
-    from tune.run import tune_run
+    from tune.run import Options, tune_run
     from unshot.case import load_case
     from unshot.errors import GateError, InputError
 
@@ -64,19 +79,63 @@ def tune(
         },
         tune={
             k: flags.pop(k)
-            for k in ("method", "rank", "layers", "learning_rate", "epochs", "patience", "max_length", "seed")
-        },
+            for k in (
+                "method", "rank", "layers", "virtual_tokens", "learning_rate", "epochs", "patience", "max_length",
+                "gradient_checkpointing", "seed",
+            )
+        }
+        | assess_settings(flags),
+    )  # fmt: skip
+    options = Options(
+        **{k: flags.pop(k) for k in ("dry_run", "learning_curve", "report_to", "log_dir", "fsdp")}
     )
+    if final is None:
+        if not options.dry_run:
+            raise InputError("no run directory to write; give --out DIRECTORY (or --dry-run)")
+        final = Path("run")
     data = data or case.task.data
     if data is None:
         raise InputError("no data; give a JSONL or CSV file, or `data` under [task] in the case file")
-    result = tune_run(data, base or case.candidate.model, final, case, out, overwrite=overwrite, **flags)
+    result = tune_run(
+        data, base or case.candidate.model, final, case, out, overwrite=overwrite, options=options, **flags
+    )
+    if options.dry_run:
+        out.result(result, *forecast(result))
+        return
     out.result({"out": str(final), **result}, *summary(result, final))
     target, test = case.task.target, result["test"]
     if target is not None and test["score"] < target:
         raise GateError(
             f"target {target:g} not met on the test split: {test['metric']} {test['score']:.3f}; {final} is kept"
         )
+    failed = [gate["name"] for gate in result["gates"] if gate["passed"] is False]
+    if case.tune.strict and failed:
+        raise GateError(f"failed: {', '.join(failed)} (figures in {final / 'README.md'}); {final} is kept")
+
+
+def forecast(result: dict[str, Any]) -> list[Any]:
+    """A dry run as rich tables: settings with reasons, then memory."""
+    from rich.table import Table
+
+    settings = Table(
+        title=f"{result['method']} on {result['base']}, {result['device']}", title_justify="left"
+    )
+    for name in ("setting", "value", "why"):
+        settings.add_column(name, overflow="fold")
+    for key, reason in result["reasons"].items():
+        settings.add_row(key.replace("_", " "), str(result["plan"].get(key, "")), reason)
+    plan = result["plan"]
+    settings.add_row(
+        "steps", f"{result['steps']:,}", f"{plan['rows']} rows, at most {plan['epochs']} epochs, packed"
+    )
+    memory = Table(title="memory", title_justify="left")
+    memory.add_column("term")
+    memory.add_column("GB", justify="right")
+    memory.add_column("how", overflow="fold")
+    for name, value, how in result["memory_terms"]:
+        memory.add_row(name, f"{value:.3f}", how)
+    free = result["memory"]["free"]
+    return [settings, memory, f"free now: {free / 1e9:.2f} GB"]
 
 
 def summary(result: dict[str, Any], final: Path) -> list[Any]:
@@ -106,4 +165,10 @@ def summary(result: dict[str, Any], final: Path) -> list[Any]:
         f"test ({test['rows']} rows, read once): {test['metric']} {test['score']:.3f} "
         f"[{test['low']:.3f}, {test['high']:.3f}], accuracy {test['accuracy']:.3f}, invalid {test['invalid']:.1%}"
     )
-    return [epochs, line, f"written to {final}"]
+    words = {True: "passed", False: "FAILED", None: "undecided"}
+    lines = [line, *(f"gate {g['name']} {words[g['passed']]}: {g['detail']}" for g in result["gates"])]
+    if result.get("learning_curve"):
+        from tune.curve import sentence
+
+        lines.append(sentence(result["learning_curve"]))
+    return [epochs, *lines, f"written to {final}"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tune import near
+from tune.meaning import Meaning
 from tune.split import NAMES, Split, order
 from unshot.data import Example
 from unshot.errors import InputError
@@ -16,13 +17,18 @@ ASIDE = "aside"
 
 @dataclass(frozen=True)
 class Move:
-    """A row taken from one part to another (`aside`: left out), with the row that it is like."""
+    """A row taken from one part to another (`aside`: left out), with the row that it is like.
+
+    `by` says how: `text` (MinHash, `similarity` is Jaccard's), `meaning` (an embedder's cosine), or `unit` (it goes
+    along with a row of its group).
+    """
 
     line: int
     source: str
     to: str
     like_line: int
     similarity: float
+    by: str = "text"
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,13 @@ class Cleaned:
     moved: list[Move]
     refilled: list[int]
     aside: list[Example]
+    meaning: Meaning | None = None
 
     def report(self) -> dict[str, Any]:
         """The contamination as `metrics.json` has it; `refilled` are lines moved from train."""
         return {
             "threshold": near.THRESHOLD,
+            "meaning": self.meaning.record() if self.meaning else None,
             "moved": [vars(m) for m in self.moved],
             "refilled": self.refilled,
         }
@@ -52,18 +60,24 @@ def separate(
     refill: bool = True,
     set_aside: bool = False,
     threshold: float = near.THRESHOLD,
+    meaning: Callable[[Sequence[str]], Meaning | None] | None = None,
 ) -> Cleaned:
     """Move every near-duplicate of a train row into train, and of a validation row into validation.
 
     Near-duplicates of near-duplicates go along, and so do the rows of the same `unit`. `refill` gives
     validation and test rows of the same stratum from train instead, where train has ones like no other.
     `set_aside` leaves contaminated rows out instead of moving them (for splits by time, where a later row has
-    no place in train). Raises `InputError` where no test row is left.
+    no place in train). `meaning` finds pairs alike in other words (`tune.meaning.by_meaning`); they count as the
+    others do. Raises `InputError` where no test row is left.
     """
     rows = [(number, example) for number, name in enumerate(NAMES) for example in getattr(parts, name)]
     home = [number for number, _ in rows]
-    pairs = near.similar_pairs([example.text for _, example in rows], threshold=threshold)
+    texts = [example.text for _, example in rows]
+    pairs = near.similar_pairs(texts, threshold=threshold)
     links = list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+    close = meaning(texts) if meaning else None
+    if close:
+        links += [(a, b) for a, b, _ in close.pairs]
     if unit is not None:
         seen: dict[Hashable, int] = {}
         for index, (_, example) in enumerate(rows):
@@ -74,13 +88,13 @@ def separate(
     target: dict[int, int] = {}
     for index, root in enumerate(component.tolist()):
         target[root] = min(target.get(root, home[index]), home[index])
-    like = _likeness(pairs, links)
+    like = _likeness(pairs, links, close)
     place, moved = list(home), []
     for index, root in enumerate(component.tolist()):
         to = target[root]
         if to == home[index]:
             continue
-        other, similarity = like[index]
+        other, similarity, by = like[index]
         name = ASIDE if set_aside else NAMES[to]
         place[index] = len(NAMES) if set_aside else to
         moved.append(
@@ -90,6 +104,7 @@ def separate(
                 name,
                 rows[other][1].line,
                 round(float(similarity), 3),
+                by,
             )
         )
     refilled = []
@@ -102,19 +117,22 @@ def separate(
             "inputs to test on"
         )
     aside = [rows[i][1] for i in range(len(rows)) if place[i] == len(NAMES)]
-    return Cleaned(result, moved, refilled, aside)
+    return Cleaned(result, moved, refilled, aside, close)
 
 
-def _likeness(pairs: near.Pairs, links: Sequence[tuple[int, int]]) -> dict[int, tuple[int, float]]:
-    """For each linked row the row it is most like (similarity 0: of the same unit only)."""
-    best: dict[int, tuple[int, float]] = {}
+def _likeness(
+    pairs: near.Pairs, links: Sequence[tuple[int, int]], close: Meaning | None
+) -> dict[int, tuple[int, float, str]]:
+    """For each linked row the row it is most like, how much, and by what; texts before meaning before units."""
+    best: dict[int, tuple[int, float, str]] = {}
     for a, b in links:
-        best.setdefault(a, (b, 0.0))
-        best.setdefault(b, (a, 0.0))
-    for a, b, similarity in pairs:
+        best.setdefault(a, (b, 0.0, "unit"))
+        best.setdefault(b, (a, 0.0, "unit"))
+    found = [(a, b, s, "meaning") for a, b, s in close.pairs] if close else []
+    for a, b, similarity, by in [*found, *((a, b, s, "text") for a, b, s in pairs)]:
         for one, other in ((a, b), (b, a)):
-            if similarity > best[one][1]:
-                best[one] = (other, similarity)
+            if similarity > best[one][1] or best[one][2] != by:
+                best[one] = (other, similarity, by)
     return best
 
 

@@ -1,9 +1,11 @@
-"""The base model with its adapter: what is trained, in which precision, with which defaults."""
+"""The model that is trained: base, method, precision; and the tuned model opened again."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,57 +13,59 @@ from unshot.case import Tune
 from unshot.errors import InputError, OutsideError
 from unshot.models import Source
 
-
-@dataclass(frozen=True)
-class Defaults:
-    """Settings chosen for a model and a data size, with the reason for each."""
-
-    learning_rate: float
-    batch_rows: int
-    reasons: dict[str, str]
+ADAPTER, MODEL = "adapter", "model"  # what a run holds: a peft adapter, or for `full` the whole model
 
 
-def choose_defaults(settings: Tune, hidden_size: int, rows: int) -> Defaults:
-    """Learning rate and batch size where the user gave none.
-
-    LoRA's best rate is about 10x full fine-tuning's and falls with width, 5e-5 * 10 * (2000 / hidden)^0.781
-    (Schulman et al., "LoRA Without Regret", Thinking Machines Lab, 2025-09, for the Llama family).
-    """
-    reasons = {}
-    if settings.learning_rate is not None:
-        rate = settings.learning_rate
-        reasons["learning_rate"] = "given"
-    else:
-        rate = 5e-5 * (2000 / hidden_size) ** 0.781 * (1 if settings.method == "full" else 10)
-        rate = float(f"{rate:.2g}")
-        reasons["learning_rate"] = (
-            f"5e-5 x {'1' if settings.method == 'full' else '10 (LoRA)'} x (2000 / hidden {hidden_size})^0.781, "
-            "Thinking Machines Lab 2025-09"
+def check_method(method: str) -> None:
+    """`OutsideError` where a method cannot run on this machine; asked before any work."""
+    if method != "qlora":
+        return
+    if pick_device() == "cpu":
+        raise OutsideError(
+            "qlora needs an NVIDIA GPU (bitsandbytes' NF4 kernels run on CUDA), and torch sees none; use --method lora"
         )
-    batch = 8 if rows < 1000 else 16 if rows < 10000 else 32
-    reasons["batch_rows"] = (
-        f"{batch} rows a step for {rows} rows: small sets need steps more than smooth gradients"
-    )
-    return Defaults(rate, batch, reasons)
+    if find_spec("bitsandbytes") is None:
+        raise OutsideError("qlora needs bitsandbytes; run `pip install 'unshot[qlora]'`")
 
 
-def load_base(source: Source, device: str) -> Any:
-    """The base model in bf16 (fp32 where the CPU has no fast bf16), attention by sdpa."""
+def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
+    """The base model, attention by sdpa.
+
+    bf16 where the device has fast bf16 products, else fp32; fp32 for `full`, whose weights Adam steps change by
+    less than bf16 resolves; NF4 with bf16 products for `qlora` (Dettmers et al. 2023, arXiv 2305.14314).
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    dtype = torch.bfloat16 if device != "cpu" or cpu_has_bf16() else torch.float32
+    options: dict[str, Any] = {
+        "dtype": torch.bfloat16 if fast_bf16(device) and method != "full" else torch.float32
+    }
+    if method == "qlora":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        options["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(source.path), dtype=dtype, use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(str(source.path), use_safetensors=True, **options)
     except Exception as error:  # damaged weights raise many kinds
         raise InputError(
             f"{source.path}: the model cannot be loaded ({type(error).__name__}: {error})"
         ) from None
-    return model.to(device)
+    return model if method == "qlora" else model.to(device)
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether products in bf16 are faster than in fp32: any GPU of ours, a CPU with AVX512-BF16 or AMX."""
+    return device != "cpu" or cpu_has_bf16()
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware (AVX512-BF16 or AMX); without it bf16 is slower than fp32."""
+    """Whether this CPU multiplies bf16 in hardware; without it bf16 is slower than fp32."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -69,21 +73,34 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def add_adapter(model: Any, settings: Tune) -> Any:
-    """Wrap the model with a fresh LoRA adapter (fp32) on every linear layer but the head; seeds torch first.
+def prepare_model(model: Any, settings: Tune) -> Any:
+    """Make the method's parameters trainable, and only those; seeds torch first.
+
+    `full` trains the model itself; the others return it in a peft wrapper.
+    """
+    import torch
+
+    torch.manual_seed(settings.seed)
+    if settings.layers is not None and settings.method in ("full", "prompt"):
+        raise InputError(f"`tune.layers` goes with lora, dora and qlora, not with {settings.method}")
+    if settings.method == "full":
+        return model.requires_grad_(True)
+    if settings.method == "prompt":
+        return _soft_prompt(model, settings)
+    return _low_rank(model, settings)
+
+
+def _low_rank(model: Any, settings: Tune) -> Any:
+    """A fresh LoRA adapter (fp32) on every linear layer but the head.
 
     `settings.layers` keeps it to the top of the model, so that no gradient runs through what lies below.
     """
-    import torch
     from peft import LoraConfig, get_peft_model
 
-    if settings.method not in ("lora", "dora"):
-        raise InputError(f"`tune.method` is \"{settings.method}\"; accepted here: 'lora' or 'dora'")
     total = model.config.num_hidden_layers
     if settings.layers is not None and settings.layers > total:
         raise InputError(f"`tune.layers` is {settings.layers}; the model has {total} layers")
     top = None if settings.layers in (None, total) else list(range(total - settings.layers, total))
-    torch.manual_seed(settings.seed)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha or 2 * settings.rank,
@@ -94,6 +111,33 @@ def add_adapter(model: Any, settings: Tune) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def _soft_prompt(model: Any, settings: Tune) -> Any:
+    """`virtual_tokens` trained vectors before each row, begun from vectors of the vocabulary.
+
+    Lester et al. 2021 (arXiv 2104.08691): starting from vocabulary beats random vectors. Rows of the embedding are
+    drawn here rather than by peft, which would draw them from the global random state.
+    """
+    import torch
+    from peft import PromptTuningConfig, get_peft_model
+
+    net = get_peft_model(
+        model, PromptTuningConfig(num_virtual_tokens=settings.virtual_tokens, task_type="CAUSAL_LM")
+    )
+    vocabulary = model.get_input_embeddings().weight
+    draw = torch.Generator().manual_seed(settings.seed)
+    chosen = torch.randint(0, vocabulary.shape[0], (settings.virtual_tokens,), generator=draw)
+    with torch.no_grad():
+        weight = net.prompt_encoder[net.active_adapter].embedding.weight
+        weight.copy_(vocabulary[chosen.to(vocabulary.device)])
+    return net.to(vocabulary.device)
+
+
+def checkpoint_layers(net: Any) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more work."""
+    inner = net.get_base_model() if hasattr(net, "get_base_model") else net
+    inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def linear_names(model: Any) -> list[str]:
@@ -109,6 +153,63 @@ def linear_names(model: Any) -> list[str]:
     return sorted(found)
 
 
+def round_weights(net: Any, source: Source, device: str) -> Any:
+    """Fully tuned fp32 weights rounded to the base's precision, so that what is scored is what is kept."""
+    import torch
+
+    dtype = stored_dtype(source)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(parameter.to(dtype))
+    return net.to(torch.bfloat16 if fast_bf16(device) else torch.float32)
+
+
+def stored_dtype(source: Source) -> Any:
+    """The precision that the base's configuration names; fp32 where it names none."""
+    import torch
+
+    config = source.config()
+    return getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
+
+
+def save_tuned(net: Any, folder: Path, source: Source, method: str) -> None:
+    """Write `adapter/`, or for `full` `model/`: a model directory like the base's, its other files copied."""
+    if method == "full":
+        net.to(stored_dtype(source)).save_pretrained(folder / MODEL)
+        for path in source.path.iterdir():
+            kept = path.suffix in (".json", ".jinja", ".txt", ".model") and path.name != "manifest.json"
+            if path.is_file() and kept and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, folder / MODEL / path.name)
+        return
+    net.save_pretrained(folder / ADAPTER)
+    (folder / ADAPTER / "README.md").unlink(missing_ok=True)
+    # Name the base by its name, not by a path of this machine.
+    path = folder / ADAPTER / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = source.name
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def has_tuned(run: Path) -> bool:
+    """Whether a run directory holds a tuned model."""
+    return (run / ADAPTER).is_dir() or (run / MODEL).is_dir()
+
+
+def load_tuned(run: Path, base: Source, device: str, *, method: str = "lora") -> Any:
+    """The tuned model of a run directory, ready to answer; `base` is only read where the run holds an adapter.
+
+    A `qlora` run's base is quantised again where that can be done, else it is loaded whole.
+    """
+    if (run / MODEL).is_dir():
+        return load_base(Source(base.name, run / MODEL), device)
+    from peft import PeftModel
+
+    nf4 = method == "qlora" and device != "cpu" and find_spec("bitsandbytes") is not None
+    return PeftModel.from_pretrained(
+        load_base(base, device, method="qlora" if nf4 else "lora"), str(run / ADAPTER)
+    )
+
+
 def pick_device() -> str:
     """`cuda` where torch sees a GPU, else `cpu`."""
     try:
@@ -116,15 +217,6 @@ def pick_device() -> str:
     except ImportError as error:
         raise OutsideError(f"tuning needs torch ({error}); run `pip install 'unshot[tune]'`") from None
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def pack_capacity(batch_tokens: int, device: str) -> int:
-    """Tokens of one packed sequence.
-
-    Attention computes the masked-out squares between packed rows too; a CPU's matrix products are at full speed from
-    some 256 rows on, so that longer packs only add attention (measured: 512 is 1.6 times as fast as 2,048).
-    """
-    return min(batch_tokens, 384) if device == "cpu" else batch_tokens
 
 
 def warmup_cosine(step: int, total: int, *, warmup: float = 0.06, floor: float = 0.1) -> float:

@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tune import processes
+from tune.assess.card import card
+from tune.assess.run import assess, general_before
 from tune.contamination import Cleaned, separate
+from tune.job import Job, Options, digest, forecast, prepare, remember, request, start
+from tune.meaning import by_meaning
+from tune.processes import World
 from tune.split import split
-from unshot.case import Case
-from unshot.chat import Chat, Encoded, load_tokenizer
+from unshot.case import Case, Tune
+from unshot.chat import Encoded
 from unshot.console import Output, dumps
 from unshot.data import Example, Message, read_examples, write_jsonl
 from unshot.errors import InputError
 from unshot.manifest import Manifest, describe_file, staged, write_text
-from unshot.models import Source, resolve
+from unshot.models import resolve
 from unshot.task import Task, derive_task
 
+if TYPE_CHECKING:
+    from tune.reporting import Reporter
+    from tune.train import Plan, Trainer
+
+# The trained parameters before training, kept for the learning curve.
+INITIAL = "initial.safetensors"
 # Seconds between checkpoints within an epoch.
 SAVE_SECONDS = float(os.environ.get("UNSHOT_SAVE_SECONDS", "30"))
-
-
-def request(example: Example, task: Task) -> list[Message]:
-    """The tuned model's request for a row: the instruction as system message, then the row's own messages."""
-    messages = list(example.messages)
-    if task.instruction and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": task.instruction})
-    return messages
-
-
-def encode_rows(rows: Sequence[Example], task: Task, chat: Chat, max_length: int) -> list[Encoded]:
-    """Token ids of rows; `InputError` for a row longer than `max_length` tokens."""
-    encoded = []
-    for row in rows:
-        item = chat.encode(request(row, task), row.answer or "")
-        if len(item.ids) > max_length:
-            raise InputError(
-                f"line {row.line}: {len(item.ids)} tokens, more than max_length {max_length}; shorten the row or "
-                "raise --max-length"
-            )
-        encoded.append(item)
-    return encoded
 
 
 def tune_run(
@@ -56,138 +47,264 @@ def tune_run(
     overwrite: bool = False,
     input_column: str | None = None,
     output_column: str | None = None,
+    options: Options | None = None,
 ) -> dict[str, Any]:
     """Split, train, evaluate and write the run directory `final`; return its result.
 
-    Raises `InputError` for bad data or base. A killed run is resumed by the same call.
+    Raises `InputError` for bad data or base. A killed run is resumed by the same call. Under `torchrun` every
+    process makes this call, and the first one writes.
     """
+    options = options or Options()
+    world = start(case, options)
+    if not world.first:
+        out = Output(json_mode=out.json_mode, verbosity=-1)
     examples = read_examples(data, input_column=input_column, output_column=output_column)
     try:
         task = derive_task(case.task, examples)
-        cleaned = separate_split(examples, task, case.tune.seed)
+        cleaned = separate_split(examples, task, case.tune, out)
     except InputError as error:
         raise InputError(f"{data}: {error}") from None
     parts = cleaned.parts
-    if cleaned.moved:
+    if cleaned.moved and world.first:
         out.warn(
             f"{len(cleaned.moved)} validation and test rows were near-duplicates of rows in an earlier part (first: "
             f"line {cleaned.moved[0].line}, like line {cleaned.moved[0].like_line}); moved there, "
             f"{len(cleaned.refilled)} replaced by other rows"
         )
-    source = resolve(base, out)
+    if world.first:  # which may have to convert or fetch it
+        resolve(base, out)
+    processes.share(None, world)
+    source = resolve(base)
     out.log(
         f"{data}: {len(examples)} rows, {len(parts.train)} train / {len(parts.validation)} validation / "
         f"{len(parts.test)} test; metric {task.metric}"
         + (f" over {len(task.labels)} labels" if task.labels else "")
     )
-    if len(parts.train) < 50:
+    if len(parts.train) < 50 and world.first:
         out.warn(f"{len(parts.train)} training rows; 50 to 200 good examples are the usual minimum")
-    with staged(final, overwrite=overwrite, resume=True) as work:
-        return _run_in(work, data, source, cleaned, task, case, out)
+    job = prepare(data, source, cleaned, task, case, out, world)
+    if options.dry_run:
+        return forecast(job, out)
+    job = remember(job, out)
+    folder = staged(final, overwrite=overwrite, resume=True) if world.first else nullcontext(final)
+    with folder as work:
+        result = _run_in(work, data, job, options, final, out)
+        processes.leave(world)
+    return result
 
 
-def separate_split(examples: Sequence[Example], task: Task, seed: int) -> Cleaned:
+def separate_split(examples: Sequence[Example], task: Task, settings: Tune, out: Output) -> Cleaned:
     """80/10/10 by class, then without near-duplicates across the parts."""
 
     def stratum(example: Example) -> str:
         return task.label(example.answer or "") if task.labels else ""
 
-    return separate(split(examples, stratum=stratum, seed=seed), stratum=stratum, seed=seed)
-
-
-def _run_in(
-    work: Path, data: Path, source: Source, cleaned: Cleaned, task: Task, case: Case, out: Output
-) -> dict[str, Any]:
-    from tune import model as models
-
-    parts = cleaned.parts
-
-    settings = case.tune
-    device = models.pick_device()
-
-    import torch
-    from transformers.utils import logging
-
-    from tune.train import Plan, Trainer
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    manifest = Manifest("tune", seeds={"seed": settings.seed})
-    manifest.inputs = [describe_file(data)]
-    fingerprint = source.fingerprint()
-    chat = Chat(load_tokenizer(source.path))
-    try:
-        train_rows = encode_rows(parts.train, task, chat, settings.max_length)
-        validation_rows = encode_rows(parts.validation, task, chat, settings.max_length)
-        test_rows = encode_rows(parts.test, task, chat, settings.max_length)
-    except InputError as error:
-        raise InputError(f"{data}, {error}") from None
-    longest = max(r.answer_length for r in (*train_rows, *validation_rows, *test_rows))
-    task.max_answer_tokens = max(8, round(1.5 * longest))
-    defaults = models.choose_defaults(settings, source.config()["hidden_size"], len(train_rows))
-    for key, reason in defaults.reasons.items():
-        out.detail(f"{key}: {getattr(defaults, key)} ({reason})")
-    plan = Plan(
-        epochs=settings.epochs,
-        patience=settings.patience,
-        batch_rows=defaults.batch_rows,
-        capacity=models.pack_capacity(settings.batch_tokens, device),
-        learning_rate=defaults.learning_rate,
+    return separate(
+        split(examples, stratum=stratum, seed=settings.seed),
+        stratum=stratum,
         seed=settings.seed,
-        rows=len(train_rows),
-        fingerprint=_digest(
-            [fingerprint["sha256"], [r.ids for r in train_rows], settings.model_dump(mode="json")]
-        ),
-        target=case.task.target,
+        meaning=lambda texts: by_meaning(texts, settings.embedder, out=out),
     )
-    out.log(
-        f"LoRA rank {settings.rank} on {source.name}, learning rate {plan.learning_rate:g}, {plan.batch_rows} rows a "
-        f"step, at most {plan.epochs} epochs, on {device}"
-    )
+
+
+def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out: Output) -> dict[str, Any]:
+    from tune.model import checkpoint_layers, load_base, prepare_model, round_weights, save_tuned
+    from tune.reporting import Reporter, wanted
+
+    settings, cleaned, first = job.case.tune, job.cleaned, job.world.first
+    manifest = Manifest("tune", seeds={"seed": settings.seed}, inputs=[describe_file(data)])
     with manifest.timed("load"):
-        net = models.add_adapter(models.load_base(source, device), settings)
-    trainer = Trainer(net, train_rows, plan, work, device)
+        net = prepare_model(load_base(job.source, job.device, method=settings.method), settings)
+        if settings.gradient_checkpointing:
+            checkpoint_layers(net)
+    before = general_before(job, net)
+    trainer = make_trainer(job, net, work)
+    if options.learning_curve:
+        trainer.keep(work / INITIAL)
     if trainer.resume():
         out.log(f"going on from epoch {trainer.state.epoch + 1}, step {trainer.state.step}")
+    names = wanted(options.report_to) if first else []
+    logs = options.log_dir or final.resolve().parent / f"{final.name}-logs"
+    reporter = Reporter(
+        names, logs, final.name, {**settings.model_dump(), "learning_rate": job.plan.learning_rate}
+    )
+    with manifest.timed("train"):
+        train(job, trainer, out, reporter)
+    curve = None
+    if options.learning_curve:
+        with manifest.timed("learning curve"):
+            curve = measure_curve(job, net, trainer, work, out)
+    trainer.load_best()
+    if settings.method == "full":
+        net = round_weights(net, job.source, job.device)
+    with manifest.timed("test"):
+        answers: list[str] = []
+        test = score_rows(job, net, cleaned.parts.test, job.test_rows, answers)
+    with manifest.timed("gates"):
+        gates = assess(job, net, test, answers, before, out)
+    result = describe(job, trainer, test) | {"gates": [gate.model_dump(mode="json") for gate in gates]}
+    if curve is not None:
+        result["learning_curve"] = curve
+    # With FSDP the parts of the model come together in every process, though only the first one writes.
+    net = gathered(net, job.world)
+    if not first:
+        return result
+    # The working files of a resumed run are no part of the artifact.
+    for entry in work.iterdir():
+        _remove(entry)
+    save_tuned(net, work, job.source, settings.method)
+    write_parts(work, job)
+    write_text(work / "metrics.json", dumps(result) + "\n")
+    manifest.config = configuration(job)
+    manifest.result = {k: v for k, v in result.items() if k not in ("history", "losses")}
+    write_text(work / "README.md", card(final.name, result, manifest.config, job.task, gates))
+    manifest.write(work)
+    return {**result, "timings": manifest.timings}
 
+
+def make_trainer(
+    job: Job, net: Any, work: Path, rows: list[Encoded] | None = None, plan: Plan | None = None
+) -> Trainer:
+    """A trainer of the job's rows and plan, or of others."""
+    from tune.train import Trainer
+
+    return Trainer(
+        net, rows or job.train_rows, plan or job.plan, work, job.device, bf16=job.bf16, world=job.world
+    )
+
+
+def train(job: Job, trainer: Trainer, out: Output, reporter: Reporter | None = None) -> None:
+    """Run the trainer's plan under a progress bar; the validation rows are answered after each epoch."""
+    plan = trainer.plan
+    if reporter:
+        reporter.begin(trainer.model)
     with out.progress() as progress:
         bar = progress.add_task("training", total=plan.epochs * trainer.steps_per_epoch, note="")
 
         def report(state: Any, rate: float) -> None:
+            done = state.epoch * trainer.steps_per_epoch + state.step
+            last = f" {job.task.metric} {state.history[-1]['score']:.3f}" if state.history else ""
             progress.update(
                 bar,
-                completed=state.epoch * trainer.steps_per_epoch + state.step,
-                note=f"epoch {state.epoch + 1} loss {state.losses[-1]:.3f} {rate:.0f} tok/s",
+                completed=done,
+                note=f"epoch {state.epoch + 1} loss {state.losses[-1]:.3f}{last} {rate:,.0f} tok/s",
             )
+            if reporter:
+                place = done / trainer.steps_per_epoch
+                reporter.log({"loss": state.losses[-1], "tokens_per_second": rate}, done, place)
 
         def validate(net: Any) -> dict[str, Any]:
-            figures = _evaluate(net, parts.validation, validation_rows, task, chat, plan.capacity, device)
+            figures = score_rows(job, net, job.cleaned.parts.validation, job.validation_rows)
             out.log(
                 f"epoch {trainer.state.epoch + 1}: train loss {trainer.epoch_loss():.3f}, validation loss "
-                f"{figures['loss']:.3f}, {task.metric} {figures['score']:.3f}"
+                f"{figures['loss']:.3f}, {job.task.metric} {figures['score']:.3f}"
             )
+            if reporter:
+                place = trainer.state.epoch + 1
+                scalars = {"eval_loss": figures["loss"], f"eval_{job.task.metric}": figures["score"]}
+                reporter.log(scalars, place * trainer.steps_per_epoch, place)
             return figures
 
-        with manifest.timed("train"):
-            state = trainer.run(validate, report, save_seconds=SAVE_SECONDS)
+        state = trainer.run(validate, report, save_seconds=SAVE_SECONDS)
         progress.update(bar, total=len(state.losses), note=state.stopped)
+    if reporter:
+        reporter.end()
     out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
+
+
+def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output) -> dict[str, Any]:
+    """Train on smaller parts of the rows from the same beginning, and fit the learning curve; for the best epochs."""
+    from tune.curve import Point, learning_curve, parts, sentence
+
+    validation = job.cleaned.parts.validation
+    # Rows in a fixed random order, so that each part holds the one before.
+    order = sorted(range(len(job.train_rows)), key=lambda i: digest([job.plan.seed, job.train_rows[i].ids]))
+    trainer.optimizer.state.clear()  # the smaller trainings have their own
+    points = []
+    for count in parts(len(job.train_rows)):
+        rows = [job.train_rows[i] for i in order[:count]]
+        plan = replace(job.plan, rows=count, target=None, fingerprint=f"{job.plan.fingerprint} {count} rows")
+        smaller = make_trainer(job, net, work / f"curve-{count}", rows, plan)
+        if job.world.first:
+            smaller.work.mkdir(exist_ok=True)
+        smaller.restart(work / INITIAL)
+        out.log(f"learning curve: {count} of {len(order)} training rows")
+        smaller.resume()
+        train(job, smaller, out)
+        smaller.load_best()
+        points.append(Point(count, answer_rows(job, net, validation)))
     trainer.load_best()
-    with manifest.timed("test"):
-        test = _evaluate(net, parts.test, test_rows, task, chat, plan.capacity, device)
-    # The working files of a resumed run are no part of the artifact.
-    for entry in work.iterdir():
-        _remove(entry)
-    net.save_pretrained(work / "adapter", safe_serialization=True)
-    (work / "adapter" / "README.md").unlink(missing_ok=True)
-    _adapter_base(work / "adapter" / "adapter_config.json", source)
+    points.append(Point(len(order), answer_rows(job, net, validation)))
+    curve = learning_curve(job.task, [r.answer or "" for r in validation], points, seed=job.plan.seed)
+    out.log(sentence(curve, job.case.plan.example_cost))
+    return curve
+
+
+def answer_rows(job: Job, net: Any, rows: Sequence[Example]) -> list[str]:
+    """The model's greedy answers to rows of the task, in order."""
+    return answer_requests(job, net, [request(r, job.task) for r in rows], job.task.max_answer_tokens or 64)
+
+
+def answer_requests(job: Job, net: Any, requests: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
+    """The model's greedy answers to any requests, in order."""
+    import torch
+
+    from tune.generate import answers
+
+    # fp32 weights under training answer in the precision in which they are trained.
+    precise = next(net.parameters()).dtype == torch.float32 and job.bf16
+    with torch.autocast(job.device.split(":")[0], torch.bfloat16, enabled=precise):
+        return answers(
+            net,
+            job.chat,
+            requests,
+            max_tokens=max_tokens,
+            world=job.world,
+        )
+
+
+def gathered(net: Any, world: World) -> Any:
+    """The model with whole tensors again where FSDP had cut them."""
+    if not world.fsdp:
+        return net
+    import torch
+
+    for module in net.modules():
+        for name, value in list(module._parameters.items()):
+            if value is not None:
+                module._parameters[name] = torch.nn.Parameter(
+                    processes.whole(value.detach()), requires_grad=value.requires_grad
+                )
+    return net
+
+
+def score_rows(
+    job: Job, net: Any, rows: Sequence[Example], encoded: Sequence[Encoded], keep: list[str] | None = None
+) -> dict[str, Any]:
+    """Loss, and the task's scores of really generated answers, which `keep` receives."""
+    from tune.loss import mean_loss
+
+    texts = answer_rows(job, net, rows)
+    if keep is not None:
+        keep.extend(texts)
+    loss = mean_loss(net, encoded, job.plan.capacity, job.device, bf16=job.bf16, world=job.world)
+    return {"loss": loss, **job.task.scores([r.answer or "" for r in rows], texts)}
+
+
+def write_parts(work: Path, job: Job) -> None:
+    """The split and the task."""
     for name in ("train", "validation", "test"):
-        write_jsonl(work / "splits" / f"{name}.jsonl", [e.row() for e in getattr(parts, name)])
-    write_text(work / "task.json", task.model_dump_json(indent=2) + "\n")
-    result = {
-        "task": task.name,
-        "base": source.name,
-        "method": settings.method,
+        write_jsonl(work / "splits" / f"{name}.jsonl", [e.row() for e in getattr(job.cleaned.parts, name)])
+    write_text(work / "task.json", job.task.model_dump_json(indent=2) + "\n")
+
+
+def describe(job: Job, trainer: Trainer, test: dict[str, Any]) -> dict[str, Any]:
+    """The content of `metrics.json`."""
+    state = trainer.state
+    return {
+        "task": job.task.name,
+        "base": job.source.name,
+        "method": job.case.tune.method,
         "stopped": state.stopped,
         "best_epoch": state.best_epoch + 1,
         "epochs": len(state.history),
@@ -196,64 +313,36 @@ def _run_in(
         "losses": state.losses,
         "trained_tokens": state.tokens,
         "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
-        "adapter_parameters": sum(p.numel() for p in trainer.parameters.values()),
-        "rows": {n: len(getattr(parts, n)) for n in ("train", "validation", "test")},
-        "contamination": cleaned.report(),
+        "trained_parameters": sum(p.numel() for p in trainer.parameters.values()),
+        "rows": {n: len(getattr(job.cleaned.parts, n)) for n in ("train", "validation", "test")},
+        "contamination": job.cleaned.report(),
         "test_read": "once, after the best epoch was chosen on validation",
     }
-    write_text(work / "metrics.json", dumps(result) + "\n")
-    manifest.config = {
-        "base": fingerprint,
-        "task": task.model_dump(),
-        "tune": settings.model_dump(mode="json"),
+
+
+def configuration(job: Job) -> dict[str, Any]:
+    """What the manifest records under `config`."""
+    import torch
+
+    return {
+        "rows": job.extras.record,
+        "base": job.fingerprint,
+        "task": job.task.model_dump(),
+        "tune": job.case.tune.model_dump(mode="json"),
         "defaults": {
-            **defaults.reasons,
-            "learning_rate": defaults.learning_rate,
-            "batch_rows": defaults.batch_rows,
+            **job.defaults.reasons,
+            "learning_rate": job.defaults.learning_rate,
+            "batch_rows": job.defaults.batch_rows,
         },
-        "device": device,
+        "memory_estimate": job.memory.as_dict() if job.memory else None,
+        "processes": {"count": job.world.size, "fsdp": job.world.fsdp},
+        "device": job.device,
         "threads": torch.get_num_threads(),
     }
-    manifest.result = {k: v for k, v in result.items() if k not in ("history", "losses")}
-    manifest.write(work)
-    return {**result, "timings": manifest.timings}
-
-
-def _evaluate(
-    net: Any,
-    rows: Sequence[Example],
-    encoded: Sequence[Encoded],
-    task: Task,
-    chat: Chat,
-    capacity: int,
-    device: str,
-) -> dict[str, Any]:
-    """Loss, and the task's scores of really generated answers."""
-    from tune.generate import answers
-    from tune.train import mean_loss
-
-    texts = answers(net, chat, [request(r, task) for r in rows], max_tokens=task.max_answer_tokens or 64)
-    return {
-        "loss": mean_loss(net, encoded, capacity, device),
-        **task.scores([r.answer or "" for r in rows], texts),
-    }
-
-
-def _adapter_base(path: Path, source: Source) -> None:
-    """Name the base by its name, not by a path of this machine."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = source.name
-    write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _remove(path: Path) -> None:
-    import shutil
-
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """The training loop: packed rows, loss on the answer only, checkpoints from which a killed run goes on exactly.
 
 An own loop instead of transformers' Trainer for three things that change the time: logits are computed at answer
-tokens only, rows of one step are packed without padding, and checkpoints hold the adapter's state alone.
+tokens only, rows of one step are packed without padding, and checkpoints hold the trained parameters alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tune.batches import Pack, batches
+from tune.loss import Step, core
 from tune.model import warmup_cosine
+from tune.processes import World, deal, like, share, total, whole, wrap
 from unshot.chat import Encoded
 from unshot.errors import InputError
 
 CHECKPOINT = "checkpoint"
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -55,46 +59,33 @@ class Plan:
     target: float | None = None
 
 
-def pack_loss(model: Any, pack: Pack, device: str) -> torch.Tensor:
-    """Summed cross-entropy over a pack's answer tokens (divide by their number for the mean).
-
-    The mask between rows comes from the restarting positions; logits are computed at the answer tokens only.
-    """
-    ids = torch.from_numpy(pack.ids)[None].to(device)
-    positions = torch.from_numpy(pack.positions)[None].to(device)
-    predict = torch.from_numpy(pack.predict).to(device)
-    targets = torch.from_numpy(pack.targets).to(device)
-    logits = model(input_ids=ids, position_ids=positions, logits_to_keep=predict, use_cache=False).logits[0]
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
-
-
-def mean_loss(model: Any, rows: Sequence[Encoded], capacity: int, device: str) -> float:
-    """Mean answer-token loss over rows, without gradients."""
-    total, count = 0.0, 0
-    model.eval()
-    with torch.inference_mode():
-        for packs in batches(rows, batch_rows=max(1, len(rows)), capacity=capacity, seed=0, epoch=0):
-            for item in packs:
-                total += float(pack_loss(model, item, device))
-                count += len(item.targets)
-    return total / max(1, count)
-
-
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The adapter's parameters by name."""
+    """The parameters that training changes, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 class Trainer:
     """Runs a plan; every method leaves a state from which a new process goes on to the same result."""
 
-    def __init__(self, model: Any, rows: Sequence[Encoded], plan: Plan, work: Path, device: str) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[Encoded],
+        plan: Plan,
+        work: Path,
+        device: str,
+        *,
+        bf16: bool = False,
+        world: World | None = None,
+    ) -> None:
         self.model = model
         self.rows = rows
         self.plan = plan
         self.work = work
         self.device = device
+        self.world = world or World()
         self.state = State()
+        self.module = wrap(Step(model, device, bf16=bf16), core(model), self.world, bf16=bf16)
         self.parameters = trainable(model)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
@@ -112,10 +103,10 @@ class Trainer:
 
         `evaluate(model)` returns the validation figures of an epoch, with `score` (higher is better) and `loss`.
         `report(state, tokens_per_second)` is called after each step. Checkpoints are written every
-        `save_seconds` and after each epoch.
+        `save_seconds` (less often where writing one takes long) and after each epoch.
         """
         state, plan = self.state, self.plan
-        saved = time.perf_counter()
+        saved, every = time.perf_counter(), save_seconds
         while state.epoch < plan.epochs and not state.stopped:
             steps = batches(
                 self.rows,
@@ -134,9 +125,12 @@ class Trainer:
                 state.tokens += sum(len(p.ids) for p in packs)
                 state.seconds += time.perf_counter() - start
                 report(state, state.tokens / state.seconds)
-                if time.perf_counter() - saved > save_seconds:
+                if share(time.perf_counter() - saved > every, self.world):
+                    began = time.perf_counter()
                     self.save()
                     saved = time.perf_counter()
+                    # A large model's state takes its time: at most a twentieth of the run goes there.
+                    every = max(save_seconds, 20 * (saved - began)) if save_seconds else 0.0
             figures = evaluate(self.model)
             self._close_epoch(figures)
             self.save()
@@ -149,16 +143,30 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.learning_rate * factor
         self.model.train()
+        if self.world.size > 1:  # dropout: apart in each process, the same again after a crash
+            torch.manual_seed(self.plan.seed * 1_000_003 + done * self.world.size + self.world.rank)
         count = sum(len(p.targets) for p in packs)
-        total = 0.0
-        for item in packs:
-            loss = pack_loss(self.model, item, self.device) / count
-            loss.backward()
-            total += float(loss.detach())
+        summed = 0.0
+        mine = deal(packs, self.world)
+        for number, item in enumerate(mine):
+            with self._synchronised(number == len(mine) - 1):
+                loss = self.module(item or packs[0]) / count
+                # Processes average their gradients, of which the sum is wanted; one without a pack adds nothing.
+                (loss * (self.world.size if item else 0)).backward()
+            summed += float(loss.detach()) if item else 0.0
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total
+        return total([summed], self.world)[0]
+
+    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients meet once a step, with its last pack."""
+        if self.world.fsdp:
+            core(self.model).set_requires_gradient_sync(last)
+        elif self.world.size > 1 and not last:
+            held: AbstractContextManager[Any] = self.module.no_sync()
+            return held
+        return nullcontext()
 
     def epoch_loss(self) -> float:
         """Mean training loss of the last epoch's steps."""
@@ -172,7 +180,7 @@ class Trainer:
         key = [figures["score"], -figures["loss"]]
         if state.best_key is None or key > state.best_key:
             state.best_key, state.best_epoch = key, state.epoch
-            save_tensors(self.work / "best.safetensors", self.parameters)
+            self._write(self.work / "best.safetensors", self.parameters)
         if plan.target is not None and figures["score"] >= plan.target:
             state.stopped = f"target {plan.target:g} met on validation"
         elif state.epoch - state.best_epoch >= plan.patience:
@@ -182,20 +190,23 @@ class Trainer:
         state.epoch, state.step = state.epoch + 1, 0
 
     def load_best(self) -> None:
-        """Put the best epoch's adapter back into the model."""
-        load_tensors(self.work / "best.safetensors", self.parameters)
+        """Put the best epoch's parameters back into the model."""
+        self.restart(self.work / "best.safetensors")
 
     def save(self) -> None:
         """Write a checkpoint and put it in the place of the last one."""
         fresh = self.work / f"{CHECKPOINT}.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+        if self.world.first:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
         tensors = {f"parameter.{name}": p.detach() for name, p in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}.{name}"] = value
         tensors["random_state"] = torch.get_rng_state()
-        save_tensors(fresh / "state.safetensors", tensors)
+        self._write(fresh / "state.safetensors", tensors)
+        if not self.world.first:
+            return
         facts = {"plan": asdict(self.plan), "state": asdict(self.state)}
         (fresh / "state.json").write_text(json.dumps(facts), encoding="utf-8")
         old = self.work / CHECKPOINT
@@ -206,28 +217,68 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the last checkpoint of this plan; False where there is none."""
+        facts, tensors = self._checkpoint() if self.world.first else (None, {})
+        facts = share(facts, self.world)
+        if facts is None:
+            return False
+        if self.world.first:
+            torch.set_rng_state(tensors.pop("random_state"))
+        self._spread({k[10:]: v for k, v in tensors.items() if k.startswith("parameter.")})
+        if share(any(k.startswith("exp_avg.") for k in tensors), self.world):
+            for name, parameter in self.parameters.items():
+                self.optimizer.state[parameter] = {
+                    key: self._received(
+                        tensors.get(f"{key}.{name}"), torch.zeros(()) if key == "step" else parameter
+                    )
+                    for key in MOMENTS
+                }
+        self.state = State(**facts["state"])
+        return True
+
+    def keep(self, path: Path) -> None:
+        """Write the parameters as they are now, unless an earlier process of this run did."""
+        if not share(path.exists(), self.world):
+            self._write(path, self.parameters)
+
+    def restart(self, path: Path) -> None:
+        """Begin again from the parameters in a file of `keep`."""
+        self._spread(load_file(path) if self.world.first else {})
+
+    def _checkpoint(self) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
         for name in (CHECKPOINT, f"{CHECKPOINT}.old"):
             folder = self.work / name
             try:
                 facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
-            if facts["plan"] != asdict(self.plan):
-                continue
-            tensors = load_file(folder / "state.safetensors")
-            torch.set_rng_state(tensors.pop("random_state"))
-            load_into(self.parameters, {k[10:]: v for k, v in tensors.items() if k.startswith("parameter.")})
-            for key, parameter in self.parameters.items():
-                moments = {
-                    k: tensors[f"{k}.{key}"].to(parameter.device if k != "step" else "cpu")
-                    for k in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{k}.{key}" in tensors
-                }
-                if moments:
-                    self.optimizer.state[parameter] = moments
-            self.state = State(**facts["state"])
-            return True
-        return False
+            if facts["plan"] == asdict(self.plan):
+                return facts, load_file(folder / "state.safetensors")
+        return None, {}
+
+    def _write(self, path: Path, tensors: dict[str, Any]) -> None:
+        """Write tensors in the first process; with FSDP every process gives its share."""
+        values = {name: whole(value.detach()) for name, value in tensors.items()}
+        if self.world.first:
+            save_tensors(path, values)
+
+    def _spread(self, values: dict[str, torch.Tensor]) -> None:
+        """Put the first process's values into the parameters of all."""
+        if self.world.first and self.parameters.keys() != values.keys():
+            raise InputError(
+                "the checkpoint is of another model; remove the .partial directory and run again"
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self._received(values.get(name), parameter))
+
+    def _received(self, value: torch.Tensor | None, target: torch.Tensor) -> torch.Tensor:
+        """The first process's `value` in every process, placed and cut like `target`."""
+        if self.world.size > 1:
+            if value is None:
+                value = torch.empty(target.shape, dtype=target.dtype)
+            torch.distributed.broadcast(value, src=0)
+        assert value is not None
+        return like(value.to(target.device), target)
 
 
 def save_tensors(path: Path, tensors: dict[str, Any]) -> None:
@@ -235,17 +286,3 @@ def save_tensors(path: Path, tensors: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
     temporary.replace(path)
-
-
-def load_tensors(path: Path, parameters: dict[str, torch.nn.Parameter]) -> None:
-    """Read a file of `save_tensors` into parameters."""
-    load_into(parameters, load_file(path))
-
-
-def load_into(parameters: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
-    """Copy values into parameters of the same names; `InputError` where the names differ."""
-    if parameters.keys() != values.keys():
-        raise InputError("the checkpoint is of another adapter; remove the .partial directory and run again")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(values[name])

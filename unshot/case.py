@@ -77,6 +77,9 @@ class Traffic(Section):
 
     rate: Positive = Field(1.0, description="mean requests per second")
     peak_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    arrival_cv: Positive = Field(
+        1.0, description="spread of the gaps between requests; 1: Poisson, more: bursts"
+    )
     output_tokens: Positive | None = Field(None, description="answer length where no answers are at hand")
     offline: bool = Field(False, description="answers may wait a day, so that batch prices apply")
     slo: Slo = Field(default_factory=Slo)
@@ -107,11 +110,36 @@ class Tune(Section):
     layers: int | None = Field(None, ge=1, description="adapt only the last so many layers; default: all")
     alpha: Positive | None = Field(None, description="LoRA alpha; default 2 x rank")
     dropout: Share = 0.0
+    virtual_tokens: int = Field(20, ge=1, description="vectors of prompt tuning")
     learning_rate: Positive | None = Field(None, description="default by method and model size")
     epochs: int = Field(5, ge=1, description="at most; training stops at the plateau")
     patience: int = Field(2, ge=1, description="epochs without improvement before stopping")
     batch_tokens: int = Field(2048, ge=64, description="tokens per optimiser step")
     max_length: int = Field(2048, ge=16, description="longest row, tokens")
+    mix: Path | None = Field(
+        None, description="general rows to train on beside the task's, against forgetting"
+    )
+    mix_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="their share of the training rows"
+    )
+    augment_format: bool = Field(
+        False, description="vary wrapping and whitespace of half the training prompts"
+    )
+    embedder: str | None = Field(
+        None,
+        description="finds test rows like train rows in other words: a directory, a package's name or off",
+    )
+    forgetting: bool = Field(True, description="measure general abilities before and after")
+    general: Path | None = Field(
+        None, description="held-out general rows for that; default: the shipped ones"
+    )
+    forgetting_drop: Share = Field(0.1, description="how far accuracy on them may fall")
+    robustness: bool = Field(True, description="ask test rows again in another form")
+    robustness_gap: Share = Field(0.05, description="how far the score may fall there")
+    strict: bool = Field(False, description="exit code 1 where a gate fails")
+    gradient_checkpointing: bool | None = Field(
+        None, description="less memory for a third more work; default: where the estimate asks for it"
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -218,6 +246,10 @@ def _anchor(case: Case, folder: Path) -> None:
         value = getattr(case.task, key)
         if value is not None and not value.is_absolute():
             setattr(case.task, key, folder / value)
+    for key in ("mix", "general"):
+        value = getattr(case.tune, key)
+        if value is not None and not value.is_absolute():
+            setattr(case.tune, key, folder / value)
 
 
 def _validate(model: type[S], raw: dict[str, Any], where: str) -> S:

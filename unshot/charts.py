@@ -21,7 +21,10 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True)
 class Series:
-    """One line: `x` and `y` of one length; `low`/`high` draw a band round it; `points` marks each value."""
+    """One line: `x` and `y` of one length; `low`/`high` draw a band round it; `points` marks each value.
+
+    Where it is not `joined` only the points are drawn.
+    """
 
     name: str
     x: Sequence[float]
@@ -30,6 +33,7 @@ class Series:
     high: Sequence[float] | None = None
     points: bool = False
     muted: bool = False
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,12 @@ def intervals(
             f'<circle class="s{index % COLOURS + 1}" cx="{b:.1f}" cy="{y + 22}" r="4.5"><title>'
             f"{escape(tip)}</title></circle>"
         )
-        body.append(_text(min(c, right) + 6, y + 26, f"{x_format(row.value)}{row.note}", "value"))
+        words = f"{x_format(row.value)}{row.note}"
+        # Where the words do not fit behind the interval they stand before it; 6.3 units a letter.
+        if min(c, right) + 6 + 6.3 * len(words) > WIDTH and a - 6 > 6.3 * len(words):
+            body.append(_text(a - 6, y + 26, words, "value end inside"))
+        else:
+            body.append(_text(min(c, right) + 6, y + 26, words, "value"))
     body += _top_marks(marks, axis, left, right, top, height)
     return _figure(title, _svg(title, height, body), [], note)
 
@@ -346,6 +355,9 @@ def _axis(
         ticks = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
         while len(ticks) > 7:
             ticks = ticks[::2]
+        if len(ticks) < 2:  # less than a decade's fraction: as on a linear axis
+            step = _nice((high - low) / 4)
+            ticks = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
         return _Axis(low, high, True, tuple(ticks))
     if floor is not None:
         low = floor
@@ -419,7 +431,7 @@ class _Plot:
             pen = True
         dash = f' stroke-dasharray="{DASHES[index % len(DASHES)]}"' if DASHES[index % len(DASHES)] else ""
         style = f"line s{colour}{' muted' if one.muted else ''}"
-        if pieces:
+        if pieces and one.joined:
             self.body.append(
                 f'<path class="{style}" d="{"".join(pieces)}"{dash}><title>{escape(one.name)}</title></path>'
             )

@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Cost, latency and break-even of the long prompt against a tuned model.",
     ),
     "data": ("tune.data.command:data", "Check a data set, and split it."),
-    "tune": ("tune.command:tune", "Fine-tune with LoRA and evaluate on held-out data."),
+    "tune": ("tune.command:tune", "Fine-tune a base model and evaluate it on held-out data."),
     "eval": (
         "tune.evaluate.command:evaluate",
         "Score a run on held-out rows, or two runs against each other.",

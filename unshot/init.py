@@ -41,6 +41,7 @@ metric = "macro_f1"            # macro_f1, accuracy, exact_match, json_f1, rouge
 [traffic]
 rate = 5.0                     # mean requests per second
 peak_factor = 2.0              # peak rate / mean rate
+# arrival_cv = 1.5              # spread of the gaps between requests: 1 Poisson, more bursty
 # output_tokens = 40           # answer length where no answers are at hand
 offline = false                # true: answers may wait a day, so that batch prices apply
 
@@ -76,20 +77,32 @@ horizon_months = 12.0          # one-off costs are spread over these months
 # cheaper_api = "gpt-4o-mini"  # cheaper API model to compare with; "none" leaves it out
 
 [tune]
-method = "lora"                # lora, dora
+method = "lora"                # lora, dora, qlora (CUDA), full, prompt
 rank = 16
 # layers = 20                  # adapt only the last so many layers: faster, the lower ones need no gradients
 # alpha = 32                   # default 2 x rank
 dropout = 0.0
+# virtual_tokens = 20          # method = "prompt": trained vectors before each row
+# gradient_checkpointing = true  # less memory for a third more work; default: where the memory estimate asks for it
 # learning_rate = 5e-4         # default by method and model width
 epochs = 5                     # at most: training stops at the plateau
 patience = 2                   # epochs without improvement before it stops
 batch_tokens = 2048            # longest packed sequence, tokens
 max_length = 2048              # longest row, tokens
+# mix = "general.jsonl"        # general rows to train on too, against forgetting
+mix_share = 0.1                # their share of the training rows
+augment_format = false         # vary wrapping and whitespace of half the training prompts
+# embedder = "all-minilm-l6-v2"  # finds test rows like train rows in other words; a directory, or "off"
+forgetting = true              # measure general abilities before and after tuning
+# general = "held-out.jsonl"   # rows for that; default: the shipped ones
+forgetting_drop = 0.1          # how far accuracy on them may fall
+robustness = true              # ask test rows again in another form
+robustness_gap = 0.05          # how far the score may fall there
+strict = false                 # true: exit code 1 where a gate fails
 seed = 0
 
 [export]
-to = ["gguf:q8_0"]             # gguf:f32, gguf:f16, gguf:bf16, gguf:q8_0, onnx:fp32
+to = ["gguf:q8_0"]             # gguf:f16, gguf:q8_0, gguf:q4_k_m, onnx:fp32, genai:int4, ...
 
 [bench]
 requests = 64

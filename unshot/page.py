@@ -5,6 +5,8 @@ Blocks are HTML text; every helper here escapes what it is given. Charts come fr
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -58,7 +60,7 @@ svg text{font-size:12px;fill:var(--ink);font-family:inherit}
 svg .tick,svg .axislabel{fill:var(--soft)}svg .tick{font-size:11px}
 svg .end{text-anchor:end}svg .middle{text-anchor:middle}
 svg .value{font-size:11.5px}svg .marklabel{font-size:11.5px;font-weight:600}
-svg .marklabel,svg .inside{paint-order:stroke;stroke:var(--bg);stroke-width:3.5px;stroke-linejoin:round}
+svg .marklabel,svg .inside,svg .label{paint-order:stroke;stroke:var(--bg);stroke-width:3.5px;stroke-linejoin:round}
 svg .grid{stroke:var(--grid);fill:none}svg .axis{stroke:var(--soft);fill:none}
 svg .mark{stroke:var(--ink);stroke-width:1.4;stroke-dasharray:5 3;fill:none}
 svg .whisker{stroke:var(--ink);stroke-width:1.4;fill:none}
@@ -77,20 +79,27 @@ COLOURS = "".join(
 )
 
 
-def page(title: str, *blocks: str, subtitle: str = "", footer: str = "") -> str:
-    """The whole document. `blocks` are HTML; `title`, `subtitle` and `footer` are plain text."""
+def page(title: str, *blocks: str, subtitle: str = "", footer: str = "", script: str = "") -> str:
+    """The whole document. `blocks` are HTML; `title`, `subtitle` and `footer` are plain text.
+
+    `script` is the page's own JavaScript, the only one that its security policy lets run.
+    """
     sub = f'<p class="sub">{escape(subtitle)}</p>' if subtitle else ""
     foot = f"<footer>{escape(footer)}</footer>" if footer else ""
+    policy, code = "default-src 'none'; style-src 'unsafe-inline'", ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy, code = f"{policy}; script-src 'sha256-{digest}'", f"<script>{script}</script>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         # Nothing may be loaded from anywhere: a report is one file.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"<title>{escape(title)}</title><style>{STYLE}{COLOURS}</style></head>\n"
         f"<body><main><h1>{escape(title)}</h1>{sub}\n"
         + "\n".join(blocks)
-        + f"\n{foot}</main></body></html>\n"
+        + f"\n{foot}</main>{code}</body></html>\n"
     )
 
 
@@ -155,7 +164,7 @@ def table(
         )
         body += f"<tr{style}>" + "".join(cell("td", v, i) for i, v in enumerate(row)) + "</tr>"
     title = f'<p class="caption">{escape(caption)}</p>' if caption else ""
-    inner = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    inner = (f"<thead><tr>{head}</tr></thead>" if any(headers) else "") + f"<tbody>{body}</tbody>"
     return f'{title}<div class="scroll"><table>{inner}</table></div>'
 
 

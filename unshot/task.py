@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from unshot.case import Metric
 from unshot.case import Task as TaskSection
 from unshot.data import Example, read_text
-from unshot.errors import InputError
+from unshot.errors import InputError, OutsideError
 from unshot.metrics import INVALID, Interval, class_scores, parse_answer, score, score_interval
 
 MAX_LABELS = 200
@@ -34,6 +34,7 @@ class Task(BaseModel):
     answer_field: str | None = None
     metric: Metric = "exact_match"
     max_answer_tokens: int | None = None
+    answer_schema: dict[str, Any] | None = None
 
     def label(self, answer: str) -> str:
         """The label (or the whole text) an answer states, `INVALID` where it states none."""
@@ -70,6 +71,7 @@ def derive_task(section: TaskSection, examples: Sequence[Example]) -> Task:
     answers recur, else free text. Raises `InputError` for answers outside the labels, naming the line.
     """
     answers = [example.answer or "" for example in examples]
+    schema = read_schema(section.answer_schema) if section.answer_schema else None
     labels, metric = section.labels, section.metric
     field = section.answer_field
     if field is None and section.labels is None and all(isinstance(_json(a), dict) for a in answers):
@@ -82,9 +84,15 @@ def derive_task(section: TaskSection, examples: Sequence[Example]) -> Task:
     if labels is None and "metric" not in section.model_fields_set:
         metric = "exact_match"
     task = Task(
-        name=section.name, instruction=section.instruction, labels=labels, answer_field=field, metric=metric
-    )
+        name=section.name, instruction=section.instruction, labels=labels, answer_field=field, metric=metric,
+        answer_schema=schema,
+    )  # fmt: skip
+    fault = schema_check(schema) if schema else None
     for example in examples:
+        if fault and (problem := fault(_json(example.answer or ""))):
+            raise InputError(
+                f"line {example.line}: the answer does not fit {section.answer_schema} ({problem})"
+            )
         if task.label(example.answer or "") == INVALID:
             known = f"; labels: {', '.join(labels[:8])}" if labels else ""
             raise InputError(
@@ -94,6 +102,40 @@ def derive_task(section: TaskSection, examples: Sequence[Example]) -> Task:
                 else f"line {example.line}: the answer {example.answer!r:.80} is not one of the labels{known}"
             )
     return task
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """A JSON schema's content; `InputError` where the file holds none."""
+    try:
+        schema = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(schema, dict):
+        raise InputError(f"{path}: a JSON schema of an answer is an object")
+    schema_check(schema, str(path))
+    return schema
+
+
+def schema_check(schema: dict[str, Any], where: str = "answer_schema") -> Callable[[Any], str | None]:
+    """What is wrong with a value under a schema, in a few words; None for a value that fits. Nothing is fetched."""
+    try:
+        import jsonschema
+    except ImportError as error:
+        raise OutsideError(
+            f"checking an answer_schema needs jsonschema ({error}); run `pip install 'unshot[tune]'`"
+        ) from None
+    kind = jsonschema.validators.validator_for(schema)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise InputError(f"{where}: not a JSON schema ({error.message})") from None
+    validator = kind(schema)
+
+    def problem(value: Any) -> str | None:
+        found = jsonschema.exceptions.best_match(validator.iter_errors(value))
+        return None if found is None else f"{found.json_path}: {found.message[:120]}"
+
+    return problem
 
 
 def _json(text: str) -> Any:

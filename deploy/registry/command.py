@@ -81,8 +81,9 @@ def list_(store: Path, tracking: str | None, out: Output) -> None:
 
     from deploy.registry.store import open_registry
 
-    state = open_registry(store, tracking=tracking).state()
-    table = Table(title=f"{len(state.versions)} versions in {store}", title_justify="left")
+    found = open_registry(store, tracking=tracking)
+    state = found.state()
+    table = Table(title=f"{len(state.versions)} versions in {found.place}", title_justify="left")
     for name in (
         "version",
         "alias",

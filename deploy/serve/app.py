@@ -24,6 +24,7 @@ from deploy.log import Feedback
 from deploy.serve.backend import Failure
 from deploy.serve.gateway import Asked, Gateway, Shown, problem, unit_of
 from deploy.serve.metrics import BREAKER
+from deploy.serve.target import encode
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 LONGEST_KEY = 256
@@ -249,13 +250,16 @@ async def while_there(request: Request, work: Coroutine[Any, Any, Shown]) -> Sho
     """Do the work, or give it up where the client leaves: a back end should not answer nobody."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
-    gone = loop.create_task(request.receive())  # type: ignore[arg-type]
+    gone: asyncio.Task[Any] = loop.create_task(request.receive())  # type: ignore[arg-type]
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            with contextlib.suppress(asyncio.CancelledError, Failure):
+                shown = await task
+                if shown.events is not None and shown.over is not None:  # it was just about to begin
+                    await shown.events.aclose()
+                    shown.over()
             raise Failure("client gone", status=499)
         return task.result()
     finally:
@@ -271,5 +275,4 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 def answer(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return Response(text, status_code=status, headers=headers, media_type="application/json")
+    return Response(encode(value), status_code=status, headers=headers, media_type="application/json")

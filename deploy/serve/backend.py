@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from deploy.serve.breaker import Breaker
-from deploy.serve.target import Target
+from deploy.serve.target import Target, encode
 from unshot import llama_server
 from unshot.errors import OutsideError
 
@@ -183,13 +183,8 @@ class Backend:
         asked.pop("stream_options", None)
         if stream:
             asked |= {"stream": True, "stream_options": {"include_usage": True}}
-        whole = {
-            "model": target.model,
-            "messages": target.messages(request["messages"]),
-            **target.extra,
-            **asked,
-        }
-        return json.dumps(whole, ensure_ascii=False).encode()
+        rest = encode({"model": target.model, **target.extra, **asked})
+        return f'{{"messages":{target.encoded(request["messages"])},{rest[1:]}'.encode()
 
     async def whole(self, body: bytes, deadline: float, sent: list[float]) -> dict[str, Any]:
         """The answer as one JSON object. Raises `Failure`. `sent` gets the time at which the server was asked."""
@@ -215,8 +210,8 @@ class Backend:
 
     async def pieces(
         self, body: bytes, deadline: float, sent: list[float]
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """The chunks of a streamed answer. Raises `Failure`, also in mid-answer.
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """The chunks of a streamed answer, as many together as came together. Raises `Failure`, also in mid-answer.
 
         `deadline` holds up to the first byte, then each gap may last `timeout`. No timeout spans a `yield`: another
         task may ask for the rest.
@@ -231,20 +226,18 @@ class Backend:
                 response = await self.session.post(self._url, data=body, headers=self._headers)
                 if response.status != 200:
                     raise failed(response, await response.read())
+            tail = b""
             while True:
                 async with asyncio.timeout(self.timeout):
-                    line = await response.content.readline()
-                if not line:
+                    data = await response.content.readany()
+                if not data:
                     raise Failure("cut short", "the back end's stream ended without [DONE]")
-                if not line.startswith(b"data:"):
-                    continue
-                data = line[5:].strip()
-                if data == b"[DONE]":
+                *lines, tail = (tail + data).split(b"\n")
+                chunks, done = read_events(lines)
+                if chunks:
+                    yield chunks
+                if done:
                     return
-                chunk = json.loads(data)
-                if chunk.get("error"):
-                    raise Failure("server error", str(chunk["error"])[:200])
-                yield chunk
         except TimeoutError:
             raise Failure("timeout", f"nothing came for {self.timeout:g} s", status=504) from None
         except (aiohttp.ClientError, OSError) as error:
@@ -285,6 +278,25 @@ class Backend:
         self.active -= 1
         if not self.active:
             self.idle.set()
+
+
+def read_events(lines: list[bytes]) -> tuple[list[dict[str, Any]], bool]:
+    """The chunks in lines of server-sent events, and whether the last of all was among them.
+
+    Raises `ValueError` for what is no chunk, and `Failure` for an error that the server reports.
+    """
+    chunks: list[dict[str, Any]] = []
+    for line in lines:
+        if not line.startswith(b"data:"):
+            continue
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            return chunks, True
+        chunk = json.loads(data)
+        if chunk.get("error"):
+            raise Failure("server error", str(chunk["error"])[:200])
+        chunks.append(chunk)
+    return chunks, False
 
 
 def failed(response: aiohttp.ClientResponse, raw: bytes) -> Failure:

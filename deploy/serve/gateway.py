@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -15,9 +14,10 @@ from deploy.log import Arm, Request
 from deploy.serve.backend import Backend, Failure
 from deploy.serve.journal import Journal
 from deploy.serve.metrics import Metrics
-from deploy.serve.target import text_of
+from deploy.serve.target import encode, text_of
 
 SHADOWS_WAITING = 16
+Chunks = AsyncGenerator[list[dict[str, Any]], None]
 DONE = b"data: [DONE]\n\n"
 
 
@@ -167,9 +167,7 @@ class Gateway:
                 self.metrics.fallbacks.labels(failure.kind).inc()
         raise failure
 
-    async def _ask(
-        self, asked: Asked, arm: Arm, backend: Backend, begin: float
-    ) -> tuple[Try, AsyncGenerator[dict[str, Any], None] | None]:
+    async def _ask(self, asked: Asked, arm: Arm, backend: Backend, begin: float) -> tuple[Try, Chunks | None]:
         """An arm's answer, and its stream where it may pass as it comes."""
         if not asked.stream or backend.target.checker.active:
             return await self._whole(asked, arm, backend, begin), None
@@ -223,9 +221,7 @@ class Gateway:
     def _wanted(self, asked: Asked) -> dict[str, Any]:
         return {**asked.request, "logprobs": True} if self.logprobs else asked.request
 
-    async def _open(
-        self, asked: Asked, arm: Arm, backend: Backend, begin: float
-    ) -> tuple[Try, AsyncGenerator[dict[str, Any], None]]:
+    async def _open(self, asked: Asked, arm: Arm, backend: Backend, begin: float) -> tuple[Try, Chunks]:
         """Start a streamed answer up to its first text: until then it can still be the baseline's."""
         tried = Try(arm, backend, begin)
         sent: list[float] = []
@@ -234,9 +230,10 @@ class Gateway:
         chunks = backend.pieces(body, deadline, sent)
         first: list[dict[str, Any]] = []
         try:
-            async for chunk in chunks:
-                first.append(chunk)
-                if any(_content(c) or c.get("finish_reason") for c in chunk.get("choices") or ()):
+            async for batch in chunks:
+                first += batch
+                choices = [c for chunk in batch for c in chunk.get("choices") or ()]
+                if any(_content(c) or c.get("finish_reason") for c in choices):
                     break
             tried.ttft = time.perf_counter() - begin
         except Failure as failure:
@@ -244,34 +241,23 @@ class Gateway:
             self._blame(tried, failure)
         tried.queued = sent[0] - begin if sent else None
 
-        async def rest() -> AsyncGenerator[dict[str, Any], None]:
+        async def rest() -> Chunks:
             async with aclosing(chunks) as more:
-                for chunk in first:
-                    yield chunk
-                async for chunk in more:
-                    yield chunk
+                yield first
+                async for batch in more:
+                    yield batch
 
         return tried, rest()
 
-    async def _pass(
-        self, asked: Asked, tried: Try, chunks: AsyncGenerator[dict[str, Any], None]
-    ) -> AsyncGenerator[bytes, None]:
+    async def _pass(self, asked: Asked, tried: Try, chunks: Chunks) -> AsyncGenerator[bytes, None]:
         """Hand a stream on as it comes. One that breaks off ends with an error event: half of it was shown."""
         texts: list[str] = []
         try:
             async with aclosing(chunks):
-                async for chunk in chunks:
-                    chunk["id"], chunk["model"] = asked.id, self.name
-                    choices = chunk.get("choices") or []
-                    texts += [text for c in choices if c.get("index", 0) == 0 and (text := _content(c))]
-                    usage = chunk.get("usage")
-                    if usage:
-                        tried.usage = usage
-                        if not asked.usage:
-                            chunk.pop("usage")
-                            if not choices:
-                                continue
-                    yield event(chunk)
+                async for batch in chunks:
+                    shown = b"".join(event(c) for c in batch if self._own(c, asked, tried, texts))
+                    if shown:
+                        yield shown
             tried.text = "".join(texts)
             tried.e2e = time.perf_counter() - tried.begin
             self._judge(tried)
@@ -289,6 +275,18 @@ class Gateway:
             if tried.error is None:
                 self._observe(tried)
                 self._shadow_later(asked, tried.arm)
+
+    def _own(self, chunk: dict[str, Any], asked: Asked, tried: Try, texts: list[str]) -> bool:
+        """Make a chunk the gateway's own and note what it says; whether the user gets it."""
+        chunk["id"], chunk["model"] = asked.id, self.name
+        choices = chunk.get("choices") or []
+        texts += [text for c in choices if c.get("index", 0) == 0 and (text := _content(c))]
+        if chunk.get("usage"):
+            tried.usage = chunk["usage"]
+            if not asked.usage:
+                del chunk["usage"]
+                return bool(choices)
+        return True
 
     async def _as_events(self, asked: Asked, tried: Try) -> AsyncGenerator[bytes, None]:
         """A checked answer as the stream that was asked for."""
@@ -406,7 +404,7 @@ def left(arm: Arm, backend: Backend, begin: float) -> Try:
 
 def event(value: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return f"data: {encode(value)}\n\n".encode()
 
 
 def problem(failure: Failure) -> dict[str, Any]:

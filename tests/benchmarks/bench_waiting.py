@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 
 from planner import queueing
-from planner.capacity import forecast_setup, setup
+from planner.capacity import forecast_setup
 from planner.simulate import simulate
 from planner.waiting_fit import Drawn, draw
 
@@ -29,7 +29,7 @@ def judge(drawn: Drawn) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for share, (requests, seeds) in RUNS.items():
         load = drawn.at(share)
-        one = setup(drawn.model, drawn.gpu, drawn.precision, load)
+        one = drawn.setup()
         seen = [simulate(one, load, requests=requests, seed=s).quantiles("ttft").p95 for s in range(seeds)]
         mean = float(np.mean(seen))
         plain = queueing.respond(one.cost, one.shape(load), load.rate, (95.0,), correct=False)

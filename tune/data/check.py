@@ -13,12 +13,14 @@ from typing import IO, Any
 import numpy as np
 
 from tune import near
-from unshot import pii
 from tune.data.agreement import agreement, settle_first
 from tune.data.balance import Labels, balance
 from tune.data.rows import Fault, scan
 from tune.data.store import Texts
 from tune.data.variety import WARN, Reservoir, template_share
+from tune.meaning import by_meaning
+from unshot import pii
+from unshot.console import Output
 from unshot.data import Example
 
 MINIMUM, COMFORTABLE = 50, 200
@@ -71,9 +73,12 @@ class Check:
         count: Count | None = None,
         context: int | None = None,
         threshold: float = near.THRESHOLD,
+        embedder: str | None = None,
+        out: Output | None = None,
     ) -> None:
         self.count, self.unit = count or count_words, "tokens" if count else "words"
         self.region, self.annotator, self.context, self.threshold = region, annotator, context, threshold
+        self.embedder, self.out = embedder, out
         self.rows = 0
         self.faults: list[Fault] = []
         self.lines, self.prompt, self.answer = array("Q"), array("Q"), array("Q")
@@ -145,7 +150,8 @@ class Check:
     def report(self) -> dict[str, Any]:
         """Everything found; lists hold their first 1,000 entries, but `malformed` all."""
         counts = self.labels.counts()
-        duplicates, contradictions = self._alike(free_text=counts is None)
+        pairs = near.similar_pairs(self.texts, threshold=self.threshold)
+        duplicates, contradictions = self._alike(pairs, free_text=counts is None)
         good = len(self.lines)
         malformed = self._findings("malformed")
         for fault in self.faults:
@@ -160,6 +166,7 @@ class Check:
             "contradictions": contradictions,
             "agreement": self._agreement(),
             "duplicates": duplicates,
+            "paraphrases": self._paraphrases(pairs),
             "variety": {
                 "template_share": template_share(self.sample.items),
                 "sampled": len(self.sample.items),
@@ -186,8 +193,7 @@ class Check:
             "too_long": self.too_long.report(),
         }
 
-    def _alike(self, *, free_text: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        pairs = near.similar_pairs(self.texts, threshold=self.threshold)
+    def _alike(self, pairs: near.Pairs, *, free_text: bool) -> tuple[dict[str, Any], dict[str, Any]]:
         duplicates, differing = self._findings("duplicates"), []
         for (a, b, similarity), equal in zip(pairs, pairs.equal, strict=True):
             duplicates.add(
@@ -219,6 +225,27 @@ class Check:
             },
             {"free_text": free_text, **contradictions.report()},
         )
+
+    def _paraphrases(self, pairs: near.Pairs) -> dict[str, Any] | None:
+        """Pairs alike in meaning that are not so by their texts; None without an embedder."""
+        found = by_meaning(self.texts, self.embedder, out=self.out)
+        if found is None:
+            return None
+        known = set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+        paraphrases = self._findings("paraphrases")
+        differ = 0
+        for a, b, similarity in sorted(found.pairs, key=lambda p: -p[2]):
+            if (a, b) in known:
+                continue
+            one, other = self.labels.label(self.answers[a]), self.labels.label(self.answers[b])
+            differ += one != other
+            paraphrases.add(
+                lines=[self.lines[a], self.lines[b]],
+                similarity=round(similarity, 3),
+                answers=[one[:200], other[:200]],
+                texts=[self.texts[a][:200], self.texts[b][:200]],
+            )
+        return {**found.record(), "different_answers": differ, **paraphrases.report()}
 
     def _agreement(self) -> dict[str, Any] | None:
         if not self.people:
@@ -265,13 +292,19 @@ def warnings(result: dict[str, Any]) -> list[str]:
             f"{result['duplicates']['exact_rows']} rows repeat an earlier input, "
             f"{result['duplicates']['near_rows']} more nearly do"
         )
+    paraphrases = result["paraphrases"]
+    if paraphrases and paraphrases["different_answers"] and not contradictions["free_text"]:
+        found.append(
+            f"{paraphrases['different_answers']} pairs of inputs close in meaning have different answers; look at them"
+        )
     alpha = (result["agreement"] or {}).get("krippendorff_alpha")
     if alpha is not None and alpha < 0.8:
         found.append(f"annotators agree too little (Krippendorff's alpha {alpha:.2f}; 0.8 is the usual bar)")
     share = result["variety"]["template_share"]
     if share > WARN:
         found.append(
-            f"{share:.0%} of the prompts' words are one template; the model may learn the wrapping, vary it"
+            f"{share:.0%} of the prompts' words are one template; the model may learn the wrapping: vary it "
+            "(`unshot tune --augment-format`)"
         )
     if result["personal_data"]["total"]:
         kinds = ", ".join(f"{n} {k}" for k, n in sorted(result["personal_data"]["kinds"].items()))

@@ -22,9 +22,13 @@ def data() -> None:
 
 
 def columns(function: Command) -> Command:
-    """The options that say where in a row the input and the answer stand."""
+    """The options that say where in a row the input and the answer stand, and how meaning is compared."""
     for name, what in (("output", "the answer"), ("input", "the input")):
         function = click.option(f"--{name}-column", help=f"Column or field that holds {what}.")(function)
+    function = click.option(
+        "--embedder",
+        help="Compare meaning with it: a directory, all-minilm-l6-v2, or off; default: what is installed.",
+    )(function)
     return click.option("--answer-field", help="Field of a JSON answer that holds the label.")(function)
 
 
@@ -65,6 +69,7 @@ def check(
         raise InputError("--redact writes a file; give --out DIR")
     if max_length and not base:
         raise InputError("--max-length counts tokens; give --base too")
+    settings["out"] = out
     settings |= {"region": phone_region.upper(), "field": answer_field}
     if similar is not None:
         settings["threshold"] = similar
@@ -106,12 +111,18 @@ def split(
     """Split DATA into train, validation and test, without near-duplicates across them."""
     from tune.data.split import parse_shares, split_file
     from tune.data.tables import split_tables
+    from tune.data.variety import WARN
 
-    result = split_file(path, final, shares=parse_shares(shares), field=answer_field, **settings)
+    result = split_file(path, final, shares=parse_shares(shares), field=answer_field, out=out, **settings)
     if result["rows"]["test"] < result["before"]["test"] / 2:
         out.warn(
             f"{result['before']['test'] - result['rows']['test']} of {result['before']['test']} test rows were too "
             "similar to training rows; the rest is a small test"
+        )
+    if result["template_share"] > WARN:
+        out.warn(
+            f"{result['template_share']:.0%} of the prompts' words are one template; `unshot tune --augment-format` "
+            "varies it"
         )
     out.result(result, *split_tables(result))
 

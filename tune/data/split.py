@@ -10,8 +10,10 @@ from typing import Any
 
 from tune.contamination import ASIDE, Cleaned, separate
 from tune.data.balance import Labels
+from tune.data.variety import SAMPLE, template_share
+from tune.meaning import by_meaning
 from tune.split import NAMES, Split, order, split
-from unshot.console import dumps
+from unshot.console import Output, dumps
 from unshot.data import Example, read_examples, write_jsonl
 from unshot.errors import InputError, nearest
 from unshot.manifest import Manifest, describe_file, staged, write_text
@@ -45,6 +47,8 @@ def split_file(
     overwrite: bool = False,
     input_column: str | None = None,
     output_column: str | None = None,
+    embedder: str | None = None,
+    out: Output | None = None,
 ) -> dict[str, Any]:
     """Write train, validation and test rows, and what was moved between them, to the directory `final`.
 
@@ -84,12 +88,13 @@ def split_file(
             unit=unit if group_by else None,
             refill=group_by is None and time is None,
             set_aside=time is not None,
+            meaning=lambda texts: by_meaning(texts, embedder, out=out),
         )
     except InputError as error:
         raise InputError(f"{data}: {error}") from None
     manifest = Manifest("data-split", seeds={"seed": seed}, inputs=[describe_file(data)])
     manifest.config = {"group_by": group_by, "time": time, "shares": list(shares)}
-    result = _result(cleaned, parts)
+    result = _result(cleaned, parts) | {"template_share": template_share([row.text for row in rows[:SAMPLE]])}
     with staged(final, overwrite=overwrite) as work:
         for name in NAMES:
             write_jsonl(work / f"{name}.jsonl", [row.row() for row in getattr(cleaned.parts, name)])

@@ -33,6 +33,16 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
             f"{result['duplicates']['exact_rows']} exact, {result['duplicates']['near_rows']} near "
             f"(similarity {result['duplicates']['threshold']:g} and more)",
         ),
+        *(
+            [
+                (
+                    "close in meaning",
+                    f"{p['total']} more pairs (cosine {p['threshold']:g} and more, {p['embedder']})",
+                )
+            ]
+            if (p := result["paraphrases"])
+            else []
+        ),
         ("contradictions", f"{result['contradictions']['total']} pairs"),
         ("template share", f"{result['variety']['template_share']:.0%} of the prompts' words"),
         ("personal data", f"{result['personal_data']['total']} rows"),
@@ -59,6 +69,20 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
         [
             ("{} {}".format(*c["lines"]), c["similarity"], " | ".join(c["answers"]), c["texts"][0])
             for c in result["contradictions"]["listed"]
+        ],
+    )
+    _add(
+        shown,
+        "close in meaning, in other words",
+        ("lines", "similarity", "answers", "inputs"),
+        [
+            (
+                "{} {}".format(*c["lines"]),
+                c["similarity"],
+                " | ".join(dict.fromkeys(c["answers"])),
+                " | ".join(c["texts"]),
+            )
+            for c in (result["paraphrases"] or {"listed": []})["listed"]
         ],
     )
     if agreement and agreement["items"]:
@@ -99,9 +123,9 @@ def split_tables(result: dict[str, Any]) -> list[Any]:
     _add(
         shown,
         "moved: near-duplicates across parts",
-        ("line", "from", "to", "like line", "similarity"),
+        ("line", "from", "to", "like line", "similarity", "by"),
         [
-            (m["line"], m["source"], m["to"], m["like_line"], m["similarity"])
+            (m["line"], m["source"], m["to"], m["like_line"], m["similarity"], m["by"])
             for m in result["contamination"]["moved"]
         ],
     )

@@ -25,15 +25,77 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=click.Path(path_type=Path), help="Directory for scores and answers.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--embedder", help="For BERTScore and paraphrases: a directory, all-minilm-l6-v2, or off.")
+@click.option("--judge", "judge_spec", metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH.")
+@click.option("--judge-model", metavar="NAME", help="The judge's name at its server.")
+@click.option(
+    "--judge-rows", type=click.IntRange(1), default=50, show_default=True, help="Rows for the judge."
+)
+@click.option(
+    "--review",
+    type=click.Path(path_type=Path),
+    help="Draw a blinded sheet for people: FILE.csv or FILE.html.",
+)
+@click.option(
+    "--review-rows", type=click.IntRange(1), default=50, show_default=True, help="Rows of the sheet."
+)
+@click.option(
+    "--from-review",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="SHEET",
+    help="Read a filled sheet back (several: several reviewers); no answer is generated.",
+)
+@click.option(
+    "--accept",
+    type=click.FloatRange(0, 1),
+    default=0.8,
+    show_default=True,
+    help="Share of answers that reviewers must accept.",
+)
 @click.option("--input-column", help="Column or field that holds the input.")
 @click.option("--output-column", help="Column or field that holds the answer.")
 @common
-def evaluate(run: Path, out: Output, **settings: Any) -> None:
-    """Score RUN's really generated answers, with intervals; every reading of a test is recorded in the run."""
-    from tune.evaluate.run import evaluate_run
-    from tune.evaluate.tables import tables
+def evaluate(
+    run: Path,
+    judge_spec: str | None,
+    judge_model: str | None,
+    from_review: tuple[Path, ...],
+    accept: float,
+    out: Output,
+    **settings: Any,
+) -> None:
+    """Score RUN's really generated answers, with intervals; every reading of a test is recorded in the run.
 
-    result = evaluate_run(run, out, **settings)
+    A judge's key comes from UNSHOT_JUDGE_KEY or OPENAI_API_KEY. --from-review records the gate `review` in the run;
+    with --judge it says how far the judge agrees with the people.
+    """
+    import contextlib
+
+    from tune.evaluate.judge import open_judge
+    from tune.evaluate.tables import review_tables, tables
+    from unshot.errors import GateError, InputError
+
+    if from_review and settings["review"]:
+        raise InputError("--review draws a sheet and --from-review reads one; give one of them")
+    with contextlib.ExitStack() as stack:
+        judge = None
+        if judge_spec:
+            judge = open_judge(judge_spec, judge_model)
+            stack.callback(judge.close)
+        if from_review:
+            from tune.evaluate.review import from_review as read_back
+            from unshot.manifest import read_manifest
+
+            read_manifest(run, stage="tune")
+            result = read_back(run, from_review, judge, out, accept=accept, seed=settings["seed"])
+            out.result(result, *review_tables(result))
+            if result["gate"]["passed"] is False:
+                raise GateError(f"the gate `review` failed: {result['gate']['detail']}")
+            return
+        from tune.evaluate.run import evaluate_run
+
+        result = evaluate_run(run, out, judge=judge, **settings)
     reading = result["reading"]
     if reading["reading"] > 1:
         out.warn(

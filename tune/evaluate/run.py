@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tune import near
+from tune.embedding import find_embedder
+from tune.evaluate.judge import Judge, Pair, judge_pairs
+from tune.evaluate.review import SHEETS, draw, shown, write_sheet
 from tune.evaluate.scores import Answers, compare
-from tune.run import request
+from tune.job import request
+from tune.meaning import by_meaning
+from tune.model import has_tuned
 from unshot.chat import Chat, load_tokenizer
 from unshot.console import Output, dumps
 from unshot.data import Example, read_examples, write_jsonl
@@ -33,14 +39,17 @@ class Run:
     path: Path
     base: Source
     task: Task
+    method: str = "lora"
 
 
 def open_run(path: Path, base: str | None, out: Output) -> Run:
     """Check a run directory and find its base; `InputError` where either is not what was tuned."""
     manifest = read_manifest(path, stage="tune")
     recorded = manifest.config.get("base") or {}
-    if not recorded.get("sha256") or not (path / "adapter").is_dir():
-        raise InputError(f"{path}: the run has no adapter or no record of its base; run `unshot tune` again")
+    if not recorded.get("sha256") or not has_tuned(path):
+        raise InputError(
+            f"{path}: the run has no tuned model or no record of its base; run `unshot tune` again"
+        )
     where = recorded.get("path")
     source = resolve(base or (where if where and Path(where).is_dir() else recorded["name"]), out)
     for name, digest in recorded["sha256"].items():
@@ -49,7 +58,8 @@ def open_run(path: Path, base: str | None, out: Output) -> Run:
                 f"{source.path / name}: not the file that {path} was tuned on; give that base with --base "
                 f"(it was {recorded.get('name')})"
             )
-    return Run(path, source, read_task(path / "task.json"))
+    method = (manifest.config.get("tune") or {}).get("method", "lora")
+    return Run(path, source, read_task(path / "task.json"), method)
 
 
 def record_reading(run: Run, data: Path, against: Path | None) -> dict[str, Any]:
@@ -88,16 +98,15 @@ def record_reading(run: Run, data: Path, against: Path | None) -> dict[str, Any]
 def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
     """The tuned model's greedy answers, in order."""
     from tune.generate import answers
-    from tune.model import load_base, pick_device
+    from tune.model import load_tuned, pick_device
 
     device = pick_device()
 
-    from peft import PeftModel
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    net = PeftModel.from_pretrained(load_base(run.base, device), str(run.path / "adapter"))
+    net = load_tuned(run.path, run.base, device, method=run.method)
     chat = Chat(load_tokenizer(run.base.path))
     with out.progress() as progress:
         bar = progress.add_task("answering", total=len(rows), note=run.path.name)
@@ -110,8 +119,13 @@ def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
         )
 
 
-def seen_rows(run: Run, rows: Sequence[Example]) -> dict[int, dict[str, Any]]:
-    """Test rows with a near-duplicate among the run's training rows: index to `{line, train_line, similarity}`."""
+def seen_rows(
+    run: Run, rows: Sequence[Example], embedder: str | None, out: Output
+) -> dict[int, dict[str, Any]]:
+    """Test rows with a near-duplicate among the run's training rows: index to `{line, train_line, similarity, by}`.
+
+    `by` is `text`, or `meaning` for paraphrases that an embedder finds.
+    """
     train = read_examples(run.path / "splits" / "train.jsonl")
     found: dict[int, dict[str, Any]] = {}
     # Training rows first, so that an equal text is always linked to one of them.
@@ -123,6 +137,20 @@ def seen_rows(run: Run, rows: Sequence[Example]) -> dict[int, dict[str, Any]]:
                 "line": rows[index].line,
                 "train_line": train[a].line,
                 "similarity": round(similarity, 3),
+                "by": "text",
+            }
+    close = by_meaning([e.text for e in (*train, *rows)], embedder, out=out)
+    for a, b, similarity in close.pairs if close else ():
+        index = b - len(train)
+        known = found.get(index)
+        if a < len(train) <= b and (
+            known is None or (known["by"] == "meaning" and similarity > known["similarity"])
+        ):
+            found[index] = {
+                "line": rows[index].line,
+                "train_line": train[a].line,
+                "similarity": round(similarity, 3),
+                "by": "meaning",
             }
     # A test row equal to an earlier one is linked to that, not to what both are like.
     for (a, b, _), equal in zip(pairs, pairs.equal, strict=True):
@@ -143,8 +171,22 @@ def evaluate_run(
     seed: int = 0,
     input_column: str | None = None,
     output_column: str | None = None,
+    embedder: str | None = None,
+    judge: Judge | None = None,
+    judge_rows: int = 50,
+    review: Path | None = None,
+    review_rows: int = 50,
 ) -> dict[str, Any]:
-    """Score a run (and another one on the same rows); `final` receives scores and answers. Raises `InputError`."""
+    """Score a run (and another one on the same rows); `final` receives scores and answers. Raises `InputError`.
+
+    `judge` compares the answers of up to `judge_rows` rows with the other run's (else with the references); `review`
+    is the sheet to draw for people.
+    """
+    if review is not None and review.suffix.lower() not in SHEETS:
+        raise InputError(f"{review}: a review sheet is a .csv or an .html file")
+    if review is not None and review.exists() and not overwrite:
+        raise InputError(f"{review}: already there; choose another name or pass --overwrite")
+    encoder = find_embedder(embedder)
     runs = [open_run(path, base, out)]
     if other is not None:
         runs.append(open_run(other, base, out))
@@ -167,7 +209,7 @@ def evaluate_run(
     scored = [Answers(runs[0].task, truth, given, seed=seed) for given in texts]
     systems = []
     for run, given, system, reading in zip(runs, texts, scored, readings, strict=True):
-        seen = seen_rows(run, rows)
+        seen = seen_rows(run, rows, embedder, out)
         clean = [i for i in range(len(rows)) if i not in seen]
         report = {
             "run": str(run.path),
@@ -178,11 +220,28 @@ def evaluate_run(
         if seen and clean:
             unseen = Answers(run.task, [truth[i] for i in clean], [given[i] for i in clean], seed=seed)
             report["without_like_training"] = {"rows": len(clean), "score": unseen.metric()}
+        if "rouge" in report and encoder is not None:
+            report["bertscore"] = system.bertscore(encoder)
         systems.append(report)
     result: dict[str, Any] = {"data": str(source), **systems[0]}
     if len(runs) == 2:
         result["other"] = systems[1]
         result["comparison"] = compare(scored[0], scored[1])
+    if judge is not None:
+        against = texts[1] if len(runs) == 2 else truth
+        chosen = sorted(random.Random(seed).sample(range(len(rows)), min(judge_rows, len(rows))))
+        pairs = [Pair(shown(rows[i]), texts[0][i], against[i]) for i in chosen]
+        result["judge"], _ = judge_pairs(judge, pairs, out, seed=seed)
+        result["judge"]["against"] = "run" if len(runs) == 2 else "reference"
+    if review is not None:
+        others = texts[1] if len(runs) == 2 else None
+        sheet = draw(path, runs[0].task, rows, texts[0], others, count=review_rows, seed=seed)
+        write_sheet(review, sheet, runs[0].task.instruction)
+        result["review"] = {
+            "sheet": str(review),
+            "rows": len(sheet),
+            "name": sheet[0]["id"].rsplit("-", 1)[0],
+        }
     if final is not None:
         with staged(final, overwrite=overwrite) as work:
             write_text(work / "scores.json", dumps(result) + "\n")

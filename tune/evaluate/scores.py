@@ -6,13 +6,14 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tune.evaluate.rouge import KINDS, rouge
 from unshot.metrics import INVALID, Interval, accuracy, class_scores, confusion, macro_f1
-from unshot.task import Task
+from unshot.task import Task, schema_check
 
 DRAWS = 2000
 
@@ -75,6 +76,16 @@ class Answers:
             }
         return result
 
+    def bertscore(self, path: Path) -> dict[str, Any]:
+        """BERTScore with the embedder in a directory: its mean precision, recall and F1 with intervals."""
+        from tune.embedding import Embedder
+        from tune.evaluate.bertscore import bertscore
+
+        embedder = Embedder(path)
+        values = bertscore(embedder, self.raw_truth, self.raw)
+        means = {kind: mean_interval(each, self.chosen) for kind, each in values.items()}
+        return {"embedder": embedder.name, "layer": embedder.layers, **means}
+
     def metric(self) -> Interval:
         """The task's own metric."""
         return self.macro() if self.task.metric == "macro_f1" else mean_interval(self.right, self.chosen)
@@ -122,17 +133,21 @@ class Answers:
     def fields(self) -> dict[str, Any] | None:
         """Scores of JSON answers, None where the references are no JSON objects.
 
-        `valid` is the share of answers that are JSON objects, `schema` the share that have all fields of the
-        reference in the same JSON types. A field counts as found where its value equals the reference's.
+        `valid` is the share of answers that are JSON objects, `schema` the share that fit the task's answer_schema
+        (without one: that have all fields of the reference in the same JSON types). A field counts as found where its
+        value equals the reference's.
         """
         truth = [json_object(t) for t in self.raw_truth]
         if not all(t is not None for t in truth):
             return None
         given = [json_object(a) for a in self.raw]
+        fault = schema_check(self.task.answer_schema) if self.task.answer_schema else None
         valid = np.array([g is not None for g in given], dtype=float)
         fits = np.array(
             [
-                g is not None and all(k in g and _type(g[k]) is _type(v) for k, v in (t or {}).items())
+                g is not None and fault(g) is None
+                if fault
+                else g is not None and all(k in g and _type(g[k]) is _type(v) for k, v in (t or {}).items())
                 for t, g in zip(truth, given, strict=True)
             ],
             dtype=float,

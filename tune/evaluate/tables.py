@@ -46,7 +46,53 @@ def tables(result: dict[str, Any]) -> list[Any]:
             shown.append(
                 f"macro-F1 {_signed(macro['difference'])}, paired bootstrap p {macro['p_bootstrap']:.3g}"
             )
+    if "judge" in result:
+        shown.append(_judge(result["judge"]))
+    if "review" in result:
+        shown.append(
+            f"{result['review']['rows']} rows for review in {result['review']['sheet']}; read it back with "
+            "--from-review"
+        )
     return shown
+
+
+def review_tables(result: dict[str, Any]) -> list[Any]:
+    """What the reviewers said of the run, of the other side, and how far metric and judge agree with them."""
+    other = "the other run" if result["against"] == "run" else "the reference"
+    shown = [
+        f"review {result['review']}: {result['rows']} of {result['drawn']} rows judged by {result['reviewers']} "
+        f"reviewer(s)",
+        f"accepted: {result['accepted']}"
+        + (f"; {other}: {result['other_accepted']}" if result["other_accepted"] else ""),
+    ]
+    if "preference" in result:
+        p = result["preference"]
+        shown.append(
+            f"preferred: the run {p['run']}, {other} {p['other']}, ties {p['ties']}"
+            + (f"; of those with a preference {p['run_preferred']} for the run" if p["run_preferred"] else "")
+        )
+    if "metric_human" in result:
+        shown.append(f"metric and people agree: {_agreement(result['metric_human'])}")
+    if between := result.get("between_reviewers"):
+        shown.append(f"reviewers among themselves: Krippendorff's alpha {between['krippendorff_alpha']:.3f}")
+    if "judge" in result:
+        shown += [_judge(result["judge"]), f"judge and people agree: {_agreement(result['judge']['human'])}"]
+    word = {True: "passed", False: "failed", None: "undecided"}[result["gate"]["passed"]]
+    return [*shown, f"gate review {word}: {result['gate']['detail']}"]
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    kappa = f", Cohen's kappa {found['kappa']}" if found["kappa"] else ""
+    return f"{found['agreement']} of {found['items']} rows{kappa}"
+
+
+def _judge(found: dict[str, Any]) -> str:
+    position = f", {found['position']:.0%} contradicted themselves when swapped" if found["position"] else ""
+    lost = f", {found['unreadable']:.0%} unreadable" if found["unreadable"] else ""
+    return (
+        f"judge {found['judge']}, {found['pairs']} pairs: {found['wins']} won, {found['losses']} lost, {found['ties']} "
+        f"ties ({found['equal_answers']} equal answers); win rate {found['win_rate']}{position}{lost}"
+    )
 
 
 def _lines(system: dict[str, Any]) -> dict[str, str]:
@@ -59,6 +105,8 @@ def _lines(system: dict[str, Any]) -> dict[str, str]:
             found[f"F1 of `{name}`"] = str(row["f1"])
     for name, value in system.get("rouge", {}).items():
         found[name] = str(value)
+    if "bertscore" in system:
+        found[f"BERTScore F1 ({system['bertscore']['embedder']})"] = str(system["bertscore"]["f1"])
     found["like training rows"] = str(len(system["like_training"]))
     if "without_like_training" in system:
         found[f"{system['metric']} without them"] = str(system["without_like_training"]["score"])

@@ -77,7 +77,7 @@ def _plain_model(name: str) -> str:
     text = name.strip().lower().rsplit("/", 1)[-1]
     text = re.sub(r"[-_ ](instruct|chat|hf|it|pt|base|bf16|4k|128k)(?=$|[-_ ])", "", text)
     text = re.sub(r"[-_ ](2407|2501|v0\.[23])$", "", text)
-    text = re.sub(r"[-_ ]v(?=\d+\.\d+[-_ ]\d)", "", text.replace("meta-llama", "llama"))
+    text = re.sub(r"[-_ ]v(?=\d+(\.\d+)?[-_ ]\d)", "", text.replace("meta-llama", "llama"))
     return re.sub(r"[-_ ]", "", text)
 
 
@@ -87,6 +87,9 @@ def _gpu_index() -> dict[tuple[str, ...], str]:
     for key, item in gpus().items():
         for alias in (key, *item.aliases, item.title):
             index.setdefault(_gpu_words(alias), key)
+    for key in gpus():
+        if key.startswith("rtx-"):  # benchmark tables write a bare `3090`
+            index.setdefault(_gpu_words(key.removeprefix("rtx-")), key)
     return index
 
 

@@ -104,13 +104,13 @@ PRECISIONS: dict[str, Precision] = _precisions()
 _ALIASES = {
     "f16": "fp16", "bf16": "fp16", "float16": "fp16", "bfloat16": "fp16", "f32": "fp32", "float32": "fp32",
     "e4m3": "fp8", "fp8_e4m3": "fp8", "w8a8": "int8", "w4a16": "int4", "awq": "int4", "gptq": "int4", "nf4": "int4",
-    "q8": "q8_0", "q4": "q4_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m",
+    "int4_awq": "int4", "w4a16_awq": "int4", "q8": "q8_0", "q4": "q4_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m",
 }  # fmt: skip
 
 
 def precision(name: str) -> Precision:
     """The number format called `name` (aliases such as `bf16` or `awq` included). Raises `InputError`."""
-    key = name.strip().lower().replace("-", "_")
+    key = name.strip().lower().replace("-", "_").replace(" ", "_")
     key = _ALIASES.get(key, key)
     if key not in PRECISIONS:
         raise InputError(f"unknown precision '{name}'; {nearest(key, PRECISIONS)}")

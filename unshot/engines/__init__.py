@@ -1,4 +1,5 @@
-"""One way to run a model, whatever runs it: `gguf:PATH`, `onnx:PATH` or `torch:PATH_OR_NAME`.
+"""One way to run a model, whatever runs it: `gguf:PATH`, `onnx:PATH`, `genai:PATH` or
+`torch:PATH_OR_NAME`.
 
 Every engine tokenizes, renders the model's own chat template, gives logits, and decodes greedily with the time of
 each token, with or without reuse of the prompt prefix that the request before left in the KV cache.

@@ -20,6 +20,7 @@ from unshot.errors import InputError, OutsideError, nearest
 KINDS = {
     "gguf": ("unshot.engines.gguf", "GgufEngine"),
     "onnx": ("unshot.engines.onnx", "OnnxEngine"),
+    "genai": ("unshot.engines.genai", "GenaiEngine"),
     "torch": ("unshot.engines.torch", "TorchEngine"),
 }
 

@@ -1,0 +1,241 @@
+"""The load from several machines: one client a Ray worker, one schedule dealt out, results merged as sketches.
+
+Every worker sends its share by its own clock; how far that clock is from ours is measured first, so that all begin
+together. A worker sends home a tally and a sample of its requests, never the key: each reads that from its own
+environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.load import Driver, Run, run_loop
+from bench.openai import Api
+from bench.records import Record
+from bench.remote import make_record, open_tokenizer, read_key
+from bench.schedule import Load
+from bench.sketch import Tally
+from unshot.case import Slo
+from unshot.console import Output
+from unshot.errors import InputError, OutsideError
+
+SAMPLE = 2000
+ROUND_TRIPS = 15
+START_DELAY = 1.0
+
+
+@dataclass
+class Share:
+    """What one worker sends: its part of the bodies and of the load."""
+
+    api: Api
+    key_env: str | None
+    bodies: list[bytes]
+    load: Load
+    timeout: float
+    tokenizer: str | None
+    slo: Slo
+    sample: int = SAMPLE
+
+
+@dataclass
+class Part:
+    """What one worker brings home; times in `records` count from the common start."""
+
+    tally: Tally
+    client: dict[str, Any]
+    records: list[Record]
+    interrupted: bool
+    where: str
+
+
+class Client:
+    """One client; Ray makes an actor of it. `stop` comes from another thread than `run`."""
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._driver: Driver | None = None
+        self.stopped = False
+
+    def clock(self) -> float:
+        """This machine's wall clock."""
+        return time.time()
+
+    def take(self, share: Share) -> None:
+        """Make everything ready, so that nothing but sending is left to do at the start."""
+        api = replace(share.api, key=read_key(share.key_env))
+        self._count = open_tokenizer(share.tokenizer)[0] if share.tokenizer else None
+        self._share, self._api = share, api
+        self._payloads = [api.wrap(body) for body in share.bodies]
+
+    def run(self, begin: float) -> Part:
+        """Send the share taken and read the answers; `begin` is this machine's wall clock's start time."""
+        share, api, count = self._share, self._api, self._count
+        began = time.perf_counter() + begin - time.time()
+        self._driver = Driver(
+            api.address,
+            self._payloads,
+            share.load,
+            timeout=share.timeout,
+            warm_connections=min(share.load.concurrency or 64, len(self._payloads)),
+            began=began,
+        )
+        run = run_loop(_drive(self, self._driver))
+        records = [
+            make_record(
+                e, api, side="candidate", row=i, mode=share.load.text, block=0, clock=began, count=count
+            )
+            for i, e in enumerate(run.exchanges)
+        ]
+        step = max(1, -(-len(records) // share.sample))
+        return Part(
+            Tally.of(records, share.slo, 0.0, max((e.ended for e in run.exchanges), default=began) - began),
+            run.client(),
+            records[::step],
+            run.interrupted,
+            os.uname().nodename,
+        )
+
+    def stop(self) -> None:
+        """End the run; what was measured is kept."""
+        self.stopped = True
+        if self.loop is not None and self._driver is not None:
+            self.loop.call_soon_threadsafe(self._driver.stop)
+
+
+async def _drive(client: Client, driver: Driver) -> Run:
+    # Not a method: Ray runs a class with coroutines as an asyncio actor, in one loop of its own.
+    client.loop = asyncio.get_running_loop()
+    if client.stopped:
+        client.loop.call_soon(driver.stop)
+    return await driver.run()
+
+
+def deal(
+    api: Api,
+    key_env: str | None,
+    bodies: Sequence[bytes],
+    load: Load,
+    workers: int,
+    *,
+    timeout: float,
+    seed: int,
+    tokenizer: str | None,
+    slo: Slo,
+) -> list[Share]:
+    """The load in as many shares, in turn; together they are the one schedule."""
+    if load.open:
+        arrivals = load.arrivals(len(bodies), seed=seed)
+        bodies = bodies[: len(arrivals)]
+        loads = [
+            Load("trace", times=tuple(arrivals[i::workers].tolist()), text=load.text) for i in range(workers)
+        ]
+    else:
+        streams = [load.concurrency // workers + (i < load.concurrency % workers) for i in range(workers)]
+        loads = [Load("closed", concurrency=n, text=load.text) for n in streams if n]
+    loads = loads[: max(1, len(bodies))]
+    count = len(loads)
+    return [
+        Share(
+            replace(api, key=None), key_env, list(bodies[i::count]), one, timeout, tokenizer, slo,
+            sample=-(-SAMPLE // count),
+        )
+        for i, one in enumerate(loads)
+    ]  # fmt: skip
+
+
+def merge(parts: Sequence[Part]) -> tuple[Tally, dict[str, Any], list[Record], bool]:
+    """`(tally, client, sample of records, interrupted)` of all parts; one late client makes the run invalid."""
+    total = Tally()
+    for part in parts:
+        total.merge(part.tally)
+    bad = [(i, p) for i, p in enumerate(parts) if not p.client["valid"]]
+    cpu = sum(p.client["cpu_seconds"] for p in parts)
+    late = [p.client["send_lateness"] for p in parts if p.client["send_lateness"]]
+    client = {
+        "valid": not bad,
+        "reasons": [f"client {i + 1} on {p.where}: {'; '.join(p.client['reasons'])}" for i, p in bad],
+        # Of the worst client: percentiles do not add up.
+        "send_lateness": {k: max(x[k] for x in late) for k in late[0]} if late else None,
+        "cpu_seconds": cpu,
+        "cpu_seconds_per_1000": cpu / total.requests * 1000 if total.requests else None,
+        "connections": sum(p.client["connections"] for p in parts),
+        "unsent": sum(p.client["unsent"] for p in parts),
+        "dns_seconds": max((x for p in parts if (x := p.client["dns_seconds"]) is not None), default=None),
+        "clients": len(parts),
+        "machines": sorted({p.where for p in parts}),
+    }
+    records = sorted((r for p in parts for r in p.records), key=lambda r: r.scheduled)
+    return total, client, records, any(p.interrupted for p in parts)
+
+
+def clock_offset(clock: Callable[[], float], trips: int = ROUND_TRIPS) -> tuple[float, float]:
+    """`(offset, uncertainty)`, seconds, of another machine's clock by the shortest round trip (Cristian 1989)."""
+    best = (0.0, float("inf"))
+    for _ in range(trips):
+        before = time.time()
+        there = clock()
+        after = time.time()
+        half = (after - before) / 2
+        if half < best[1]:
+            best = (there - (before + after) / 2, half)
+    return best
+
+
+def run_ray(
+    shares: Sequence[Share], address: str | None, out: Output
+) -> tuple[Tally, dict[str, Any], list[Record], bool]:
+    """Run the shares on Ray workers: of the cluster at `address`, else of one started on this machine."""
+    try:
+        import ray
+    except ImportError:
+        raise OutsideError("--ray needs Ray; pip install 'unshot[ray]'") from None
+    quiet = {"logging_level": "error", "log_to_driver": False, "configure_logging": True}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            # Each client is a process that takes a core while it sends; more of them than cores still run.
+            ray.init(num_cpus=len(shares), include_dashboard=False, **quiet)
+    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        raise OutsideError(f"Ray at {address or 'this machine'}: {str(error).splitlines()[0]}") from None
+    try:
+        return merge(_run(ray, shares, out))
+    finally:
+        ray.shutdown()
+
+
+def _run(ray: Any, shares: Sequence[Share], out: Output) -> list[Part]:
+    # Two threads: `stop` must be heard while `run` runs. SPREAD: on as many machines as there are.
+    actor = ray.remote(Client).options(num_cpus=1, max_concurrency=2, scheduling_strategy="SPREAD")
+    clients = [actor.remote() for _ in shares]
+    try:
+        offsets = [clock_offset(lambda c=c: ray.get(c.clock.remote(), timeout=120)) for c in clients]  # type: ignore[misc]
+    except ray.exceptions.GetTimeoutError:
+        raise OutsideError(
+            f"the Ray cluster has no room for {len(shares)} clients of one core each"
+        ) from None
+    doubt = max(half for _, half in offsets)
+    out.log(f"{len(shares)} clients on Ray; clocks known within {doubt * 1000:.2f} ms")
+    try:
+        ray.get([client.take.remote(share) for client, share in zip(clients, shares, strict=True)])
+        begin = time.time() + START_DELAY
+        jobs = [
+            client.run.remote(begin + offset) for client, (offset, _) in zip(clients, offsets, strict=True)
+        ]
+        try:
+            parts = ray.get(jobs)
+        except KeyboardInterrupt:
+            ray.get([client.stop.remote() for client in clients])
+            parts = ray.get(jobs)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, InputError | OutsideError) else None
+        raise OutsideError(
+            f"a client on Ray failed: {cause or str(error).strip().splitlines()[-1]}"
+        ) from None
+    return list(parts)

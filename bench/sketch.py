@@ -1,0 +1,199 @@
+"""Distributions that can be merged: what client machines send home instead of every request.
+
+DDSketch (Masson, Rim, Lee, VLDB 2019): every order statistic is known within a relative error, whatever is merged in
+whatever order. Count, mean, standard deviation and extremes are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.records import (
+    PERCENTILES,
+    Record,
+    bounds_of,
+    goodput,
+    meets,
+    rates,
+    token_difference,
+)  # fmt: skip
+from bench.stats import interval_ranks
+from unshot.case import Slo
+from unshot.errors import OutsideError
+
+RELATIVE_ERROR = 0.001
+
+
+class Sketch:
+    """Values of one figure in seconds; NaN and infinite ones are left out."""
+
+    def __init__(self) -> None:
+        try:
+            from ddsketch import DDSketch
+        except ImportError:
+            raise OutsideError("merging sketches needs ddsketch; pip install 'unshot[bench]'") from None
+        self._sketch = DDSketch(RELATIVE_ERROR)
+        self.count = 0
+        self._mean = 0.0
+        self._squares = 0.0
+        self.low, self.high = math.inf, -math.inf
+
+    def add(self, values: Iterable[float]) -> None:
+        """Take values in."""
+        array = np.asarray(list(values), dtype=float)
+        array = array[np.isfinite(array)]
+        if not len(array):
+            return
+        for value in array.tolist():
+            self._sketch.add(value)
+        self._take(
+            len(array), float(array.mean()), float(((array - array.mean()) ** 2).sum()),
+            float(array.min()), float(array.max()),
+        )  # fmt: skip
+
+    def merge(self, other: Sketch) -> None:
+        """Take in all that `other` holds."""
+        self._sketch.merge(other._sketch)
+        self._take(other.count, other._mean, other._squares, other.low, other.high)
+
+    def _take(self, count: int, mean: float, squares: float, low: float, high: float) -> None:
+        """Moments of two parts put together (Chan, Golub, LeVeque 1979)."""
+        total = self.count + count
+        if total:
+            away = mean - self._mean
+            self._squares += squares + away**2 * self.count * count / total
+            self._mean += away * count / total
+        self.count = total
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    def order(self, rank: int) -> float:
+        """The order statistic of rank 0 to count - 1, within the relative error; the extremes are exact."""
+        if rank <= 0:
+            return self.low
+        if rank >= self.count - 1:
+            return self.high
+        # Half a rank up, so that no rounding of rank / (count - 1) falls below it.
+        found = self._sketch.get_quantile_value((rank + 0.25) / (self.count - 1))
+        assert found is not None
+        return min(max(float(found), self.low), self.high)
+
+    def percentile(self, p: float) -> float:
+        """Linear between order statistics, as for whole samples."""
+        place = p / 100 * (self.count - 1)
+        below = math.floor(place)
+        share = place - below
+        return (1 - share) * self.order(below) + (share * self.order(below + 1) if share else 0.0)
+
+    def distribution(self, *, scale: float = 1000.0) -> dict[str, Any]:
+        """The same facts as `bench.records.distribution`, and the percentiles' relative error."""
+        if not self.count:
+            return {"count": 0}
+        result: dict[str, Any] = {
+            "count": self.count,
+            "mean": self._mean * scale,
+            "std": math.sqrt(self._squares / (self.count - 1)) * scale if self.count > 1 else None,
+            "min": self.low * scale,
+            "max": self.high * scale,
+            "relative_error": RELATIVE_ERROR,
+        }
+        for p in PERCENTILES:
+            low, high = (None if r is None else self.order(r) * scale for r in interval_ranks(self.count, p))
+            result[f"p{p}"] = {"value": self.percentile(p) * scale, "low": low, "high": high}
+        return result
+
+
+FIGURES = ("ttft", "tpot", "itl", "e2e", "queue")
+
+
+@dataclass
+class Tally:
+    """What one client saw, in a form that adds up: sketches, counts, and when it was under load.
+
+    `began` and `ended` are seconds on the clock that all clients share.
+    """
+
+    bounds: dict[str, float] = field(default_factory=dict)
+    requests: int = 0
+    answered: int = 0
+    met: int = 0
+    limited: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("prompt", "cached", "output"), 0))
+    cached_known: int = 0
+    compared: int = 0
+    compared_total: int = 0
+    compared_differ: int = 0
+    began: float = math.inf
+    ended: float = -math.inf
+    sketches: dict[str, Sketch] = field(default_factory=lambda: {name: Sketch() for name in FIGURES})
+
+    @classmethod
+    def of(cls, records: Sequence[Record], slo: Slo, began: float, ended: float) -> Tally:
+        """The tally of one client's requests."""
+        tally = cls(bounds=bounds_of(slo), began=began, ended=ended)
+        good = [r for r in records if r.ok]
+        tally.requests, tally.answered = len(records), len(good)
+        tally.met = sum(meets(r, tally.bounds) for r in records)
+        tally.limited = sum(r.finish == "length" for r in good)
+        for record in records:
+            if record.error:
+                tally.errors[record.error] = tally.errors.get(record.error, 0) + 1
+        known = [r.cached_tokens for r in good if r.cached_tokens is not None]
+        tally.cached_known = len(known)
+        tally.tokens = {
+            "prompt": sum(r.prompt_tokens for r in good),
+            "cached": sum(known),
+            "output": sum(r.output_tokens for r in good),
+        }
+        theirs = [r.extra["server_tokens"] - r.output_tokens for r in records if "server_tokens" in r.extra]
+        tally.compared, tally.compared_total = len(theirs), sum(theirs)
+        tally.compared_differ = sum(t != 0 for t in theirs)
+        for name in ("ttft", "tpot", "e2e", "queue"):
+            tally.sketches[name].add(getattr(r, name) for r in good)
+        tally.sketches["itl"].add(gap for r in good for gap in r.gaps.tolist())
+        return tally
+
+    def merge(self, other: Tally) -> None:
+        """Add another client's tally."""
+        for name in ("requests", "answered", "met", "limited", "cached_known"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("compared", "compared_total", "compared_differ"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for kind, count in other.errors.items():
+            self.errors[kind] = self.errors.get(kind, 0) + count
+        for name, count in other.tokens.items():
+            self.tokens[name] += count
+        self.bounds = self.bounds or other.bounds
+        self.began, self.ended = min(self.began, other.began), max(self.ended, other.ended)
+        for name, sketch in self.sketches.items():
+            sketch.merge(other.sketches[name])
+
+    def figures(self) -> dict[str, Any]:
+        """The same facts as `bench.records.summarise`."""
+        seconds = max(0.0, self.ended - self.began) if self.requests else 0.0
+        most = max(1, self.answered)
+        facts: dict[str, Any] = {
+            "requests": self.requests,
+            "answered": self.answered,
+            "errors": dict(self.errors),
+            "seconds": seconds,
+            "tokens": {
+                "prompt": self.tokens["prompt"] / most,
+                "cached": self.tokens["cached"] / self.cached_known if self.cached_known else None,
+                "output": self.tokens["output"] / most,
+            },
+            **{f"{name}_ms": sketch.distribution() for name, sketch in self.sketches.items()},
+            **rates(self.answered, self.tokens["prompt"], self.tokens["output"], seconds),
+            "stopped_at_limit": self.limited,
+            "server_minus_our_tokens": token_difference(
+                self.compared, self.compared_total, self.compared_differ
+            ),
+        }
+        if self.bounds:
+            facts["goodput"] = goodput(self.met, self.requests, seconds, self.bounds)
+        return facts

@@ -1,0 +1,86 @@
+"""ONNX Runtime GenAI's model builder: fused GroupQueryAttention, 4- and 8-bit weights, CPU or CUDA.
+
+The builder is a command of the `onnxruntime-genai` package and runs in a process of its own, on the merged model as a
+local Hugging Face directory, without any hub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from export.merge import Merged
+from export.onnx_graph import last_line
+from export.safetensors_dir import copy_tokenizer, set_ends, write_merged
+from unshot.errors import InputError, OutsideError
+from unshot.manifest import write_text
+
+# Those whose logits tests/test_export_onnx.py compares with transformers'; the builder knows more.
+ARCHITECTURES = (
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM", "Phi3ForCausalLM",
+)  # fmt: skip
+PROVIDERS = {"genai": "cpu", "genai-cuda": "cuda"}
+
+
+def supported(config: dict[str, Any], kind: str) -> None:
+    """`OutsideError` without the package (or, for CUDA, the device), `InputError` for another architecture."""
+    names = config.get("architectures") or ["(none)"]
+    if names[0] not in ARCHITECTURES:
+        raise InputError(
+            f"architecture {names[0]} is not written as GenAI here; supported: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    try:
+        import onnxruntime_genai
+    except ImportError as error:
+        raise OutsideError(
+            f"genai needs ONNX Runtime GenAI ({error}); run `pip install 'unshot[export]'`"
+        ) from None
+    if kind == "genai-cuda" and not (onnxruntime_genai.is_cuda_available() and has_driver()):
+        raise OutsideError(
+            "genai-cuda is checked on the device it is for, and there is no CUDA device here; "
+            "export on a machine with one, or use genai:int4"
+        )
+
+
+def has_driver() -> bool:
+    """Whether NVIDIA's driver is on this machine."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def write_genai(
+    folder: Path, kind: str, precision: str, base: Path, tensors: Merged, scratch: Path, ends: list[int]
+) -> None:
+    """Write a GenAI directory: `model.onnx` with its data, `genai_config.json`, tokenizer.
+
+    `scratch` holds the merged safetensors, which the caller removes. `ends` are the tokens at which generation stops.
+    """
+    supported(tensors.config, kind)
+    if not (scratch / "config.json").is_file():  # several formats share one merge
+        write_merged(scratch, base, tensors)
+    command = [
+        sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(scratch), "-o", str(folder),
+        "-p", precision, "-e", PROVIDERS[kind], "-c", str(scratch / "cache"),
+    ]  # fmt: skip
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    if done.returncode or not (folder / "genai_config.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OutsideError(f"GenAI's model builder failed: {last_line(done.stderr)}")
+    copy_tokenizer(base, folder)
+    set_ends(folder, ends)
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"]["eos_token_id"] = ends
+    write_text(path, json.dumps(config, indent=2) + "\n")

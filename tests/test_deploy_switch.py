@@ -1,0 +1,152 @@
+"""The gateway in front of real llama.cpp servers: switches under load, a killed and a stopped candidate."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("llama_cpp")
+pytest.importorskip("uvicorn")
+pytest.importorskip("aiohttp")
+pytest.importorskip("sse_starlette")
+
+from deploy.log import read_requests
+from deploy.registry import Registry
+from export import gguf_file
+from export.merge import Merged
+from tests.benchmarks.bench_switch import WAIVED, run
+from tests.deploy_cases import make_artifact
+from tests.gateways import gateway, scripted, until
+from tests.tiny_models import make
+from unshot.chat import Chat, load_tokenizer
+
+LABELLED = '[task]\nname = "risk"\nlabels = ["low", "high"]\ninstruction = "Risk?"\n'
+
+
+@pytest.fixture(scope="module")
+def ggufs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three random models of one tokenizer; their answers differ."""
+    root = tmp_path_factory.mktemp("ggufs")
+    found = []
+    for seed in range(3):
+        base = make("llama", root / f"base{seed}", seed=seed)
+        chat = Chat(load_tokenizer(base))
+        config = json.loads((base / "config.json").read_text())
+        facts = gguf_file.Facts("tiny", "tiny", None, chat.tokenizer.chat_template, chat.end)
+        found.append(root / f"model{seed}.gguf")
+        gguf_file.write_gguf(
+            found[-1], Merged(sorted(base.glob("*.safetensors")), config), base, "f32", facts
+        )
+    return found
+
+
+@pytest.mark.parametrize(("keep_warm", "switches"), [(0, 4), (300, 3)])
+def test_switches_under_load_drop_nothing_and_mix_nothing(
+    tmp_path: Path, ggufs: list[Path], keep_warm: float, switches: int
+) -> None:
+    seen = run(tmp_path, ggufs[0], (ggufs[1], ggufs[2]), switches=switches, clients=2, keep_warm=keep_warm)
+    assert seen["distinguishable"]
+    assert seen["failed"] == 0, seen["failures"]
+    assert seen["mixed"] == 0, seen["mixed_first"]
+    assert set(seen["by_version"]) == {"v1", "v2", "model0.gguf"}
+    assert seen["fallbacks"] == 0 and seen["exit_code"] == 0
+
+
+def test_a_killed_and_a_stopped_candidate_leave_users_with_the_baseline(
+    tmp_path: Path, ggufs: list[Path]
+) -> None:
+    """kill -9 in mid-load: answered by the baseline, then the child is started again; SIGSTOP: the same by time-out."""
+    registry = Registry(tmp_path / "store")
+    registry.add(make_artifact(tmp_path / "art", ggufs[1], task={"instruction": "Short one."}))
+    registry.move("champion", 1, by="test", waivers=WAIVED)
+    arms = ["--baseline", f"gguf:{ggufs[0]}", "--store", tmp_path / "store", "--candidate-timeout", 2]
+    more = ["--log", tmp_path / "log", "--context", 256, "--threads", 1, "--max-tokens", 8, "--cooldown", 0.5]
+    with gateway(tmp_path, *arms, *more) as running:
+        assert running.ask("No cap applies.").arm == "candidate"
+        done: list[tuple[int, str]] = []
+        stop = threading.Event()
+
+        def client() -> None:
+            while not stop.is_set():
+                got = running.ask("No cap applies.")
+                done.append((got.status, got.headers.get("x-unshot-arm", "")))
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        try:
+            assert until(lambda: len(done) > 3)
+            running.child("store/versions/v1").send_signal(signal.SIGKILL)
+            assert until(lambda: (200, "baseline") in done)
+            # Started again by itself, and used again.
+            assert until(lambda: running.health()["arms"]["candidate"]["restarts"] == 1, 30)
+            count = len(done)
+            assert until(lambda: (200, "candidate") in done[count:], 30)
+            count = len(done)
+            hung = running.child("store/versions/v1")
+            hung.send_signal(signal.SIGSTOP)
+            assert until(lambda: (200, "baseline") in done[count:], 30)
+        finally:
+            stop.set()
+            thread.join()
+        assert {status for status, _ in done} == {200}
+        assert running.metric("unshot_fallbacks_total", reason="timeout") >= 1
+        assert running.metric("unshot_fallbacks_total") == sum(arm == "baseline" for _, arm in done)
+        children = [psutil.Process(running.process.pid), *psutil.Process(running.process.pid).children()]
+        hung.send_signal(signal.SIGCONT)
+        assert running.stop() == 0
+        assert not any(p.is_running() for p in children)
+    failed = [r for r in read_requests(tmp_path / "log") if r.error]
+    assert failed and {r.arm for r in failed} == {"candidate"}
+    shown = {r.id for r in read_requests(tmp_path / "log") if r.fallback and r.error is None}
+    assert {r.id for r in failed} == shown
+
+
+def test_a_model_that_never_keeps_the_labels_is_replaced_and_broken_off(
+    tmp_path: Path, ggufs: list[Path]
+) -> None:
+    """A random model writes no label: every answer is the baseline's, and after five it is asked no more."""
+    case = tmp_path / "case.toml"
+    case.write_text(LABELLED)
+    with scripted("baseline") as url:
+        arms = ["--baseline", url, "--candidate", f"gguf:{ggufs[1]}", "--context", 256, "--threads", 1]
+        with gateway(tmp_path, "--case", case, *arms, "--max-tokens", 8, "--cooldown", 60) as running:
+            for _ in range(7):
+                got = running.ask("baseline=say low")
+                assert (got.status, got.arm, got.text) == (200, "baseline", "low")
+            assert running.metric("unshot_fallbacks_total", reason="schema") == 5
+            assert running.metric("unshot_fallbacks_total", reason="breaker open") == 2
+
+
+def test_servers_end_with_a_gateway_that_is_killed(tmp_path: Path, ggufs: list[Path]) -> None:
+    with gateway(tmp_path, "--baseline", f"gguf:{ggufs[0]}", "--context", 256, "--threads", 1) as running:
+        child = running.child("model0.gguf")
+        running.process.kill()
+        running.process.wait()
+        gone, _ = psutil.wait_procs([child], timeout=10)
+        assert gone
+
+
+def test_a_version_that_does_not_load_leaves_the_old_one_serving(tmp_path: Path, ggufs: list[Path]) -> None:
+    registry = Registry(tmp_path / "store")
+    registry.add(make_artifact(tmp_path / "good", ggufs[1]))
+    registry.add(make_artifact(tmp_path / "bad", b"GGUF, it says"))
+    registry.move("champion", 1, by="test", waivers=WAIVED)
+    arms = ["--store", tmp_path / "store", "--baseline", f"gguf:{ggufs[0]}", "--keep-warm", 0]
+    with gateway(tmp_path, *arms, "--context", 256, "--threads", 1, "--max-tokens", 4) as running:
+        registry.move("champion", 2, by="test", waivers=WAIVED)
+        assert until(lambda: running.metric("unshot_switches_total", outcome="failed") == 1, 30)
+        got = running.ask("No cap applies.")
+        assert got.status == 200 and got.headers["x-unshot-version"] == "v1"
+        assert "its server ended" in running.output.read_text()
+        registry.set_split(40, by="test")  # the rest of the registry is followed all the same
+        assert until(lambda: running.health()["split"] == 40, 10)
+        registry.rollback(by="test")
+        time.sleep(0.5)
+        assert running.health()["arms"]["candidate"]["version"] == "v1"

@@ -1,0 +1,70 @@
+"""The gates that `unshot tune` leaves in its manifest, measured on the model it has just trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tune.assess.forgetting import Measured, forgetting, measure, read_general, untuned
+from tune.assess.robustness import robustness, sample
+from tune.job import request
+from tune.wrapping import reformat
+from unshot.console import Output
+from unshot.gates import Gate
+
+if TYPE_CHECKING:
+    from tune.job import Job
+
+
+def quality(test: dict[str, Any], target: float | None) -> Gate:
+    """Test score against the case's target; undecided without one."""
+    detail = f"{test['rows']} test rows: {test['metric']} {test['score']:.3f} [{test['low']:.3f}, {test['high']:.3f}]"
+    detail += f", target {target:g}" if target is not None else ", no target was set"
+    return Gate(
+        name="quality",
+        passed=None if target is None else test["score"] >= target,
+        detail=detail,
+        figures={k: test[k] for k in ("metric", "score", "low", "high", "rows")} | {"target": target},
+    )
+
+
+def general_before(job: Job, net: Any) -> Measured | None:
+    """The general set before training, where the base is gone after it (full tuning); else None."""
+    if job.case.tune.method != "full" or not job.case.tune.forgetting:
+        return None
+    return measure(job, net, read_general(job.case.tune.general))
+
+
+def assess(
+    job: Job, net: Any, test: dict[str, Any], answers: Sequence[str], before: Measured | None, out: Output
+) -> list[Gate]:
+    """Quality, robustness and forgetting of a tuned model.
+
+    `test` and `answers` are the scores of the test split and what was answered. The last two gates cost one more
+    pass over up to 96 test rows and two over the general set.
+    """
+    from tune.run import answer_requests
+
+    settings, task, rows = job.case.tune, job.task, job.cleaned.parts.test
+    gates = [quality(test, job.plan.target)]
+    if settings.robustness:
+        chosen = sample(rows, settings.seed)
+        out.log(f"asking {len(chosen)} test rows in another form")
+        asked = [reformat(request(rows[i], task), settings.seed, task.labels) for i in chosen]
+        other = answer_requests(job, net, asked, task.max_answer_tokens or 64)
+        truth = [rows[i].answer or "" for i in chosen]
+        plain = [answers[i] for i in chosen]
+        gates.append(robustness(task, truth, plain, other, settings.robustness_gap, settings.seed))
+    if settings.forgetting:
+        general = read_general(settings.general)
+        out.log(f"asking {len(general)} general questions, before and after tuning")
+        after = measure(job, net, general)
+        if before is None:
+            with untuned(net) as base:
+                before = measure(job, base, general)
+        gates.append(forgetting(general, before, after, settings.forgetting_drop))
+    for gate in gates:
+        # A quality that misses its target is the command's exit code.
+        if gate.passed is False and gate.name != "quality" and job.world.first:
+            out.warn(f"gate {gate.name} failed: {gate.detail}")
+    return gates

@@ -1,0 +1,210 @@
+"""A language model as judge: two answers side by side, asked twice with the order swapped.
+
+A judge prefers what stands first more often than chance, so only a preference that survives the swap counts; the rest
+are ties (Zheng et al., "Judging LLM-as-a-Judge", NeurIPS 2023, section 3.4). How often the two orders contradict each
+other is reported. A judge's word is worth what its agreement with people is: see `tune.evaluate.review`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from tune.evaluate.scores import draws, mean_interval
+from unshot.console import Output
+from unshot.data import Message
+from unshot.errors import InputError, OutsideError
+
+Verdict = Literal["first", "second", "tie"]
+KEYS = ("UNSHOT_JUDGE_KEY", "OPENAI_API_KEY")
+MAX_TOKENS = 64
+TRIES = 4
+TIMEOUT_S = 120
+
+QUESTION = """You compare two answers to the same request. Judge only how correct and helpful each answer is for what \
+was asked. Length, style and the order in which the answers stand do not count.
+
+[Request]
+{request}
+
+[Answer A]
+{a}
+
+[Answer B]
+{b}
+
+Which answer is better? Reply with one word: A, B, or TIE if they are equally good."""
+
+
+class Judge(Protocol):
+    """Answers one chat request greedily."""
+
+    @property
+    def name(self) -> str:
+        """What the result calls it."""
+
+    def ask(self, messages: Sequence[Message]) -> str:
+        """The reply's text."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+@dataclass
+class Endpoint:
+    """Any server with OpenAI's `/chat/completions`; the key comes from the environment and is never written down."""
+
+    url: str
+    model: str
+
+    @property
+    def name(self) -> str:
+        """`model at url`, as the result shows it."""
+        return f"{self.model} at {self.url}"
+
+    def ask(self, messages: Sequence[Message]) -> str:
+        body = {"model": self.model, "messages": list(messages), "temperature": 0, "max_tokens": MAX_TOKENS}
+        headers = {"Content-Type": "application/json"}
+        key = next((os.environ[k] for k in KEYS if os.environ.get(k)), None)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(
+            self.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
+        )
+        for attempt in range(TRIES):
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+                    return str(json.load(response)["choices"][0]["message"]["content"] or "")
+            except urllib.error.HTTPError as error:
+                if error.code in (401, 403):
+                    raise OutsideError(
+                        f"{self.url}: the judge refuses the key (HTTP {error.code}); set {' or '.join(KEYS)}"
+                    ) from None
+                if error.code not in (408, 409, 429, 500, 502, 503, 504) or attempt + 1 == TRIES:
+                    raise OutsideError(f"{self.url}: the judge answered HTTP {error.code}") from None
+            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                if attempt + 1 == TRIES:
+                    raise OutsideError(
+                        f"{self.url}: no usable answer from the judge ({type(error).__name__}: {error})"
+                    ) from None
+            time.sleep(0.5 * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        pass
+
+
+class LocalJudge:
+    """A model file on this machine (`gguf:PATH`, or another engine's spec)."""
+
+    def __init__(self, spec: str) -> None:
+        from unshot.engines import open_engine
+
+        self.spec = spec
+        self._engine = open_engine(spec)
+
+    @property
+    def name(self) -> str:
+        """The engine's spec."""
+        return self.spec
+
+    def ask(self, messages: Sequence[Message]) -> str:
+        return self._engine.generate(self._engine.prompt_ids(messages), max_tokens=MAX_TOKENS).text
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def open_judge(spec: str, model: str | None) -> Judge:
+    """`http(s)://.../v1` with a model's name, or `gguf:PATH`; `InputError` for anything else."""
+    if spec.startswith(("http://", "https://")):
+        if not model:
+            raise InputError(f"--judge {spec} needs the model's name there; give --judge-model NAME")
+        if "@" in spec.split("/")[2]:
+            raise InputError(f"--judge: no keys in the address; set {' or '.join(KEYS)}")
+        return Endpoint(spec, model)
+    if ":" not in spec:
+        raise InputError(f"--judge {spec}: give http://HOST/v1 (with --judge-model) or gguf:PATH")
+    return LocalJudge(spec)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One request with two answers."""
+
+    request: str
+    first: str
+    second: str
+
+
+def read_verdict(reply: str) -> str | None:
+    """`A`, `B` or `TIE` where the reply says just one of them (a reasoning block before it is passed over)."""
+    text = re.sub(r"<think>.*?</think>", "", reply, flags=re.DOTALL).strip()
+    # The word alone, then the usual phrases; a lone "A" in a sentence may be the article.
+    if found := re.match(
+        r"\W*(?:answer\s+)?(a|b|tie)\b\W*(?:$|\n|is (?:better|best)\b)", text, flags=re.IGNORECASE
+    ):
+        return found[1].upper()
+    found_words = re.findall(
+        r"\b(?:answer|option)\s+([AB])\b|\ba (tie)\b|\[\[([ABC])\]\]", text, flags=re.IGNORECASE
+    )
+    said = {next(w for w in match if w).upper().replace("C", "TIE") for match in found_words}
+    return said.pop() if len(said) == 1 else None
+
+
+def judge_pair(judge: Judge, pair: Pair) -> tuple[Verdict, str]:
+    """The verdict over both orders, and how it came about: `equal`, `both`, `swapped`, `tie` or `unreadable`."""
+    if pair.first.strip() == pair.second.strip():
+        return "tie", "equal"
+    replies = []
+    for a, b in ((pair.first, pair.second), (pair.second, pair.first)):
+        question = QUESTION.format(request=pair.request, a=a.strip() or "(empty)", b=b.strip() or "(empty)")
+        replies.append(read_verdict(judge.ask([{"role": "user", "content": question}])))
+    one, other = replies
+    if one is None or other is None:
+        return "tie", "unreadable"
+    if (one, other) == ("A", "B"):
+        return "first", "both"
+    if (one, other) == ("B", "A"):
+        return "second", "both"
+    return "tie", "tie" if "TIE" in (one, other) else "swapped"
+
+
+def judge_pairs(
+    judge: Judge, pairs: Sequence[Pair], out: Output, *, seed: int = 0
+) -> tuple[dict[str, Any], list[Verdict]]:
+    """All verdicts, and their summary: wins, ties and the first side's win rate (a tie is half) with an interval.
+
+    Equal answers are ties without a question; `position` is the share of questions whose two orders contradict.
+    """
+    verdicts: list[Verdict] = []
+    ways: list[str] = []
+    with out.progress() as progress:
+        bar = progress.add_task("judging", total=len(pairs), note=judge.name)
+        for pair in pairs:
+            verdict, way = judge_pair(judge, pair)
+            verdicts.append(verdict)
+            ways.append(way)
+            progress.advance(bar)
+    values = np.array([{"first": 1.0, "tie": 0.5, "second": 0.0}[v] for v in verdicts])
+    asked = len(ways) - ways.count("equal")
+    return {
+        "judge": judge.name,
+        "pairs": len(pairs),
+        "wins": verdicts.count("first"),
+        "losses": verdicts.count("second"),
+        "ties": verdicts.count("tie"),
+        "equal_answers": ways.count("equal"),
+        "position": ways.count("swapped") / asked if asked else None,
+        "unreadable": ways.count("unreadable") / asked if asked else None,
+        "win_rate": mean_interval(values, draws([""] * len(values), seed=seed)),
+    }, verdicts

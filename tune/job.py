@@ -1,0 +1,244 @@
+"""A tuning run before a weight is loaded: rows as token ids, settings with reasons, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune import processes
+from tune.contamination import Cleaned
+from tune.extras import Extras, add_extras
+from tune.processes import World
+from unshot.case import Case
+from unshot.chat import Chat, Encoded, load_tokenizer
+from unshot.console import Output
+from unshot.data import Example, Message
+from unshot.errors import InputError
+from unshot.models import Source
+from unshot.task import Task
+
+if TYPE_CHECKING:
+    from tune.defaults import Defaults
+    from tune.memory import Estimate, Load
+    from tune.train import Plan
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run does beside training: it does not change the model."""
+
+    dry_run: bool = False
+    learning_curve: bool = False
+    report_to: str | None = None
+    log_dir: Path | None = None
+    fsdp: bool = False
+
+
+def start(case: Case, options: Options) -> World:
+    """Refuse what cannot run here, before any work, and join the launcher's other processes."""
+    from tune.model import check_method
+    from tune.reporting import wanted
+
+    check_method(case.tune.method)
+    wanted(options.report_to)
+    world = processes.join(fsdp=options.fsdp)
+    if options.fsdp and world.size == 1:
+        raise InputError(
+            "--fsdp shares a model between processes; start them with torchrun or accelerate launch"
+        )
+    if world.fsdp and (case.tune.method in ("prompt", "qlora") or options.learning_curve):
+        raise InputError("FSDP goes with lora, dora and full, and without --learning-curve; leave it out")
+    return world
+
+
+@dataclass
+class Job:
+    """A run before a weight is loaded: its parts as rows and as token ids, its settings, its plan."""
+
+    source: Source
+    fingerprint: dict[str, Any]
+    cleaned: Cleaned
+    task: Task
+    chat: Chat
+    case: Case
+    device: str
+    train_rows: list[Encoded]
+    validation_rows: list[Encoded]
+    test_rows: list[Encoded]
+    defaults: Defaults
+    plan: Plan
+    world: World
+    bf16: bool
+    extras: Extras
+    memory: Estimate | None = None
+
+
+def request(example: Example, task: Task) -> list[Message]:
+    """The tuned model's request for a row: the instruction as system message, then the row's own messages."""
+    messages = list(example.messages)
+    if task.instruction and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": task.instruction})
+    return messages
+
+
+def encode_rows(rows: Sequence[Example], task: Task, chat: Chat, max_length: int) -> list[Encoded]:
+    """Token ids of rows; `InputError` for a row longer than `max_length` tokens."""
+    encoded = []
+    for row in rows:
+        item = chat.encode(request(row, task), row.answer or "")
+        if len(item.ids) > max_length:
+            raise InputError(
+                f"line {row.line}: {len(item.ids)} tokens, more than max_length {max_length}; shorten the row or "
+                "raise --max-length"
+            )
+        encoded.append(item)
+    return encoded
+
+
+def prepare(
+    data: Path, source: Source, cleaned: Cleaned, task: Task, case: Case, out: Output, world: World
+) -> Job:
+    """Token ids of every row, defaults and plan; sets the task's `max_answer_tokens`."""
+    from transformers.utils import logging
+
+    from tune import defaults as choices
+    from tune.loss import with_virtual
+    from tune.model import fast_bf16, pick_device
+    from tune.train import Plan
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    settings, parts = case.tune, cleaned.parts
+    device = pick_device()
+    if device == "cuda" and world.size > 1:
+        device = f"cuda:{world.local}"
+    fingerprint = source.fingerprint()
+    chat = Chat(load_tokenizer(source.path))
+    try:
+        extras = add_extras(parts.train, settings)
+        train_rows = encode_rows(extras.train, task, chat, settings.max_length)
+        validation_rows = encode_rows(parts.validation, task, chat, settings.max_length)
+        test_rows = encode_rows(parts.test, task, chat, settings.max_length)
+    except InputError as error:
+        raise InputError(f"{data}, {error}") from None
+    longest = max(r.answer_length for r in (*train_rows, *validation_rows, *test_rows))
+    task.max_answer_tokens = max(8, round(1.5 * longest))
+    train_rows += encode_rows(extras.general, Task(), chat, settings.max_length)
+    if settings.method == "prompt":
+        train_rows, validation_rows, test_rows = (
+            with_virtual(rows, settings.virtual_tokens) for rows in (train_rows, validation_rows, test_rows)
+        )
+    defaults = choices.choose_defaults(settings, source.config(), len(train_rows))
+    plan = Plan(
+        epochs=settings.epochs,
+        patience=settings.patience,
+        batch_rows=defaults.batch_rows,
+        capacity=choices.pack_capacity(settings.batch_tokens, device),
+        learning_rate=defaults.learning_rate,
+        seed=settings.seed,
+        rows=len(train_rows),
+        fingerprint=digest(
+            [fingerprint["sha256"], [r.ids for r in train_rows], settings.model_dump(mode="json")]
+        ),
+        target=case.task.target,
+    )
+    out.log(
+        f"{settings.method} on {source.name}, learning rate {plan.learning_rate:g}, {plan.batch_rows} rows a step, at "
+        f"most {plan.epochs} epochs, on {device}" + (f", {world.size} processes" if world.size > 1 else "")
+    )
+    for key, reason in defaults.reasons.items():
+        value = f"{getattr(defaults, key)}; " if hasattr(defaults, key) else ""
+        out.detail(f"{key}: {value}{reason}")
+    return Job(
+        source, fingerprint, cleaned, task, chat, case, device, train_rows, validation_rows, test_rows, defaults,
+        plan, world, fast_bf16(device), extras,
+    )  # fmt: skip
+
+
+def load_of(job: Job) -> Load:
+    """What the run asks of memory."""
+    from tune.batches import batches
+    from tune.generate import BATCH
+    from tune.memory import Load
+
+    steps = [
+        packs
+        for epoch in range(min(job.plan.epochs, 3))
+        for packs in batches(
+            job.train_rows,
+            batch_rows=job.plan.batch_rows,
+            capacity=job.plan.capacity,
+            seed=job.plan.seed,
+            epoch=epoch,
+        )
+    ]
+    largest = max((p for packs in steps for p in packs), key=lambda p: len(p.ids))
+    answered = [*job.validation_rows, *job.test_rows]
+    return Load(
+        tokens=len(largest.ids),
+        targets=max(len(p.targets) for packs in steps for p in packs),
+        packs=max(len(packs) for packs in steps),
+        prompt=max(r.prompt_length for r in answered) + (job.task.max_answer_tokens or 64),
+        batch=min(BATCH, len(job.test_rows)),
+    )
+
+
+def remember(job: Job, out: Output) -> Job:
+    """Decide on gradient checkpointing: as given, else where the estimate without it exceeds what is free.
+
+    The first process decides for all.
+    """
+    from tune.memory import KEPT, estimate, free_bytes, lean_malloc, surely_fits
+
+    settings, load = job.case.tune, load_of(job)
+    if processes.share(surely_fits(job.source, settings, load, job.device), job.world):
+        return job
+    asked = bool(settings.gradient_checkpointing)
+    memory = estimate(job.source, settings, load, job.device, checkpointing=asked)
+    free = processes.share(free_bytes(job.device), job.world)
+    if settings.gradient_checkpointing is None and memory.training > 0.9 * free:
+        out.log(f"estimated {memory.peak / 1e9:.2f} GB, {free / 1e9:.2f} GB free: gradient checkpointing on")
+        memory = estimate(job.source, settings, load, job.device, checkpointing=True)
+        case = job.case.model_copy(
+            update={"tune": settings.model_copy(update={"gradient_checkpointing": True})}
+        )
+        job = replace(job, case=case)
+    if job.device == "cpu" and KEPT * memory.peak > free:
+        lean_malloc()
+        out.detail("memory is short: freed blocks go back to the system at once")
+    if memory.peak > 0.95 * free and job.world.first:
+        out.warn(
+            f"estimated peak {memory.peak / 1e9:.2f} GB, {free / 1e9:.2f} GB free; choose a smaller base, --method "
+            "lora or qlora, or a shorter --max-length"
+        )
+    return replace(job, memory=memory)
+
+
+def forecast(job: Job, out: Output) -> dict[str, Any]:
+    """What a run would do: settings with their reasons, and its memory."""
+    from tune.memory import estimate, free_bytes
+
+    settings = job.case.tune
+    memory = estimate(
+        job.source, settings, load_of(job), job.device, checkpointing=bool(settings.gradient_checkpointing)
+    )
+    return {
+        "base": job.source.name,
+        "method": settings.method,
+        "plan": {k: v for k, v in vars(job.plan).items() if k != "fingerprint"},
+        "reasons": job.defaults.reasons,
+        "device": job.device,
+        "steps": job.plan.epochs * -(-job.plan.rows // job.plan.batch_rows),
+        "train_tokens": sum(len(r.ids) for r in job.train_rows),
+        "memory": {**memory.as_dict(), "free": free_bytes(job.device)},
+        "memory_terms": memory.lines(),
+    }
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

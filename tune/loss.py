@@ -1,0 +1,96 @@
+"""Loss on the answer's tokens of packed rows, for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from tune.batches import Pack, batches
+from tune.processes import World, deal, total
+from unshot.chat import Encoded
+
+# Token id that stands where a soft prompt's vectors go.
+VIRTUAL = -1
+
+
+def core(net: Any) -> Any:
+    """The causal language model inside a peft wrapper (LoRA layers are already in it), or the model itself."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net
+
+
+def soft_prompt(net: Any) -> torch.nn.Parameter | None:
+    """The trained vectors of prompt tuning, shape (virtual tokens, hidden); None for the other methods."""
+    encoder = getattr(net, "prompt_encoder", None)
+    if not encoder:
+        return None
+    weight: torch.nn.Parameter = encoder[net.active_adapter].embedding.weight
+    return weight
+
+
+def with_virtual(rows: Sequence[Encoded], count: int) -> list[Encoded]:
+    """Rows with room for a soft prompt of `count` vectors before each."""
+    return [Encoded([VIRTUAL] * count + row.ids, row.prompt_length + count) for row in rows]
+
+
+def embed(net: Any, ids: torch.Tensor, positions: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """Input vectors of `ids`, the soft prompt's in the places of `VIRTUAL`; shape (..., hidden)."""
+    values = core(net).get_input_embeddings()(ids.clamp(min=0))
+    places = positions.clamp(0, soft.shape[0] - 1)
+    return torch.where((ids == VIRTUAL)[..., None], soft[places].to(values.dtype), values)
+
+
+def pack_loss(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch.Tensor:
+    """Summed cross-entropy over a pack's answer tokens (divide by their number for the mean).
+
+    The mask between rows comes from the restarting positions; logits are computed at the answer tokens only. With
+    `bf16` products are taken in bfloat16, whatever the weights are in.
+    """
+    ids = torch.from_numpy(pack.ids)[None].to(device)
+    positions = torch.from_numpy(pack.positions)[None].to(device)
+    predict = torch.from_numpy(pack.predict).to(device)
+    targets = torch.from_numpy(pack.targets).to(device)
+    soft = soft_prompt(net)
+    given = {"input_ids": ids} if soft is None else {"inputs_embeds": embed(net, ids, positions, soft)}
+    with torch.autocast(device.split(":")[0], torch.bfloat16) if bf16 else nullcontext():
+        logits = core(net)(**given, position_ids=positions, logits_to_keep=predict, use_cache=False).logits[0]
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+class Step(torch.nn.Module):
+    """`pack_loss` as a module, which is what torch's DistributedDataParallel wraps."""
+
+    def __init__(self, net: Any, device: str, *, bf16: bool) -> None:
+        super().__init__()
+        self.net, self.device, self.bf16 = net, device, bf16
+
+    def forward(self, pack: Pack) -> torch.Tensor:
+        """Summed cross-entropy of a pack."""
+        return pack_loss(self.net, pack, self.device, bf16=self.bf16)
+
+
+def mean_loss(
+    net: Any,
+    rows: Sequence[Encoded],
+    capacity: int,
+    device: str,
+    *,
+    bf16: bool = False,
+    world: World | None = None,
+) -> float:
+    """Mean answer-token loss over rows, without gradients; the processes share the work."""
+    world = world or World()
+    summed, count = 0.0, 0
+    net.eval()
+    with torch.no_grad():
+        for packs in batches(rows, batch_rows=max(1, len(rows)), capacity=capacity, seed=0, epoch=0):
+            for item in deal(packs, world):
+                # A process without a pack of its own passes the first one, for FSDP gathers in step, uncounted.
+                loss = float(pack_loss(net, item or packs[0], device, bf16=bf16))
+                if item is not None:
+                    summed += loss
+                    count += len(item.targets)
+    summed, count_all = total([summed, count], world)
+    return summed / max(1.0, count_all)

@@ -1,0 +1,286 @@
+"""Peak memory of a run before it starts: one step simulated on fake tensors, its allocations counted.
+
+torch's FakeTensorMode runs the very model, adapter, loss and optimiser on tensors that have shapes and devices but no
+memory. What each operator would allocate, and when it would be freed, is therefore known for any architecture and
+method, without a formula per layer kind. Two depths are simulated and the rest follows on a straight line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tune.batches import Pack
+from tune.loss import core, pack_loss
+from tune.model import checkpoint_layers, fast_bf16, prepare_model
+from unshot.case import Tune
+from unshot.models import Source
+
+GB = 1e9
+# What a process on a GPU holds beside its tensors: CUDA context, cuBLAS workspace; seen on several cards, not ours.
+CUDA_CONTEXT = 0.6e9
+# How many times its live memory a process on a CPU may hold where glibc keeps freed blocks (see `lean_malloc`).
+KEPT = 1.8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of the terms at the peak of training, and of answering; `peak` is the larger of the two."""
+
+    weights: int
+    trained: int  # trained parameters, where they are not the weights themselves
+    gradients: int
+    adam: int
+    activations: int
+    answering: int
+    tokens: int
+    checkpointing: bool
+
+    @property
+    def training(self) -> int:
+        """Peak of a training step."""
+        return self.weights + self.trained + self.gradients + self.adam + self.activations
+
+    @property
+    def peak(self) -> int:
+        """Peak of the whole run."""
+        return max(self.training, self.answering)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "training": self.training, "peak": self.peak}
+
+    def lines(self) -> list[tuple[str, float, str]]:
+        """`(term, GB, how it comes about)` for a table."""
+        how = "layer inputs kept, the rest computed again" if self.checkpointing else "what backward needs"
+        return [
+            ("weights", self.weights / GB, "parameters of the base x bytes of their precision"),
+            ("trained parameters", self.trained / GB, "x 4 bytes, where they are not the weights themselves"),
+            ("gradients", self.gradients / GB, "trained parameters x 4 bytes"),
+            ("Adam's moments", self.adam / GB, "trained parameters x 2 x 4 bytes"),
+            ("activations", self.activations / GB, f"a pack of {self.tokens} tokens, {how}; workspace"),
+            ("peak of training", self.training / GB, "the sum"),
+            (
+                "peak of answering",
+                self.answering / GB,
+                "weights, cache of keys and values, one batch's prefill",
+            ),
+        ]
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of live storages made under it: `now` and the highest `peak`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        torch.utils._pytree.tree_map_only(torch.Tensor, self.add, out)
+        return out
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage once, until it is freed."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.seen:
+            return
+        size = storage.nbytes()
+        self.seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.drop, key, size)
+
+    def drop(self, key: int, size: int) -> None:
+        """A storage was freed."""
+        self.seen.discard(key)
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a run asks of memory: its largest pack (tokens, and those that carry loss), packs a step, answering."""
+
+    tokens: int
+    targets: int
+    packs: int
+    prompt: int  # longest prompt and answer, tokens
+    batch: int  # prompts answered together
+
+
+def estimate(source: Source, settings: Tune, load: Load, device: str, *, checkpointing: bool) -> Estimate:
+    """Peak memory of a run on `device`, bytes."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(source.path))
+    whole = skeleton(config, settings, device, config.num_hidden_layers)
+    parameters = {id(p): p for p in whole.parameters()}.values()
+    moving = sum(p.numel() for p in parameters if p.requires_grad)
+    full = settings.method == "full"
+    weights = sum(p.nbytes for p in parameters) - (0 if full else 4 * moving)
+    if settings.method == "qlora":
+        weights -= four_bit_saving(whole)
+    trained_layers = settings.layers or config.num_hidden_layers
+    passes = line(lambda n: step_bytes(config, settings, load, device, n, checkpointing), trained_layers)
+    answers = line(lambda n: answer_bytes(config, settings, load, device, n), config.num_hidden_layers)
+    kept = 0 if full else 4 * moving
+    room = CUDA_CONTEXT if device != "cpu" else 0
+    return Estimate(
+        weights=weights,
+        trained=kept,
+        gradients=4 * moving,
+        adam=8 * moving,
+        activations=int(passes + room),
+        answering=int(weights + kept + 8 * moving + answers + room),
+        tokens=load.tokens,
+        checkpointing=checkpointing,
+    )
+
+
+def free_bytes(device: str) -> int:
+    """Memory of the device that can be had now, bytes."""
+    if device != "cpu":
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    try:
+        for row in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if row.startswith("MemAvailable:"):
+                return int(row.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
+
+
+def lean_malloc() -> None:
+    """Have glibc give tensors' memory back when they are freed.
+
+    Before 2.38 glibc cannot use a freed aligned block again for one of the same size, so that a CPU's resident set
+    grows to 1.7 times what is live (measured). Blocks from 256 KiB on then come from the system and return to it;
+    that costs some 8% of the time.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(-3, 256 * 1024)  # M_MMAP_THRESHOLD
+
+
+def surely_fits(source: Source, settings: Tune, load: Load, device: str) -> bool:
+    """Whether a bound far above any method's needs is below what is free, so that nothing need be simulated."""
+    config = source.config()
+    weights = sum(f.stat().st_size for f in source.weight_files())
+    width = 12 * config["hidden_size"] + 6 * config.get("intermediate_size", 4 * config["hidden_size"])
+    layers, tokens = config["num_hidden_layers"], max(load.tokens, load.batch * load.prompt)
+    return 10 * weights + 4 * (
+        tokens * width * layers + load.targets * 4 * config["vocab_size"]
+    ) < free_bytes(device)
+
+
+def line(measure: Any, layers: int) -> float:
+    """`measure(layers)`, from two shallow models where that is cheaper: every layer adds the same."""
+    low, high = 4, 8
+    if layers <= high:
+        return float(measure(layers))
+    first, second = measure(low), measure(high)
+    return first + (second - first) / (high - low) * (layers - low)
+
+
+def skeleton(config: Any, settings: Tune, device: str, layers: int) -> Any:
+    """The model of a method without memory (meta device), `layers` deep, all of them trained."""
+    import copy
+
+    from transformers import AutoModelForCausalLM
+
+    short = copy.deepcopy(config)
+    short.num_hidden_layers = layers
+    if getattr(short, "layer_types", None):
+        short.layer_types = short.layer_types[:layers]
+    dtype = torch.bfloat16 if fast_bf16(device) and settings.method != "full" else torch.float32
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(short, dtype=dtype)
+        top = None if settings.layers is None or settings.layers > layers else settings.layers
+        return prepare_model(net, settings.model_copy(update={"layers": top}))
+
+
+def four_bit_saving(net: Any) -> int:
+    """Bytes that NF4 saves against bf16: 4.127 bits a weight of the linear layers (with quantised block scales)."""
+    head = core(net).get_output_embeddings()
+    linear = sum(
+        m.weight.numel()
+        for n, m in core(net).named_modules()
+        if isinstance(m, torch.nn.Linear) and m is not head and "lora_" not in n
+    )
+    return int(linear * (2 - 4.127 / 8))
+
+
+def materialise(net: Any, device: str) -> None:
+    """Put fake tensors of `device` in the places of the meta ones, tied ones once."""
+    made: dict[int, Any] = {}
+    for module in net.modules():
+        for table in (module._parameters, module._buffers):
+            for name, value in table.items():
+                if value is None:
+                    continue
+                if id(value) not in made:
+                    fresh = torch.empty(value.shape, dtype=value.dtype, device=device)
+                    if isinstance(value, torch.nn.Parameter):
+                        fresh = torch.nn.Parameter(fresh, requires_grad=value.requires_grad)
+                    made[id(value)] = fresh
+                table[name] = made[id(value)]
+
+
+def step_bytes(config: Any, settings: Tune, load: Load, device: str, layers: int, checkpointing: bool) -> int:
+    """Peak of a step beyond weights, gradients and moments, for a model `layers` deep with all of them trained."""
+    net = skeleton(config, settings.model_copy(update={"layers": None}), device, layers)
+    if checkpointing:
+        checkpoint_layers(net)
+    places = np.linspace(0, load.tokens - 2, load.targets).astype(np.int64)
+    pack = Pack(
+        ids=np.zeros(load.tokens, dtype=np.int64),
+        positions=np.arange(load.tokens, dtype=np.int64),
+        predict=places,
+        targets=np.zeros(load.targets, dtype=np.int64),
+    )
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
+        materialise(net, device)
+        moving = [p for p in net.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(moving)
+        net.train()
+        for step in range(2):  # the first makes Adam's moments
+            live.peak = live.now
+            for _ in range(min(2, load.packs)):
+                pack_loss(net, pack, device, bf16=fast_bf16(device)).backward()
+            if step:
+                break
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        top = live.peak
+        static = sum({id(p): p.nbytes for p in net.parameters()}.values())
+    return top - static - 12 * sum(p.numel() for p in moving)
+
+
+def answer_bytes(config: Any, settings: Tune, load: Load, device: str, layers: int) -> int:
+    """Peak of answering one batch beyond the weights: the cache, the prefill's workspace, the logits."""
+    net = core(skeleton(config, settings.model_copy(update={"layers": None}), device, layers))
+    with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, torch.no_grad():
+        materialise(net, device)
+        net.eval()
+        before = live.now
+        live.peak = before
+        net(
+            input_ids=torch.zeros((load.batch, load.prompt), dtype=torch.long, device=device),
+            attention_mask=torch.ones(
+                (load.batch, 1, load.prompt, load.prompt), dtype=torch.bool, device=device
+            ),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return live.peak - before
