@@ -207,7 +207,7 @@ def test_two_processes_train_what_one_trains(
     from safetensors.torch import load_file
 
     one, alone = runs("lora")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for name, flags in (("ddp", []), ("fsdp", ["--fsdp"])):
         command = [
             *launch,
