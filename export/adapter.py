@@ -53,11 +53,6 @@ def load_adapter(folder: Path) -> Adapter:
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     kind = str(config.get("peft_type", "")).upper()
-    if kind == "PROMPT_TUNING":
-        raise InputError(
-            f"{folder}: prompt tuning leaves vectors before the input, which no weight can hold, so that it cannot be "
-            "exported; tune with --method lora"
-        )
     if kind != "LORA":
         raise InputError(
             f"{path}: peft_type is {kind or 'missing'}; export merges LORA adapters (DoRA included)"

@@ -29,8 +29,9 @@ CACHE_BLOCK = 16
 PRICE_LOW, PRICE_HIGH = 0.6, 1.6
 Z95 = 1.645
 PERCENTILES = (50.0, 95.0, 99.0)
-# Above this share of the capacity the latencies shown are simulated, with so many requests.
-SIMULATED, REQUESTS = 0.7, 40_000
+# Where the closed form is held to a tenth (docs/capacity.md): up to this share of the capacity, and from so many slots
+# on. Elsewhere the latencies shown are simulated, with so many requests.
+SIMULATED, SLOTS, REQUESTS = 0.7, 10, 40_000
 # Without an SLO a replica is loaded to this share of its capacity (as `gpus_needed` bounds it).
 MAX_UTILISATION = 0.9
 
@@ -62,15 +63,17 @@ class Serving:
         """TTFT, TPOT and end-to-end p50/p95/p99 in milliseconds at `rate` requests/s of one replica.
 
         `p95_interval` is the p95's 90% interval over the error of the device's efficiency. `from` says where the
-        percentiles come from: `simulation` above `SIMULATED` of the capacity, where the closed form is often more
-        than a tenth off, else `closed form`.
+        percentiles come from: `simulation` above `SIMULATED` of the capacity and below `SLOTS` slots, where the
+        closed form is often more than a tenth off, else `closed form`.
         """
         speeds = np.array([1.0, math.exp(-Z95 * self.one.eff.spread), math.exp(Z95 * self.one.eff.spread)])
         answer = respond(
             self.one.cost.scaled(speeds), self.one.shape(self.load), max(rate, 1e-9), PERCENTILES
         )
 
-        seen = self._simulated(rate) if SIMULATED < float(answer.utilisation[0]) < 1.0 else None
+        share = float(answer.utilisation[0])
+        outside = share > SIMULATED or self.one.max_batch < SLOTS
+        seen = self._simulated(rate) if outside and share < 1.0 else None
 
         def shown(measure: str) -> dict[str, Any]:
             at = {p: [float(v) * 1e3 for v in getattr(answer, measure)[p]] for p in PERCENTILES}

@@ -157,10 +157,10 @@ def _train(scaled: np.ndarray, left: np.ndarray, epochs: int, seed: int) -> dict
     )  # fmt: skip
     # p95 of the time to first token is what an SLO is about: it weighs most.
     weight = torch.tensor([3.0 if name == "ttft_p95" else 1.0 for name in FIGURES])
-    optimiser = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=DECAY)
-    batch = 256
+    optimiser = torch.optim.AdamW(net.parameters(), lr=8e-3, weight_decay=DECAY)
+    batch = 1024
     plan = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=6e-3, total_steps=epochs * -(-len(x) // batch)
+        optimiser, max_lr=1.2e-2, total_steps=epochs * -(-len(x) // batch)
     )
     for _ in range(epochs):
         for rows in torch.randperm(len(x)).split(batch):

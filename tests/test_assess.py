@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 import re
@@ -217,7 +218,7 @@ def test_a_review_is_drawn_blind_and_comes_back_as_a_gate(
     empty = unshot("eval", path, "--from-review", sheet)
     assert empty.returncode == 2 and "nothing is filled in" in empty.stderr
     # The tiny model's answers are noise: reviewers take the reference and refuse the model.
-    rows = list(csv.DictReader(text.splitlines(keepends=True)))
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
     facts = {r["id"]: r for r in key["rows"]}
     for row in rows:
         ours = facts[row["id"]]["ours"]

@@ -85,6 +85,23 @@ def test_promotion_asks_for_every_gate_and_takes_the_worst_word(tmp_path: Path) 
     assert registry.state().versions[1].verdicts()["quality"][0] is False
 
 
+def test_a_review_that_comes_later_counts_over_the_copy_in_the_export(tmp_path: Path) -> None:
+    run = make_tuned(tmp_path / "run", quality=True, forgetting=True)
+    artifact = make_artifact(tmp_path / "art", run=run)
+    for passed, at in ((False, "2026-01-01T00:00:00+00:00"), (None, "2026-01-02T00:00:00+00:00")):
+        add_gate(artifact, Gate(name="review", passed=passed, detail="copied", at=at))
+    registry = Registry(tmp_path / "store")
+    registry.add(artifact)
+    assert registry.state().versions[1].verdicts()["review"][0] is None
+    add_gate(run, Gate(name="review", passed=True, detail="50 answers read"))
+    registry.refresh(1, "ada")
+    assert registry.state().versions[1].verdicts()["review"] == (True, "tune: 50 answers read")
+    add_gate(run, Gate(name="review", passed=False, detail="read again", at="2099-01-01T00:00:00+00:00"))
+    registry.refresh(1, "ada")
+    with pytest.raises(GateError, match="review: failed"):
+        registry.move("champion", 1, by="ada")
+
+
 def test_gates_of_a_vanished_run_stay(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "store")
     run = make_tuned(tmp_path / "run", quality=True, forgetting=True, review=True)

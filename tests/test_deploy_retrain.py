@@ -16,10 +16,11 @@ from deploy.answers import gather
 from deploy.log import Feedback, Request, Writer
 from deploy.retrain.champion import find_champion
 from deploy.retrain.collect import Collected, collect, completion, drop_alike
-from deploy.retrain.run import KEEP, PROPOSE, weigh
+from deploy.retrain.run import KEEP, PROPOSE, blocks, weigh
 from tests.logs import request, run_here
 from unshot.case import Case
 from unshot.data import Example, write_jsonl
+from unshot.gates import Gate, add_gate
 from unshot.manifest import Manifest
 from unshot.task import Task
 
@@ -103,6 +104,10 @@ def scores(value: float, low: float, high: float, rows: int = 100) -> dict[str, 
     return {"metric": "accuracy", "rows": rows, "difference": {"value": value, "low": low, "high": high}}
 
 
+def gate(passed: bool | None) -> dict[str, Any]:
+    return {"x": {"passed": passed, "detail": "d", "blocks": True}}
+
+
 @pytest.mark.parametrize(
     ("sealed", "fresh", "gates", "verdict"),
     [
@@ -113,10 +118,18 @@ def scores(value: float, low: float, high: float, rows: int = 100) -> dict[str, 
         pytest.param(scores(0.0, -0.1, 0.1), scores(0.5, 0.3, 0.7), {}, PROPOSE, id="mended"),
         pytest.param(scores(-0.05, -0.1, 0.1), scores(0.5, 0.3, 0.7), {}, KEEP, id="mended but lower"),
         pytest.param(
-            scores(0.1, 0.02, 0.2), None, {"x": {"passed": False, "detail": "d"}}, KEEP, id="failed gate"
+            scores(0.1, 0.02, 0.2),
+            None,
+            gate(False),
+            KEEP,
+            id="failed gate",
         ),
         pytest.param(
-            scores(0.1, 0.02, 0.2), None, {"x": {"passed": None, "detail": "d"}}, PROPOSE, id="open gate"
+            scores(0.1, 0.02, 0.2),
+            None,
+            gate(None),
+            PROPOSE,
+            id="open gate",
         ),
     ],
 )
@@ -215,6 +228,16 @@ def test_a_met_target_ends_it_unless_the_log_contradicts_it(
         capsys, judged_log(tmp_path / "bad", 10, 40), champion, "--target", "0.75", "--min-rows", "99"
     )
     assert "50 new rows" in bad["reason"], "four of five judged answers were wrong"
+
+
+def test_a_gate_that_the_champion_failed_as_well_keeps_nobody(champion: Path) -> None:
+    add_gate(champion, Gate(name="robustness", passed=True, detail="d"))
+    add_gate(champion, Gate(name="forgetting", passed=False, detail="d"))
+    found = find_champion(str(champion), champion, None)
+    stages = [("run", "robustness"), ("run", "forgetting"), ("artifacts", "parity"), ("bench", "claim")]
+    assert [blocks(stage, gate, found) for stage, gate in stages] == [True, False, True, False]
+    failed = {"run: forgetting": {"passed": False, "detail": "d", "blocks": False}}
+    assert weigh(scores(0.1, 0.02, 0.2), None, failed, 0.02)[0] == PROPOSE
 
 
 def test_the_next_run_is_tuned_as_the_champion_was(champion: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_run_directory_holds_what_the_next_stages_need(
     assert manifest.config["base"]["sha256"].keys() >= {"model.safetensors", "tokenizer.json"}
     names = {
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "task.json", "metrics.json",
-        "splits/train.jsonl", "splits/validation.jsonl", "splits/test.jsonl",
+        "splits/train.jsonl", "splits/validation.jsonl", "splits/test.jsonl", "README.md",
     }  # fmt: skip
     assert set(manifest.outputs) == names
     assert str(tmp_path) not in (tmp_path / "run" / "adapter" / "adapter_config.json").read_text()

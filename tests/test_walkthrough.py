@@ -76,7 +76,7 @@ def walked(place: Path) -> tuple[Path, str]:
         start_new_session=True, env=os.environ | {"PATH": f"{shim.parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     try:
-        out, err = process.communicate(timeout=800)
+        out, err = process.communicate(timeout=500)
     finally:
         # The gateway of a walkthrough that broke off.
         with contextlib.suppress(ProcessLookupError):

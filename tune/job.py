@@ -218,7 +218,7 @@ def remember(job: Job, out: Output) -> Job:
     return replace(job, memory=memory)
 
 
-def forecast(job: Job, out: Output) -> dict[str, Any]:
+def forecast(job: Job) -> dict[str, Any]:
     """What a run would do: settings with their reasons, and its memory."""
     from tune.memory import estimate, free_bytes
 

@@ -84,7 +84,7 @@ def tune_run(
         out.warn(f"{len(parts.train)} training rows; 50 to 200 good examples are the usual minimum")
     job = prepare(data, source, cleaned, task, case, out, world)
     if options.dry_run:
-        return forecast(job, out)
+        return forecast(job)
     job = remember(job, out)
     folder = staged(final, overwrite=overwrite, resume=True) if world.first else nullcontext(final)
     with folder as work:
@@ -134,6 +134,10 @@ def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out
     if options.learning_curve:
         with manifest.timed("learning curve"):
             curve = measure_curve(job, net, trainer, work, out)
+    elif trainer.state.stopped.startswith("target"):
+        out.log(
+            "the target is met; with --learning-curve a run also says what the next point would likely cost"
+        )
     trainer.load_best()
     if settings.method == "full":
         net = round_weights(net, job.source, job.device)
@@ -212,16 +216,24 @@ def train(job: Job, trainer: Trainer, out: Output, reporter: Reporter | None = N
     out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
 
 
-def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output) -> dict[str, Any]:
-    """Train on smaller parts of the rows from the same beginning, and fit the learning curve; for the best epochs."""
-    from tune.curve import Point, learning_curve, parts, sentence
+def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output) -> dict[str, Any] | None:
+    """Train on smaller parts of the rows from the same beginning, and fit the learning curve; for the best epochs.
 
+    None where the rows are too few for a part.
+    """
+    from tune.curve import MINIMUM, Point, learning_curve, parts, sentence
+
+    counts = parts(len(job.train_rows))
+    if not counts:
+        if job.world.first:
+            out.warn(f"no learning curve: half of the training rows must be at least {MINIMUM}")
+        return None
     validation = job.cleaned.parts.validation
     # Rows in a fixed random order, so that each part holds the one before.
     order = sorted(range(len(job.train_rows)), key=lambda i: digest([job.plan.seed, job.train_rows[i].ids]))
     trainer.optimizer.state.clear()  # the smaller trainings have their own
     points = []
-    for count in parts(len(job.train_rows)):
+    for count in counts:
         rows = [job.train_rows[i] for i in order[:count]]
         plan = replace(job.plan, rows=count, target=None, fingerprint=f"{job.plan.fingerprint} {count} rows")
         smaller = make_trainer(job, net, work / f"curve-{count}", rows, plan)

@@ -54,10 +54,21 @@ class Version(Record):
         return f"v{self.number}"
 
     def verdicts(self) -> dict[str, tuple[bool | None, str]]:
-        """`gate -> (passed, detail)` over all stages: no where one says no, yes where one says yes and none no."""
+        """`gate -> (passed, detail)` over all stages: no where one says no, yes where one says yes and none no.
+
+        An export carries copies of its run's gates; of the two the newer one counts, since a review comes later.
+        """
         found: dict[str, tuple[bool | None, str]] = {}
+        newest = {
+            gate.name: gate.at
+            for gate in sorted(
+                (*self.gates.get("tune", []), *self.gates.get("export", [])), key=lambda g: g.at
+            )
+        }
         for stage, gates in self.gates.items():
             for gate in gates:
+                if stage in ("tune", "export") and gate.at < newest[gate.name]:
+                    continue
                 before = found.get(gate.name)
                 if before is None or gate.passed is False or (before[0] is None and gate.passed):
                     found[gate.name] = (gate.passed, f"{stage}: {gate.detail}")

@@ -112,6 +112,7 @@ def plan(
         systems = ["--baseline", f"gguf:{file}", "--candidate", f"gguf:{artifacts / file.name}"]
         short = ["--instruction", instruction, "--baseline-system", instruction] if instruction else []
         amount = ["--requests", str(settings.requests), "--cold-requests", "4", "--claim", "0.9-1"]
+        amount += ["--margin", f"{settings.margin:g}"]
         stages.append(
             (
                 "bench",
@@ -197,7 +198,11 @@ def propose(
     sealed = comparison(final / "eval")
     fresh = comparison(final / "eval-fresh")
     gates = {
-        f"{stage}: {gate.name}": {"passed": gate.passed, "detail": gate.detail}
+        f"{stage}: {gate.name}": {
+            "passed": gate.passed,
+            "detail": gate.detail,
+            "blocks": blocks(stage, gate.name, champion),
+        }
         for stage in ("run", "artifacts", "bench")
         if (final / stage / NAME).is_file()
         for gate in read_gates(final / stage).values()
@@ -207,6 +212,7 @@ def propose(
         gates["artifacts: parity"] = {
             "passed": all(p["passed"] for p in parity),
             "detail": f"{len(parity)} file(s) against the tuned model",
+            "blocks": True,
         }
     assert sealed is not None
     verdict, reason = weigh(sealed, fresh, gates, settings.margin)
@@ -223,6 +229,20 @@ def propose(
         "bench": _bench(final / "bench"),
         "promote": promote_lines(final),
     }
+
+
+def blocks(stage: str, gate: str, champion: Champion) -> bool:
+    """Whether a failed gate keeps the champion.
+
+    What its own run did not pass either (say forgetting, waived where only one task is answered) is no reason to keep
+    it, and neither is the claim: between two models of one size it tells the noise.
+    """
+    if gate == "claim":
+        return False
+    if stage != "run":
+        return True
+    own = read_gates(champion.run).get(gate)
+    return own is not None and own.passed is True
 
 
 def comparison(folder: Path) -> dict[str, Any] | None:
@@ -253,7 +273,7 @@ def weigh(
 
     The fresh test holds mistakes of the champion, so that it says what was mended and not how good either is.
     """
-    broken = [name for name, gate in gates.items() if gate["passed"] is False]
+    broken = [name for name, gate in gates.items() if gate["passed"] is False and gate["blocks"]]
     if broken:
         details = "; ".join(f"{name} failed ({gates[name]['detail']})" for name in broken)
         return KEEP, details

@@ -49,6 +49,8 @@ def main() -> None:
     for name, prefix in (("in process", ""), ("served", "serve:")):
         with tempfile.TemporaryDirectory() as folder:
             reports[name] = measure(options.demo, Path(folder), prefix, options)
+        speeds = {mode: ratio(facts["claim"]["speed"]) for mode, facts in reports[name]["modes"].items()}
+        print(f"{name}: {speeds}", flush=True)
     for mode in reports["in process"]["modes"]:
         facts = {name: r["modes"][mode] for name, r in reports.items()}
         a, b = (facts[name]["claim"]["speed"] for name in facts)
