@@ -26,8 +26,8 @@ ARCHITECTURES = (
     "Phi3ForCausalLM",
 )  # fmt: skip
 WRONG = {
-    "Gemma2ForCausalLM": "GenAI's builder (0.15) gives the sliding window to the odd layers, where Gemma 2 has it on the "
-    "even ones, so that what lies past the window comes out wrong; use onnx:fp32 or gguf"
+    "Gemma2ForCausalLM": "GenAI's builder (0.15) gives the sliding window to the odd layers, where Gemma 2 has it on "
+    "the even ones, so that what lies past the window comes out wrong; use onnx:fp32 or gguf"
 }
 PROVIDERS = {"genai": "cpu", "genai-cuda": "cuda"}
 
