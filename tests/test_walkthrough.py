@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,9 +31,11 @@ esac
 
 
 def commands() -> str:
-    """The shell blocks of the page, joined."""
+    """The shell blocks of the page, joined, with a free port in place of the page's."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    return "\n".join(blocks)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return "\n".join(blocks).replace("8765", str(free.getsockname()[1]))
 
 
 @pytest.fixture(scope="module")
