@@ -22,15 +22,21 @@ from unshot.manifest import write_text
 
 # Those whose logits tests/test_export_onnx.py compares with transformers'; the builder knows more.
 ARCHITECTURES = (
-    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM", "Phi3ForCausalLM",
+    "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma3ForCausalLM",
+    "Phi3ForCausalLM",
 )  # fmt: skip
+WRONG = {
+    "Gemma2ForCausalLM": "GenAI's builder (0.15) gives the sliding window to the odd layers, where Gemma 2 has it on "
+    "the even ones, so that what lies past the window comes out wrong; use onnx:fp32 or gguf"
+}
 PROVIDERS = {"genai": "cpu", "genai-cuda": "cuda"}
 
 
 def supported(config: dict[str, Any], kind: str) -> None:
     """`OutsideError` without the package (or, for CUDA, the device), `InputError` for another architecture."""
     names = config.get("architectures") or ["(none)"]
+    if names[0] in WRONG:
+        raise InputError(f"{names[0]}: {WRONG[names[0]]}")
     if names[0] not in ARCHITECTURES:
         raise InputError(
             f"architecture {names[0]} is not written as GenAI here; supported: {', '.join(sorted(ARCHITECTURES))}"

@@ -46,7 +46,8 @@ def export(source: str, folder: str) -> int:
 
 if __name__ == "__main__":
     try:
-        import optimum.exporters.onnx  # noqa: F401
+        # With its model configs: TasksManager knows nothing before they are loaded.
+        import optimum.exporters.onnx.model_configs  # noqa: F401
     except ImportError as error:
         print(error, file=sys.stderr)
         sys.exit(3)

@@ -258,14 +258,3 @@ def test_a_fully_tuned_run_exports_its_model_directory(tuned, tmp_path, capsys) 
     assert code == 2 and "leave --base out" in err
     code, _, err = unshot(capsys, run, "--to", "lora", "--out", tmp_path / "x")
     assert code == 2 and not (tmp_path / "x").exists()
-
-
-def test_a_prompt_tuned_run_is_refused(tuned, tmp_path, capsys) -> None:
-    from unshot.manifest import Manifest, read_manifest
-
-    run = tmp_path / "prompt"
-    shutil.copytree(tuned, run)
-    config = {**read_manifest(tuned).config, "tune": {"method": "prompt"}}
-    Manifest("tune", config=config).write(run)
-    code, _, err = unshot(capsys, run, "--out", tmp_path / "x")
-    assert code == 2 and "prompt tuning" in err

@@ -23,7 +23,7 @@ from unshot.chat import Chat, Encoded, load_tokenizer
 from unshot.data import Example, read_examples
 from unshot.manifest import read_manifest
 
-QUICK = ("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4")
+QUICK = ("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4", "--no-gates")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -27,7 +28,10 @@ from unshot.data import read_examples
 from unshot.models import resolve
 from unshot.task import Task
 
-QUICK = ("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4", "-q", "--json")
+QUICK = (
+    *("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4"),
+    *("--no-gates", "-q", "--json"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -207,8 +211,11 @@ def test_two_processes_train_what_one_trains(
     from safetensors.torch import load_file
 
     one, alone = runs("lora")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     for name, flags in (("ddp", []), ("fsdp", ["--fsdp"])):
+        launch = [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--master-port", str(free_port())),
+        ]
         command = [
             *launch,
             "-m",
@@ -227,6 +234,7 @@ def test_two_processes_train_what_one_trains(
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             text=True,
             capture_output=True,
+            timeout=240,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         result = json.loads(done.stdout)  # one process alone talks
@@ -240,6 +248,13 @@ def test_two_processes_train_what_one_trains(
             assert torch.allclose(value, theirs[key], atol=1e-4), key
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
         assert manifest["config"]["processes"] == {"count": 2, "fsdp": name == "fsdp"}
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def test_the_learning_curve_finds_a_planted_power_law() -> None:

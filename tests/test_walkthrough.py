@@ -18,6 +18,7 @@ import pytest
 
 from deploy.log import read_feedback, read_requests
 from tests.conftest import ROOT, Run
+from unshot.llama_server import free_port
 
 PAGE = ROOT / "docs" / "walkthrough.md"
 # `ab`, `drift` and `retrain` answer by exit code 1 as well.
@@ -73,7 +74,11 @@ def walked(place: Path) -> tuple[Path, str]:
     shim.write_text(SHIM.format(python=sys.executable))
     shim.chmod(0o755)
     script = place / "walkthrough.sh"
-    script.write_text("set -euo pipefail\n" + commands(), encoding="utf-8")
+    text = commands()
+    assert "8765" in text
+    # The page's port may be taken on this machine.
+    text = text.replace("8765", str(free_port()))
+    script.write_text("set -euo pipefail\n" + text, encoding="utf-8")
     process = subprocess.Popen(
         ["bash", str(script)], cwd=place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         start_new_session=True, env=os.environ | {"PATH": f"{shim.parent}:{os.environ['PATH']}"},
