@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -32,11 +31,9 @@ esac
 
 
 def commands() -> str:
-    """The shell blocks of the page, joined, with a free port in place of the page's."""
+    """The shell blocks of the page, joined."""
     blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return "\n".join(blocks).replace("8765", str(free.getsockname()[1]))
+    return "\n".join(blocks)
 
 
 @pytest.fixture(scope="module")
