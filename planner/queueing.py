@@ -223,10 +223,10 @@ def respond(
 
     factor = Correction(signs) if correct else None
 
-    def quantiles(measure: str, values: dict[float, Number], floor: Number) -> dict[float, Number]:
-        # A percentile is never below a lower one, nor below an empty server's.
+    def quantiles(measure: str, values: dict[float, Number], lowest: Number) -> dict[float, Number]:
+        # A percentile is never below a lower one, nor below an empty server's, corrected or not.
         found: dict[float, Number] = {}
-        last: Number = 0.0
+        floor = last = lowest
         for p in sorted(values):
             floor = np.maximum(values[p], floor)
             last = floor if factor is None else np.maximum(last, floor * factor.at(measure, normal(p)))
