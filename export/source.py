@@ -81,6 +81,11 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
     manifest = read_manifest(path, stage="tune")
     recorded = manifest.config.get("base") or {}
     method = (manifest.config.get("tune") or {}).get("method")
+    if method == "prompt":
+        raise InputError(
+            f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no GGUF or "
+            "ONNX file holds them; serve the base with peft, or run `unshot tune --method lora`"
+        )
     if method == "full":
         return _open_full(path, base, recorded, out)
     if not recorded.get("sha256") or not (path / "adapter").is_dir():
