@@ -19,6 +19,7 @@ from export.write import lora_base, parameters, refuse, room, size_of, write, wr
 from unshot.console import Output, dumps
 from unshot.errors import GateError
 from unshot.manifest import Manifest, describe_file, staged, write_text
+from unshot.memory import free_memory
 
 CHECK_ROWS = 32
 
@@ -166,17 +167,6 @@ def expect(
 def fits(merged: Merged) -> bool:
     """Whether the model in fp32 takes less than half of the memory that is free now."""
     return parameters(merged) * 4 < free_memory() / 2
-
-
-def free_memory() -> int:
-    """Bytes of memory that can be had without swapping; a large number where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 62
 
 
 def check(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from tune.batches import Pack
 from tune.loss import core, pack_loss
 from tune.model import checkpoint_layers, fast_bf16, prepare_model
 from unshot.case import Tune
+from unshot.memory import free_memory
 from unshot.models import Source
 
 GB = 1e9
@@ -151,13 +151,7 @@ def free_bytes(device: str) -> int:
     """Memory of the device that can be had now, bytes."""
     if device != "cpu":
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    try:
-        for row in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if row.startswith("MemAvailable:"):
-                return int(row.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 62
+    return free_memory()
 
 
 def lean_malloc() -> None:
