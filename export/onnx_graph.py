@@ -6,6 +6,7 @@ since it holds transformers below 4.58.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from export.safetensors_dir import copy_tokenizer, set_ends, write_merged
 from unshot.errors import InputError, OutsideError
 
 PYTHON = "UNSHOT_OPTIMUM_PYTHON"
+# Written and checked in tests/test_export_onnx.py; for others optimum is asked, which takes seconds to import.
+KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
 
 
 def optimum(*arguments: str) -> subprocess.CompletedProcess[bytes]:
@@ -40,6 +43,15 @@ def optimum(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     return done
 
 
+def installed() -> bool:
+    """Whether optimum's ONNX exporter is in this environment."""
+    try:
+        importlib.metadata.version("optimum-onnx")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def last_line(words: bytes) -> str:
     """The last line of what a child wrote on stderr."""
     lines = words.decode(errors="replace").strip().splitlines()
@@ -48,6 +60,8 @@ def last_line(words: bytes) -> str:
 
 def supported(model_type: str) -> None:
     """`OutsideError` without optimum, `InputError` for an architecture that it does not know."""
+    if model_type in KNOWN and PYTHON not in os.environ and installed():
+        return
     if optimum("supports", model_type).returncode:
         raise InputError(
             f"model type {model_type} has no ONNX graph with KV cache in optimum; export GGUF or genai:fp32 instead"

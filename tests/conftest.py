@@ -69,14 +69,11 @@ def clauses() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory, clauses: list[dict[str, Any]]) -> Path:
-    """Sixty short rows with the class alone as the answer."""
+    """Sixty short rows."""
     rows = sorted(clauses, key=lambda r: len(r["prompt"]))[:60]
     path = tmp_path_factory.mktemp("data") / "small.jsonl"
     path.write_text(
-        "".join(
-            json.dumps({"prompt": r["prompt"], "completion": json.loads(r["completion"])["risk"]}) + "\n"
-            for r in rows
-        ),
+        "".join(json.dumps({"prompt": r["prompt"], "completion": r["completion"]}) + "\n" for r in rows),
         encoding="utf-8",
     )
     return path

@@ -50,7 +50,10 @@ def test_help_lists_every_command_with_its_exit_codes(unshot: Run) -> None:
     assert "Exit codes: 0 done, 1" in text
 
 
-GROUPS = {"data": ("check", "split"), "deploy": ("promote", "rollback", "serve", "split")}
+GROUPS = {
+    "data": ("check", "split"),
+    "deploy": ("ab", "drift", "promote", "retrain", "rollback", "serve", "split"),
+}
 BELOW = [f"{group} {name}" for group, names in GROUPS.items() for name in names]
 BELOW += [f"deploy registry {name}" for name in ("add", "list", "show")]
 

@@ -44,13 +44,10 @@ def place(
     folder = tmp_path_factory.mktemp("walkthrough")
     case = folder / "unshot-demo" / "case"
     case.mkdir(parents=True)
-    rows = [
-        {"prompt": r["prompt"], "completion": json.dumps({"risk": json.loads(r["completion"])["risk"]})}
-        for r in clauses
-    ]
+    rows = [{"prompt": r["prompt"], "completion": json.dumps({"risk": r["completion"]})} for r in clauses]
     (case / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     (case / "few_shot.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:2]), encoding="utf-8")
-    labels = sorted({json.loads(r["completion"])["risk"] for r in rows})
+    labels = sorted({r["completion"] for r in rows})
     (case / "unshot.toml").write_text(
         '[task]\nname = "clauses"\nsystem = "Classify the clause."\nexamples = "few_shot.jsonl"\n'
         'instruction = "Classify."\nanswer_field = "risk"\n'
@@ -132,6 +129,6 @@ def test_the_sealed_test_was_not_trained_on_and_the_same_command_goes_on(
         "deploy", "retrain", "walk/log", "--store", "walk/registry", "--data", "walk/known.jsonl",
         "--check-rows", "8", "--out", "walk/retrain", "--json", "-q", cwd=walk.parent,
     )  # fmt: skip
-    report = json.loads(again.stdout.partition('\n{\n  "error"')[0])
+    report = json.loads(again.stdout)
     assert [s["stage"] for s in report["stages"] if s["seconds"]] == ["eval-fresh"]
     assert (report["verdict"], report["rows"]) == (first["verdict"], first["rows"])

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from tune.attention import next_token, rows_apart, separable
 from tune.loss import core, soft_prompt
 from tune.processes import World, deal, gather
 from unshot.chat import Chat
 from unshot.data import Message
 
 BATCH = 48  # prompts answered together
+READ = 2048  # tokens of packed prompts read together
 
 
 def answers(
@@ -25,7 +28,7 @@ def answers(
     progress: Callable[[int], None] | None = None,
     world: World | None = None,
 ) -> list[str]:
-    """The greedy answer to each prompt, in order; left-padded batches of similar length, shared by the processes.
+    """The greedy answer to each prompt, in order; batches of similar length, shared by the processes.
 
     `progress` is called with the number of prompts just finished.
     """
@@ -38,7 +41,11 @@ def answers(
     with torch.no_grad() if world.fsdp else torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            replies = _greedy(model, chat, [encoded[i] for i in chosen], max_tokens, synced=world.fsdp)
+            batch = [encoded[i] for i in chosen]
+            if _own_way(model, max(len(ids) for ids in batch) + max_tokens):
+                replies = _without_padding(core(model), batch, max_tokens, chat.end)
+            else:
+                replies = _greedy(model, chat, batch, max_tokens, synced=world.fsdp)
             for i, reply in zip(chosen, replies, strict=True):
                 if chat.end in reply:
                     reply = reply[: reply.index(chat.end)]
@@ -46,6 +53,87 @@ def answers(
             if progress:
                 progress(len(chosen))
     return gather([t for t, m in zip(texts, mine, strict=True) if m is not None], world)
+
+
+def _own_way(model: Any, longest: int) -> bool:
+    """Whether `_without_padding` can answer: on a CPU, where every padded token costs a real one's time."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return on_cpu and soft_prompt(model) is None and separable(core(model), longest)
+
+
+def _without_padding(
+    net: Any, prompts: Sequence[Sequence[int]], max_tokens: int, end: int
+) -> list[list[int]]:
+    """New token ids for each prompt; prompts are read packed, and a row that has ended is left out of later steps."""
+    from transformers import DynamicCache
+
+    width = max(len(ids) for ids in prompts)
+    layers: list[list[torch.Tensor]] = []  # per layer: keys and values, (prompts, heads, width, size)
+    first = []
+    for start, stop in _groups(prompts):
+        some = prompts[start:stop]
+        positions = np.concatenate([np.arange(len(ids)) for ids in some])
+        ends = np.cumsum([len(ids) for ids in some])
+        read = DynamicCache()
+        with rows_apart(net, positions):
+            logits = net(
+                input_ids=torch.tensor([[token for ids in some for token in ids]]),
+                position_ids=torch.from_numpy(positions)[None],
+                past_key_values=read,
+                use_cache=True,
+                logits_to_keep=torch.from_numpy(ends - 1),
+            ).logits[0]
+        first.append(logits.argmax(-1))
+        for number, layer in enumerate(read.layers):
+            if number == len(layers):
+                layers.append(
+                    [
+                        t.new_zeros(len(prompts), t.shape[1], width, t.shape[3])
+                        for t in (layer.keys, layer.values)
+                    ]
+                )
+            for into, found in zip(layers[number], (layer.keys, layer.values), strict=True):
+                for row, (ids, last) in enumerate(zip(some, ends, strict=True), start):
+                    into[row, :, width - len(ids) :] = found[0, :, last - len(ids) : last]
+    cache = DynamicCache()
+    while layers:
+        cache.update(*layers.pop(0), len(cache.layers))
+    lengths = torch.tensor([len(ids) for ids in prompts])
+    seen = torch.arange(width) >= width - lengths[:, None]
+    rows, going = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
+    tokens = torch.cat(first)
+    replies: list[list[int]] = [[] for _ in prompts]
+    for step in range(max_tokens):
+        for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+            replies[row].append(token)
+        going &= tokens != end
+        if step + 1 == max_tokens or not going.any():
+            break
+        # Leaving rows out copies keys and values: worth it for a good part of them.
+        if going.sum() <= 0.75 * len(rows):
+            kept = going.nonzero()[:, 0]
+            cache.batch_select_indices(kept)
+            rows, tokens, seen, going = rows[kept], tokens[kept], seen[kept], going[kept]
+        seen = torch.cat([seen, seen.new_ones(len(rows), 1)], dim=1)
+        with next_token(net, seen):
+            tokens = net(
+                input_ids=tokens[:, None],
+                position_ids=(lengths[rows] + step)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).logits[:, -1].argmax(-1)  # fmt: skip
+    return replies
+
+
+def _groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Neighbouring prompts that are read together, as (first, last + 1)."""
+    groups, start, tokens = [], 0, 0
+    for row, ids in enumerate(prompts):
+        if row > start and tokens + len(ids) > READ:
+            groups.append((start, row))
+            start, tokens = row, 0
+        tokens += len(ids)
+    return [*groups, (start, len(prompts))]
 
 
 def _greedy(

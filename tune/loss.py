@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tune.attention import rows_apart
 from tune.batches import Pack, batches
 from tune.processes import World, deal, total
 from unshot.chat import Encoded
@@ -45,7 +46,7 @@ def embed(net: Any, ids: torch.Tensor, positions: torch.Tensor, soft: torch.Tens
 def pack_loss(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch.Tensor:
     """Summed cross-entropy over a pack's answer tokens (divide by their number for the mean).
 
-    The mask between rows comes from the restarting positions; logits are computed at the answer tokens only. With
+    Rows are told apart by their restarting positions; logits are computed at the answer tokens only. With
     `bf16` products are taken in bfloat16, whatever the weights are in.
     """
     ids = torch.from_numpy(pack.ids)[None].to(device)
@@ -54,7 +55,8 @@ def pack_loss(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch
     targets = torch.from_numpy(pack.targets).to(device)
     soft = soft_prompt(net)
     given = {"input_ids": ids} if soft is None else {"inputs_embeds": embed(net, ids, positions, soft)}
-    with torch.autocast(device.split(":")[0], torch.bfloat16) if bf16 else nullcontext():
+    apart = rows_apart(core(net), pack.positions) if device == "cpu" else nullcontext()
+    with apart, torch.autocast(device.split(":")[0], torch.bfloat16) if bf16 else nullcontext():
         logits = core(net)(**given, position_ids=positions, logits_to_keep=predict, use_cache=False).logits[0]
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 

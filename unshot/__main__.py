@@ -17,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `unshot` with `argv` (default: the process's arguments) and exit with its status."""
     args = list(sys.argv[1:] if argv is None else argv)
     json_mode = "--json" in args
-    # Every command hands its Output to the root context; commands that fail before that have none.
+    # The command's own Output, so that what went wrong after its result is known not to be the result.
     holder = Output(json_mode=json_mode)
     try:
-        code = cli.main(args=args, prog_name="unshot", standalone_mode=False)
+        code = cli.main(args=args, prog_name="unshot", standalone_mode=False, obj=holder)
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -64,8 +64,8 @@ def describe(error: BaseException) -> str:
 
 
 def fail(out: Output, message: str, code: int) -> None:
-    """Print `message` as one line on stderr (and as JSON on stdout in JSON mode) and exit with `code`."""
-    if out.json_mode:
+    """Print `message` as one line on stderr, in JSON mode also on stdout where no result is; exit with `code`."""
+    if out.json_mode and not out.told:
         sys.stdout.write(dumps({"error": message, "exit_code": code}) + "\n")
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)

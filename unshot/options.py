@@ -26,8 +26,8 @@ def common(function: Command) -> Command:
     )
     @functools.wraps(function)
     def wrapper(*args: Any, json_mode: bool, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
-        out = Output(json_mode=json_mode, verbosity=1 if verbose else -1 if quiet else 0)
-        click.get_current_context().find_root().obj = out
+        out = click.get_current_context().find_root().ensure_object(Output)
+        out.json_mode, out.verbosity = json_mode, 1 if verbose else -1 if quiet else 0
         return function(*args, out=out, **kwargs)
 
     return wrapper

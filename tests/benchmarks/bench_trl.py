@@ -45,9 +45,7 @@ def rows(count: int) -> tuple[list[Any], list[Any]]:
 
     examples = read_examples(ROOT / "unshot" / "demo" / "data.jsonl")
     chat = Chat(load_tokenizer(embedded.ensure()))
-    task = Task(
-        instruction="Classify the contract clause by the risk it holds for the customer. Answer with JSON."
-    )
+    task = Task(instruction="Classify the risk of the contract clause.")
     encoded = encode_rows(examples, task, chat, 2048)
     return encoded[:count], encoded[-HELD:]
 
