@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from planner.moments import lgamma, mix, mixture_quantiles, normal, pearson, survival
+from planner.moments import fixed_wait, lgamma, mix, mixture_quantiles, normal, pearson, survival
 from planner.roofline import StepCost
-from planner.signs import cost_signs, load_signs, stack, state_signs
+from planner.signs import cost_signs, load_signs, share_signs, stack, state_signs
 from planner.waiting import Correction
 
 Number = Any
@@ -171,7 +171,7 @@ def respond(
     order = level / slope + 1.0
     none_decoding = np.where(steps > 0, np.exp(order * np.log1p(-spin)), 1.0)
     served = np.where(shape.chunk / shape.new < 1.5, alone, extra + empty / (1.0 + lam * empty))
-    idle = none_decoding * np.maximum(0.0, 1.0 - lam * served)
+    idle = none_decoding * np.maximum(0.0, 1.0 - lam * served * _crowded(lam * served, shape.arrival_cv2))
     held = order * spin / (1.0 - spin) * drift + lam * np.minimum(first, 1.0 / lam)
     # Memory fills by tokens: requests of unequal size fill it earlier than their mean says.
     uneven = clump * (1.0 + batch * shape.size_cv2 / np.maximum(spread_n, 1e-9))
@@ -193,18 +193,26 @@ def respond(
     parts = [(idle, alone, work_var, work_third)]
     for z, weight in ((-(3.0**0.5), 1 / 6), (0.0, 2 / 3), (3.0**0.5, 1 / 6)):
         present = np.clip(pearson(batch, spread_n, third_n, z), 0.0, limit)
-        own, wait, width, skew = _met(cost, shape, lam, idle, present, extra, hidden)
-        parts.append((seen * weight, own + wait, width + work_var, skew + work_third))
+        met = _met(cost, shape, lam, idle, present, extra, hidden)
+        parts += [(seen * weight * w, m, v + work_var, t + work_third) for w, m, v, t in met]
         if z == 0.0:
-            late = own + wait + slot
+            own, width, skew = mix(met)
+            late = own + slot
             parts.append((full, late, width + slot**2 + work_var, skew + work_third + 2.0 * slot**3))
     mean, variance, third = mix(parts)
     room = np.maximum(shape.chunk - batch, 0.1 * shape.chunk) / shape.new
     tight = lam * (iteration(cost, shape, batch, 0.0) / room + extra)
     now = iteration(cost, shape, batch, 0.0)
+    # Who waits behind a prompt meets it decoding, where its answer is longer than one token.
+    beside = np.maximum(shape.chunk - np.minimum(batch + (steps > 0), limit), 0.1 * shape.chunk)
+    fit, blur = beside / shape.new, np.sqrt(spread_n) / beside
+    waits = [fixed_wait(tight, p) * (now / room + extra) / alone for p in (95.0, 99.0)]
     signs = stack(
         cost_signs(cost, shape, one, iteration(cost, shape, limit, 0.0))
         + load_signs(shape, limit, steps, np.maximum(shape.room, limit))
+        + share_signs(
+            fit, [unfilled(fit, k, shape.work_cv2, blur) for k in (1.0, 2.0, 3.0)], shape.work_cv2, waits, lam * served
+        )
         + state_signs(
             rho=rho, busy=busy, tight=tight, full=full, spin=spin, idle=idle, batch=batch, limit=limit, extra=extra,
             hidden=hidden, now=now, alone=alone, one=one, slot=slot, clump=clump, spread_n=spread_n,
@@ -262,27 +270,68 @@ def respond(
 
 def _met(
     cost: StepCost, shape: Shape, lam: Number, idle: Number, present: Number, extra: Number, hidden: Number
-) -> tuple[Number, Number, Number, Number]:
-    """Own prefill, mean wait before it, variance and third cumulant of the wait, with `present` decoding."""
+) -> list[tuple[Number, ...]]:
+    """Weight, mean, variance and third cumulant of wait and own prefill with `present` decoding, by what is met.
+
+    Prompts that share iterations meet one law, three times. Others meet a decode iteration, or a prefill and nobody who
+    comes after them to fill their last iteration, or a prefill and somebody who does.
+    """
     plain = iteration(cost, shape, present, 0.0)
-    # Decoding sequences take their tokens from the chunk. In a queue prompts share iterations, and end on average
-    # half an iteration after their own work.
+    # Decoding sequences take their tokens from the chunk. In a queue prompts share iterations, and end where later
+    # prompts may fill what their own work leaves of the iteration.
     room = np.maximum(shape.chunk - present, 0.1 * shape.chunk)
     wide = room / shape.new  # whole prompts that fit one iteration
     single = wide < 1.5
     work = plain / np.where(single, wide, 1.0) + extra
-    rest = 0.5 * (plain + np.minimum(lam * work, 1.0) * extra * np.minimum(wide, 1.0))
     queued = np.minimum(lam * work, 1.0)
-    alone = np.ceil(1.0 / np.minimum(wide, 1.0) - 1e-9) * plain + extra
-    # A last, part-filled iteration is wasted unless another prompt has come to share it.
-    followed = 1.0 - np.exp(-lam * work)
-    service = np.where(single, followed * work + (1.0 - followed) * np.maximum(alone, work), work)
+    # The first to be waited for, the second, or one of a long queue, whose ends fall anywhere in an iteration.
+    after = (1.0 - queued) * (
+        unfilled(wide, 1.0, shape.work_cv2) + queued * unfilled(wide, 2.0, shape.work_cv2)
+    )
+    after = after + 0.5 * queued**2
+    chunks = np.ceil(1.0 / np.minimum(wide, 1.0) - 1e-9)
+    shared = 1.0 - np.exp(-(chunks - 0.5) * lam * work)
+    alone = chunks * plain + extra
+    # A last, part-filled iteration is wasted where no other prompt waits to share it: behind as many prompts as find
+    # the server free. So it ends queues and does not lengthen them.
+    spare = np.where(single, np.maximum(alone - work, 0.0), 0.0)
+    service = work + spare * np.maximum(1.0 - lam * work, 0.0) / (1.0 + lam * spare)
     net = np.maximum(plain - hidden, 0.1 * plain)
-    own = np.where(single, queued * (work + rest) + (1.0 - queued) * alone, net + extra)
     bulk = _bulk_wait(net, extra, lam, wide, shape)
-    queue = _single_wait(service, plain, lam, idle, shape)
-    wait, width, skew = (np.where(single, q, b) for q, b in zip(queue, bulk, strict=True))
-    return own, wait, width, skew
+    queue = _single_wait(work, service, lam, shape)
+    loaded = np.minimum(lam * service, TOP)
+    loaded = loaded * _crowded(loaded, shape.arrival_cv2)
+    behind = np.clip(loaded / np.maximum(1.0 - idle, 1e-9), 0.0, 1.0)
+    weights = (1.0 - behind, behind * (1.0 - shared), behind * shared)
+    last = work + after * plain + queue[0]
+    means = (alone + 0.5 * plain, last, last + after * extra * np.minimum(wide, 1.5))
+    found = []
+    for k, (weight, mean) in enumerate(zip(weights, means, strict=True)):
+        width, skew = (plain**2 / 12.0, 0.0) if k == 0 else (queue[1], queue[2])
+        found.append(
+            (
+                np.where(single, weight, 1.0 / 3.0),
+                np.where(single, mean, net + extra + bulk[0]),
+                np.where(single, width, bulk[1]),
+                np.where(single, skew, bulk[2]),
+            )
+        )
+    return found
+
+
+def unfilled(wide: Number, prompts: Number, cv2: Number, spread: Number = 0.0) -> Number:
+    """Mean share of an iteration left for later prompts where `prompts` of one queue end in it, `wide` an iteration.
+
+    Lengths of one size leave a sawtooth of `wide`, which their coefficient of variation (`cv2` its square) blurs, as
+    does that of `wide` itself, `spread`.
+    """
+    filled = prompts / wide
+    blur = filled * np.sqrt(cv2 / prompts + spread**2)
+    total = 0.0
+    for z in (-1.2816, -0.5244, 0.0, 0.5244, 1.2816):
+        at = filled + z * blur
+        total = total + (np.ceil(at - 1e-9) - at)
+    return total / 5.0
 
 
 def plain_wait(cost: StepCost, shape: Shape, batch: Number, extra: Number, lam: Number) -> Number:
@@ -329,8 +378,11 @@ def _bulk_wait(d: Number, s: Number, lam: Number, wide: Number, shape: Shape) ->
     ]
 
 
-def _single_wait(s: Number, d: Number, lam: Number, idle: Number, shape: Shape) -> list[Number]:
-    """The same for prompts served one after another: M/G/1 (Takacs' recursion), else the rest of a decode step."""
+def _single_wait(s: Number, service: Number, lam: Number, shape: Shape) -> list[Number]:
+    """The same behind a prefill, for prompts served one after another: M/G/1 (Takacs' recursion).
+
+    `s` seconds a prompt takes of a queue, `service` with the iterations that end queues part-filled.
+    """
     rho = np.minimum(lam * s, TOP)
     cv2 = shape.work_cv2
     # Moments of log-normal work.
@@ -340,11 +392,15 @@ def _single_wait(s: Number, d: Number, lam: Number, idle: Number, shape: Shape) 
     w1 = scale * s2 / 2.0 * burst
     w2 = scale * (s2 * w1 + s3 / 3.0) * burst
     w3 = scale * (1.5 * s2 * w2 + s3 * w1 + s4 / 4.0) * burst
-    share = np.clip(rho / np.maximum(1.0 - idle, 1e-9), 0.0, 1.0)
-    x = []
-    for k, w in enumerate((w1, w2, w3), start=1):
-        x.append(share * w / np.maximum(rho, 1e-12) + (1.0 - share) * d**k / (k + 1.0))
+    waiting = np.maximum(rho, 1e-12) * _crowded(rho, shape.arrival_cv2)
+    x = [w / waiting * (service / s) ** k for k, w in enumerate((w1, w2, w3), start=1)]
     return [x[0], np.maximum(x[1] - x[0] ** 2, 0.0), np.maximum(x[2] - 3 * x[0] * x[1] + 2 * x[0] ** 3, 0.0)]
+
+
+def _crowded(rho: Number, cv2: Number) -> Number:
+    """How many times the share `rho` that waits with Poisson arrivals does (Kraemer and Langenbach-Belz)."""
+    rho = np.clip(rho, 0.0, 1.0)
+    return 1.0 + np.maximum(cv2 - 1.0, 0.0) * (1.0 - rho) * 4.0 * rho / (cv2 * (1.0 + 4.0 * rho**2))
 
 
 def _full(order: Number, spin: Number, rho: Number, limit: Number) -> Number:

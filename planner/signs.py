@@ -65,6 +65,28 @@ def load_signs(shape: Shape, limit: Number, steps: Number, room: Number) -> list
     ]
 
 
+def share_signs(
+    fit: Number, unfilled: list[Number], work_cv2: Number, waits: list[Number], behind: Number
+) -> list[Number]:
+    """How prompts share iterations.
+
+    `fit` prompts fit an iteration beside the sequences that decode; `unfilled` is the share of an iteration left where
+    one, two, three of a queue end; `waits` are percentiles of the wait for one server and prompts of one size, in
+    prefills; `behind` is how many prefills an arrival finds.
+    """
+    alike = np.exp(-20.0 * work_cv2)  # prompts of one length: what fits jumps
+    return [
+        alike,
+        alike * (unfilled[0] - 0.5),
+        np.log(fit) / 3.0,
+        np.tanh(4.0 * np.log(fit)),
+        *unfilled,
+        *(np.log1p(wait) for wait in waits),
+        np.log(np.maximum(behind, 1e-4)) / 3.0,
+        np.tanh(np.log(np.maximum(behind, 1e-4) / 0.05)),
+    ]
+
+
 def state_signs(
     *, rho: Number, busy: Number, tight: Number, full: Number, spin: Number, idle: Number, batch: Number,
     limit: Number, extra: Number, hidden: Number, now: Number, alone: Number, one: Number, slot: Number,

@@ -9,6 +9,7 @@ Judge it on loads of another seed only.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -41,8 +42,8 @@ GPUS = (
     "h100-sxm",
     "h200",
 )
-SEED, LOADS = 1_000_000, 4000
-HIDDEN, MEMBERS, EPOCHS, DECAY = 32, 3, 200, 1e-2
+SEED, LOADS = 1_000_000, 6000
+HIDDEN, MEMBERS, EPOCHS, DECAY, PLAIN = 64, 2, 400, 1e-2, 3.0
 # Utilisations of one load (drawn between) and requests of each simulation.
 SHARES = (
     (0.02, 0.3, 20_000), (0.25, 0.5, 25_000), (0.45, 0.7, 30_000), (0.65, 0.82, 50_000), (0.8, 0.9, 90_000),
@@ -107,8 +108,8 @@ def draw(seed: int, *, bursty: bool = False, wide: bool = False) -> Iterator[Dra
             yield drawn
 
 
-def observe(seed: int) -> list[tuple[list[float], list[float]]]:
-    """Signs and log(simulated / forecast), by `FIGURES`, of one load at the utilisations of `SHARES`."""
+def observe(seed: int) -> list[tuple[list[float], list[float], float]]:
+    """Signs, log(simulated / forecast) by `FIGURES`, and weight of one load at the utilisations of `SHARES`."""
     drawn = next(draw(seed, bursty=True, wide=True))
     rng = np.random.default_rng([seed, 1])
     found = []
@@ -123,20 +124,29 @@ def observe(seed: int) -> list[tuple[list[float], list[float]]]:
             at = getattr(answer, measure)
             guess = (getattr(answer, f"{measure}_mean"), at[50.0], at[95.0], at[99.0])
             real = (seen.mean, seen.p50, seen.p95, seen.p99)
-            left += [float(np.log(s / g)) if s > 0 else 0.0 for s, g in zip(real, guess, strict=True)]
-        found.append(([float(v) for v in answer.signs], left))
+            # Answers of one token have no time per token: nothing to fit there.
+            left += [float(np.log(s / g)) if s > 0 else math.nan for s, g in zip(real, guess, strict=True)]
+        found.append(([float(v) for v in answer.signs], left, weigh(load)))
     return found
 
 
+def weigh(load: Load) -> float:
+    """Weight in the fit: more for one prompt length and Poisson arrivals, where plans start and latency jumps."""
+    return PLAIN if load.prompt_cv == 0.0 and load.arrival_cv == 1.0 else 1.0
+
+
 def fit(
-    signs: np.ndarray, left: np.ndarray, *, epochs: int = EPOCHS, members: int = MEMBERS
+    signs: np.ndarray, left: np.ndarray, weight: np.ndarray, *, epochs: int = EPOCHS, members: int = MEMBERS
 ) -> dict[str, Any]:
-    """Train the networks on signs (points, k) and logarithms (points, figures); what `waiting.json` holds."""
-    good = np.isfinite(signs).all(1) & np.isfinite(left).all(1)
-    signs, left = signs[good], np.clip(left[good], -1.5, 1.5)
+    """Train the networks on signs (points, k) and logarithms (points, figures); what `waiting.json` holds.
+
+    A logarithm that is NaN has no part in the fit.
+    """
+    good = np.isfinite(signs).all(1) & ~np.isinf(left).any(1)
+    signs, left, weight = signs[good], np.clip(left[good], -1.5, 1.5), weight[good] / weight[good].mean()
     centre, width = signs.mean(0), signs.std(0) + 1e-3
     scaled = unit(signs.T, centre, width).T
-    nets = [_train(scaled, left, epochs, seed) for seed in range(members)]
+    nets = [_train(scaled, left, weight, epochs, seed) for seed in range(members)]
     return {
         "what": "log(simulated / closed form) by signs; written by `python -m planner.waiting_fit`, do not edit",
         "rows": len(signs),
@@ -146,17 +156,20 @@ def fit(
     }
 
 
-def _train(scaled: np.ndarray, left: np.ndarray, epochs: int, seed: int) -> dict[str, np.ndarray]:
+def _train(
+    scaled: np.ndarray, left: np.ndarray, weight: np.ndarray, epochs: int, seed: int
+) -> dict[str, np.ndarray]:
     import torch
 
     torch.manual_seed(seed)
-    x, y = (torch.tensor(a, dtype=torch.float32) for a in (scaled, left))
+    x, y = (torch.tensor(a, dtype=torch.float32) for a in (scaled, np.nan_to_num(left)))
+    known = torch.tensor(~np.isnan(left) * weight[:, None], dtype=torch.float32)
     net = torch.nn.Sequential(
         torch.nn.Linear(x.shape[1], HIDDEN), torch.nn.Tanh(), torch.nn.Linear(HIDDEN, HIDDEN), torch.nn.Tanh(),
         torch.nn.Linear(HIDDEN, y.shape[1]),
     )  # fmt: skip
     # p95 of the time to first token is what an SLO is about: it weighs most.
-    weight = torch.tensor([3.0 if name == "ttft_p95" else 1.0 for name in FIGURES])
+    figures = torch.tensor([3.0 if name == "ttft_p95" else 1.0 for name in FIGURES])
     optimiser = torch.optim.AdamW(net.parameters(), lr=8e-3, weight_decay=DECAY)
     batch = 1024
     plan = torch.optim.lr_scheduler.OneCycleLR(
@@ -166,7 +179,7 @@ def _train(scaled: np.ndarray, left: np.ndarray, epochs: int, seed: int) -> dict
         for rows in torch.randperm(len(x)).split(batch):
             loss = torch.nn.functional.huber_loss(net(x[rows]), y[rows], reduction="none", delta=0.05)
             optimiser.zero_grad()
-            (loss * weight).mean().backward()
+            (loss * figures * known[rows]).mean().backward()
             optimiser.step()
             plan.step()
     return {
@@ -193,7 +206,7 @@ def main() -> None:
         """Simulate random loads and fit what the waiting formulas leave out."""
         with ProcessPoolExecutor(workers) as pool:
             rows = [row for found in pool.map(observe, range(SEED, SEED + loads)) for row in found]
-        found = fit(*(np.array([row[i] for row in rows]) for i in (0, 1)))
+        found = fit(*(np.array([row[i] for row in rows]) for i in (0, 1, 2)))
         out.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
     run()
