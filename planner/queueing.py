@@ -231,27 +231,29 @@ def respond(
 
     factor = Correction(signs) if correct else None
 
-    def quantiles(measure: str, values: dict[float, Number], lowest: Number) -> dict[float, Number]:
-        # A percentile is never below a lower one, nor below an empty server's, corrected or not.
+    def quantiles(
+        measure: str, values: dict[float, Number], lowest: dict[float, Number]
+    ) -> dict[float, Number]:
+        # A percentile is never below a lower one, nor below what `lowest` knows of it, corrected or not.
         found: dict[float, Number] = {}
-        floor = last = lowest
+        floor = last = lowest[min(values)]
         for p in sorted(values):
-            floor = np.maximum(values[p], floor)
+            floor, last = np.maximum(values[p], floor), np.maximum(last, lowest[p])
             last = floor if factor is None else np.maximum(last, floor * factor.at(measure, normal(p)))
             found[p] = shown(last)
         return found
 
-    ttft = quantiles("ttft", mixture_quantiles(parts, percentiles), 0.0)
-    e2e = quantiles(
-        "e2e", {p: pearson(e2e_mean, e2e_var, e2e_third, normal(p)) for p in percentiles}, 0.5 * alone
-    )
+    ttft = quantiles("ttft", mixture_quantiles(parts, percentiles), dict.fromkeys(percentiles, 0.0))
+    e2e = quantiles("e2e", {p: pearson(e2e_mean, e2e_var, e2e_third, normal(p)) for p in percentiles}, ttft)
     third_t = 2.0 * np.sqrt(tpot_var) / tpot * tpot_var**1.5
     speeds = quantiles(
-        "tpot", {p: pearson(tpot, tpot_var, third_t, normal(p)) for p in percentiles}, 0.9 * one
+        "tpot",
+        {p: pearson(tpot, tpot_var, third_t, normal(p)) for p in percentiles},
+        dict.fromkeys(percentiles, 0.9 * one),
     )
     if factor is not None:
         mean, e2e_mean = mean * factor.mean("ttft"), e2e_mean * factor.mean("e2e")
-        tpot = tpot * factor.mean("tpot")
+        e2e_mean, tpot = np.maximum(e2e_mean, mean), tpot * factor.mean("tpot")
     return Response(
         capacity=cap,
         utilisation=load,

@@ -251,6 +251,15 @@ def test_monotone_in_what_must_help_or_hurt() -> None:
     assert p95(base, form="fp8") < p95(base) < p95(base, gpu="a100-sxm-80")
 
 
+@pytest.mark.parametrize("output", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("rate", [0.02, 0.4, 0.8])
+def test_a_whole_answer_never_comes_before_its_first_token(rate: float, output: float) -> None:
+    """Found on a page: each percentile has its own correction, and short answers end just after their first token."""
+    answer = forecast("smollm2-135m", "cpu", "int8", Load(rate, 1268.0, output))
+    for p in ("p50", "p95", "p99"):
+        assert getattr(answer.e2e, p) >= getattr(answer.ttft, p)
+
+
 def test_interval_holds_the_estimate_and_scale_moves_it() -> None:
     load = Load(3.0, 2000, 200)
     answer = forecast("llama-3.1-8b", "h100-sxm", "fp16", load)
