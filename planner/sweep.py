@@ -10,6 +10,7 @@ import numpy as np
 from planner import queueing
 from planner.replica import Load, setup
 from planner.roofline import StepCost
+from unshot import catalog
 from unshot.errors import InputError
 
 
@@ -55,9 +56,10 @@ def sweep(
     if not (models and gpus and precisions and prompts and rates):
         raise InputError("sweep: every list needs at least one value")
     setups = []
-    for model in models:
-        for gpu in gpus:
-            for form in precisions:
+    # Names are looked up once, not at every point.
+    for model in map(catalog.model, models):
+        for gpu in map(catalog.gpu, gpus):
+            for form in map(catalog.precision, precisions):
                 for prompt in prompts:
                     load = Load(1.0, prompt, output_tokens, cached_tokens=min(cached_tokens, prompt - 1))
                     one = setup(model, gpu, form, load, engine=engine)
