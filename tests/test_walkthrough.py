@@ -47,7 +47,7 @@ def place(
     rows = [{"prompt": r["prompt"], "completion": json.dumps({"risk": r["completion"]})} for r in clauses]
     (case / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     (case / "few_shot.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:2]), encoding="utf-8")
-    labels = sorted({r["completion"] for r in rows})
+    labels = sorted({r["completion"] for r in clauses})
     (case / "unshot.toml").write_text(
         '[task]\nname = "clauses"\nsystem = "Classify the clause."\nexamples = "few_shot.jsonl"\n'
         'instruction = "Classify."\nanswer_field = "risk"\n'

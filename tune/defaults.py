@@ -68,10 +68,11 @@ def trained(settings: Tune, config: dict[str, Any]) -> str:
     )
 
 
-def pack_capacity(batch_tokens: int, device: str) -> int:
+def pack_capacity(batch_tokens: int, device: str, *, apart: bool = True) -> int:
     """Tokens of one packed sequence.
 
     A CPU attends within each row by itself (`tune.attention`), and its matrix products gain little from more rows
-    than 1,024, while the memory of activations grows with them.
+    than 1,024, while the memory of activations grows with them. Where rows are not `apart` a masked square over
+    the pack costs more than longer products gain: 384.
     """
-    return min(batch_tokens, 1024) if device == "cpu" else batch_tokens
+    return min(batch_tokens, 1024 if apart else 384) if device == "cpu" else batch_tokens

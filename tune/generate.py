@@ -42,7 +42,8 @@ def answers(
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = [encoded[i] for i in chosen]
-            if _own_way(model, max(len(ids) for ids in batch) + max_tokens):
+            # FSDP gathers weights in step, which `_greedy` keeps where one process has more to say.
+            if not world.fsdp and _own_way(model, max(len(ids) for ids in batch) + max_tokens):
                 replies = _without_padding(core(model), batch, max_tokens, chat.end)
             else:
                 replies = _greedy(model, chat, batch, max_tokens, synced=world.fsdp)

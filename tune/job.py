@@ -137,7 +137,9 @@ def prepare(
         epochs=settings.epochs,
         patience=settings.patience,
         batch_rows=defaults.batch_rows,
-        capacity=choices.pack_capacity(settings.batch_tokens, device),
+        capacity=choices.pack_capacity(
+            settings.batch_tokens, device, apart=world.size == 1 and settings.method != "prompt"
+        ),
         learning_rate=defaults.learning_rate,
         seed=settings.seed,
         rows=len(train_rows),

@@ -55,7 +55,9 @@ def pack_loss(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch
     targets = torch.from_numpy(pack.targets).to(device)
     soft = soft_prompt(net)
     given = {"input_ids": ids} if soft is None else {"inputs_embeds": embed(net, ids, positions, soft)}
-    apart = rows_apart(core(net), pack.positions) if device == "cpu" else nullcontext()
+    # Several processes and soft prompts keep the mask, with which their exact resume is tested.
+    alone = device == "cpu" and soft is None and not torch.distributed.is_initialized()
+    apart = rows_apart(core(net), pack.positions) if alone else nullcontext()
     with apart, torch.autocast(device.split(":")[0], torch.bfloat16) if bf16 else nullcontext():
         logits = core(net)(**given, position_ids=positions, logits_to_keep=predict, use_cache=False).logits[0]
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
