@@ -53,18 +53,15 @@ def pearson(mean: Number, variance: Number, third: Number, z: Number) -> Number:
 
 def survival(mean: Number, variance: Number, third: Number, t: Number) -> Number:
     """P(X > t) for the same distribution."""
-    return _beyond(mean, *_scale(variance, third), t)
+    k, inverse = _scale(variance, third)
+    unit = (t - mean) * inverse
+    z = (np.cbrt(np.maximum(1.0 + k * unit / 2.0, 0.0)) - 1.0 + k * k / 36.0) * (6.0 / k)
+    return 1.0 - cdf(z)
 
 
 def _scale(variance: Number, third: Number) -> tuple[Number, Number]:
     """Skew and inverse standard deviation: what does not change with the value asked for."""
     return np.maximum(skew(variance, third), 1e-3), 1.0 / np.sqrt(np.maximum(variance, 1e-100))
-
-
-def _beyond(mean: Number, k: Number, inverse: Number, t: Number) -> Number:
-    unit = (t - mean) * inverse
-    z = (np.cbrt(np.maximum(1.0 + k * unit / 2.0, 0.0)) - 1.0 + k * k / 36.0) * (6.0 / k)
-    return 1.0 - cdf(z)
 
 
 def fixed_wait(rho: Number, percentile: float) -> Number:
@@ -92,7 +89,7 @@ def mix(parts: list[tuple[Number, ...]]) -> tuple[Number, Number, Number]:
 
 
 def mixture_quantiles(parts: list[tuple[Number, ...]], percentiles: tuple[float, ...]) -> dict[float, Number]:
-    """The percentiles of a mixture, all at once: by bisection on its survival function."""
+    """The percentiles of a mixture, all at once, by bisection on its survival function."""
     shape = np.broadcast_shapes(*(np.shape(x) for part in parts for x in part))
     # Shape (4, 1, parts, ...): weight, mean, variance, third cumulant.
     table = np.stack([[np.broadcast_to(x, shape) for x in part] for part in parts], axis=1)[:, None]
