@@ -9,6 +9,7 @@ from planner.options import Option
 from planner.uncertainty import Assumption
 from planner.usage import Usage
 from unshot.case import Case
+from unshot.catalog.tables import table
 
 # 90% interval of the mean rate against what a team forecasts.
 RATE_LOW, RATE_HIGH = 0.6, 1.6
@@ -16,7 +17,7 @@ RATE_LOW, RATE_HIGH = 0.6, 1.6
 
 def spreads(case: Case, usages: Sequence[Usage], tuned: Option | None) -> list[Assumption]:
     """What may be off and by how much: 5th and 95th percentile as factors round the forecast."""
-    costs = oneoff.catalog()
+    costs = table("costs")
     label = costs["example"][case.plan.labels_by]
     usage = usages[0]
     rows = max(usage.input.rows, 1)
@@ -77,7 +78,7 @@ def spreads(case: Case, usages: Sequence[Usage], tuned: Option | None) -> list[A
 
 def cost_notes(case: Case) -> list[str]:
     """The assumptions about load, data, people, training and replicas, in words."""
-    plan, costs = case.plan, oneoff.catalog()
+    plan, costs = case.plan, table("costs")
     example = oneoff.example_cost(plan)
     source = "your figure" if plan.example_cost is not None else costs["example"][plan.labels_by]["source"]
     return [

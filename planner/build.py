@@ -9,7 +9,6 @@ from typing import Any
 from planner import oneoff, prices
 from planner.counters import Counter
 from planner.judge import judge
-from planner.memo import remember
 from planner.options import Option, Shape
 from planner.plan import Plan, Settings
 from planner.serving import Serving, machine, serve
@@ -19,6 +18,7 @@ from unshot import catalog
 from unshot.case import Case
 from unshot.data import Example, read_examples
 from unshot.errors import InputError
+from unshot.memo import remember
 from unshot.prompts import SLOT, Prompt
 
 PRECISIONS = ("fp16", "fp8", "int8", "int4")

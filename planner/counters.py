@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from planner.encodings import catalog
+from unshot.catalog.tables import table
 from unshot.data import Message
 
 
@@ -90,7 +90,7 @@ class OpenAICounter(Counter):
     def __init__(self, encoding: Any, name: str) -> None:
         self.encoding = encoding
         self.name = f"tiktoken {name}"
-        rule = catalog()["openai_chat"]
+        rule = table("tokenizers")["openai_chat"]
         self.per_message, self.reply = int(rule["per_message"]), int(rule["reply"])
         self._counts: dict[str, int] = {}
 
@@ -237,5 +237,5 @@ class ApproximateCounter(Counter):
 
 def family_of(model: str) -> tuple[str, dict[str, Any]]:
     name = model.lower().rsplit("/", 1)[-1]
-    families: dict[str, dict[str, Any]] = catalog()["family"]
+    families: dict[str, dict[str, Any]] = table("tokenizers")["family"]
     return next((key, f) for key, f in families.items() if any(name.startswith(m) for m in f["match"]))

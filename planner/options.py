@@ -15,6 +15,7 @@ import numpy as np
 from planner.oneoff import Costs
 from planner.prices import ApiPrice, RequestCost, hit_rate, request_cost
 from planner.usage import Usage
+from unshot.catalog.tables import table
 
 if TYPE_CHECKING:
     from planner.serving import Serving
@@ -176,9 +177,7 @@ class Option:
         return np.maximum(np.ceil(need - 1e-9), self.min_replicas)
 
     def _adapter_share(self, world: World) -> Any:
-        from planner.oneoff import catalog
-
-        return 1.0 - np.minimum(catalog()["adapters"]["overhead"] * world.adapters, 0.9)
+        return 1.0 - np.minimum(table("costs")["adapters"]["overhead"] * world.adapters, 0.9)
 
     def _length_factor(self, world: World) -> Any:
         """How capacity follows the request's length: a power law round the forecast point."""

@@ -11,16 +11,15 @@ import importlib.util
 import math
 import re
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from importlib import metadata, resources
 from typing import Any
 
-from planner.memo import remember
 from planner.overrides import KEYS, Overrides
+from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError, nearest
+from unshot.memo import package_state, remember
 
 MTOK = 1e6
 
@@ -107,13 +106,6 @@ class RequestCost:
         return self.input + self.cached + self.write + self.output
 
 
-@functools.cache
-def catalog() -> dict[str, Any]:
-    """`unshot/catalog/api.toml`."""
-    text = (resources.files("unshot.catalog") / "api.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
 def api_price(
     model: str,
     *,
@@ -160,7 +152,7 @@ def _bare(model: str) -> ApiPrice:
 def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
     # Half hours: some providers' prices change with the time of day.
     slot = f"{when.astimezone(UTC):%Y-%m-%dT%H}:{when.minute // 30}"
-    found = remember("price", (_genai_version(), model, slot), lambda: _lookup(model, when))
+    found = remember("price", (package_state("genai_prices"), model, slot), lambda: _lookup(model, when))
     if found is None:
         raise InputError(
             f"unknown API model '{model}': {nearest(model.rpartition('/')[2], _model_names())} Or give its price: "
@@ -169,9 +161,9 @@ def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
     values: dict[str, Any] = {key: _tier(found["standard"][key], tokens) for key in _STANDARD}
     if values["input"] is None or values["output"] is None:
         raise InputError(f"{model}: genai-prices has no token price for it; pass --price input=..,output=..")
-    facts = catalog()["provider"].get(found["provider"], {})
+    facts = table("api")["provider"].get(found["provider"], {})
     batch_values: dict[str, Any] = {key: _tier(found["batch"][key], tokens) for key in _BATCH}
-    batch_source = f"{_genai_version()}, batch rate"
+    batch_source = f"{found['source']}, batch rate"
     if batch_values["batch_input"] == values["input"]:
         discount = facts.get("batch_discount")
         batch_source = f"{facts.get('batch_source', '')}, {facts.get('batch_date', '')}"
@@ -189,7 +181,7 @@ def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
         **batch_values,
         rule=_rule(facts, found["id"]) if values["cached"] is not None else None,
         latency=_latency(facts),
-        source=_genai_version(),
+        source=found["source"],
         date=found["date"],
         batch_source=batch_source,
         context=found["context"],
@@ -198,6 +190,8 @@ def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
 
 def _lookup(model: str, when: datetime) -> dict[str, Any] | None:
     """What genai-prices says of a model, with its tiers; None for a model it does not know."""
+    from importlib import metadata
+
     provider_id, _, name = model.rpartition("/")
     try:
         provider, info = _snapshot().find_provider_model(name.lower(), None, provider_id or None, None)
@@ -206,6 +200,7 @@ def _lookup(model: str, when: datetime) -> dict[str, Any] | None:
     plain = info.get_prices(when)
     batch = info.get_prices(when, {"processing": "batch"}) if info.price_variants else plain
     return {
+        "source": f"genai-prices {metadata.version('genai-prices')}",
         "provider": provider.id,
         "id": info.id,
         "context": info.context_window,
@@ -292,11 +287,6 @@ def lazily(name: str) -> None:
     spec.loader.exec_module(module)
 
 
-@functools.cache
-def _genai_version() -> str:
-    return f"genai-prices {metadata.version('genai-prices')}"
-
-
 def _verified(comment: str | None) -> str | None:
     """The newest "verified on YYYY-MM-DD" in a model's price comment, not after today."""
     dates = re.findall(r"verified on (20\d\d-\d\d-\d\d)", comment or "")
@@ -337,7 +327,7 @@ def fine_tuned(model: str, price: ApiPrice, overrides: Overrides | None = None) 
     """The price of a fine-tuned version of an API model; None where the provider tunes none that is known."""
     name = model.rsplit("/", 1)[-1]
     given, where = (overrides or Overrides()).of(f"ft-{name}", baseline=False)
-    facts = {**catalog()["finetune"].get(name, {}), **given}
+    facts = {**table("api")["finetune"].get(name, {}), **given}
     if not {"input", "output", "training"} <= facts.keys():
         return None
     half = price.batch_input is not None
@@ -360,7 +350,7 @@ def fine_tuned(model: str, price: ApiPrice, overrides: Overrides | None = None) 
 
 def cheaper(model: str) -> str | None:
     """The same provider's cheaper model that should be tried with the same prompt, where one is listed."""
-    found: str | None = catalog()["cheaper"].get(model.rsplit("/", 1)[-1])
+    found: str | None = table("api")["cheaper"].get(model.rsplit("/", 1)[-1])
     return found
 
 

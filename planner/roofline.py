@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import functools
 import math
-import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from unshot import catalog
 from unshot.catalog import Architecture, Gpu, Precision
+from unshot.catalog.tables import table
 from unshot.errors import InputError, nearest
 
 ENGINES = ("batched", "llamacpp")
@@ -81,11 +80,8 @@ class Efficiency:
 
 @functools.cache
 def _efficiencies() -> dict[tuple[str, str], Efficiency]:
-    path = Path(catalog.__file__).parent / "efficiency.toml"
-    with path.open("rb") as handle:
-        raw = tomllib.load(handle)
     found = {}
-    for engine, families in raw.items():
+    for engine, families in table("efficiency").items():
         if not isinstance(families, dict):
             continue
         for family, row in families.items():
@@ -100,8 +96,8 @@ def efficiency(gpu: Gpu, engine: str | None = None) -> Efficiency:
     engine = engine or gpu.engine
     if engine not in ENGINES:
         raise InputError(f"unknown engine '{engine}'; {nearest(engine, ENGINES)}")
-    table = _efficiencies()
-    return table.get((engine, gpu.family)) or table[engine, pool(gpu, engine)]
+    found = _efficiencies()
+    return found.get((engine, gpu.family)) or found[engine, pool(gpu, engine)]
 
 
 def pool(gpu: Gpu, engine: str) -> str:
@@ -161,6 +157,11 @@ class StepCost:
         return StepCost(
             **{f.name: getattr(self, f.name) / (1.0 if f.name == "routed" else speed) for f in fields(self)}
         )
+
+
+def columns(records: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The fields of dataclass records as arrays, shape `(len(records),)`, to make one record of arrays from."""
+    return {f.name: np.array([float(getattr(r, f.name)) for r in records]) for f in fields(records[0])}
 
 
 def cost_of(

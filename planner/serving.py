@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,17 @@ from typing import Any
 import numpy as np
 
 from planner.capacity import gpus_needed
-from planner.memo import remember
+from planner.queueing import Shape, respond
 from planner.queueing import capacity as saturated
-from planner.queueing import respond
 from planner.replica import Load, Setup, setup
 from planner.replica import Slo as SecondsSlo
+from planner.roofline import StepCost, columns
 from planner.usage import Usage
 from unshot import catalog
 from unshot.case import Slo
 from unshot.catalog import Gpu
 from unshot.errors import InputError
+from unshot.memo import remember
 
 # vLLM keeps the prefix cache in blocks of 16 tokens (docs.vllm.ai, "Automatic Prefix Caching").
 CACHE_BLOCK = 16
@@ -59,36 +61,7 @@ class Serving:
     load: Load
     one: Setup
 
-    def latency(self, rate: float) -> dict[str, Any]:
-        """TTFT, TPOT and end-to-end p50/p95/p99 in milliseconds at `rate` requests/s of one replica.
-
-        `p95_interval` is the p95's 90% interval over the error of the device's efficiency. `from` says where the
-        percentiles come from: `simulation` above `SIMULATED` of the capacity and below `SLOTS` slots, where the
-        closed form is often more than a tenth off, else `closed form`.
-        """
-        speeds = np.array([1.0, math.exp(-Z95 * self.one.eff.spread), math.exp(Z95 * self.one.eff.spread)])
-        answer = respond(
-            self.one.cost.scaled(speeds), self.one.shape(self.load), max(rate, 1e-9), PERCENTILES
-        )
-
-        share = float(answer.utilisation[0])
-        outside = share > SIMULATED or self.one.max_batch < SLOTS
-        seen = self._simulated(rate) if outside and share < 1.0 else None
-
-        def shown(measure: str) -> dict[str, Any]:
-            at = {p: [float(v) * 1e3 for v in getattr(answer, measure)[p]] for p in PERCENTILES}
-            if seen is not None:
-                # The interval is moved by the factor by which its middle is.
-                at = {p: [v * seen[measure][str(p)] * 1e3 / at[p][0] for v in at[p]] for p in PERCENTILES}
-            return {
-                **{f"p{p:g}": at[p][0] for p in PERCENTILES},
-                "p95_interval": [min(at[95.0][1:]), max(at[95.0][1:])],
-            }
-
-        found: dict[str, Any] = {measure: shown(measure) for measure in ("ttft", "tpot", "e2e")}
-        return {**found, "from": "simulation" if seen is not None else "closed form"}
-
-    def _simulated(self, rate: float) -> dict[str, dict[str, float]]:
+    def simulated(self, rate: float) -> dict[str, dict[str, float]]:
         """Percentiles in seconds from a simulation of `REQUESTS` requests, kept between runs."""
         from planner.simulate import simulate
 
@@ -106,6 +79,42 @@ class Serving:
         """`measure` (ttft, tpot or e2e) in milliseconds at the percentile, for rates of one replica."""
         answer = respond(self.one.cost, self.one.shape(self.load), np.asarray(rates), (percentile,))
         return [float(v) * 1e3 for v in np.atleast_1d(getattr(answer, measure)[percentile])]
+
+
+def latencies(loads: Sequence[tuple[Serving, float]]) -> list[dict[str, Any]]:
+    """TTFT, TPOT and end-to-end p50/p95/p99 in milliseconds of replicas, each at its own requests/s, in one go.
+
+    `p95_interval` is the p95's 90% interval over the error of the device's efficiency. `from` says where the
+    percentiles come from: `simulation` above `SIMULATED` of the capacity and below `SLOTS` slots, where the
+    closed form is often more than a tenth off, else `closed form`.
+    """
+    costs, shapes, rates = [], [], []
+    for serving, rate in loads:
+        spread = Z95 * serving.one.eff.spread
+        costs += [serving.one.cost.scaled(speed) for speed in (1.0, math.exp(-spread), math.exp(spread))]
+        shapes += [serving.one.shape(serving.load)] * 3
+        rates += [max(rate, 1e-9)] * 3
+    if not loads:
+        return []
+    answer = respond(StepCost(**columns(costs)), Shape(**columns(shapes)), np.asarray(rates), PERCENTILES)
+    found = []
+    for k, (serving, rate) in enumerate(loads):
+        share = float(answer.utilisation[3 * k])
+        outside = share > SIMULATED or serving.one.max_batch < SLOTS
+        seen = serving.simulated(rate) if outside and share < 1.0 else None
+        row: dict[str, Any] = {"from": "simulation" if seen is not None else "closed form"}
+        for measure in ("ttft", "tpot", "e2e"):
+            values = getattr(answer, measure)
+            at = {p: [float(v) * 1e3 for v in values[p][3 * k : 3 * k + 3]] for p in PERCENTILES}
+            if seen is not None:
+                # The interval is moved by the factor by which its middle is.
+                at = {p: [v * seen[measure][str(p)] * 1e3 / at[p][0] for v in at[p]] for p in PERCENTILES}
+            row[measure] = {
+                **{f"p{p:g}": at[p][0] for p in PERCENTILES},
+                "p95_interval": [min(at[95.0][1:]), max(at[95.0][1:])],
+            }
+        found.append(row)
+    return found
 
 
 def machine(gpu: Gpu, price: float | None) -> dict[str, Any]:

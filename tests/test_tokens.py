@@ -195,8 +195,8 @@ def test_a_missing_encoding_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp
     server = socket.create_server(("127.0.0.1", 0))
     facts = {"url": f"http://127.0.0.1:{server.getsockname()[1]}/o200k", "sha256": "0" * 64}
     monkeypatch.setattr(
-        "planner.encodings.catalog",
-        lambda: {"encoding": {"o200k_base": facts}, "family": {"openai": {"error": 0.03}}},
+        "planner.encodings.table",
+        lambda _: {"encoding": {"o200k_base": facts}, "family": {"openai": {"error": 0.03}}},
     )
     monkeypatch.setattr("planner.encodings.DOWNLOAD_TIMEOUT_S", 0.5)
     load_encoding.cache_clear()

@@ -110,8 +110,9 @@ def tune(
         )
     failed = [gate["name"] for gate in result["gates"] if gate["passed"] is False]
     if case.tune.strict and failed:
-        out.warn(f"gates failed: {', '.join(failed)} (figures in {final / 'README.md'}); {final} is kept")
-        click.get_current_context().exit(1)
+        raise GateError(
+            f"gates failed: {', '.join(failed)} (figures in {final / 'README.md'}); {final} is kept"
+        )
 
 
 def forecast(result: dict[str, Any]) -> list[Any]:

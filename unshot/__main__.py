@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,8 @@ from unshot.errors import EXIT_OUTSIDE, EXIT_USAGE, UnshotError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `unshot` with `argv` (default: the process's arguments) and exit with its status."""
+    # pydantic would read every installed package's metadata for plugins, which no command has a use for.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     args = list(sys.argv[1:] if argv is None else argv)
     json_mode = "--json" in args
     # The command's own Output, so that what went wrong after its result is known not to be the result.

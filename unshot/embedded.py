@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 from unshot.console import Output
 from unshot.errors import OutsideError
 from unshot.manifest import Manifest, describe_file, staged
+from unshot.memo import cache_dir
 
 NAME = "smollm2-135m"
 LICENSE = "Apache-2.0"
@@ -39,15 +38,6 @@ BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-
-
-def cache_dir() -> Path:
-    """`$UNSHOT_CACHE`, else `unshot` under the platform's user cache directory."""
-    if os.environ.get("UNSHOT_CACHE"):
-        return Path(os.environ["UNSHOT_CACHE"])
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "unshot"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unshot"
 
 
 def gguf_path() -> Path:

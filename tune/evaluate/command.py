@@ -74,7 +74,7 @@ def evaluate(
 
     from tune.evaluate.judge import open_judge
     from tune.evaluate.tables import review_tables, tables
-    from unshot.errors import InputError
+    from unshot.errors import GateError, InputError
 
     if from_review and settings["review"]:
         raise InputError("--review draws a sheet and --from-review reads one; give one of them")
@@ -91,9 +91,7 @@ def evaluate(
             result = read_back(run, from_review, judge, out, accept=accept, seed=settings["seed"])
             out.result(result, *review_tables(result))
             if result["gate"]["passed"] is False:
-                # No GateError: with --json its own object would follow the result on stdout.
-                out.warn(f"the gate `review` failed: {result['gate']['detail']}")
-                click.get_current_context().exit(1)
+                raise GateError(f"the gate `review` failed: {result['gate']['detail']}")
             return
         from tune.evaluate.run import evaluate_run
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import functools
 import re
-import tomllib
-from pathlib import Path
 
 from unshot.catalog.architecture import Architecture, architecture_from_config
 from unshot.catalog.gpu import PRECISIONS, Gpu, Precision, precision
+from unshot.catalog.tables import table
 from unshot.errors import InputError, nearest
 
 __all__ = [
@@ -19,24 +18,19 @@ __all__ = [
     "models", "precision",
 ]  # fmt: skip
 
-FOLDER = Path(__file__).parent
 _NOISE = {"nvidia", "geforce", "apple", "amd", "instinct", "tesla", "gpu", "gen"}
 
 
 @functools.cache
 def models() -> dict[str, Architecture]:
     """Every model of the catalog by its key (`llama-3.1-8b`)."""
-    with (FOLDER / "models.toml").open("rb") as handle:
-        raw = tomllib.load(handle)
-    return {key: Architecture.from_catalog(key, row) for key, row in raw.items()}
+    return {key: Architecture.from_catalog(key, row) for key, row in table("models").items()}
 
 
 @functools.cache
 def gpus() -> dict[str, Gpu]:
     """Every accelerator of the catalog by its key (`h100-sxm`)."""
-    with (FOLDER / "gpus.toml").open("rb") as handle:
-        raw = tomllib.load(handle)
-    return {key: Gpu.from_catalog(key, row) for key, row in raw.items()}
+    return {key: Gpu.from_catalog(key, row) for key, row in table("gpus").items()}
 
 
 def model(name: str) -> Architecture:

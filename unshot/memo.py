@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,19 @@ from unshot import __version__
 KEPT = 500
 
 
+def cache_dir() -> Path:
+    """`$UNSHOT_CACHE`, else `unshot` under the platform's user cache directory."""
+    if os.environ.get("UNSHOT_CACHE"):
+        return Path(os.environ["UNSHOT_CACHE"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "unshot"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unshot"
+
+
 def remember(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """The JSON value that `compute` gives for `key` (anything with a stable `repr`), from the cache where it is."""
     if os.environ.get("UNSHOT_NO_CACHE"):
         return compute()
-    from unshot.embedded import cache_dir
-
     digest = hashlib.sha256(repr((__version__, kind, key)).encode()).hexdigest()
     path = cache_dir() / "plan" / f"{kind}-{digest[:32]}.json"
     with contextlib.suppress(OSError, ValueError):
@@ -43,6 +52,12 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def package_state(name: str) -> tuple[str, int, int] | None:
+    """What tells one installed version of a package from another in a key, without an import of it."""
+    spec = importlib.util.find_spec(name)
+    return stat_of(Path(spec.origin)) if spec and spec.origin else None
 
 
 def stat_of(path: Path) -> tuple[str, int, int] | None:
