@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +64,8 @@ class Overrides:
 
 
 def _price_file(path: Path) -> dict[str, dict[str, Any]]:
+    import tomllib
+
     text = read_text(path)
     try:
         loaded = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)

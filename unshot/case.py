@@ -7,7 +7,6 @@ accepted values.
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -218,6 +217,8 @@ def load_case(path: Path | None, **flags: dict[str, Any]) -> Case:
     if path is None and DEFAULT_FILE.is_file():
         path = DEFAULT_FILE
     if path is not None:
+        import tomllib
+
         try:
             raw = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:

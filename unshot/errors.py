@@ -5,7 +5,6 @@ Each error is one line that says what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 EXIT_OK = 0
@@ -44,6 +43,8 @@ class OutsideError(UnshotError):
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     """Return `did you mean a, b?` with the known names nearest to `name`, or the first few known ones."""
+    import difflib
+
     names = sorted(known)
     close = difflib.get_close_matches(name.lower(), names, n=limit, cutoff=0.45)
     if not close:

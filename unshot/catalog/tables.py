@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,11 @@ FOLDER = Path(__file__).parent
 def table(name: str) -> dict[str, Any]:
     """`unshot/catalog/<name>.toml`: tables, numbers and texts (dates are texts), not to be changed by the caller."""
     path = FOLDER / f"{name}.toml"
-    found: dict[str, Any] = remember(
-        "catalog", stat_of(path), lambda: tomllib.loads(path.read_text(encoding="utf-8"))
-    )
+
+    def read() -> dict[str, Any]:
+        import tomllib
+
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+
+    found: dict[str, Any] = remember("catalog", stat_of(path), read)
     return found
