@@ -79,6 +79,9 @@ def write_genai(
         sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(scratch), "-o", str(folder),
         "-p", precision, "-e", PROVIDERS[kind], "-c", str(scratch / "cache"),
     ]  # fmt: skip
+    if precision == "int8":
+        # Builder 0.15 looks for a tied 8-bit head under its 4-bit name, and writes a graph that nothing loads.
+        command += ["--extra_options", "shared_embeddings=false"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     if done.returncode or not (folder / "genai_config.json").is_file():
