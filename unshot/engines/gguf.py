@@ -178,6 +178,10 @@ class GgufEngine(Engine):
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = size, BATCH, MICRO_BATCH
         params.n_threads = params.n_threads_batch = self.threads
+        if not lib.llama_supports_gpu_offload():
+            # On a CPU it takes twice as long for a short text behind a long cached prefix, which would flatter every
+            # tuned model (docs/bench.md); llama-cpp-python's server leaves it off too.
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.no_perf = False  # its own timers cost two clock reads a call, and check ours
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
