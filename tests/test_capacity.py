@@ -144,6 +144,7 @@ def test_busy_replicas_show_simulated_latency() -> None:
     )  # fmt: skip
     calm, busy = latencies([(serving, 0.4 * top), (serving, 0.85 * top)])
     assert calm["from"] == "closed form" and busy["from"] == "simulation"
+    assert latencies([(serving, 0.4 * top)]) == [calm]  # what stands beside it changes nothing
     run = simulate(one, replace(load, rate=0.85 * top), requests=REQUESTS)
     assert busy["ttft"]["p95"] == pytest.approx(1e3 * run.quantiles("ttft").p95)
     assert busy["ttft"]["p95_interval"][0] < busy["ttft"]["p95"] < busy["ttft"]["p95_interval"][1]
