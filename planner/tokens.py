@@ -91,17 +91,8 @@ def fingerprint(model: str, *, api: bool, paths: Paths | None = None, approximat
         from unshot import embedded
 
         versions.append(f"{embedded.NAME}-v{embedded.CONVERSION}")
-    # Templates may write the date.
-    return (
-        model,
-        api,
-        approximate,
-        encoding,
-        files,
-        versions,
-        repr(table("tokenizers")),
-        date.today().isoformat(),
-    )
+    today = date.today().isoformat()  # templates may write it
+    return model, api, approximate, encoding, files, versions, repr(table("tokenizers")), today
 
 
 def approximate_counter(model: str) -> ApproximateCounter:

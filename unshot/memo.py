@@ -1,7 +1,8 @@
 """Small results kept between runs in the user's cache directory, so that a repeated plan starts at once.
 
-Keys hold everything that a result depends on (contents, versions, dates); only their SHA-256 and numbers are written,
-never a prompt. A cache that cannot be read or written changes nothing but the time. `UNSHOT_NO_CACHE=1` turns it off.
+Keys hold everything that a result depends on (contents, versions, dates). Written are their SHA-256 and the result:
+counts, prices, catalog tables, never a prompt. A cache that cannot be read or written changes nothing but the time.
+`UNSHOT_NO_CACHE=1` turns it off.
 """
 
 from __future__ import annotations
