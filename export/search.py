@@ -271,7 +271,8 @@ def judge(one: Candidate, limit: float) -> tuple[str, str]:
         return "loses", f"it loses {one.loss.loss:.3f}, the limit is {limit:g}"
     if one.loss.high > limit:
         return "unproven", f"up to {one.loss.high:.3f} could be lost on {one.loss.rows} rows"
-    return "holds", f"at most {one.loss.high:.3f} is lost"
+    high = one.loss.high
+    return "holds", f"at most {high:.3f} is lost" if high > 0 else f"it scores at least {-high:.3f} more"
 
 
 def pick(candidates: Sequence[Candidate]) -> Candidate | None:
