@@ -7,10 +7,8 @@ rests on.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -268,23 +266,11 @@ def _latency(facts: Mapping[str, Any]) -> Latency | None:
 @functools.cache
 def _snapshot() -> Any:
     try:
-        lazily("httpx2")  # for updates over the network, which no plan makes: half of the package's import
         from genai_prices.data_snapshot import get_snapshot
 
         return get_snapshot()
     except ImportError as error:
         raise OutsideError(f"API prices need the package genai-prices ({error})") from None
-
-
-def lazily(name: str) -> None:
-    """Let an import of `name` wait until something of it is used (importlib's own recipe)."""
-    spec = importlib.util.find_spec(name) if name not in sys.modules else None
-    if spec is None or spec.loader is None:
-        return
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
 
 
 def _verified(comment: str | None) -> str | None:
