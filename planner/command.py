@@ -108,9 +108,9 @@ def plan(ctx: click.Context, out: Output, **flags: Any) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    # A short process frees nothing that is worth looking for: the collector costs a tenth of a cold start.
     # numpy's matrix products are of a few dozen numbers here; a second BLAS thread only spins beside them.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A short process frees nothing that is worth looking for: the collector costs a tenth of a cold start.
     collecting = gc.isenabled()
     gc.disable()
     try:

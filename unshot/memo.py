@@ -8,6 +8,7 @@ counts, prices, catalog tables, never a prompt. A cache that cannot be read or w
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -55,8 +56,9 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+@functools.cache
 def package_state(name: str) -> tuple[str, int, int] | None:
-    """What tells one installed version of a package from another in a key, without an import of it."""
+    """What tells one installed version of a package or module from another in a key, without an import of it."""
     spec = importlib.util.find_spec(name)
     return stat_of(Path(spec.origin)) if spec and spec.origin else None
 
