@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import time
@@ -124,7 +123,7 @@ def gates(report: dict[str, Any]) -> list[dict[str, Any]]:
         f"difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], margin {q['margin']:g}: {q['gate']}",
         figures={k: q[k] for k in ("difference", "lower_bound", "margin", "rows")},
     )
-    return [claim.model_dump(mode="json"), quality.model_dump(mode="json")]
+    return [claim.plain(), quality.plain()]
 
 
 def _processes(systems: Sequence[Measured]) -> dict[str, int]:
@@ -154,7 +153,7 @@ def _config(job: Job, case: Case) -> dict[str, Any]:
         "max_tokens": job.max_tokens,
         "modes": list(job.modes),
         "margin": case.bench.margin,
-        "claim": case.bench.claim.model_dump(),
+        "claim": case.bench.claim.plain(),
     }
 
 
@@ -268,7 +267,7 @@ def build(
         "reason": reason,
         "partial": measured.interrupted,
         "valid": not doubts,
-        "claim": case.bench.claim.model_dump(),
+        "claim": case.bench.claim.plain(),
         "modes": modes,
         "quality": quality,
         "systems": facts,
@@ -279,7 +278,7 @@ def build(
             )
             for s in systems
         },
-        "task": json.loads(task.model_dump_json()),
+        "task": task.plain(),
         "price": {
             "per_hour": price.per_hour,
             "source": price.source,

@@ -11,61 +11,66 @@ import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Literal, TypeVar
 
 from unshot.errors import InputError
+from unshot.schema import Misfit, Record
 
 FEEDBACK = "feedback.jsonl"
 Arm = Literal["baseline", "candidate"]
 
 
-class Entry(BaseModel):
-    """A line of the log."""
+class Entry(Record, omit_defaults=True):
+    """A line of the log. `id` is the request's, `time` seconds since 1970, UTC (of a request its arrival)."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    id: str = Field(description="the request's id; feedback names it")
-    time: float = Field(description="seconds since 1970, UTC; of a request its arrival")
+    id: str
+    time: float
 
 
 class Request(Entry):
-    """One answered (or failed) request of one arm. A shadowed request has two lines with one id."""
+    """One answered (or failed) request of one arm. A shadowed request has two lines with one id.
 
-    arm: Arm = Field(description="the arm that made this answer")
-    version: str = Field(description="the registry's version behind that arm, or the back end's name")
-    unit: str = Field(description="hash of the sticky key that drew the arm: the unit of an A/B test")
-    assigned: Arm = Field(description="the arm the unit was drawn into; differs from `arm` after a fallback")
-    shadow: bool = Field(False, description="answered beside the real answer, never shown to the user")
-    fallback: bool = Field(False, description="shown in place of the assigned arm's answer, which failed")
-    error: str | None = Field(
-        None, description="kind of failure (timeout, http 500, schema, ...); None: answered"
-    )
-    schema_ok: bool | None = Field(None, description="whether the answer kept the task's labels or schema")
-    label: str | None = Field(None, description="the label that the answer states, where the task has labels")
-    input: str | None = Field(None, description="the user's last message, redacted; only where logged")
-    answer: str | None = Field(None, description="the answer, redacted; only where logged")
-    input_words: int | None = Field(None, description="words of the user's last message")
+    Times are seconds, `queue_s` in the gateway before the back end was asked, `ttft_s` and `e2e_s` from arrival;
+    `cost_usd` is US dollars; `logprob` the mean log-probability of the answer's tokens.
+    """
+
+    # The arm that made this answer, and the registry's version behind it (or the back end's name).
+    arm: Arm
+    version: str
+    # Hash of the sticky key that drew the arm (the unit of an A/B test), and the arm it was drawn into.
+    unit: str
+    assigned: Arm
+    # Answered beside the real answer and never shown; shown in place of the assigned arm's answer, which failed.
+    shadow: bool = False
+    fallback: bool = False
+    # Kind of failure (timeout, http 500, schema, ...); None: answered.
+    error: str | None = None
+    # Whether the answer kept the task's labels or schema, and the label it states.
+    schema_ok: bool | None = None
+    label: str | None = None
+    # The user's last message and the answer, redacted; only where logged.
+    input: str | None = None
+    answer: str | None = None
+    # Words of the user's last message.
+    input_words: int | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     completion_tokens: int | None = None
-    queue_s: float | None = Field(None, description="seconds in the gateway before the back end was asked")
-    ttft_s: float | None = Field(None, description="seconds from arrival to the first token")
-    e2e_s: float | None = Field(None, description="seconds from arrival to the last token")
-    cost_usd: float | None = Field(None, description="US dollars of this answer")
-    logprob: float | None = Field(
-        None, description="mean log-probability of the answer's tokens: uncertainty"
-    )
-    slice: str | None = Field(None, description="a tag that the caller gave (`x-unshot-slice`), for slices")
+    queue_s: float | None = None
+    ttft_s: float | None = None
+    e2e_s: float | None = None
+    cost_usd: float | None = None
+    logprob: float | None = None
+    # A tag that the caller gave (`x-unshot-slice`).
+    slice: str | None = None
 
 
 class Feedback(Entry):
-    """What a user or a reviewer said of an answer."""
+    """What a user or a reviewer said of an answer: a label, a thumb, or the right answer; `by` says who."""
 
-    correct: bool | None = Field(None, description="a label, a thumb, or a judge's word")
-    correction: str | None = Field(None, description="the right answer, where one was given")
-    by: str = Field("user", description="user, reviewer or judge")
+    correct: bool | None = None
+    correction: str | None = None
+    by: str = "user"
 
 
 E = TypeVar("E", bound=Entry)
@@ -84,7 +89,7 @@ class Writer:
             path = self.folder / FEEDBACK
         else:
             path = self.folder / f"requests-{datetime.fromtimestamp(entry.time, UTC):%Y%m%d}.jsonl"
-        line = entry.model_dump_json(exclude_defaults=True) + "\n"
+        line = entry.to_json() + "\n"
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(descriptor, line.encode())
@@ -119,8 +124,6 @@ def _read(path: Path, kind: type[E]) -> Iterator[E]:
             if not line.endswith("\n"):
                 return  # the writer is at it, or was killed at it
             try:
-                yield kind.model_validate_json(line)
-            except ValidationError as error:
-                first: Any = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "the line"
-                raise InputError(f"{path}, line {number}: {where}: {first['msg']}") from None
+                yield kind.from_json(line)
+            except Misfit as error:
+                raise InputError(f"{path}, line {number}: {error}") from None

@@ -86,7 +86,7 @@ def export_run(
             "files": {str(t): t.name for t in targets},
             "bytes": {str(t): size_of(work / t.name) for t in targets},
             "parity": [r.as_dict() for r in reports],
-            "gates": [g.model_dump(mode="json") for g in gates],
+            "gates": [g.plain() for g in gates],
             "timings": manifest.timings,
         }
         manifest.config = {
@@ -97,7 +97,7 @@ def export_run(
             "allow_drift": allow_drift,
             "imatrix": with_imatrix,
             "device": as_dict(device, needs) if device else None,
-            "task": model.task.model_dump() if model.task else None,
+            "task": model.task.plain() if model.task else None,
         }
         manifest.inputs = model.inputs + (
             [describe_file(f) for f in sorted(model.adapter_path.iterdir()) if f.is_file()]

@@ -67,15 +67,15 @@ def plan_folder(case: Case, settings: Settings, out: Output, final: Path | None,
     folder = case.task.examples
     assert folder is not None
     found = find_prompts(folder)
-    manifest = Manifest("plan", config=case.model_dump(mode="json"), seeds={"uncertainty": settings.seed})
+    manifest = Manifest("plan", config=case.plain(), seeds={"uncertainty": settings.seed})
     plans: list[tuple[str, Plan]] = []
     with manifest.timed("plan"):
         for one in found:
-            task = case.task.model_copy(
-                update={"examples": one.prompt, "inputs": one.inputs or case.task.inputs, "name": one.name}
+            task = case.task.changed(
+                examples=one.prompt, inputs=one.inputs or case.task.inputs, name=one.name
             )
             try:
-                plans.append((one.name, build(case.model_copy(update={"task": task}), settings)))
+                plans.append((one.name, build(case.changed(task=task), settings)))
             except InputError as error:
                 raise InputError(f"{one.name}: {error}") from None
             out.detail(f"{one.name}: planned")

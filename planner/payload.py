@@ -17,7 +17,7 @@ def payload(plan: Plan) -> dict[str, Any]:
     economics = plan.economics
     return {
         "format": FORMAT,
-        "case": plan.case.model_dump(mode="json"),
+        "case": plan.case.plain(),
         "rate": plan.rate,
         "verdict": {
             "answer": plan.triage.answer,

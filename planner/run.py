@@ -53,7 +53,7 @@ def plan_run(
 
         plan_folder(case, settings, out, final, overwrite=overwrite)
         return
-    manifest = Manifest("plan", config=case.model_dump(mode="json"), seeds={"uncertainty": seed})
+    manifest = Manifest("plan", config=case.plain(), seeds={"uncertainty": seed})
     with manifest.timed("plan"):
         found = build(case, settings)
     data = payload(found)

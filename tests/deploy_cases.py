@@ -23,7 +23,7 @@ def make_artifact(
     folder.mkdir(parents=True)
     model = folder / "model-q8_0.gguf"
     model.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    gates = [] if parity is None else [Gate(name="parity", passed=parity, detail="KL 0.0").model_dump()]
+    gates = [] if parity is None else [Gate(name="parity", passed=parity, detail="KL 0.0").plain()]
     config = {"base": {"name": "tiny"}, "source": {"run": str(run) if run else None}, "task": task}
     Manifest("export", config=config, result={"gates": gates}).write(folder)
     return folder
@@ -33,6 +33,6 @@ def make_tuned(folder: Path, **gates: bool | None) -> Path:
     """A run directory with the given gates."""
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text("{}")
-    written = [Gate(name=n, passed=p, detail=f"{n} figure").model_dump() for n, p in gates.items()]  # type: ignore[arg-type]
+    written = [Gate(name=n, passed=p, detail=f"{n} figure").plain() for n, p in gates.items()]  # type: ignore[arg-type]
     Manifest("tune", result={"gates": written, "test": {"score": 0.9}}).write(folder)
     return folder

@@ -53,8 +53,8 @@ def make_run(base: Path, folder: Path, **settings: Any) -> Path:
         write_jsonl(folder / "splits" / f"{name}.jsonl", rows)
     task = Task(name="risk", instruction="Say low or high.", labels=["low", "high"], metric="accuracy")
     task.max_answer_tokens = 8
-    (folder / "task.json").write_text(task.model_dump_json())
+    (folder / "task.json").write_text(task.to_json())
     (folder / "metrics.json").write_text(json.dumps({"task": "risk"}))
     source = resolve(base)
-    Manifest("tune", config={"base": source.fingerprint(), "task": task.model_dump()}).write(folder)
+    Manifest("tune", config={"base": source.fingerprint(), "task": task.plain()}).write(folder)
     return folder

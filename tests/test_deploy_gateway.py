@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import asdict
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("aiohttp")
@@ -99,7 +100,7 @@ def lines(running: Running) -> dict[str, list[dict]]:
     assert until(written(running))
     found: dict[str, list[dict]] = {}
     for entry in read_requests(running.output.parent / "log"):
-        found.setdefault(entry.id, []).append(entry.model_dump())
+        found.setdefault(entry.id, []).append(asdict(entry))
     return found
 
 

@@ -167,7 +167,7 @@ def champion(tmp_path: Path) -> Path:
     write_jsonl(
         folder / "splits" / "test.jsonl", [example(f"sealed clause {n}", "high").row() for n in range(5)]
     )
-    (folder / "task.json").write_text(TASK.model_dump_json())
+    (folder / "task.json").write_text(TASK.to_json())
     config = {"base": {"name": "some-base", "path": None}, "tune": {"rank": 4, "seed": 3}}
     Manifest("tune", config=config, result={"test": {"metric": "macro_f1", "score": 0.8}}).write(folder)
     return folder
@@ -242,7 +242,7 @@ def test_a_gate_that_the_champion_failed_as_well_keeps_nobody(champion: Path) ->
 
 def test_the_next_run_is_tuned_as_the_champion_was(champion: Path) -> None:
     text = find_champion(str(champion), champion, None).case_text(0.9)
-    case = Case.model_validate(tomllib.loads(text))
+    case = Case.of(tomllib.loads(text))
     assert (case.tune.rank, case.tune.seed, case.candidate.model) == (4, 3, "some-base")
     assert (case.task.labels, case.task.answer_field, case.task.target) == (["high", "low"], "risk", 0.9)
 

@@ -24,7 +24,7 @@ COSTS = replace(PAYS, keep_monthly=1_000, break_even=20.0, payback_months=None)
 
 
 def ask(shots: int = 10, economics: Economics | None = PAYS, **task: object) -> tuple[str, str, str, str]:
-    found = triage(Task.model_validate(task), shots=shots, economics=economics)
+    found = triage(Task.of(task), shots=shots, economics=economics)
     return found.answer, found.headline, " ".join(found.reasons), " ".join(found.would_change)
 
 

@@ -143,9 +143,7 @@ def prepare(
         learning_rate=defaults.learning_rate,
         seed=settings.seed,
         rows=len(train_rows),
-        fingerprint=digest(
-            [fingerprint["sha256"], [r.ids for r in train_rows], settings.model_dump(mode="json")]
-        ),
+        fingerprint=digest([fingerprint["sha256"], [r.ids for r in train_rows], settings.plain()]),
         target=case.task.target,
     )
     out.log(
@@ -205,9 +203,7 @@ def remember(job: Job, out: Output) -> Job:
     if settings.gradient_checkpointing is None and memory.training > 0.9 * free:
         out.log(f"estimated {memory.peak / 1e9:.2f} GB, {free / 1e9:.2f} GB free: gradient checkpointing on")
         memory = estimate(job.source, settings, load, job.device, checkpointing=True)
-        case = job.case.model_copy(
-            update={"tune": settings.model_copy(update={"gradient_checkpointing": True})}
-        )
+        case = job.case.changed(tune=settings.changed(gradient_checkpointing=True))
         job = replace(job, case=case)
     if job.device == "cpu" and KEPT * memory.peak > free:
         lean_malloc()

@@ -201,7 +201,7 @@ def skeleton(config: Any, settings: Tune, device: str, layers: int) -> Any:
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(short, dtype=dtype)
         top = None if settings.layers is None or settings.layers > layers else settings.layers
-        return prepare_model(net, settings.model_copy(update={"layers": top}))
+        return prepare_model(net, settings.changed(layers=top))
 
 
 def four_bit_saving(net: Any) -> int:
@@ -233,7 +233,7 @@ def materialise(net: Any, device: str) -> None:
 
 def step_bytes(config: Any, settings: Tune, load: Load, device: str, layers: int, checkpointing: bool) -> int:
     """Peak of a step beyond weights, gradients and moments, for a model `layers` deep with all of them trained."""
-    net = skeleton(config, settings.model_copy(update={"layers": None}), device, layers)
+    net = skeleton(config, settings.changed(layers=None), device, layers)
     if checkpointing:
         checkpoint_layers(net)
     places = np.linspace(0, load.tokens - 2, load.targets).astype(np.int64)
@@ -263,7 +263,7 @@ def step_bytes(config: Any, settings: Tune, load: Load, device: str, layers: int
 
 def answer_bytes(config: Any, settings: Tune, load: Load, device: str, layers: int) -> int:
     """Peak of answering one batch beyond the weights: the cache, the prefill's workspace, the logits."""
-    net = core(skeleton(config, settings.model_copy(update={"layers": None}), device, layers))
+    net = core(skeleton(config, settings.changed(layers=None), device, layers))
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, torch.no_grad():
         materialise(net, device)
         net.eval()

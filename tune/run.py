@@ -126,7 +126,7 @@ def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out
     names = wanted(options.report_to) if first else []
     logs = options.log_dir or final.resolve().parent / f"{final.name}-logs"
     reporter = Reporter(
-        names, logs, final.name, {**settings.model_dump(), "learning_rate": job.plan.learning_rate}
+        names, logs, final.name, {**settings.plain(), "learning_rate": job.plan.learning_rate}
     )
     with manifest.timed("train"):
         train(job, trainer, out, reporter)
@@ -146,7 +146,7 @@ def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out
         test = score_rows(job, net, cleaned.parts.test, job.test_rows, answers)
     with manifest.timed("gates"):
         gates = assess(job, net, test, answers, before, out)
-    result = describe(job, trainer, test) | {"gates": [gate.model_dump(mode="json") for gate in gates]}
+    result = describe(job, trainer, test) | {"gates": [gate.plain() for gate in gates]}
     if curve is not None:
         result["learning_curve"] = curve
     # With FSDP the parts of the model come together in every process, though only the first one writes.
@@ -307,7 +307,7 @@ def write_parts(work: Path, job: Job) -> None:
     """The split and the task."""
     for name in ("train", "validation", "test"):
         write_jsonl(work / "splits" / f"{name}.jsonl", [e.row() for e in getattr(job.cleaned.parts, name)])
-    write_text(work / "task.json", job.task.model_dump_json(indent=2) + "\n")
+    write_text(work / "task.json", job.task.to_json(indent=2) + "\n")
 
 
 def describe(job: Job, trainer: Trainer, test: dict[str, Any]) -> dict[str, Any]:
@@ -339,8 +339,8 @@ def configuration(job: Job) -> dict[str, Any]:
     return {
         "rows": job.extras.record,
         "base": job.fingerprint,
-        "task": job.task.model_dump(),
-        "tune": job.case.tune.model_dump(mode="json"),
+        "task": job.task.plain(),
+        "tune": job.case.tune.plain(),
         "defaults": {
             **job.defaults.reasons,
             "learning_rate": job.defaults.learning_rate,

@@ -16,7 +16,7 @@ from unshot.errors import EXIT_OUTSIDE, EXIT_USAGE, UnshotError
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `unshot` with `argv` (default: the process's arguments) and exit with its status."""
-    # pydantic would read every installed package's metadata for plugins, which no command has a use for.
+    # pydantic (under genai-prices) would read every installed package's metadata for plugins; none is of use here.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     args = list(sys.argv[1:] if argv is None else argv)
     json_mode = "--json" in args

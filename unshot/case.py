@@ -6,86 +6,78 @@ accepted values.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from msgspec import Meta, field
 
 from unshot.data import read_text
-from unshot.errors import InputError, nearest
+from unshot.errors import InputError
 from unshot.prompts import Prompt, load_prompt
+from unshot.schema import LARGEST, Misfit, NotNegative, Positive, Record, Share
 
 DEFAULT_FILE = Path("unshot.toml")
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Metric = Literal["macro_f1", "accuracy", "exact_match", "json_f1", "rouge_l"]
 Method = Literal["lora", "qlora", "dora", "full", "prompt"]
+Whole = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=1)]
+# One text stands for a list of one.
+_LISTS = (("task", "fails"), ("candidate", "gpu"), ("export", "to"))
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-Texts = Annotated[list[str], BeforeValidator(_as_list)]
-
-
-class Section(BaseModel):
-    """A table of the case file; unknown keys are errors."""
-
-    # Validators are made when a case is read and not with each class: a third less time until the first case.
-    model_config = ConfigDict(extra="forbid", defer_build=True)
-
-
-class Task(Section):
+class Task(Record):
     """What is asked and how an answer is judged."""
 
     name: str = "case"
-    system: str | None = Field(None, description="system prompt that goes with the few-shot examples")
-    examples: Path | None = Field(
-        None, description="few-shot examples: JSONL, JSON, CSV or a text with a {{text}} slot"
-    )
-    instruction: str | None = Field(None, description="the tuned model's short system prompt")
-    data: Path | None = Field(None, description="labelled rows to tune and test on")
-    inputs: Path | None = Field(None, description="sample of real inputs (and answers) for token counts")
-    labels: list[str] | None = Field(None, description="the classes of the answer")
-    answer_schema: Path | None = Field(None, description="JSON schema of the answer")
-    answer_field: str | None = Field(None, description="field of a JSON answer that holds the label")
-    metric: Metric = "macro_f1"
-    target: Share | None = Field(None, description="accuracy target on the metric, 0 to 1")
-    fails: Texts = Field(
-        default_factory=list,
-        description="what fails today: facts, tools, format, jargon, reasoning, latency, cost",
-    )
-    current: Share | None = Field(None, description="what the prompt reaches today on the metric")
-    examples_at_hand: int | None = Field(None, ge=0, description="labelled examples that could be had")
+    # The system prompt that goes with the few-shot examples, and these: JSONL, JSON, CSV or a text with a slot.
+    system: str | None = None
+    examples: Path | None = None
+    # The tuned model's short system prompt.
+    instruction: str | None = None
+    # Labelled rows to tune and test on; a sample of real inputs (and answers) for token counts.
+    data: Path | None = None
+    inputs: Path | None = None
+    # The classes of the answer, its JSON schema, and the field of a JSON answer that holds the class.
+    labels: list[str] | None = None
+    answer_schema: Path | None = None
+    answer_field: str | None = None
+    # None: macro-F1 where there are classes, else exact match.
+    metric: Metric | None = None
+    # What is good enough, and what the prompt reaches today, on the metric.
+    target: Share | None = None
+    current: Share | None = None
+    # What fails today: facts, tools, format, jargon, reasoning, latency, cost.
+    fails: list[str] = field(default_factory=list)
+    # Labelled examples that could be had.
+    examples_at_hand: Whole | None = None
 
 
-class Slo(Section):
+class Slo(Record):
     """Service-level objective; times in milliseconds at a percentile."""
 
     ttft_ms: Positive | None = None
     tpot_ms: Positive | None = None
     e2e_ms: Positive | None = None
-    percentile: Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)] = 95.0
+    percentile: Annotated[float, Meta(gt=0, lt=100)] = 95.0
 
 
-class Traffic(Section):
+class Traffic(Record):
     """Requests and what is expected of them."""
 
-    rate: Positive = Field(1.0, description="mean requests per second")
-    peak_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
-    arrival_cv: Positive = Field(
-        1.0, description="spread of the gaps between requests; 1: Poisson, more: bursts"
-    )
-    output_tokens: Positive | None = Field(None, description="answer length where no answers are at hand")
-    offline: bool = Field(False, description="answers may wait a day, so that batch prices apply")
-    slo: Slo = Field(default_factory=Slo)
+    # Mean requests per second, and the busiest hour over it.
+    rate: Positive = 1.0
+    peak_factor: Annotated[float, Meta(ge=1, le=LARGEST)] = 2.0
+    # Spread of the gaps between requests: 1 is Poisson, more is bursty.
+    arrival_cv: Positive = 1.0
+    # Answer length where no answers are at hand.
+    output_tokens: Positive | None = None
+    # Answers may wait a day, so that batch prices apply.
+    offline: bool = False
+    slo: Slo = field(default_factory=Slo)
 
 
-class Baseline(Section):
+class Baseline(Record):
     """What runs today: an API model by name, or a base model, with the long prompt."""
 
     api: str | None = None
@@ -94,106 +86,114 @@ class Baseline(Section):
     precision: str | None = None
 
 
-class Candidate(Section):
+class Candidate(Record):
     """The small model the prompt would move into."""
 
     model: str = "llama-3.1-8b"
-    gpu: Texts = Field(default_factory=lambda: ["h100-sxm"])
+    gpu: list[str] = field(default_factory=lambda: ["h100-sxm"])
     precision: str = "fp16"
 
 
-class Tune(Section):
+class Tune(Record):
     """How to fine-tune."""
 
     method: Method = "lora"
-    rank: int = Field(16, ge=1)
-    layers: int | None = Field(None, ge=1, description="adapt only the last so many layers; default: all")
-    alpha: Positive | None = Field(None, description="LoRA alpha; default 2 x rank")
+    rank: Count = 16
+    # Adapt only the last so many layers; None: all.
+    layers: Count | None = None
+    # None: twice the rank.
+    alpha: Positive | None = None
     dropout: Share = 0.0
-    virtual_tokens: int = Field(20, ge=1, description="vectors of prompt tuning")
-    learning_rate: Positive | None = Field(None, description="default by method and model size")
-    epochs: int = Field(5, ge=1, description="at most; training stops at the plateau")
-    patience: int = Field(2, ge=1, description="epochs without improvement before stopping")
-    batch_tokens: int = Field(2048, ge=64, description="tokens per optimiser step")
-    max_length: int = Field(2048, ge=16, description="longest row, tokens")
-    mix: Path | None = Field(
-        None, description="general rows to train on beside the task's, against forgetting"
-    )
-    mix_share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="their share of the training rows"
-    )
-    augment_format: bool = Field(
-        False, description="vary wrapping and whitespace of half the training prompts"
-    )
-    embedder: str | None = Field(
-        None,
-        description="finds test rows like train rows in other words: a directory, a package's name or off",
-    )
-    forgetting: bool = Field(True, description="measure general abilities before and after")
-    general: Path | None = Field(
-        None, description="held-out general rows for that; default: the shipped ones"
-    )
-    forgetting_drop: Share = Field(0.1, description="how far accuracy on them may fall")
-    robustness: bool = Field(True, description="ask test rows again in another form")
-    robustness_gap: Share = Field(0.05, description="how far the score may fall there")
-    strict: bool = Field(False, description="exit code 1 where a gate fails")
-    gradient_checkpointing: bool | None = Field(
-        None, description="less memory for a third more work; default: where the estimate asks for it"
-    )
-    seed: int = Field(0, ge=0)
+    # Vectors of prompt tuning.
+    virtual_tokens: Count = 20
+    # None: by method and model size.
+    learning_rate: Positive | None = None
+    # At most; training stops at the plateau: so many epochs without improvement.
+    epochs: Count = 5
+    patience: Count = 2
+    # Tokens per optimiser step, and of the longest row.
+    batch_tokens: Annotated[int, Meta(ge=64)] = 2048
+    max_length: Annotated[int, Meta(ge=16)] = 2048
+    # General rows to train on beside the task's, against forgetting, and their share of the training rows.
+    mix: Path | None = None
+    mix_share: Annotated[float, Meta(gt=0, lt=1)] = 0.1
+    # Vary wrapping and whitespace of half the training prompts.
+    augment_format: bool = False
+    # Finds test rows like train rows in other words: a directory, a package's name or off.
+    embedder: str | None = None
+    # Measure general abilities before and after, on these rows (None: the shipped ones); how far they may fall.
+    forgetting: bool = True
+    general: Path | None = None
+    forgetting_drop: Share = 0.1
+    # Ask test rows again in another form; how far the score may fall there.
+    robustness: bool = True
+    robustness_gap: Share = 0.05
+    # Exit code 1 where a gate fails.
+    strict: bool = False
+    # Less memory for a third more work; None: where the estimate asks for it.
+    gradient_checkpointing: bool | None = None
+    seed: Whole = 0
 
 
-class Export(Section):
+class Export(Record):
     """Which files to write."""
 
-    to: Texts = Field(default_factory=lambda: ["gguf:q8_0"])
+    to: list[str] = field(default_factory=lambda: ["gguf:q8_0"])
 
 
-class Plan(Section):
+class Plan(Record):
     """What the forecast assumes about people, data and operation; dollars are US dollars."""
 
-    examples: int = Field(300, ge=1, description="labelled examples the tuned model needs")
-    labels_by: Literal["expert", "llm_reviewed"] = Field("expert", description="who writes the missing ones")
-    example_cost: NotNegative | None = Field(None, description="$ per example; default by labels_by")
-    engineer_day: NotNegative = Field(800.0, description="$ per engineering day")
-    engineering_days: NotNegative = Field(10.0, description="days to the first deployment")
-    evaluation_answers: int = Field(200, ge=0, description="answers an expert judges before a release")
-    retrain_per_year: NotNegative = Field(4.0, description="retrainings per year")
-    operations_days: NotNegative = Field(1.0, description="engineering days per month to run own GPUs")
-    min_replicas: int = Field(2, ge=1, description="replicas kept up for availability")
-    adapters: int = Field(8, ge=1, description="tuned tasks that share one base in the many-adapters option")
-    horizon_months: Positive = Field(12.0, description="months over which one-off costs are spread")
-    cheaper_api: str | None = Field(None, description="cheaper API model to compare with; none: leave it out")
+    # Labelled examples the tuned model needs, who writes the missing ones, $ each (None: by who writes them).
+    examples: Count = 300
+    labels_by: Literal["expert", "llm_reviewed"] = "expert"
+    example_cost: NotNegative | None = None
+    # $ per engineering day, days to the first deployment, days per month to run own GPUs.
+    engineer_day: NotNegative = 800.0
+    engineering_days: NotNegative = 10.0
+    operations_days: NotNegative = 1.0
+    # Answers an expert judges before a release.
+    evaluation_answers: Whole = 200
+    retrain_per_year: NotNegative = 4.0
+    # Replicas kept up for availability.
+    min_replicas: Count = 2
+    # Tuned tasks that share one base in the many-adapters option.
+    adapters: Count = 8
+    # Months over which one-off costs are spread.
+    horizon_months: Positive = 12.0
+    # Cheaper API model to compare with; `none` leaves it out.
+    cheaper_api: str | None = None
 
 
-class Claim(Section):
+class Claim(Record):
     """The ratio that was promised: faster and cheaper by `low` to `high`."""
 
     low: Positive = 5.0
     high: Positive = 10.0
 
 
-class Bench(Section):
+class Bench(Record):
     """How to measure."""
 
-    requests: int = Field(64, ge=1)
-    concurrency: int = Field(1, ge=1)
-    margin: Share = Field(0.02, description="how much worse the candidate's metric may be")
-    seed: int = Field(0, ge=0)
-    claim: Claim = Field(default_factory=Claim)
+    requests: Count = 64
+    concurrency: Count = 1
+    # How much worse the candidate's metric may be.
+    margin: Share = 0.02
+    seed: Whole = 0
+    claim: Claim = field(default_factory=Claim)
 
 
-class Case(Section):
+class Case(Record):
     """The whole case file."""
 
-    task: Task = Field(default_factory=Task)
-    traffic: Traffic = Field(default_factory=Traffic)
-    baseline: Baseline = Field(default_factory=Baseline)
-    candidate: Candidate = Field(default_factory=Candidate)
-    plan: Plan = Field(default_factory=Plan)
-    tune: Tune = Field(default_factory=Tune)
-    export: Export = Field(default_factory=Export)
-    bench: Bench = Field(default_factory=Bench)
+    task: Task = field(default_factory=Task)
+    traffic: Traffic = field(default_factory=Traffic)
+    baseline: Baseline = field(default_factory=Baseline)
+    candidate: Candidate = field(default_factory=Candidate)
+    plan: Plan = field(default_factory=Plan)
+    tune: Tune = field(default_factory=Tune)
+    export: Export = field(default_factory=Export)
+    bench: Bench = field(default_factory=Bench)
 
     def long_prompt(self) -> Prompt:
         """The few-shot prompt of `[task]`."""
@@ -202,9 +202,6 @@ class Case(Section):
     def short_prompt(self) -> Prompt:
         """The tuned model's prompt of `[task]`."""
         return Prompt(system=self.task.instruction)
-
-
-S = TypeVar("S", bound=BaseModel)
 
 
 def load_case(path: Path | None, **flags: dict[str, Any]) -> Case:
@@ -223,15 +220,15 @@ def load_case(path: Path | None, **flags: dict[str, Any]) -> Case:
             raw = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{path}: not valid TOML ({error})") from None
-    case = _validate(Case, raw, str(path))
+    case = _checked(raw, str(path))
     if path is not None:
         _anchor(case, path.parent)
     given = {section: {k: v for k, v in values.items() if v is not None} for section, values in flags.items()}
     if any(given.values()):
-        merged = case.model_dump()
+        merged = case.plain()
         for section, values in given.items():
             _merge(merged[section], values)
-        case = _validate(Case, merged, "command line")
+        case = _checked(merged, "command line")
     return case
 
 
@@ -254,32 +251,12 @@ def _anchor(case: Case, folder: Path) -> None:
             setattr(case.tune, key, folder / value)
 
 
-def _validate(model: type[S], raw: dict[str, Any], where: str) -> S:
+def _checked(raw: dict[str, Any], where: str) -> Case:
+    for section, key in _LISTS:
+        table = raw.get(section)
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            table[key] = [table[key]]
     try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        raise InputError(f"{where}: {explain(model, error)}") from None
-
-
-def explain(model: type[BaseModel], error: ValidationError) -> str:
-    """The first validation error as `key: what is wrong, what is accepted` (and how many more there are)."""
-    errors = error.errors()
-    first = errors[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        text = f"unknown key `{key}`; {nearest(path[-1], _keys(model, path[:-1]))}"
-    elif first["type"] == "literal_error":
-        text = f"`{key}` is {json.dumps(first['input'], default=str)}; accepted: {first['ctx']['expected']}"
-    else:
-        text = f"`{key}` is {json.dumps(first['input'], default=str)}; {first['msg'][0].lower()}{first['msg'][1:]}"
-    more = len(errors) - 1
-    return f"{text} ({more} more)" if more else text
-
-
-def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        inner = model.model_fields[part].annotation
-        assert isinstance(inner, type)
-        model = inner
-    return list(model.model_fields)
+        return Case.of(raw)
+    except Misfit as error:
+        raise InputError(f"{where}: {error}") from None

@@ -95,7 +95,7 @@ def dumps(payload: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` with only JSON types in it (numpy scalars and arrays, dataclasses and pydantic models included)."""
+    """`value` with only JSON types in it (numpy scalars and arrays, dataclasses and records included)."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int | bool):
@@ -104,10 +104,9 @@ def jsonable(value: Any) -> Any:
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [jsonable(v) for v in value]
-    if hasattr(value, "model_dump"):
-        return jsonable(value.model_dump(mode="json"))
-    if hasattr(value, "__dataclass_fields__"):
-        return {k: jsonable(getattr(value, k)) for k in value.__dataclass_fields__}
+    for names in ("__struct_fields__", "__dataclass_fields__"):
+        if hasattr(value, names):
+            return {k: jsonable(getattr(value, k)) for k in getattr(value, names)}
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
     return str(value)

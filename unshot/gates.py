@@ -8,31 +8,30 @@ line of a name counts.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from msgspec import field
 
 from unshot.errors import InputError
 from unshot.manifest import read_manifest
+from unshot.schema import Misfit, Record
 
 LATER = "gates.jsonl"
 Name = Literal["quality", "forgetting", "robustness", "review", "parity", "claim"]
 
 
-class Gate(BaseModel):
+class Gate(Record):
     """One answer. `passed` None means that nobody looked or that the sample was too small to tell."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: Name
     passed: bool | None
-    detail: str = Field(description="one line for a person: the figure, its bound, the rows")
-    figures: dict[str, Any] = Field(default_factory=dict)
-    at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    # One line for a person: the figure, its bound, the rows.
+    detail: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def read_gates(directory: Path) -> dict[str, Gate]:
@@ -42,17 +41,16 @@ def read_gates(directory: Path) -> dict[str, Gate]:
     later = directory / LATER
     try:
         for raw in manifest.result.get("gates", []):
-            gate = Gate.model_validate(raw)
+            gate = Gate.of(raw)
             found[gate.name] = gate
         if later.is_file():
             for line in later.read_text(encoding="utf-8").splitlines():
                 if line.strip():
-                    gate = Gate.model_validate_json(line)
+                    gate = Gate.from_json(line)
                     found[gate.name] = gate
-    except (ValidationError, UnicodeDecodeError) as error:
+    except (Misfit, UnicodeDecodeError) as error:
         raise InputError(
-            f"{directory}: its gates cannot be read ({str(error).splitlines()[0]}); {LATER} or the manifest was "
-            "changed by hand"
+            f"{directory}: its gates cannot be read ({error}); {LATER} or the manifest was changed by hand"
         ) from None
     return found
 
@@ -62,6 +60,6 @@ def add_gate(directory: Path, gate: Gate) -> None:
     read_manifest(directory, verify=False)
     with (directory / LATER).open("a", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.write(json.dumps(gate.model_dump(mode="json"), ensure_ascii=False) + "\n")
+        handle.write(gate.to_json() + "\n")
         handle.flush()
         os.fsync(handle.fileno())

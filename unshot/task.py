@@ -8,25 +8,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from unshot.case import Metric
 from unshot.case import Task as TaskSection
 from unshot.data import Example, read_text
 from unshot.errors import InputError, OutsideError
 from unshot.metrics import INVALID, Interval, class_scores, parse_answer, score, score_interval
+from unshot.schema import Misfit, Record
 
 MAX_LABELS = 200
 
 
-class Task(BaseModel):
+class Task(Record):
     """Instruction of the tuned model, labels and metric of the answer.
 
     `labels` None means free text, scored by exact match. `answer_field` names the field of a JSON answer that
     holds the label; None means that the answer is the label.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = "case"
     instruction: str | None = None
@@ -81,8 +78,8 @@ def derive_task(section: TaskSection, examples: Sequence[Example]) -> Task:
         counts = Counter(v for v in values if v != INVALID)
         if len(counts) <= min(MAX_LABELS, len(answers) // 2):
             labels = sorted(counts)
-    if labels is None and "metric" not in section.model_fields_set:
-        metric = "exact_match"
+    if metric is None:
+        metric = "macro_f1" if labels else "exact_match"
     task = Task(
         name=section.name, instruction=section.instruction, labels=labels, answer_field=field, metric=metric,
         answer_schema=schema,
@@ -160,6 +157,6 @@ def _label_field(rows: list[dict[str, Any]]) -> str | None:
 def read_task(path: Path) -> Task:
     """Read a `task.json`; `InputError` where it is not one."""
     try:
-        return Task.model_validate_json(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not a task file ({str(error).splitlines()[0]})") from None
+        return Task.from_json(read_text(path))
+    except Misfit as error:
+        raise InputError(f"{path}: not a task file ({error})") from None

@@ -136,7 +136,7 @@ def show(version: str, store: Path, tracking: str | None, out: Output) -> None:
     lines = [f"{e.at[:19]} {e.by}: {sentence(e)}" for e in events]
     facts = [f"files: {', '.join(found.files)}", f"added from {found.source}"]
     facts += [f"{stage}: {origin['path']}" for stage, origin in found.lineage.items()]
-    payload = {**described(found, state), "history": [e.model_dump() for e in events]}
+    payload = {**described(found, state), "history": [e.plain() for e in events]}
     out.result(payload, gate_table(found), *facts, *lines)
 
 
@@ -196,7 +196,7 @@ def rollback(by: str | None, why: str, store: Path, tracking: str | None, out: O
     found = open_registry(store, tracking=tracking)
     event = found.rollback(by=by or user(), why=why)
     out.result(
-        {**event.model_dump(), "seconds": round(time.perf_counter() - start, 4)},
+        {**event.plain(), "seconds": round(time.perf_counter() - start, 4)},
         sentence(event),
     )
 
@@ -205,7 +205,7 @@ def described(version: Version, state: State) -> dict[str, Any]:
     """A version as --json gives it."""
     verdicts = {name: {"passed": p, "detail": d} for name, (p, d) in version.verdicts().items()}
     return {
-        **version.model_dump(mode="json"),
+        **version.plain(),
         "name": version.name,
         "aliases": state.names(version.number),
         "verdicts": verdicts,

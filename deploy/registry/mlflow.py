@@ -8,6 +8,7 @@ decide what is served, are written last and each in one step.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import shutil
@@ -82,13 +83,13 @@ class MlflowRegistry(Registry):
         state = State()
         for item in found:
             if text := item.tags.get(f"{PREFIX}version"):
-                state.versions[int(item.version)] = Version.model_validate_json(text)
+                state.versions[int(item.version)] = Version.from_json(text)
         state.aliases = {a: int(model.aliases[a]) for a in ALIASES if a in model.aliases}
         for key in sorted(k for k in tags if k.startswith(f"{PREFIX}history.")):
-            state.history.append(Event.model_validate_json(tags[key]))
+            state.history.append(Event.from_json(tags[key]))
         rest = tags.get(f"{PREFIX}rest")
         if rest:
-            kept = State.model_validate_json(rest)
+            kept = State.from_json(rest)
             state.earlier, state.split = kept.earlier, kept.split
         return state
 
@@ -112,7 +113,7 @@ class MlflowRegistry(Registry):
     def change(self, what: Callable[[State], T]) -> T:
         with self._locked():
             before = self.state()
-            after = before.model_copy(deep=True)
+            after = copy.deepcopy(before)
             result = what(after)
             with self._outside():
                 self._write(before, after)
@@ -126,15 +127,15 @@ class MlflowRegistry(Registry):
             if before.versions.get(number) != version:
                 if number not in before.versions:
                     self._create(number, version)
-                tag = version.model_dump_json()
+                tag = version.to_json()
                 client.set_model_version_tag(name, str(number), f"{PREFIX}version", tag)
                 for gate, (passed, _) in version.verdicts().items():
                     client.set_model_version_tag(name, str(number), f"{PREFIX}gate.{gate}", str(passed))
         for number in range(len(before.history), len(after.history)):
             key = f"{PREFIX}history.{number:06d}"
-            client.set_registered_model_tag(name, key, after.history[number].model_dump_json())
+            client.set_registered_model_tag(name, key, after.history[number].to_json())
         rest = State(earlier=after.earlier, split=after.split)
-        client.set_registered_model_tag(name, f"{PREFIX}rest", rest.model_dump_json())
+        client.set_registered_model_tag(name, f"{PREFIX}rest", rest.to_json())
         for alias in ALIASES:
             held = after.aliases.get(alias)
             if held != before.aliases.get(alias):

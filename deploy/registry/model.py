@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import field
 
 from unshot.errors import InputError, nearest
 from unshot.gates import Gate
+from unshot.schema import Record
 
 Alias = Literal["champion", "challenger"]
 ALIASES: tuple[Alias, ...] = ("champion", "challenger")
@@ -19,35 +20,37 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-class Record(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
 class Waiver(Record):
     """A gate that somebody took upon themselves."""
 
     gate: str
     reason: str
     by: str
-    at: str = Field(default_factory=now)
+    at: str = field(default_factory=now)
 
 
-class Version(Record):
+class Version(Record, kw_only=True):
     """One artifact directory of `unshot export`."""
 
     number: int
-    added: str = Field(default_factory=now)
+    added: str = field(default_factory=now)
     by: str
     note: str = ""
-    source: str = Field(description="where the artifact was added from")
-    digest: str = Field(description="SHA-256 of the artifact's manifest, which holds its files' hashes")
-    files: dict[str, int] = Field(description="name -> bytes")
+    # Where the artifact was added from.
+    source: str
+    # SHA-256 of the artifact's manifest, which holds its files' hashes.
+    digest: str
+    # Name -> bytes.
+    files: dict[str, int]
     base: str | None = None
-    task: dict[str, Any] | None = Field(None, description="labels, answer field and short prompt, as tuned")
-    lineage: dict[str, Any] = Field(default_factory=dict, description="run, data and bench with their hashes")
-    scores: dict[str, Any] = Field(default_factory=dict)
-    gates: dict[str, list[Gate]] = Field(default_factory=dict, description="stage -> the gates it left")
-    waivers: list[Waiver] = Field(default_factory=list)
+    # Labels, answer field and short prompt, as tuned.
+    task: dict[str, Any] | None = None
+    # Run, data and bench with their hashes.
+    lineage: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+    # Stage -> the gates it left.
+    gates: dict[str, list[Gate]] = field(default_factory=dict)
+    waivers: list[Waiver] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -75,13 +78,14 @@ class Version(Record):
         return found
 
 
-class Event(Record):
+class Event(Record, kw_only=True):
     """One change: who, when, from what, to what, and why."""
 
-    at: str = Field(default_factory=now)
+    at: str = field(default_factory=now)
     by: str
     action: Literal["add", "gates", "promote", "rollback", "split"]
-    subject: str = Field(description="the alias that moved, the version that was added, or `split`")
+    # The alias that moved, the version that was added, or `split`.
+    subject: str
     before: str | None = None
     after: str | None = None
     why: str = ""
@@ -91,13 +95,13 @@ class State(Record):
     """The whole registry."""
 
     format: int = 1
-    versions: dict[int, Version] = Field(default_factory=dict)
-    aliases: dict[Alias, int] = Field(default_factory=dict)
-    earlier: list[int | None] = Field(
-        default_factory=list, description="champions before this one, the last one last; None: there was none"
-    )
-    split: float | None = Field(None, description="the candidate's share in percent; None: the gateway's own")
-    history: list[Event] = Field(default_factory=list)
+    versions: dict[int, Version] = field(default_factory=dict)
+    aliases: dict[Alias, int] = field(default_factory=dict)
+    # Champions before this one, the last one last; None: there was none.
+    earlier: list[int | None] = field(default_factory=list)
+    # The candidate's share in percent; None: the gateway's own.
+    split: float | None = None
+    history: list[Event] = field(default_factory=list)
 
     def find(self, text: str) -> Version:
         """The version that `v3`, `3`, `champion` or `challenger` names. Raises `InputError`."""

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import ValidationError
-
 from deploy.registry import evidence
 from deploy.registry.model import Alias, Event, State, Version, Waiver
 from unshot.errors import InputError, OutsideError
 from unshot.manifest import NAME, read_manifest, staged, write_text
+from unshot.schema import Misfit
 
 if TYPE_CHECKING:
     from deploy.registry.evidence import Evidence
@@ -56,13 +55,9 @@ class Registry:
         except FileNotFoundError:
             return State()
         try:
-            return State.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise InputError(
-                f"{self.path}: {where}: {first['msg']}; it was changed by hand or by a newer unshot"
-            ) from None
+            return State.from_json(text)
+        except Misfit as error:
+            raise InputError(f"{self.path}: {error}; it was changed by hand or by a newer unshot") from None
 
     def stamp(self) -> object:
         """Something cheap that differs after every change: the gateway compares it several times a second."""
@@ -77,7 +72,7 @@ class Registry:
         with self._locked():
             state = self.state()
             result = what(state)
-            write_text(self.path, state.model_dump_json(indent=1) + "\n")
+            write_text(self.path, state.to_json(indent=1) + "\n")
             self._sync()
             return result
 

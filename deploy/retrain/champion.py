@@ -36,7 +36,7 @@ class Champion:
 
     def case_text(self, target: float | None) -> str:
         """A case file with its task and its settings, so that the next run differs by its rows alone."""
-        task = {k: v for k, v in self.task.model_dump().items() if k != "max_answer_tokens"}
+        task = {k: v for k, v in self.task.plain().items() if k != "max_answer_tokens"}
         sections = {
             "task": {**task, "system": self.task.instruction, "target": target},
             "candidate": {"model": self.base},

@@ -11,9 +11,9 @@ import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from msgspec import Meta
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -25,6 +25,7 @@ from deploy.serve.backend import Failure
 from deploy.serve.gateway import Asked, Gateway, Shown, problem, unit_of
 from deploy.serve.metrics import BREAKER
 from deploy.serve.target import encode
+from unshot.schema import Misfit, Record
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 LONGEST_KEY = 256
@@ -39,15 +40,13 @@ class Limits:
     key: str | None = None
 
 
-class Given(BaseModel):
+class Given(Record):
     """The body of POST /v1/feedback."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    id: str = Field(min_length=1, max_length=100)
+    id: Annotated[str, Meta(min_length=1, max_length=100)]
     correct: bool | None = None
-    correction: str | None = Field(None, max_length=100_000)
-    by: str = Field("user", max_length=100)
+    correction: Annotated[str, Meta(max_length=100_000)] | None = None
+    by: Annotated[str, Meta(max_length=100)] = "user"
 
 
 class Events(StreamingResponse):
@@ -208,14 +207,12 @@ class Door:
         if self.gateway.journal is None:
             raise Failure("no log", "feedback needs a log; start the gateway with --log DIR", status=409)
         try:
-            given = Given.model_validate_json(await self._read(request))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the body"
-            raise self._bad(f"{where}: {first['msg']}") from None
+            given = Given.from_json(await self._read(request))
+        except Misfit as error:
+            raise self._bad(str(error)) from None
         if given.correct is None and given.correction is None:
             raise self._bad("give `correct`, `correction`, or both")
-        self.gateway.journal.put(Feedback(time=time.time(), **given.model_dump()))
+        self.gateway.journal.put(Feedback(time=time.time(), **given.plain()))
         self.gateway.metrics.feedback.labels(str(given.correct).lower()).inc()
         return answer({"id": given.id, "recorded": True})
 

@@ -65,7 +65,7 @@ class Journal:
     def _clean(self, entry: Request | Feedback) -> Request | Feedback:
         names = ("correction",) if isinstance(entry, Feedback) else ("input", "answer")
         clean = {n: self._redacted(v) for n in names if (v := getattr(entry, n)) is not None}
-        return entry.model_copy(update=clean)
+        return entry.changed(**clean)
 
     def _redacted(self, text: str) -> str:
         return pii.redact(text, pii.find(text, self._region))

@@ -136,7 +136,7 @@ class Resolver:
             instruction=section.instruction,
             labels=section.labels,
             answer_field=section.answer_field,
-            metric=section.metric,
+            metric=section.metric or "macro_f1",
         )
 
     def task_of(self, place: Place, state: State) -> Task:
@@ -144,7 +144,7 @@ class Resolver:
         if place.follows:
             own = _find(place, state)
             if own is not None and own.task:
-                return Task.model_validate(own.task)
+                return Task.of(own.task)
         return self.task
 
     def resolve(self, arm: Arm, place: Place, other: Place | None, state: State) -> Target | None:

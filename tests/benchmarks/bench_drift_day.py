@@ -167,7 +167,7 @@ def redraw(out: Path, first: int, runs: int, requests: int) -> None:
         writer = Writer(log)
         chosen = np.random.default_rng([7, number]).choice(len(lines), size=requests, replace=False)
         for place, row in enumerate(chosen):
-            writer.write(lines[row].model_copy(update={"time": lines[0].time + 60.0 * place}))
+            writer.write(lines[row].changed(time=lines[0].time + 60.0 * place))
         report = drift_run(log, Output(verbosity=-1), schedule=SCHEDULE, reference=out / "run")
         alarms += report["verdict"] == "drift"
     print(

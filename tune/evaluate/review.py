@@ -250,7 +250,7 @@ def from_review(
     if judge is not None:
         result["judge"] = _judge_agreement(judge, facts, settled, better, out, seed)
     gate = review_gate(result, accept)
-    result["gate"] = gate.model_dump(mode="json")
+    result["gate"] = gate.plain()
     add_gate(run, gate)
     return result
 
