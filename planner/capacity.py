@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner import queueing
 from planner.replica import Load, Setup, Slo, setup
@@ -22,8 +23,7 @@ from planner.roofline import (
 from unshot.catalog import Architecture, Gpu, Precision
 
 
-@dataclass(frozen=True)
-class Quantiles:
+class Quantiles(Struct, frozen=True):
     """Mean, p50, p95 and p99 of a latency, seconds."""
 
     mean: float
@@ -32,8 +32,7 @@ class Quantiles:
     p99: float
 
 
-@dataclass(frozen=True)
-class Forecast:
+class Forecast(Struct, frozen=True):
     """One replica under a load. Times in seconds, `capacity` in requests/s with no latency target.
 
     `fits` is False where the weights, or not even one sequence, do not fit (then `reason` says why, latencies
@@ -67,8 +66,7 @@ class Forecast:
     high: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Sizing:
+class Sizing(Struct, frozen=True):
     """How many devices hold an SLO: `replicas` of `tensor_parallel` devices, `gpus` in all.
 
     `rate_per_replica` is the highest rate one replica takes within the SLO; `forecast` is one replica's at its

@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.published import Observation, predict
 from planner.replica import CHUNK
@@ -39,8 +40,7 @@ HOLD = {
 PREFILL_WEIGHT = 0.7  # prefill rows of the single-stream kind scatter more: MMQ against cuBLAS paths
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(Struct, frozen=True):
     """The result: efficiencies by family, and by pooled class for families without rows."""
 
     families: Mapping[str, Efficiency]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from planner.build import build
 from planner.payload import payload
@@ -26,8 +27,7 @@ HEADERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(Struct, frozen=True):
     """One prompt of a folder with its sample of inputs (None: the case's own)."""
 
     name: str

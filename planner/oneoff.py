@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from unshot.case import Method, Plan
 from unshot.catalog.tables import table
@@ -10,8 +10,7 @@ from unshot.catalog.tables import table
 MONTHS = 12
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(Struct, frozen=True):
     """Compute of one training run: tokens seen, floating-point operations, and GPU hours at the assumed MFU."""
 
     tokens: float
@@ -20,8 +19,7 @@ class Training:
     hours: float
 
 
-@dataclass(frozen=True)
-class Costs:
+class Costs(Struct, frozen=True):
     """Dollars. `once` by what they pay for; `retraining` is one retraining; `monthly` recurs each month."""
 
     once: dict[str, float]

@@ -7,10 +7,10 @@ numpy arrays that broadcast, so that one formula serves the table, the charts an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from msgspec import Struct
 
 from planner.oneoff import Costs
 from planner.prices import ApiPrice, RequestCost, hit_rate, request_cost
@@ -27,8 +27,7 @@ Kind = Literal["api", "hosted"]
 Mode = Literal["plain", "cached", "batch"]
 
 
-@dataclass(frozen=True)
-class World:
+class World(Struct, frozen=True):
     """Factors on the assumptions; 1 is the forecast. Each a number or an array of draws, shape `(draws, 1)`.
 
     `api_price` and `gpu_price` scale prices, `length` all token counts (the counting error), `varying` the part of the
@@ -47,8 +46,7 @@ class World:
     adapters: Any = 1.0
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """The load over a day: `hourly` factors on the mean rate, 24 of them; the largest is the peak factor."""
 
     peak: float
@@ -70,8 +68,7 @@ class Shape:
         return cls(peak, tuple(day((low + high) / 2)))
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(Struct, frozen=True):
     """One way to serve the task. `prompt` says which prompt is sent, `tuned` whether the model was fine-tuned."""
 
     key: str
@@ -92,7 +89,7 @@ class Option:
     min_replicas: int = 1
     shared_by: int = 1
     baseline: bool = False
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def hit(self, rate: Any, *, ttl: float | None = None) -> Any:
         """Share of requests that find the prefix cached, averaged over the day's load."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from planner import prices
 from planner.options import Option
@@ -16,8 +17,7 @@ from planner.usage import Usage
 from unshot.case import Case
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """What the command line adds to the case: tokenizers, prices, seeds."""
 
     paths: Paths = field(default_factory=lambda: Paths({}))
@@ -29,16 +29,14 @@ class Settings:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """One option against the cheapest way to keep the prompt."""
 
     break_even: float | None
     payback_months: float | None
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """Everything a report shows. `keep` and `tuned` are the two options the verdict weighs."""
 
     case: Case

@@ -10,10 +10,11 @@ import functools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from importlib import metadata
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.overrides import KEYS, Overrides
 from unshot.catalog.tables import table
@@ -23,8 +24,7 @@ from unshot.memo import package_state, remember
 MTOK = 1e6
 
 
-@dataclass(frozen=True)
-class CacheRule:
+class CacheRule(Struct, frozen=True):
     """When a prompt prefix is cached. Times in seconds; surcharges as shares of the input price."""
 
     minimum: int = 1024
@@ -40,8 +40,7 @@ class CacheRule:
         return prefix // self.step * self.step if prefix >= self.minimum else 0
 
 
-@dataclass(frozen=True)
-class Latency:
+class Latency(Struct, frozen=True):
     """A provider's typical median TTFT and TPOT in milliseconds; real ones lie within `factor` both ways."""
 
     ttft_ms: float
@@ -50,8 +49,7 @@ class Latency:
     source: str
 
 
-@dataclass(frozen=True)
-class ApiPrice:
+class ApiPrice(Struct, frozen=True):
     """Prices of one API model in $ per million tokens; None where the provider does not offer it.
 
     `write` and `write_long` are the full price of a token written to the cache (not the surcharge alone).
@@ -75,7 +73,7 @@ class ApiPrice:
     batch_source: str = ""
     training: float | None = None
     context: int | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One line for the list of assumptions."""
@@ -90,8 +88,7 @@ class ApiPrice:
         return f"{self.model}: {', '.join(parts)} per million tokens; {self.source}, {self.date}"
 
 
-@dataclass(frozen=True)
-class RequestCost:
+class RequestCost(Struct, frozen=True):
     """Dollars of one request by what they pay for; numbers or numpy arrays."""
 
     input: Any
@@ -189,6 +186,8 @@ def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
 
 def _lookup(model: str, when: datetime) -> dict[str, Any] | None:
     """What genai-prices says of a model, with its tiers; None for a model it does not know."""
+    from importlib import metadata  # a twentieth of a cold start, and only wanted here
+
     provider_id, _, name = model.rpartition("/")
     try:
         provider, info = _snapshot().find_provider_model(name.lower(), None, provider_id or None, None)

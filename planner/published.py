@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from planner import queueing
 from planner.replica import CHUNK, Load, setup
@@ -28,8 +29,7 @@ SINGLE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Observation:
+class Observation(Struct, frozen=True):
     """One measured figure, tokens/s. `quantity` is `throughput` (output tokens of a saturated server), `prefill`
     or `decode` (one stream). `line` is the row's line in the file.
     """

@@ -18,10 +18,10 @@ Quantiles come from three moments through Wilson and Hilferty's cube root (Pears
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from planner.moments import fixed_wait, lgamma, mix, mixture_quantiles, normal, pearson, survival
 from planner.roofline import StepCost
@@ -33,8 +33,7 @@ Number = Any
 TOP = 0.95  # utilisation at which a passing overload is held: it ends before its queue is stationary
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(Struct, frozen=True):
     """What one request asks of the server: means, and squared coefficients of variation of its lengths.
 
     `new` prompt tokens to prefill, `pairs` query-key pairs of that prefill, `context` mean cached tokens while
@@ -56,8 +55,7 @@ class Shape:
     room: Number = 0.0
 
 
-@dataclass(frozen=True)
-class Response:
+class Response(Struct, frozen=True):
     """Latency of a load: `ttft`, `tpot`, `e2e` map a percentile to seconds; means beside them; see `Forecast`."""
 
     capacity: Number

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from planner import queueing
 from planner.roofline import Efficiency, StepCost, cost_of, efficiency, requests_in_memory
@@ -22,8 +22,7 @@ MAX_BATCH = {"batched": 2048, "llamacpp": 64}
 CHUNK = {"batched": 2048, "llamacpp": 512}
 
 
-@dataclass(frozen=True)
-class Load:
+class Load(Struct, frozen=True):
     """Requests as they come to one replica.
 
     `rate` requests/s; tokens are means per request; `cached_tokens` of the prompt are found in a prefix cache.
@@ -82,8 +81,7 @@ class Load:
         )
 
 
-@dataclass(frozen=True)
-class Slo:
+class Slo(Struct, frozen=True):
     """Targets in seconds at `percentile` (0-100); None means no target."""
 
     ttft: float | None = None
@@ -92,8 +90,7 @@ class Slo:
     percentile: float = 95.0
 
 
-@dataclass(frozen=True)
-class Setup:
+class Setup(Struct, frozen=True):
     """One replica, resolved: shape, step cost and limits (what `forecast` and `simulate` both start from).
 
     `max_batch` mean requests fit the memory and the engine; `slots` sequences are the engine's own limit;

@@ -13,10 +13,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from unshot.catalog import Architecture, Gpu, Precision
 from unshot.catalog.tables import table
@@ -39,8 +40,7 @@ POWER = 0.8
 Number = Any  # float or numpy array
 
 
-@dataclass(frozen=True)
-class Efficiency:
+class Efficiency(Struct, frozen=True):
     """How much of a data sheet one device family reaches with one engine: the four fitted numbers.
 
     `compute`: share of the dense peak in matrix products. `bandwidth`: share of the memory bandwidth when weights
@@ -107,8 +107,7 @@ def pool(gpu: Gpu, engine: str) -> str:
     return "pooled"
 
 
-@dataclass(frozen=True)
-class StepCost:
+class StepCost(Struct, frozen=True):
     """Coefficients of one iteration's time, seconds each.
 
     `fixed` per iteration; `weights` to read the dense weights; `experts` to read all experts (`routed` = top-k
@@ -155,13 +154,18 @@ class StepCost:
     def scaled(self, speed: Number) -> StepCost:
         """The same device running `speed` times as fast."""
         return StepCost(
-            **{f.name: getattr(self, f.name) / (1.0 if f.name == "routed" else speed) for f in fields(self)}
+            **{
+                name: getattr(self, name) / (1.0 if name == "routed" else speed)
+                for name in self.__struct_fields__
+            }
         )
 
 
 def columns(records: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The fields of dataclass records as arrays, shape `(len(records),)`, to make one record of arrays from."""
-    return {f.name: np.array([float(getattr(r, f.name)) for r in records]) for f in fields(records[0])}
+    """The fields of records as arrays, shape `(len(records),)`, to make one record of arrays from."""
+    return {
+        name: np.array([float(getattr(r, name)) for r in records]) for name in records[0].__struct_fields__
+    }
 
 
 def cost_of(

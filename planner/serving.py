@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.capacity import gpus_needed
 from planner.queueing import Shape, respond
@@ -38,8 +39,7 @@ SIMULATED, SLOTS, REQUESTS = 0.7, 10, 40_000
 MAX_UTILISATION = 0.9
 
 
-@dataclass(frozen=True)
-class Serving:
+class Serving(Struct, frozen=True):
     """One replica of a model on a device under one prompt's requests.
 
     `capacity` requests/s within the SLO (0 where `fits` is False, then `why` says why); elasticities say by what

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import dataclass, replace
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner.capacity import Forecast, Quantiles, forecast_setup
 from planner.replica import Load, Setup, all_pairs, windowed_pairs
@@ -22,8 +23,7 @@ from planner.roofline import StepCost
 from unshot.errors import InputError
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(Struct, frozen=True):
     """What a simulation saw. Arrays have shape (requests,), seconds, in order of arrival.
 
     `wait` is from arrival to entering the batch. `busy` is the share of time with an iteration running, `batch`

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 
 from planner import queueing
 from planner.replica import Load, setup
@@ -14,8 +14,7 @@ from unshot import catalog
 from unshot.errors import InputError
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(Struct, frozen=True):
     """Answers on a grid. Every array has shape (models, gpus, precisions, prompts, rates).
 
     Latencies are seconds at `percentile`, infinite where unstable or where the model does not fit (`max_batch` 0);

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from planner.counters import ApproximateCounter, Counter, OpenAICounter, TemplateCounter, family_of
 from planner.encodings import TokenizerMissing, encoding_folders, load_encoding, openai_encoding
@@ -21,8 +22,7 @@ from unshot.errors import InputError, OutsideError
 from unshot.memo import cache_dir, package_state, stat_of
 
 
-@dataclass(frozen=True)
-class Paths:
+class Paths(Struct, frozen=True):
     """Where `--tokenizer` says tokenizers are: `model -> path`, and `default` for any open model without one."""
 
     by_model: dict[str, Path]

@@ -6,8 +6,9 @@ Source of the order and of the example counts: "Fine-Tuning LLMs for Domain-Spec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from unshot.case import Task
 from unshot.errors import InputError, nearest
@@ -18,8 +19,7 @@ FEWEST, ENOUGH = 50, 100
 TRIED = 3
 
 
-@dataclass(frozen=True)
-class Economics:
+class Economics(Struct, frozen=True):
     """What the forecast says: dollars per month of the cheapest way to keep the prompt and to tune, at `rate`.
 
     `break_even` is requests per second (None: never), `payback_months` None where tuning never pays back.
@@ -47,8 +47,7 @@ class Economics:
         return self.payback_months is not None and self.payback_months <= self.horizon_months
 
 
-@dataclass(frozen=True)
-class Triage:
+class Triage(Struct, frozen=True):
     """The answer with its reasons, what would change it, and what was not said."""
 
     answer: Literal["yes", "not yet"]

@@ -8,10 +8,11 @@ cancels in their difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from msgspec import Struct, to_builtins
+from msgspec.structs import replace
 
 from planner.breakeven import break_even
 from planner.options import Option, World
@@ -20,8 +21,7 @@ DRAWS = 1000
 Z95 = 1.6448536269514722
 
 
-@dataclass(frozen=True)
-class Assumption:
+class Assumption(Struct, frozen=True):
     """One thing that may be off. `low` and `high` are factors (5th and 95th percentile) round the forecast.
 
     `field` is the `World` field it scales, or `rate`.
@@ -34,8 +34,7 @@ class Assumption:
     why: str
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(Struct, frozen=True):
     """A forecast with its 90% interval; None where a quantile is not finite (never breaks even, never pays back)."""
 
     p5: float | None
@@ -50,8 +49,7 @@ class Band:
         return cls(*(float(v) if np.isfinite(v) else None for v in found))
 
 
-@dataclass(frozen=True)
-class Swing:
+class Swing(Struct, frozen=True):
     """What one assumption does alone: the result at its low and at its high end."""
 
     label: str
@@ -67,8 +65,7 @@ class Swing:
         return abs(self.high - self.low) if np.isfinite(self.high) and np.isfinite(self.low) else np.inf
 
 
-@dataclass(frozen=True)
-class Uncertainty:
+class Uncertainty(Struct, frozen=True):
     """Bands per option (`monthly`), for the pair compared (`break_even`, `payback`, `saving`), and the tornado.
 
     `never` is the share of draws in which the option does not break even at any rate; `cheaper` the share in which it
@@ -86,7 +83,7 @@ class Uncertainty:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form, without the draws."""
-        data = asdict(self)
+        data = to_builtins(self)
         data.pop("break_even_draws")
         return data
 

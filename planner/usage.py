@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from msgspec import Struct, to_builtins
 
 from planner.counters import Counter
 from unshot.data import Example, Message
@@ -17,8 +18,7 @@ MAX_SAMPLE = 400
 PROBES = ("Zx 9", "quiet, 4?")
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(Struct, frozen=True):
     """A distribution in tokens: mean, 5th/50th/95th percentile, largest, and the sample's size."""
 
     mean: float
@@ -43,8 +43,7 @@ class Spread:
         return cls(mean, quantile(0.05), quantile(0.5), quantile(0.95), ordered[-1], len(ordered))
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(Struct, frozen=True):
     """Tokens of one prompt with one model. `prefix` is static (cacheable); `varying` is the rest of the input.
 
     `samples` holds `(input tokens, output tokens)` per sampled request, for the simulation.
@@ -69,13 +68,13 @@ class Usage:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form, without the samples."""
-        data = asdict(self)
+        data = to_builtins(self)
         data.pop("samples")
         return {**data, "varying": self.varying}
 
     def dump(self) -> dict[str, Any]:
         """JSON form for the cache: numbers only, no text of the prompt."""
-        data = asdict(self)
+        data = to_builtins(self)
         data["examples"] = [cost.tokens for cost in self.examples]
         return data
 
@@ -96,8 +95,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True)
-class ExampleCost:
+class ExampleCost(Struct, frozen=True):
     """What one few-shot example (or one block of a text prompt) adds to every request, in tokens."""
 
     number: int

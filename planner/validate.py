@@ -8,11 +8,11 @@ and the rows left out are forecast.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 
 from planner.fit import fit_rows
 from planner.published import Observation, predict, read_published
@@ -26,8 +26,7 @@ class NothingToLeaveOut(InputError):
     """All rows are of one GPU or one model."""
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(Struct, frozen=True):
     """One row and its forecast; `error` is forecast / measured - 1."""
 
     row: Observation

@@ -12,11 +12,12 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from planner import queueing
 from planner.replica import Load, setup
@@ -51,8 +52,7 @@ SHARES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(Struct, frozen=True):
     """One random load on one device; `load.rate` is a placeholder until `at` sets it by utilisation."""
 
     model: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import time
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from planner import queueing
 from planner.capacity import forecast, gpus_needed

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from planner.breakeven import GRID, break_even, exact_break_even, payback
 from planner.options import HOURS_PER_MONTH, SECONDS_PER_MONTH, Option, Shape, World

@@ -50,7 +50,7 @@ def test_one_model_cannot_be_left_out() -> None:
 @needs_data
 def test_left_out_rows_are_not_in_their_fit() -> None:
     """Spoiling the measurements of one device must not move that device's own left-out forecasts."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     rows = read_published(TRT)
     spoiled = [replace(r, measured=r.measured * 3) if r.gpu.name == "l40s" else r for r in rows]
@@ -229,7 +229,7 @@ def test_plan_moves_to_a_recorded_report(tmp_path: Path) -> None:
 
 
 def _report(compute: float, bandwidth: float) -> dict:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     arch, gpu, form = catalog.model("smollm2-135m"), catalog.gpu("cpu"), catalog.precision("q8_0")
     eff = replace(efficiency(gpu), compute=compute, bandwidth=bandwidth)

@@ -12,16 +12,15 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from unshot import __version__
 from unshot.console import dumps
@@ -49,6 +48,9 @@ def describe_file(path: Path, *, name: str | None = None) -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that change results, of those installed."""
+    import platform
+    from importlib import metadata  # a twentieth of a cold plan, which writes no manifest unless asked
+
     found = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -58,10 +60,12 @@ def library_versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The machine in words: CPU model, usable cores, RAM (bytes), GPUs where torch is loaded and sees them."""
+    import platform
+
     info: dict[str, Any] = {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_name(),
+        "cpu": _cpu_name() or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -77,11 +81,10 @@ def _cpu_name() -> str:
         for line in handle:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
-@dataclass
-class Manifest:
+class Manifest(Struct):
     """What a stage wrote, from what, with what, and how long it took.
 
     `outputs` maps a path relative to the directory to its `{bytes, sha256}`; `timings` are seconds.
@@ -138,7 +141,7 @@ def read_manifest(directory: Path, *, stage: str | None = None, verify: bool = T
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        known = {k: v for k, v in raw.items() if k in Manifest.__dataclass_fields__}
+        known = {k: v for k, v in raw.items() if k in Manifest.__struct_fields__}
         manifest = Manifest(**known)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a manifest ({error}); run the stage that wrote it again") from None

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from planner.capacity import forecast
 from planner.replica import Load, setup

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from unshot.errors import InputError
 
 
-@dataclass(frozen=True)
-class Architecture:
+class Architecture(Struct, frozen=True):
     """A decoder-only transformer. Sizes are counts of elements; `intermediate` is one expert's width.
 
     `window` is the sliding-window size in tokens and `windowed` the number of layers that use it (0: none).

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from unshot.errors import InputError, nearest
 
 GIB = float(2**30)
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(Struct, frozen=True):
     """One device (a GPU, an Apple chip or a CPU).
 
     `memory` bytes, `bandwidth` bytes/s, `flops` dense peak operations/s by `fp16`, `fp8`, `int8` (only what the
@@ -65,8 +65,7 @@ class Gpu:
         return self.flops.get(compute, self.flops["fp16"])
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(Struct, frozen=True):
     """How weights (`weight` bytes each), cache (`cache` bytes per element) and arithmetic (`compute`) are kept.
 
     `head` is the bytes per weight of embeddings and output head, which most formats keep wider.
