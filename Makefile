@@ -27,7 +27,8 @@ docs: $(READY)
 	$(PY) -m unshot.reference docs/commands.md
 
 # torch goes first and alone, so that no resolver can trade the pinned build for another; llama-cpp-python compiles
-# (some 10 minutes on 2 cores). A plain path to this folder (`compat`) takes no import hook, 5% of a cold `unshot plan`.
+# (some 10 minutes on 2 cores). A plain path to this folder (`compat`) takes no import hook, 5% of a cold `unshot plan`;
+# and it is compiled as pip compiles a wheel, since PYTHONDONTWRITEBYTECODE would have each start compile it anew.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "error: $(PYTHON) is not Python 3.11 to 3.13; run make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -36,6 +37,7 @@ docs: $(READY)
 	CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-$$(nproc)} \
 	  .venv/bin/python -m pip install -q $(PIP_ARGS) -c constraints.txt -C editable_mode=compat -e '.[all,dev]'
 	.venv/bin/python -m pip check
+	.venv/bin/python -m compileall -q unshot planner tune export bench deploy
 	touch $@
 
 clean:

@@ -146,9 +146,11 @@ def _bare(model: str) -> ApiPrice:
 
 
 def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
-    # Half hours: some providers' prices change with the time of day.
-    slot = f"{when.astimezone(UTC):%Y-%m-%dT%H}:{when.minute // 30}"
-    found = remember("price", (package_state("genai_prices"), model, slot), lambda: _lookup(model, when))
+    now = when.astimezone(UTC)
+    key = (package_state("genai_prices"), model, f"{now:%Y-%m-%d}")
+    found = remember("price", key, lambda: _lookup(model, now))
+    if found is not None and found["by_hour"]:
+        found = remember("price", (*key, now.hour, now.minute // 30), lambda: _lookup(model, now))
     if found is None:
         raise InputError(
             f"unknown API model '{model}': {nearest(model.rpartition('/')[2], _model_names())} Or give its price: "
@@ -201,6 +203,7 @@ def _lookup(model: str, when: datetime) -> dict[str, Any] | None:
         "id": info.id,
         "context": info.context_window,
         "date": _verified(info.price_comments) or _data_date(),
+        "by_hour": any(hasattr(item.constraint, "start_time") for item in _conditions(info)),
         "standard": {key: _tiers(plain, name) for key, name in _STANDARD.items()},
         "batch": {key: _tiers(batch, name) for key, name in _BATCH.items()},
     }
@@ -285,12 +288,16 @@ def _data_date() -> str:
     today = date.today()
     for provider in _snapshot().providers:
         for model in provider.models:
-            conditions = model.prices if isinstance(model.prices, list) else []
-            for item in (*conditions, *(model.price_variants or ())):
+            for item in _conditions(model):
                 start = getattr(item.constraint, "start_date", None)
                 if start is not None and newest < start <= today:
                     newest = start
     return newest.isoformat()
+
+
+def _conditions(model: Any) -> list[Any]:
+    """The prices of a model that hold from a date on, at some hours, or for some kind of request."""
+    return [*(model.prices if isinstance(model.prices, list) else ()), *(model.price_variants or ())]
 
 
 def _model_names() -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from planner.build import Planner, Settings
+from planner.prices import _lookup, api_price
 from planner.tokens import Paths
 from tests.planner_files import few_shot, inputs, model_folder
 from unshot.case import Case, load_case
@@ -53,6 +55,20 @@ def test_another_prompt_or_tokenizer_is_counted_anew(cache: Path, tmp_path: Path
     config["chat_template"] = "{{ bos_token }}" * 50 + config["chat_template"]
     (model / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     assert count(case(tmp_path, 12), model).prefix == first.prefix + 50
+
+
+def test_a_price_is_kept_for_its_day_and_one_by_the_hour_for_half_an_hour(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = datetime(2026, 11, 26, tzinfo=UTC)
+    hours = [day + timedelta(hours=h) for h in range(24)]
+    fresh = [_lookup("deepseek-chat", hour)["standard"]["input"][0][1] for hour in hours]
+    assert len(set(fresh)) > 1
+    for _ in range(2):
+        assert [api_price("deepseek-chat", when=hour).input for hour in hours] == fresh
+    first = api_price("gpt-4", when=hours[1])
+    monkeypatch.setattr("planner.prices._lookup", lambda *_: pytest.fail("looked up again"))
+    assert api_price("gpt-4", when=hours[20]) == first
 
 
 def test_no_text_is_kept(cache: Path, tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
     python tests/benchmarks/bench_plan_cold.py [--runs 15]
 
-Target: under 0.6 s, torch never imported. `first` counts tokens and reads prices anew (UNSHOT_NO_CACHE=1), `again`
-takes them over from an earlier run of the same case. Other load on the machine shows in the median; the smallest is
-the machine's own figure.
+Target: under 0.6 s, torch never imported. Each case is timed as `--json` and with its tables on the terminal (`again`),
+with a prompt that was never counted (`new prompt`), and with nothing kept from earlier runs (`UNSHOT_NO_CACHE=1`:
+prices and catalogs are read anew too). The runs take turns, so that a slow minute of the machine meets all of them;
+other load shows in the median, the smallest is the machine's own figure. Bytecode is compiled first, as installing a
+wheel does.
 """
 
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,65 +24,89 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 TARGET_S = 0.6
+HEAVY = {"torch", "transformers", "onnxruntime", "scipy", "huggingface_hub", "pydantic"}
 
 
-def timed(command: list[str], runs: int, **extra: str) -> dict[str, float]:
-    """Wall seconds (smallest and median) and CPU seconds (median) of a command."""
-    wall, cpu = [], []
+def once(command: list[str], **extra: str) -> tuple[float, str]:
+    """Wall seconds of a command, and its stderr."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNSHOT_OFFLINE": "1", **extra}
-    for _ in range(runs):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        wall.append(time.perf_counter() - start)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if done.returncode:
-            sys.exit(done.stderr)
-    return {"min_s": min(wall), "median_s": statistics.median(wall), "cpu_median_s": statistics.median(cpu)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(done.stderr)
+    return seconds, done.stderr
 
 
-def files(folder: Path) -> dict[str, list[str]]:
-    """Two cases: the embedded model on a CPU, and an API baseline against an 8B model on a GPU."""
+def prompt(folder: Path, name: str) -> str:
+    """A prompt of 24 short shots in which `name` stands once, so that another name makes a new prompt."""
     shots = [
         {
-            "prompt": f"Clause {i}: either party may end this agreement on {i} days' notice.",
+            "prompt": f"Clause {i} of {name}: either party may end this agreement on {i} days' notice.",
             "completion": "termination",
         }
         for i in range(24)
     ]
-    (folder / "shots.jsonl").write_text("".join(json.dumps(s) + "\n" for s in shots), encoding="utf-8")
-    common = ["--prompt", str(folder / "shots.jsonl"), "--rate", "5", "--json", "-q"]
-    plan = [sys.executable, "-m", "unshot", "plan"]
-    small = ["--model", "smollm2-135m"]
-    return {
-        "embedded model on cpu": [*plan, *common, *small, "--baseline-model", "smollm2-135m", "--gpu", "cpu"],
-        "gpt-4 against smollm2-135m on l4": [*plan, *common, *small, "--baseline", "gpt-4", "--gpu", "l4"],
-    }
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(s) + "\n" for s in shots), encoding="utf-8")
+    return str(path)
+
+
+CASES = {
+    "embedded model on cpu": ["--baseline-model", "smollm2-135m", "--gpu", "cpu"],
+    "gpt-4 against smollm2-135m on l4": ["--baseline", "gpt-4", "--gpu", "l4"],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=15)
     runs = parser.parse_args().runs
-    result: dict[str, object] = {"python -c pass": timed([sys.executable, "-c", "pass"], runs)}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, command in files(Path(folder)).items():
-            first = timed(command, runs, UNSHOT_NO_CACHE="1")
-            again = timed(command, runs)
-            result[name] = {"first": first, "again": again}
-            probe = [sys.executable, "-X", "importtime", *command[1:]]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNSHOT_OFFLINE": "1"}
-            text = subprocess.run(probe, cwd=ROOT, env=environment, capture_output=True, text=True).stderr
-            modules = {line.rsplit("|", 1)[-1].strip() for line in text.splitlines() if "|" in line}
-            result[f"{name}: modules"] = len(modules)
-            heavy = sorted({"torch", "transformers", "onnxruntime", "scipy", "huggingface_hub"} & modules)
-            result[f"{name}: heavy imports"] = heavy
-            result[f"{name}: under {TARGET_S} s"] = {
-                "first": first["min_s"] < TARGET_S,
-                "again": again["min_s"] < TARGET_S,
-            }
-    print(json.dumps(result, indent=2))
+    compileall.compile_dir(str(ROOT / "unshot"), quiet=1)
+    compileall.compile_dir(str(ROOT / "planner"), quiet=1)
+    times: dict[str, list[float]] = {}
+    loaded: dict[str, dict[str, object]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        same = prompt(folder, "case")
+        for number in range(runs + 1):
+            turn = {"python -c pass": once([sys.executable, "-c", "pass"])[0]}
+            new = prompt(folder, f"prompt{os.getpid()}x{number}")
+            for case, flags in CASES.items():
+                plan = [
+                    sys.executable,
+                    "-m",
+                    "unshot",
+                    "plan",
+                    *flags,
+                    "--model",
+                    "smollm2-135m",
+                    "--rate",
+                    "5",
+                ]
+                turn[f"{case}: again"] = once([*plan, "--prompt", same, "--json", "-q"])[0]
+                turn[f"{case}: again, tables"] = once([*plan, "--prompt", same])[0]
+                turn[f"{case}: new prompt"] = once([*plan, "--prompt", new, "--json", "-q"])[0]
+                nothing = once([*plan, "--prompt", same, "--json", "-q"], UNSHOT_NO_CACHE="1")[0]
+                turn[f"{case}: nothing kept"] = nothing
+                if not number:
+                    probe = [plan[0], "-X", "importtime", *plan[1:], "--prompt", same, "--json", "-q"]
+                    lines = once(probe)[1].splitlines()
+                    modules = {line.rsplit("|", 1)[-1].strip() for line in lines if "|" in line}
+                    loaded[case] = {"modules": len(modules), "heavy": sorted(HEAVY & modules)}
+            if number:  # the first turn warms the disk and the caches
+                for name, seconds in turn.items():
+                    times.setdefault(name, []).append(seconds)
+    result = {
+        name: {
+            "min_s": round(min(seconds), 3),
+            "median_s": round(statistics.median(seconds), 3),
+            f"under {TARGET_S} s": f"{sum(x < TARGET_S for x in seconds)} of {runs}",
+        }
+        for name, seconds in times.items()
+    }
+    print(json.dumps({"seconds": result, "imports": loaded}, indent=2))
 
 
 if __name__ == "__main__":
