@@ -58,4 +58,4 @@ def test_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(embedded, "write_tokenizer", stop)
     with pytest.raises(KeyboardInterrupt):
         embedded.ensure()
-    assert not (tmp_path / "smollm2-135m-v1").exists()
+    assert not (tmp_path / "smollm2-135m-v2").exists()

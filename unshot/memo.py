@@ -48,9 +48,10 @@ def remember(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
 
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = sorted(path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime)[:-KEPT]
-    for stale in old:
-        stale.unlink(missing_ok=True)
+    kept = list(path.parent.glob("*.json"))
+    if len(kept) >= KEPT:  # a fifth goes at once, so that not every write asks for all times
+        for stale in sorted(kept, key=lambda p: p.stat().st_mtime)[: KEPT // 5]:
+            stale.unlink(missing_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
