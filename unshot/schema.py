@@ -79,15 +79,14 @@ def _checked(kind: type[R], make: Callable[[], R], raw: Callable[[], Any]) -> R:
 def _explain(kind: type[Record], message: str, raw: Any) -> str:
     """`key` is VALUE; what is accepted: from msgspec's "what is accepted - at `$.key`"."""
     text, _, place = message.partition(" - at `")
-    if "..." in place:  # inside a dict, whose keys msgspec does not say
-        return f"{text[0].lower()}{text[1:]} at {place.rstrip('`')}"
+    if "..." in place or place.startswith("key` in"):  # in a dict, whose keys msgspec does not say
+        return f"{text[0].lower()}{text[1:]} at {place.replace('`', '')}"
     path = re.findall(r"\w+", place.rstrip("`"))
     value, known = raw, kind
     accepted: Any = kind
     for part in path:
-        value = value[int(part)] if isinstance(value, list) else _under(value, part)
-        names = {f.name: f.type for f in msgspec.structs.fields(known)} if _is_record(known) else {}
-        accepted = names.get(part)
+        value = value[int(part)] if isinstance(value, list) else value.get(part)
+        accepted = {f.name: f.type for f in msgspec.structs.fields(known)}.get(part)
         known = next((k for k in _parts(accepted) if _is_record(k)), known)
     key = f"`{'.'.join(path)}`" if path else "it"
     if unknown := re.match(r"Object contains unknown field `(.*)`", text):
@@ -103,10 +102,6 @@ def _explain(kind: type[Record], message: str, raw: Any) -> str:
     else:
         what = text[0].lower() + text[1:]
     return f"{key} is {json.dumps(value, default=str)[:200]}; {what}"
-
-
-def _under(value: Any, key: str) -> Any:
-    return value.get(key, value.get(int(key)) if key.isdigit() else None) if isinstance(value, dict) else None
 
 
 def _is_record(kind: Any) -> bool:
