@@ -20,7 +20,7 @@ pytest.importorskip("prometheus_client")
 from deploy.log import read_feedback, read_requests
 from deploy.serve.breaker import Breaker
 from deploy.serve.check import Checker
-from deploy.serve.gateway import Routing, unit_of
+from deploy.serve.exchange import Routing, unit_of
 from deploy.serve.target import Price, parse_price
 from tests.conftest import Run
 from tests.gateways import Running, gateway, scripted, until

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from unshot.charts import LEFT, RIGHT, TOP, WIDTH, Format, Mark, _axis, _figure, _Plot, _text, number
+from unshot import drawing
+from unshot.drawing import LEFT, RIGHT, TOP, WIDTH, Format, Mark
+from unshot.formats import number
 
 CHARACTER = 6.3  # mean width of a label's character, units of the drawing
 
@@ -48,8 +50,10 @@ def scatter(
     wide = [d.x for d in dots]
     spare = 0.06 * (max(wide) - min(wide) if wide else 1.0)
     across = wide if log_x or not wide else [max(min(wide) - spare, 0.0), max(wide) + 2 * spare]
-    plot = _Plot(
-        x=_axis(across, log_x, tight=not log_x), y=_axis(reach, False, tight=not from_zero), height=height
+    plot = drawing.Plot(
+        x=drawing.axis_of(across, log_x, tight=not log_x),
+        y=drawing.axis_of(reach, False, tight=not from_zero),
+        height=height,
     )
     plot.frame(x_label, y_label, x_format, y_format)
     front = sorted((d for d in dots if d.front), key=lambda d: d.x)
@@ -77,8 +81,8 @@ def scatter(
             f"<title>{tip}</title></circle>"
         )
         left, base = _place(x, y, len(dot.label) * CHARACTER, taken, plot.bottom)
-        plot.body.append(_text(left, base, dot.label, "marklabel" if dot.strong else "value inside"))
-    return _figure(title, plot.svg(title), [], note)
+        plot.body.append(drawing.label(left, base, dot.label, "marklabel" if dot.strong else "value inside"))
+    return drawing.figure(title, plot.svg(title), [], note)
 
 
 def _place(

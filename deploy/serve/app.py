@@ -22,7 +22,8 @@ from starlette.types import Receive, Scope, Send
 
 from deploy.log import Feedback
 from deploy.serve.backend import Failure
-from deploy.serve.gateway import Asked, Gateway, Shown, problem, unit_of
+from deploy.serve.exchange import Asked, Shown, unit_of
+from deploy.serve.gateway import Gateway, problem
 from deploy.serve.metrics import BREAKER
 from deploy.serve.target import encode
 from unshot.schema import Misfit, Record

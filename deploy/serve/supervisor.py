@@ -17,7 +17,8 @@ import aiohttp
 
 from deploy.log import Arm
 from deploy.serve.backend import Backend, Settings
-from deploy.serve.gateway import Gateway, Routing
+from deploy.serve.exchange import Routing
+from deploy.serve.gateway import Gateway
 from deploy.serve.target import Place, Resolver, Target
 from unshot.console import Output
 from unshot.errors import UnshotError

@@ -1,0 +1,39 @@
+"""Figures as short text: for axes, tables and sentences."""
+
+from __future__ import annotations
+
+import math
+
+
+def number(value: float) -> str:
+    """A short number for an axis or a label: 1,234 · 12.3 · 0.0042 · 1.2e-06 · 3.4M."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "–"
+    size = abs(value)
+    if size >= 1e9:
+        return f"{value / 1e9:.3g}B"
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1e4:
+        return f"{value / 1e3:.3g}k"
+    if size >= 100:
+        return f"{value:,.0f}"
+    if size == 0:
+        return "0"
+    if size < 1e-4:
+        return f"{value:.1e}"
+    return f"{value:.3g}"
+
+
+def dollars(value: float) -> str:
+    """`number` with a dollar sign."""
+    if not math.isfinite(value):
+        return number(value)
+    size = abs(value)
+    text = f"{size:.2f}" if 1 <= size < 100 and round(size, 2) != round(size) else number(size)
+    return f"{'-' if value < 0 else ''}${text}"
+
+
+def milliseconds(value: float) -> str:
+    """A time given in milliseconds: 0.42 ms · 38 ms · 1.2 s."""
+    return f"{number(value / 1000)} s" if abs(value) >= 1000 else f"{number(value)} ms"
