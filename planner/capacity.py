@@ -14,13 +14,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from planner import queueing
-from planner.replica import Load, Setup, Slo, setup
+from planner.replica import Load, Setup, Slo
 from planner.roofline import (
-    Efficiency,
     cache_bytes,
     weight_bytes,
 )
-from unshot.catalog import Architecture, Gpu, Precision
 
 
 class Quantiles(Struct, frozen=True):
@@ -82,35 +80,8 @@ class Sizing(Struct, frozen=True):
     reason: str
 
 
-def forecast(
-    model: str | Architecture,
-    gpu: str | Gpu,
-    precision: str | Precision,
-    load: Load,
-    *,
-    engine: str | None = None,
-    tensor_parallel: int = 1,
-    eff: Efficiency | None = None,
-    efficiency_scale: float = 1.0,
-    max_batch: int | None = None,
-    chunk: int | None = None,
-) -> Forecast:
-    """Latency, capacity and memory of one replica under `load`, with error bars.
-
-    `engine` is `batched` (TensorRT-LLM, vLLM) or `llamacpp`, by default what the device usually runs. `eff`
-    replaces the catalog's efficiencies (see `planner.fit.calibrate`); `efficiency_scale` multiplies the speed
-    (for a Monte Carlo over the forecast's own error: draw it log-normally with `Forecast.spread`). `max_batch` and
-    `chunk` are the engine's limits on sequences and prefill tokens per iteration.
-    """
-    one = setup(
-        model, gpu, precision, load, engine=engine, tensor_parallel=tensor_parallel, eff=eff,
-        efficiency_scale=efficiency_scale, max_batch=max_batch, chunk=chunk,
-    )  # fmt: skip
-    return forecast_setup(one, load)
-
-
-def forecast_setup(one: Setup, load: Load) -> Forecast:
-    """`forecast` for a replica already resolved by `setup`."""
+def forecast(one: Setup, load: Load) -> Forecast:
+    """Latency, capacity and memory of one replica (see `planner.replica.setup`) under `load`, with error bars."""
     shape = one.shape(load)
     weights = weight_bytes(one.arch, one.precision)
     spread = one.eff.spread
@@ -166,20 +137,7 @@ def _quantiles(mean: object, at: Mapping[float, object]) -> Quantiles:
 
 
 def gpus_needed(
-    model: str | Architecture,
-    gpu: str | Gpu,
-    precision: str | Precision,
-    load: Load,
-    slo: Slo,
-    *,
-    peak_factor: float = 1.0,
-    max_utilisation: float = 0.9,
-    engine: str | None = None,
-    tensor_parallel: int = 1,
-    eff: Efficiency | None = None,
-    efficiency_scale: float = 1.0,
-    max_batch: int | None = None,
-    chunk: int | None = None,
+    one: Setup, load: Load, slo: Slo, *, peak_factor: float = 1.0, max_utilisation: float = 0.9
 ) -> Sizing:
     """Fewest replicas that hold `slo` when `peak_factor` x `load.rate` is split evenly over them.
 
@@ -187,13 +145,9 @@ def gpus_needed(
     (without targets that bound alone holds), then the peak is divided by it. The forecast returned is one
     replica's at its share of the peak.
     """
-    one = setup(
-        model, gpu, precision, load, engine=engine, tensor_parallel=tensor_parallel, eff=eff,
-        efficiency_scale=efficiency_scale, max_batch=max_batch, chunk=chunk,
-    )  # fmt: skip
     peak = load.rate * peak_factor
     if one.max_batch < 1:
-        nothing = forecast_setup(one, replace(load, rate=peak))
+        nothing = forecast(one, replace(load, rate=peak))
         return Sizing(False, 0, 0, 0.0, nothing, nothing.reason)
     shape = one.shape(load)
     top = float(queueing.capacity(one.cost, shape))
@@ -210,12 +164,12 @@ def gpus_needed(
             break
         low, high = float(grid[last]), float(grid[last + 1])
     if best <= 0.0:
-        idle = forecast_setup(one, replace(load, rate=max(1e-4 * top, 1e-12)))
+        idle = forecast(one, replace(load, rate=max(1e-4 * top, 1e-12)))
         return Sizing(False, 0, 0, 0.0, idle, _missed(idle, slo))
     each = best * top
     replicas = max(1, math.ceil(peak / each - 1e-9))
-    share = forecast_setup(one, replace(load, rate=peak / replicas))
-    return Sizing(True, replicas, replicas * tensor_parallel, each, share, "")
+    share = forecast(one, replace(load, rate=peak / replicas))
+    return Sizing(True, replicas, replicas * one.tensor_parallel, each, share, "")
 
 
 def _holds(one: Setup, shape: queueing.Shape, rates: np.ndarray, slo: Slo) -> np.ndarray:

@@ -51,7 +51,7 @@ def load_encoding(name: str, *, path: Path | None = None, download: bool = True)
         raise TokenizerMissing(f"{name}: unknown encoding; pass --approximate or --tokenizer PATH")
     if path is not None:
         return _from_ranks(name, path, facts)
-    key = hashlib.sha1(facts["url"].encode(), usedforsecurity=False).hexdigest()
+    key = file_key(facts["url"])
     for folder in encoding_folders():
         if (folder / key).is_file():
             return _from_ranks(name, folder / key, facts)
@@ -67,6 +67,11 @@ def load_encoding(name: str, *, path: Path | None = None, download: bool = True)
         f"{facts['url']} into $TIKTOKEN_CACHE_DIR as {key}, or pass it with --tokenizer FILE.tiktoken, or pass "
         f"--approximate (error up to {table('tokenizers')['family']['openai']['error']:.0%}, stated in the report)"
     )
+
+
+def file_key(url: str) -> str:
+    """The name under which tiktoken keeps the file of a URL."""
+    return hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
 
 
 def encoding_folders() -> list[Path]:

@@ -171,11 +171,15 @@ def setup(
     engine: str | None = None,
     tensor_parallel: int = 1,
     eff: Efficiency | None = None,
-    efficiency_scale: float = 1.0,
     max_batch: int | None = None,
     chunk: int | None = None,
 ) -> Setup:
-    """Look names up and work out step cost and limits. Raises `InputError` for unknown names."""
+    """Look names up and work out step cost and limits. Raises `InputError` for unknown names.
+
+    `engine` is `batched` (TensorRT-LLM, vLLM) or `llamacpp`, by default what the device usually runs. `eff`
+    replaces the catalog's efficiencies (see `planner.fit.calibrate`). `max_batch` and `chunk` are the engine's limits
+    on sequences and prefill tokens per iteration.
+    """
     arch = catalog.model(model) if isinstance(model, str) else model
     device = catalog.gpu(gpu) if isinstance(gpu, str) else gpu
     form = catalog.precision(precision) if isinstance(precision, str) else precision
@@ -184,8 +188,6 @@ def setup(
     engine = engine or device.engine
     eff = eff or efficiency(device, engine)
     cost = cost_of(arch, device, form, engine=engine, eff=eff, tensor_parallel=tensor_parallel)
-    if efficiency_scale != 1.0:
-        cost = cost.scaled(efficiency_scale)
     # A running request is more likely a long one: answers weigh in by their length.
     held = load.output_tokens * (1.0 + load.output_cv**2)
     fitting = requests_in_memory(

@@ -280,21 +280,3 @@ def requests_in_memory(
         room -= cache_bytes(arch, precision, shared)
         each -= cache_bytes(arch, precision, shared)
     return max(0.0, room) / max(each, 1.0)
-
-
-def max_batch_by_memory(
-    arch: Architecture,
-    gpu: Gpu,
-    precision: Precision,
-    tokens: float,
-    *,
-    engine: str | None = None,
-    tensor_parallel: int = 1,
-    shared: float = 0.0,
-) -> int:
-    """`requests_in_memory`, whole ones."""
-    return int(
-        requests_in_memory(
-            arch, gpu, precision, tokens, engine=engine, tensor_parallel=tensor_parallel, shared=shared
-        )
-    )

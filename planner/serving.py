@@ -168,17 +168,14 @@ def serve(
     for shards in (2, 4, 8) if one.engine == "batched" and one.max_batch < 1 else ():
         shared = setup(model, device, precision, load, tensor_parallel=shards, **options)
         if shared.max_batch >= 1:
-            one, options = shared, {**options, "tensor_parallel": shards}
+            one = shared
             break
     targets = SecondsSlo(_seconds(slo.ttft_ms), _seconds(slo.tpot_ms), _seconds(slo.e2e_ms), slo.percentile)
     if one.max_batch >= 1 and targets.ttft is targets.tpot is targets.e2e is None:
         fits, why = True, ""
         capacity = MAX_UTILISATION * float(saturated(one.cost, one.shape(load)))
     else:
-        sizing = gpus_needed(
-            model, device, precision, load, targets,
-            peak_factor=peak_factor, max_utilisation=MAX_UTILISATION, **options,
-        )  # fmt: skip
+        sizing = gpus_needed(one, load, targets, peak_factor=peak_factor, max_utilisation=MAX_UTILISATION)
         fits, why, capacity = sizing.feasible, sizing.reason, sizing.rate_per_replica
     facts = machine(device, price)
     spread = math.exp(Z95 * one.eff.spread)

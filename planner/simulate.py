@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from planner.capacity import Forecast, Quantiles, forecast_setup
+from planner.capacity import Forecast, Quantiles, forecast
 from planner.replica import Load, Setup, all_pairs, windowed_pairs
 from planner.roofline import StepCost
 from unshot.errors import InputError
@@ -97,13 +97,13 @@ def simulate(one: Setup, load: Load, *, requests: int = 20_000, seed: int = 0) -
 
 
 def simulated_forecast(one: Setup, load: Load, *, requests: int = 20_000, seed: int = 0) -> Forecast:
-    """`forecast_setup` with the latencies of a simulation in place of the closed form's.
+    """`forecast` with the latencies of a simulation in place of the closed form's.
 
     Use it for figures that are shown: it is exact for the scheduler described above, where the closed form may be
     off at the tail close to the memory limit. Returned as it is where the load does not fit or is not stable. The
     bounds of p95 are moved by the same factor.
     """
-    plain = forecast_setup(one, load)
+    plain = forecast(one, load)
     if not (plain.fits and plain.stable):
         return plain
     run = simulate(one, load, requests=requests, seed=seed)

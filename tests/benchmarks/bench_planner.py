@@ -49,7 +49,7 @@ def main() -> None:
         busy = replace(load, rate=rate)
         seconds, _ = timed(lambda busy=busy: simulate(one, busy, requests=100_000))
         rows.append((f"simulation at {rate:g}/s, requests", 100_000, seconds, 5.0))
-    seconds, _ = timed(lambda: forecast("llama-3.1-8b", "h100-sxm", "fp16", load))
+    seconds, _ = timed(lambda: forecast(setup("llama-3.1-8b", "h100-sxm", "fp16", load), load))
     rows.append(("one forecast", 1, seconds, 0.05))
     if arguments.json:
         print(

@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 
 from planner import queueing
-from planner.capacity import forecast_setup
+from planner.capacity import forecast
 from planner.simulate import simulate
 from planner.waiting_fit import Drawn, draw
 
@@ -40,7 +40,7 @@ def judge(drawn: Drawn) -> list[dict[str, object]]:
                 "utilisation": share,
                 "simulated_s": mean,
                 "noise": float(np.std(seen, ddof=1) / mean / seeds**0.5),
-                "error": forecast_setup(one, load).ttft.p95 / mean - 1.0,
+                "error": forecast(one, load).ttft.p95 / mean - 1.0,
                 "uncorrected": float(plain.ttft[95.0]) / mean - 1.0,
             }
         )
