@@ -8,6 +8,7 @@ from unshot.formats import dollars, milliseconds, number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from planner.plan import Plan
 
@@ -19,13 +20,13 @@ def months(value: float | None) -> str:
     return "at once" if value < 0.05 else f"{value:.1f} months" if value < 100 else "over 8 years"
 
 
-def per_second(value: float | None) -> str:
-    """A break-even rate: requests per second, or per hour where that reads better."""
+def per_second(value: float | None, beside: float | None = None) -> str:
+    """A break-even rate: requests per second, or per hour where that (or the figure it stands `beside`) is small."""
     if value is None:
         return "never"
     if value == 0:
         return "always"
-    return f"{number(value)}/s" if value >= 0.1 else f"{number(value * 3600)}/h"
+    return f"{number(value)}/s" if (beside or value) >= 0.1 else f"{number(value * 3600)}/h"
 
 
 def share(value: float | None) -> str:
@@ -61,11 +62,11 @@ def _verdict(plan: Plan, data: dict[str, Any]) -> list[RenderableType]:
     lines += [Text(f"  would change it: {change}", style="dim") for change in plan.triage.would_change]
     found = plan.uncertainty
     if plan.economics is not None and found.break_even is not None and found.saving is not None:
-        band, saving = found.break_even, found.saving
+        band, saving, middle = found.break_even, found.saving, plan.economics.break_even
         lines.append(
             Text(
-                f"  break-even {per_second(plan.economics.break_even)} (90%: {per_second(band.p5)} to "
-                f"{per_second(band.p95)}), payback {months(plan.economics.payback_months)}, saving "
+                f"  break-even {per_second(middle)} (90%: {per_second(band.p5, middle)} to "
+                f"{per_second(band.p95, middle)}), payback {months(plan.economics.payback_months)}, saving "
                 f"{dollars(data['compared']['saving_per_month'])} a month (90%: {interval(saving.p5, saving.p95)}); "
                 f"cheaper in {found.cheaper:.0%} of the draws"
             )
@@ -75,19 +76,23 @@ def _verdict(plan: Plan, data: dict[str, Any]) -> list[RenderableType]:
     return lines
 
 
-def _cost_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
+def _table(title: str, first: str, *others: str) -> Table:
+    """An empty table whose first column is text and whose others are figures."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(
-        title=f"Cost at {plan.rate:g} requests/s: $ per 1,000 requests, per month (90% interval), break-even rate",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("option", overflow="fold", min_width=16)
-    for name in ("$/1,000", "$/month", "GPUs", "used", "even at", "payback"):
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold", min_width=16)
+    for name in others:
         table.add_column(name, justify="right", overflow="fold")
+    return table
+
+
+def _cost_table(plan: Plan, data: dict[str, Any]) -> Table:
+    table = _table(
+        f"Cost at {plan.rate:g} requests/s: $ per 1,000 requests, per month (90% interval), break-even rate",
+        *("option", "$/1,000", "$/month", "GPUs", "used", "even at", "payback"),
+    )
     for row in data["options"]:
         marked = {plan.keep.key if plan.keep else "", plan.tuned.key if plan.tuned else ""}
         style = "bold" if row["key"] in marked else "" if row["usable"] else "dim"
@@ -110,20 +115,10 @@ def _cost_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
     return table
 
 
-def _latency_table(plan: Plan, data: dict[str, Any]) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
+def _latency_table(plan: Plan, data: dict[str, Any]) -> Table:
     peak = plan.rate * plan.case.traffic.peak_factor
-    table = Table(
-        title=f"Latency at the busiest hour, {peak:g} requests/s (p50 / p95 / p99)",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("option", overflow="fold", min_width=16)
-    for name in ("TTFT", "TPOT", "end to end"):
-        table.add_column(name, justify="right", overflow="fold")
+    title = f"Latency at the busiest hour, {peak:g} requests/s (p50 / p95 / p99)"
+    table = _table(title, "option", "TTFT", "TPOT", "end to end")
     for row in data["options"]:
         found = row["latency_ms"]
         if found is None:
@@ -139,14 +134,12 @@ def quantiles(values: dict[str, float | None], *, forecast: bool) -> str:
     return " / ".join(shown) if forecast else f"typically {shown[0]}"
 
 
-def _tokens(plan: Plan) -> RenderableType:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title="Tokens per request", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("model and prompt", overflow="fold", min_width=16)
-    for name in ("static prefix", "varying", "input p5/p50/p95", "output p5/p50/p95", "dearest examples"):
-        table.add_column(name, justify="right", overflow="fold")
+def _tokens(plan: Plan) -> Table:
+    table = _table(
+        "Tokens per request",
+        *("model and prompt", "static prefix", "varying", "input p5/p50/p95", "output p5/p50/p95"),
+        "dearest examples",
+    )
     for key, usage in plan.usages.items():
         top = sorted(usage.examples, key=lambda e: -e.tokens)[:3]
         table.add_row(
@@ -160,16 +153,11 @@ def _tokens(plan: Plan) -> RenderableType:
     return table
 
 
-def _matters(plan: Plan) -> list[RenderableType]:
+def _matters(plan: Plan) -> list[Table]:
     if not plan.uncertainty.tornado:
         return []
-    from rich.table import Table
-
-    table = Table(
-        title="What matters most: the saving per month if one assumption is off", title_justify="left"
-    )
-    for name in ("assumption", "at its low end", "at its high end"):
-        table.add_column(name, justify="left" if name == "assumption" else "right")
+    title = "What matters most: the saving a month"
+    table = _table(title, "assumption", "at its low end", "at its high end")
     for swing in plan.uncertainty.tornado[:5]:
         table.add_row(
             swing.label,
