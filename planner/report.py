@@ -56,7 +56,7 @@ def _cards(plan: Plan, data: dict[str, Any]) -> str:
     found, economics = plan.uncertainty, plan.economics
     if economics is None or found.saving is None or found.break_even is None or found.payback is None:
         return ""
-    band = found.break_even
+    band, middle = found.break_even, economics.break_even
     once = plan.tuned.costs.total_once if plan.tuned else 0.0
     return page.cards(
         [
@@ -67,8 +67,8 @@ def _cards(plan: Plan, data: dict[str, Any]) -> str:
             ),
             (
                 "Break-even",
-                per_second(economics.break_even),
-                f"90%: {per_second(band.p5)} to {per_second(band.p95)}; now {plan.rate:g}/s",
+                per_second(middle),
+                f"90%: {per_second(band.p5, middle)} to {per_second(band.p95, middle)}; now {plan.rate:g}/s",
             ),
             (
                 "Payback",
