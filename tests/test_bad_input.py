@@ -104,9 +104,9 @@ def test_a_bad_data_file_is_refused(
         ),
         pytest.param((*PLAN, "--gpu", "h100-smx"), ("h100-smx", "h100-sxm"), id="unknown GPU"),
         pytest.param((*PLAN, "--baseline", "gpt-4oo"), ("gpt-4oo", "gpt-4o"), id="unknown priced model"),
-        pytest.param((*PLAN[:-1], "0"), ("rate", "greater than 0"), id="rate 0"),
-        pytest.param((*PLAN[:-1], "-3"), ("rate", "greater than 0"), id="negative rate"),
-        pytest.param((*PLAN[:-1], "nan"), ("rate", "finite"), id="NaN"),
+        pytest.param((*PLAN[:-1], "0"), ("rate", "expected a number > 0"), id="rate 0"),
+        pytest.param((*PLAN[:-1], "-3"), ("rate", "expected a number > 0"), id="negative rate"),
+        pytest.param((*PLAN[:-1], "nan"), ("rate", "NaN"), id="NaN"),
         pytest.param((*PLAN[:-1], "many"), ("--rate", "many"), id="rate is no number"),
         pytest.param(
             ("plan", "--prompt", "{tmp}", "--baseline", "gpt-4o", "--rate", "1"),

@@ -56,10 +56,10 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("[traffic]\nrate = 0\n", ("traffic.rate", "0", "> 0")),
+        ("[traffic]\nrate = 0\n", ("traffic.rate", "0", "expected a number > 0")),
         ("[traffic]\nrate = nan\n", ("traffic.rate", "NaN")),
         ("[traffic]\nrate = inf\n", ("traffic.rate", "finite")),
-        ("[traffic]\nrate = 'two'\n", ("traffic.rate", '"two"', "expected `float`")),
+        ("[traffic]\nrate = 'two'\n", ("traffic.rate", '"two"', "expected a number")),
         ("[task]\ndata = 3\n", ("task.data", "3", "path")),
         ("[traffic]\nrat = 1\n", ("traffic.rat", "did you mean rate")),
         ("[tune]\nmethod = 'lorra'\n", ("tune.method", "lorra", "'lora'", "'dora'")),

@@ -29,9 +29,9 @@ EVENT = {"by": "ann", "action": "add", "subject": "v1"}
         (
             Gate,
             '{"name": "claim", "passed": 3, "detail": ""}',
-            "`passed` is 3; expected `bool | null`, got `int`",
+            "`passed` is 3; expected true or false or nothing, got a whole number",
         ),
-        (Gate, "[1]", "it is [1]; expected `object`, got `array`"),
+        (Gate, "[1]", "it is [1]; expected a table, got a list"),
         (Gate, '{"name": ', "not valid JSON (input data was truncated)"),
         (
             Feedback,
@@ -41,13 +41,13 @@ EVENT = {"by": "ann", "action": "add", "subject": "v1"}
         (
             State,
             json.dumps({"history": [EVENT, {"by": 7}]}),
-            "`history.1.by` is 7; expected `str`",
+            "`history.1.by` is 7; expected a text",
         ),
         (State, '{"aliases": {"king": 1}}', "invalid enum value 'king' at key in $.aliases"),
         (
             State,
             '{"versions": {"1": {"number": "x"}}}',
-            "expected `int`, got `str` at $.versions[...].number",
+            "expected a whole number, got a text at $.versions[...].number",
         ),
     ],
 )

@@ -66,43 +66,11 @@ def _without_padding(
     net: Any, prompts: Sequence[Sequence[int]], max_tokens: int, end: int
 ) -> list[list[int]]:
     """New token ids for each prompt; prompts are read packed, and a row that has ended is left out of later steps."""
-    from transformers import DynamicCache
-
-    width = max(len(ids) for ids in prompts)
-    layers: list[list[torch.Tensor]] = []  # per layer: keys and values, (prompts, heads, width, size)
-    first = []
-    for start, stop in _groups(prompts):
-        some = prompts[start:stop]
-        positions = np.concatenate([np.arange(len(ids)) for ids in some])
-        ends = np.cumsum([len(ids) for ids in some])
-        read = DynamicCache()
-        with rows_apart(net, positions):
-            logits = net(
-                input_ids=torch.tensor([[token for ids in some for token in ids]]),
-                position_ids=torch.from_numpy(positions)[None],
-                past_key_values=read,
-                use_cache=True,
-                logits_to_keep=torch.from_numpy(ends - 1),
-            ).logits[0]
-        first.append(logits.argmax(-1))
-        for number, layer in enumerate(read.layers):
-            if number == len(layers):
-                layers.append(
-                    [
-                        t.new_zeros(len(prompts), t.shape[1], width, t.shape[3])
-                        for t in (layer.keys, layer.values)
-                    ]
-                )
-            for into, found in zip(layers[number], (layer.keys, layer.values), strict=True):
-                for row, (ids, last) in enumerate(zip(some, ends, strict=True), start):
-                    into[row, :, width - len(ids) :] = found[0, :, last - len(ids) : last]
-    cache = DynamicCache()
-    while layers:
-        cache.update(*layers.pop(0), len(cache.layers))
+    cache, tokens = _read(net, prompts)
     lengths = torch.tensor([len(ids) for ids in prompts])
+    width = int(lengths.max())
     seen = torch.arange(width) >= width - lengths[:, None]
     rows, going = torch.arange(len(prompts)), torch.ones(len(prompts), dtype=torch.bool)
-    tokens = torch.cat(first)
     replies: list[list[int]] = [[] for _ in prompts]
     for step in range(max_tokens):
         for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
@@ -124,6 +92,40 @@ def _without_padding(
                 use_cache=True,
             ).logits[:, -1].argmax(-1)  # fmt: skip
     return replies
+
+
+def _read(net: Any, prompts: Sequence[Sequence[int]]) -> tuple[Any, torch.Tensor]:
+    """Prefill: the prompts' cache, keys and values at the right edge, and each prompt's first new token, (prompts,)."""
+    from transformers import DynamicCache
+
+    width = max(len(ids) for ids in prompts)
+    layers: list[list[torch.Tensor]] = []  # per layer: keys and values, (prompts, heads, width, size)
+    first = []
+    for start, stop in _groups(prompts):
+        some = prompts[start:stop]
+        positions = np.concatenate([np.arange(len(ids)) for ids in some])
+        ends = np.cumsum([len(ids) for ids in some])
+        read = DynamicCache()
+        with rows_apart(net, positions):
+            logits = net(
+                input_ids=torch.tensor([[token for ids in some for token in ids]]),
+                position_ids=torch.from_numpy(positions)[None],
+                past_key_values=read,
+                use_cache=True,
+                logits_to_keep=torch.from_numpy(ends - 1),
+            ).logits[0]
+        first.append(logits.argmax(-1))
+        for number, layer in enumerate(read.layers):
+            pair = (layer.keys, layer.values)
+            if number == len(layers):
+                layers.append([t.new_zeros(len(prompts), t.shape[1], width, t.shape[3]) for t in pair])
+            for into, found in zip(layers[number], pair, strict=True):
+                for row, (ids, last) in enumerate(zip(some, ends, strict=True), start):
+                    into[row, :, width - len(ids) :] = found[0, :, last - len(ids) : last]
+    cache = DynamicCache()
+    while layers:
+        cache.update(*layers.pop(0), len(cache.layers))
+    return cache, torch.cat(first)
 
 
 def _groups(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:

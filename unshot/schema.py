@@ -23,6 +23,12 @@ NotNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
+WORDS = {
+    "float": "a number", "int": "a whole number", "str": "a text", "bool": "true or false", "array": "a list",
+    "object": "a table", "null": "nothing", "path": "a path",
+}  # fmt: skip
+
+
 class Misfit(ValueError):
     """What is wrong with a document, in one line."""
 
@@ -80,7 +86,7 @@ def _explain(kind: type[Record], message: str, raw: Any) -> str:
     """`key` is VALUE; what is accepted: from msgspec's "what is accepted - at `$.key`"."""
     text, _, place = message.partition(" - at `")
     if "..." in place or place.startswith("key` in"):  # in a dict, whose keys msgspec does not say
-        return f"{text[0].lower()}{text[1:]} at {place.replace('`', '')}"
+        return f"{_said(text)} at {place.replace('`', '')}"
     path = re.findall(r"\w+", place.rstrip("`"))
     value, known = raw, kind
     accepted: Any = kind
@@ -100,8 +106,14 @@ def _explain(kind: type[Record], message: str, raw: Any) -> str:
     elif f"<= {LARGEST!r}" in text:
         what = "expected a finite number"
     else:
-        what = text[0].lower() + text[1:]
+        what = _said(text)
     return f"{key} is {json.dumps(value, default=str)[:200]}; {what}"
+
+
+def _said(text: str) -> str:
+    """msgspec's "Expected `int | null`, got `str`" in a user's words."""
+    text = re.sub(r"`([\w |]+)`", lambda m: " or ".join(WORDS.get(w, w) for w in m[1].split(" | ")), text)
+    return text[0].lower() + re.sub(r"(\d)\.0\b", r"\1", text[1:])
 
 
 def _is_record(kind: Any) -> bool:
