@@ -2,106 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from msgspec.structs import replace
 
 from planner import oneoff, prices
-from planner.counters import Counter
+from planner.count import Counts, Label
 from planner.judge import judge
 from planner.options import Option, Shape
-from planner.plan import Plan, Settings
+from planner.plan import Plan
 from planner.serving import Serving, machine, serve
-from planner.tokens import counter_for, fingerprint
-from planner.usage import Usage, measure
+from planner.settings import Settings
+from planner.usage import Usage
 from unshot import catalog
 from unshot.case import Case
-from unshot.data import Example, read_examples
 from unshot.errors import InputError
-from unshot.memo import remember
-from unshot.prompts import SLOT, Prompt
 
 PRECISIONS = ("fp16", "fp8", "int8", "int4")
 LLAMACPP_PRECISIONS = ("fp16", "q8_0", "q4_k_m")
 
 
 class Planner:
-    """Builds a plan; keeps counters, usages and notes while it does."""
+    """Builds a plan; keeps options and notes while it does."""
 
-    def __init__(self, case: Case, settings: Settings) -> None:
+    def __init__(self, case: Case, settings: Settings, counts: Counts | None = None) -> None:
         self.case, self.settings = case, settings
-        self.long, self.short = case.long_prompt(), short_prompt(case)
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.counters: dict[str, Counter] = {}
-        self.usages: dict[str, Usage] = {}
-        self.inputs = self._inputs()
+        self.counts = counts or Counts(case, settings)
+        self.notes, self.warnings = self.counts.notes, self.counts.warnings
         self.shape = Shape.of(case.traffic.peak_factor)
         self.options: list[Option] = []
-        if self.long.template is None and not self.long.examples:
-            self.warnings.append(
-                "the long prompt holds no examples: give them with --prompt or [task] examples"
-            )
-        if self.short.system is None:
-            self.notes.append(
-                "no instruction was given: the tuned model's prompt is the input alone (--instruction)"
-            )
-
-    def _inputs(self) -> list[Example]:
-        task = self.case.task
-        path = task.inputs or task.data
-        if path is not None:
-            rows = read_inputs(path, self.long)
-            self.notes.append(f"inputs: {len(rows)} rows of {path}")
-            return rows
-        if self.long.examples:
-            self.notes.append(
-                "inputs: none given, so the few-shot examples stand for the real inputs (--inputs)"
-            )
-            return list(self.long.examples)
-        raise InputError("what is asked? give a sample of real inputs: --inputs FILE, or [task] inputs")
-
-    def counter(self, model: str, *, api: bool) -> Counter:
-        """The counter of a model, made once."""
-        if model not in self.counters:
-            self.counters[model] = counter_for(
-                model, api=api, paths=self.settings.paths, approximate=self.settings.approximate
-            )
-        return self.counters[model]
-
-    def usage(self, model: str, prompt: Prompt, label: str, *, api: bool) -> Usage:
-        """Tokens of a prompt with a model; counts of an earlier run with the same contents are taken over."""
-        name = f"{model}, {label} prompt"
-        if name in self.usages:
-            return self.usages[name]
-        output = self.case.traffic.output_tokens
-
-        def count() -> dict[str, Any]:
-            return measure(prompt, self.inputs, self.counter(model, api=api), output_tokens=output).dump()
-
-        source = fingerprint(model, api=api, paths=self.settings.paths, approximate=self.settings.approximate)
-        contents = [(e.messages, e.answer, sorted(e.extra.items(), key=repr)) for e in self.inputs]
-        key = (
-            source,
-            prompt.system,
-            prompt.template,
-            [(e.messages, e.answer) for e in prompt.examples],
-            contents,
-            output,
-        )
-        found = Usage.load(remember("tokens", key, count), prompt)
-        self.notes.append(f"tokens of {model}: counted with {found.described()}")
-        if found.error:
-            self.warnings.append(f"tokens of {model} are approximate: within {found.error:.0%}")
-        self.usages[name] = found
-        return found
 
     # API options
 
     def api(self, model: str, *, baseline: bool) -> prices.ApiPrice:
         """The plain, cached and batch options of an API model with the long prompt; returns its price."""
-        usage = self.usage(model, self.long, "long", api=True)
+        usage = self.counts.usage(model, "long", api=True)
         price = prices.api_price(
             model, input_tokens=usage.input.mean, overrides=self.settings.prices, baseline=baseline
         )
@@ -156,7 +89,7 @@ class Planner:
         tuned = prices.fine_tuned(model, price, self.settings.prices)
         if tuned is None or tuned.training is None:
             return
-        usage = self.usage(model, self.short, "short", api=True)
+        usage = self.counts.usage(model, "short", api=True)
         costs = oneoff.fine_tuned_api(
             self.case.plan,
             examples_at_hand=self.case.task.examples_at_hand or 0,
@@ -194,8 +127,8 @@ class Planner:
         baseline: bool = False,
     ) -> Option:
         """A self-hosted option: the base model with the long prompt, or the tuned one with the short prompt."""
-        label = "short" if tuned else "long"
-        usage = self.usage(model, self.short if tuned else self.long, label, api=False)
+        label: Label = "short" if tuned else "long"
+        usage = self.counts.usage(model, label, api=False)
         served = serve(
             model,
             gpu,
@@ -312,7 +245,7 @@ class Planner:
             assert model is not None
             gpu = catalog.gpu(case.baseline.gpu or case.candidate.gpu[0]).name
             precision = catalog.precision(case.baseline.precision or case.candidate.precision).name
-            self.usage(model, self.long, "long", api=False)
+            self.counts.usage(model, "long", api=False)
             mine = case.candidate
             if (model, gpu, precision) != (
                 mine.model,
@@ -348,26 +281,6 @@ def _baseline(case: Case) -> tuple[str | None, str | None]:
     )
 
 
-def short_prompt(case: Case) -> Prompt:
-    """The tuned model's prompt. Where the long one is a text with several slots, the input is all of them."""
-    short, template = case.short_prompt(), case.long_prompt().template
-    slots = list(dict.fromkeys(SLOT.findall(template))) if template else []
-    if len(slots) < 2:
-        return short
-    return Prompt(short.system, (), "\n\n".join("{{" + name + "}}" for name in slots))
-
-
-def read_inputs(path: Path, prompt: Prompt) -> list[Example]:
-    """A sample of inputs; where the prompt is a text with one slot, the column of the slot's name is the input."""
-    column = None
-    if prompt.template is not None and path.suffix.lower() in (".csv", ".tsv"):
-        slots = SLOT.findall(prompt.template)
-        header = path.read_text(encoding="utf-8-sig").partition("\n")[0] if path.is_file() else ""
-        names = header.strip().split("\t" if path.suffix.lower() == ".tsv" else ",")
-        column = next((s for s in reversed(slots) if s in names), None)
-    return read_examples(path, answers=False, input_column=column)
-
-
-def build(case: Case, settings: Settings) -> Plan:
+def build(case: Case, settings: Settings, counts: Counts | None = None) -> Plan:
     """The plan of a case. Raises `InputError` for what the case lacks, `OutsideError` for tokenizers or packages."""
-    return Planner(case, settings).plan()
+    return Planner(case, settings, counts).plan()

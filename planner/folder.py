@@ -9,7 +9,8 @@ from msgspec import Struct
 
 from planner.build import build
 from planner.payload import payload
-from planner.plan import Plan, Settings
+from planner.plan import Plan
+from planner.settings import Settings
 from planner.terminal import months, per_second
 from unshot import __version__, page
 from unshot.case import Case

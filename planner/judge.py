@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def judge(planner: Planner, price: prices.ApiPrice | None) -> Plan:
     """Compare the planner's options, with error bars, and answer whether to tune."""
-    case, rate = planner.case, planner.case.traffic.rate
+    case, rate, usages = planner.case, planner.case.traffic.rate, planner.counts.usages
     keep = _cheapest(planner, [o for o in planner.options if o.baseline])
     tuned = _cheapest(
         planner, [o for o in planner.options if o.tuned and o.kind == "hosted" and o.shared_by == 1]
@@ -37,7 +37,7 @@ def judge(planner: Planner, price: prices.ApiPrice | None) -> Plan:
     usable = [o for o in planner.options if o.serving is None or o.serving.fits]
     uncertainty = analyse(
         usable,
-        spreads(case, tuple(planner.usages.values()), tuned),
+        spreads(case, tuple(usages.values()), tuned),
         rate,
         tuned=tuned,
         keep=keep,
@@ -45,7 +45,7 @@ def judge(planner: Planner, price: prices.ApiPrice | None) -> Plan:
         seed=planner.settings.seed,
     )
     economics = _economics(planner, keep, tuned, comparisons)
-    shots = len(planner.long.examples) or (len(next(iter(planner.usages.values())).examples) or 0)
+    shots = len(planner.counts.prompts["long"].examples or next(iter(usages.values())).examples)
     misfits = [o.notes[0] for o in planner.options if o.tuned and o.serving and not o.serving.fits]
     unfit = misfits[0] if tuned is None and misfits else ""
     judged = triage(case.task, shots=shots, economics=economics, unfit=unfit)
@@ -64,7 +64,7 @@ def judge(planner: Planner, price: prices.ApiPrice | None) -> Plan:
         uncertainty=uncertainty,
         triage=judged,
         economics=economics,
-        usages=planner.usages,
+        usages=usages,
         assumptions=tuple(dict.fromkeys([*planner.notes, *cost_notes(case)])),
         warnings=tuple(dict.fromkeys(planner.warnings)),
         machine=machine(catalog.gpu(first), planner.gpu_price(first)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from planner.overrides import KEYS, Overrides
 from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError, nearest
-from unshot.memo import package_state, remember
+from unshot.memo import ahead, package_state, remember
 
 MTOK = 1e6
 
@@ -147,10 +147,10 @@ def _bare(model: str) -> ApiPrice:
 
 def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
     now = when.astimezone(UTC)
-    key = (package_state("genai_prices"), model, f"{now:%Y-%m-%d}")
-    found = remember("price", key, lambda: _lookup(model, now))
+    task = _task(model, now)
+    found = remember(*task)
     if found is not None and found["by_hour"]:
-        found = remember("price", (*key, now.hour, now.minute // 30), lambda: _lookup(model, now))
+        found = remember("price", (*task[1], now.hour, now.minute // 30), lambda: _lookup(model, now))
     if found is None:
         raise InputError(
             f"unknown API model '{model}': {nearest(model.rpartition('/')[2], _model_names())} Or give its price: "
@@ -184,6 +184,16 @@ def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
         batch_source=batch_source,
         context=found["context"],
     )
+
+
+def look_up_ahead(model: str) -> None:
+    """Begin to look a model's price up in another process."""
+    ahead([_task(model, datetime.now(UTC))])
+
+
+def _task(model: str, now: datetime) -> tuple[str, Any, Callable[[], Any]]:
+    """What `remember` takes for the price of a model on a day, UTC."""
+    return "price", (package_state("genai_prices"), model, f"{now:%Y-%m-%d}"), lambda: _lookup(model, now)
 
 
 def _lookup(model: str, when: datetime) -> dict[str, Any] | None:
@@ -312,6 +322,11 @@ def known_api(model: str) -> bool:
     except InputError:
         return False
     return True
+
+
+def sold_tuned(model: str) -> bool:
+    """Whether the catalog has the price of a fine-tuned version of an API model."""
+    return model.rsplit("/", 1)[-1] in table("api")["finetune"]
 
 
 def fine_tuned(model: str, price: ApiPrice, overrides: Overrides | None = None) -> ApiPrice | None:

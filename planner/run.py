@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from planner.build import build
+from planner.count import Counts
 from planner.overrides import Overrides
-from planner.payload import payload
-from planner.plan import Plan, Settings
-from planner.prices import api_price
+from planner.prices import api_price, look_up_ahead
+from planner.settings import Settings
 from planner.tokens import Paths
 from unshot import catalog
 from unshot.case import Case, load_case
@@ -19,6 +18,9 @@ from unshot.console import Output, dumps
 from unshot.data import text_or_file
 from unshot.errors import InputError
 from unshot.manifest import Manifest, describe_file, staged, write_text
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
 
 
 def plan_run(
@@ -47,15 +49,24 @@ def plan_run(
         calibration=calibrate,
         seed=seed,
     )
-    check_names(case, settings)
     if case.task.examples is not None and case.task.examples.is_dir():
         from planner.folder import plan_folder
 
+        check_names(case, settings)
         plan_folder(case, settings, out, final, overwrite=overwrite)
         return
+    # Tokens and the price are on their way while numpy and what needs it are loaded.
+    counts = Counts(case, settings)
+    counts.ahead()
+    if case.baseline.api is not None:
+        look_up_ahead(case.baseline.api)
+    from planner.build import build
+    from planner.payload import payload
+
+    check_names(case, settings)
     manifest = Manifest("plan", config=case.plain(), seeds={"uncertainty": seed})
     with manifest.timed("plan"):
-        found = build(case, settings)
+        found = build(case, settings, counts)
     data = payload(found)
     if final is not None:
         write_plan(found, data, final, manifest, overwrite=overwrite)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from planner.build import Planner, Settings
+from planner.count import Counts
 from planner.prices import _lookup, api_price
+from planner.settings import Settings
 from planner.tokens import Paths
+from tests.conftest import ROOT
 from tests.planner_files import few_shot, inputs, model_folder
 from unshot.case import Case, load_case
 from unshot.memo import remember
@@ -32,8 +37,8 @@ def case(folder: Path, shots: int = 12) -> Case:
 
 
 def count(found: Case, model: Path) -> Any:
-    planner = Planner(found, Settings(paths=Paths.parse([str(model)])))
-    return planner.usage("smollm2-135m", planner.long, "long", api=False)
+    counts = Counts(found, Settings(paths=Paths.parse([str(model)])))
+    return counts.usage("smollm2-135m", "long", api=False)
 
 
 def test_counts_are_taken_over_and_equal(
@@ -43,7 +48,7 @@ def test_counts_are_taken_over_and_equal(
     fresh = count(case(tmp_path), model)
     assert list(cache.glob("tokens-*.json"))
     # The second run must not need the tokenizer at all.
-    monkeypatch.setattr("planner.build.counter_for", lambda *_, **__: pytest.fail("counted again"))
+    monkeypatch.setattr("planner.count.counter_for", lambda *_, **__: pytest.fail("counted again"))
     assert count(case(tmp_path), model) == fresh
 
 
@@ -94,3 +99,78 @@ def test_a_damaged_or_unwritable_cache_changes_nothing(cache: Path, monkeypatch:
     assert remember("x", 1, compute) == 7 and len(calls) == 3
     monkeypatch.setenv("UNSHOT_NO_CACHE", "1")
     assert remember("x", 1, compute) == 7 and len(calls) == 4
+
+
+AHEAD = """
+import os, sys
+from unshot.memo import ahead, remember
+
+parent = os.getpid()
+
+def where():
+    return os.getpid()
+
+def broken():
+    if os.getpid() != parent:
+        print("from the child")
+        raise ValueError("seen by nobody")
+    return "made here"
+
+numpy = [] if len(sys.argv) < 2 else [__import__("numpy")]
+ahead([("a", 1, where), ("a", 2, where)])
+ahead([("b", 1, broken)])
+found = [remember("a", n, where) for n in (1, 2)]
+print([pid == parent for pid in found], found[0] == found[1], remember("b", 1, broken))
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="forks on Linux, with two cores"
+)
+def test_what_is_computed_ahead_is_taken_over_and_what_fails_there_is_made_here(cache: Path) -> None:
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", AHEAD, *arguments], capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        return done.stdout
+
+    assert run("with numpy") == "[True, True] True made here\n"
+    for path in cache.iterdir():
+        path.unlink()
+    assert run() == "[False, False] True made here\n"
+    # What the cache holds starts no process.
+    assert run() == "[False, False] True made here\n"
+
+
+def test_a_plan_counted_ahead_is_the_plan_counted_in_turn(cache: Path, tmp_path: Path) -> None:
+    prompt, model = few_shot(tmp_path / "shots.jsonl", 12), model_folder(tmp_path / "model")
+    flags = [
+        "--prompt",
+        str(prompt),
+        "--rate",
+        "5",
+        "--model",
+        "smollm2-135m",
+        "--baseline-model",
+        "smollm2-135m",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "unshot",
+        "plan",
+        *flags,
+        "--gpu",
+        "l4",
+        "--tokenizer",
+        str(model),
+        "--json",
+    ]
+
+    def run(**environment: str) -> str:
+        given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        return subprocess.run(command, env=given, capture_output=True, text=True, check=True).stdout
+
+    assert run() == run(UNSHOT_NO_CACHE="1")
+    assert list(cache.glob("tokens-*.json"))

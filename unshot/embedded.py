@@ -10,14 +10,15 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from unshot.console import Output
 from unshot.errors import OutsideError
 from unshot.manifest import Manifest, describe_file, staged
 from unshot.memo import cache_dir
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NAME = "smollm2-135m"
 LICENSE = "Apache-2.0"
@@ -83,6 +84,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 def _write_weights(tensors: Any, fields: dict[str, Any], target: Path) -> None:
+    import numpy as np
     import torch
     from gguf.quants import dequantize
     from safetensors.torch import save_file
@@ -117,6 +119,8 @@ def unpermute(values: np.ndarray, heads: int) -> np.ndarray:
 
 def write_config(fields: dict[str, Any], target: Path) -> None:
     """Write `config.json` and `generation_config.json` from GGUF metadata."""
+    import numpy as np
+
     bos, eos = fields["tokenizer.ggml.bos_token_id"], fields["tokenizer.ggml.eos_token_id"]
     heads = fields["llama.attention.head_count"]
     config = {

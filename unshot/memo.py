@@ -14,13 +14,16 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from unshot import __version__
 
 KEPT = 500
+# Where a process started by `ahead` will write.
+_running: dict[Path, int] = {}
 
 
 def cache_dir() -> Path:
@@ -36,14 +39,47 @@ def remember(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """The JSON value that `compute` gives for `key` (anything with a stable `repr`), from the cache where it is."""
     if os.environ.get("UNSHOT_NO_CACHE"):
         return compute()
-    digest = hashlib.sha256(repr((__version__, kind, key)).encode()).hexdigest()
-    path = cache_dir() / "plan" / f"{kind}-{digest[:32]}.json"
+    path = _place(kind, key)
+    if path in _running:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(_running.pop(path), 0)
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_bytes())
     value = compute()
     with contextlib.suppress(OSError):
         _write(path, json.dumps(value))
     return value
+
+
+def ahead(tasks: Sequence[tuple[str, Any, Callable[[], Any]]]) -> None:
+    """Compute what the cache lacks of these (each as `remember` takes it) in another process; `remember` waits for it.
+
+    For a process that has just begun and has imports before it: it is forked, so nothing is done where that could
+    harm or not help (not on Linux, other threads, numpy there already, one core). A fork that fails leaves the work to
+    `remember`, which then tells the user; it never touches the network, whose timeouts would be waited for twice.
+    """
+    missing = [(path, compute) for kind, key, compute in tasks if not (path := _place(kind, key)).exists()]
+    off = os.environ.get("UNSHOT_NO_CACHE") or "numpy" in sys.modules or sys.platform != "linux"
+    if not missing or off or threading.active_count() > 1 or len(os.sched_getaffinity(0)) < 2:
+        return
+    child = os.fork()
+    if child:
+        _running.update((path, child) for path, _ in missing)
+        return
+    try:
+        silence = os.open(os.devnull, os.O_RDWR)
+        for standard in range(3):
+            os.dup2(silence, standard)
+        os.environ["UNSHOT_OFFLINE"] = "1"
+        for path, compute in missing:
+            _write(path, json.dumps(compute()))
+    finally:
+        os._exit(0)
+
+
+def _place(kind: str, key: Any) -> Path:
+    digest = hashlib.sha256(repr((__version__, kind, key)).encode()).hexdigest()
+    return cache_dir() / "plan" / f"{kind}-{digest[:32]}.json"
 
 
 def _write(path: Path, text: str) -> None:
