@@ -58,7 +58,7 @@ def ahead(tasks: Sequence[tuple[str, Any, Callable[[], Any]]]) -> None:
     harm or not help (not on Linux, other threads, numpy there already, one core). A fork that fails leaves the work to
     `remember`, which then tells the user; it never touches the network, whose timeouts would be waited for twice.
     """
-    missing = [(path, compute) for kind, key, compute in tasks if not (path := _place(kind, key)).exists()]
+    missing = [(path, compute) for kind, key, compute in tasks if stat_of(path := _place(kind, key)) is None]
     off = os.environ.get("UNSHOT_NO_CACHE") or "numpy" in sys.modules or sys.platform != "linux"
     if not missing or off or threading.active_count() > 1 or len(os.sched_getaffinity(0)) < 2:
         return
