@@ -9,9 +9,9 @@ from msgspec import Struct
 
 from planner.build import build
 from planner.payload import payload
-from planner.plan import Plan
+from planner.plan import Comparison, Plan
 from planner.settings import Settings
-from planner.terminal import months, per_second
+from planner.terminal import months, per_second, table_of
 from unshot import __version__, page
 from unshot.case import Case
 from unshot.charts import Bar, bars, dollars
@@ -81,7 +81,8 @@ def plan_folder(case: Case, settings: Settings, out: Output, final: Path | None,
                 raise InputError(f"{one.name}: {error}") from None
             out.detail(f"{one.name}: planned")
     data = {"format": 1, "folder": str(folder), "prompts": {name: payload(plan) for name, plan in plans}}
-    rows = [row(name, plan) for name, plan in plans]
+    even = [c.break_even for _, plan in plans if (c := _compared(plan)) is not None and c.break_even]
+    rows = [row(name, plan, min(even, default=None)) for name, plan in plans]
     if final is not None:
         with staged(final, overwrite=overwrite) as work:
             manifest.inputs = [describe_file(p) for one in found for p in (one.prompt, one.inputs) if p]
@@ -92,8 +93,15 @@ def plan_folder(case: Case, settings: Settings, out: Output, final: Path | None,
     out.result(data, *([] if out.json_mode else _terminal(case, plans, rows)))
 
 
-def row(name: str, plan: Plan) -> list[str]:
-    """One prompt's line: tokens, dollars per 1,000 requests, break-even, payback, verdict."""
+def _compared(plan: Plan) -> Comparison | None:
+    return plan.comparisons.get(plan.tuned.key) if plan.tuned else None
+
+
+def row(name: str, plan: Plan, smallest: float | None) -> list[str]:
+    """One prompt's line: tokens, dollars per 1,000 requests, break-even, payback, verdict.
+
+    `smallest` is the lowest break-even of the table, requests/s: it decides the unit of all.
+    """
     long = next(o for o in plan.options if o.prompt == "long")
     thousand = plan.rate * 8760 / 12 * 3.6
 
@@ -107,7 +115,7 @@ def row(name: str, plan: Plan) -> list[str]:
     def cached(option: Any) -> bool:
         return bool(option.baseline and (option.mode == "cached" or option.prefix_cache))
 
-    compared = plan.comparisons.get(plan.tuned.key) if plan.tuned else None
+    compared = _compared(plan)
     return [
         name,
         f"{long.usage.input.mean:,.0f}",
@@ -117,7 +125,7 @@ def row(name: str, plan: Plan) -> list[str]:
         cost(uncached),
         cost(cached),
         cost(lambda o: plan.tuned is not None and o.key == plan.tuned.key),
-        per_second(compared.break_even) if compared else "–",
+        per_second(compared.break_even, smallest) if compared else "–",
         months(compared.payback_months) if compared else "–",
         plan.triage.answer,
     ]
@@ -139,14 +147,9 @@ def _notes(plans: list[tuple[str, Plan]]) -> tuple[list[str], list[str]]:
 
 
 def _terminal(case: Case, plans: list[tuple[str, Plan]], rows: list[list[str]]) -> list[Any]:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=_caption(case), title_justify="left", pad_edge=False)
-    for header in HEADERS:
-        table.add_column(
-            header, justify="left" if header in ("prompt", "verdict") else "right", overflow="fold"
-        )
+    table = table_of(_caption(case), *HEADERS)
     for cells in rows:
         table.add_row(*cells)
     assumptions, warnings = _notes(plans)

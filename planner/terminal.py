@@ -76,7 +76,7 @@ def _verdict(plan: Plan, data: dict[str, Any]) -> list[RenderableType]:
     return lines
 
 
-def _table(title: str, first: str, *others: str) -> Table:
+def table_of(title: str, first: str, *others: str) -> Table:
     """An empty table whose first column is text and whose others are figures."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -89,7 +89,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 
 def _cost_table(plan: Plan, data: dict[str, Any]) -> Table:
-    table = _table(
+    table = table_of(
         f"Cost at {plan.rate:g} requests/s: $ per 1,000 requests, per month (90% interval), break-even rate",
         *("option", "$/1,000", "$/month", "GPUs", "used", "even at", "payback"),
     )
@@ -118,7 +118,7 @@ def _cost_table(plan: Plan, data: dict[str, Any]) -> Table:
 def _latency_table(plan: Plan, data: dict[str, Any]) -> Table:
     peak = plan.rate * plan.case.traffic.peak_factor
     title = f"Latency at the busiest hour, {peak:g} requests/s (p50 / p95 / p99)"
-    table = _table(title, "option", "TTFT", "TPOT", "end to end")
+    table = table_of(title, "option", "TTFT", "TPOT", "end to end")
     for row in data["options"]:
         found = row["latency_ms"]
         if found is None:
@@ -135,7 +135,7 @@ def quantiles(values: dict[str, float | None], *, forecast: bool) -> str:
 
 
 def _tokens(plan: Plan) -> Table:
-    table = _table(
+    table = table_of(
         "Tokens per request",
         *("model and prompt", "static prefix", "varying", "input p5/p50/p95", "output p5/p50/p95"),
         "dearest examples",
@@ -157,7 +157,7 @@ def _matters(plan: Plan) -> list[Table]:
     if not plan.uncertainty.tornado:
         return []
     title = "What matters most: the saving a month"
-    table = _table(title, "assumption", "at its low end", "at its high end")
+    table = table_of(title, "assumption", "at its low end", "at its high end")
     for swing in plan.uncertainty.tornado[:5]:
         table.add_row(
             swing.label,
