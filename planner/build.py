@@ -26,6 +26,7 @@ class Planner:
     def __init__(self, case: Case, settings: Settings, counts: Counts | None = None) -> None:
         self.case, self.settings = case, settings
         self.counts = counts or Counts(case, settings)
+        # One list, so that notes stand in the order in which things were found.
         self.notes, self.warnings = self.counts.notes, self.counts.warnings
         self.shape = Shape.of(case.traffic.peak_factor)
         self.options: list[Option] = []
