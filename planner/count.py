@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from planner.usage import Usage, measure
 from unshot.case import Case
 from unshot.data import Example, read_examples
 from unshot.errors import InputError
-from unshot.memo import ahead, remember
+from unshot.memo import Task, ahead, remember
 from unshot.prompts import SLOT, Prompt
 
 Label = Literal["long", "short"]
@@ -63,7 +63,7 @@ class Counts:
             )
         return self._counters[model]
 
-    def _task(self, model: str, label: Label, *, api: bool) -> tuple[str, Any, Callable[[], Any]]:
+    def _task(self, model: str, label: Label, *, api: bool) -> Task:
         """What `remember` takes for the tokens of a prompt with a model."""
         prompt, output = self.prompts[label], self.case.traffic.output_tokens
 

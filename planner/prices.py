@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from planner.overrides import KEYS, Overrides
 from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError, nearest
-from unshot.memo import ahead, package_state, remember
+from unshot.memo import Task, ahead, package_state, remember
 
 MTOK = 1e6
 
@@ -191,7 +191,7 @@ def look_up_ahead(model: str) -> None:
     ahead([_task(model, datetime.now(UTC))])
 
 
-def _task(model: str, now: datetime) -> tuple[str, Any, Callable[[], Any]]:
+def _task(model: str, now: datetime) -> Task:
     """What `remember` takes for the price of a model on a day, UTC."""
     return "price", (package_state("genai_prices"), model, f"{now:%Y-%m-%d}"), lambda: _lookup(model, now)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from unshot import catalog
 from unshot.case import Slo
 from unshot.catalog import Gpu
 from unshot.errors import InputError
-from unshot.memo import remember
+from unshot.memo import Task, ahead, remember
 
 # vLLM keeps the prefix cache in blocks of 16 tokens (docs.vllm.ai, "Automatic Prefix Caching").
 CACHE_BLOCK = 16
@@ -61,19 +62,18 @@ class Serving(Struct, frozen=True):
     load: Load
     one: Setup
 
-    def simulated(self, rate: float) -> dict[str, dict[str, float]]:
-        """Percentiles in seconds from a simulation of `REQUESTS` requests, kept between runs."""
-        from planner.simulate import simulate
-
+    def simulation(self, rate: float) -> Task:
+        """For `remember`: percentiles in seconds from a simulation of `REQUESTS` requests, by measure."""
         load = replace(self.load, rate=rate)
 
         def run() -> dict[str, dict[str, float]]:
+            from planner.simulate import simulate
+
             found = simulate(self.one, load, requests=REQUESTS)
             seen = {measure: found.quantiles(measure) for measure in ("ttft", "tpot", "e2e")}
             return {m: {"50.0": q.p50, "95.0": q.p95, "99.0": q.p99} for m, q in seen.items()}
 
-        at: dict[str, dict[str, float]] = remember("latency", (self.one, load, REQUESTS), run)
-        return at
+        return "latency", (self.one, load, REQUESTS), run
 
     def curve(self, rates: list[float], measure: str, percentile: float) -> list[float]:
         """`measure` (ttft, tpot or e2e) in milliseconds at the percentile, for rates of one replica."""
@@ -97,11 +97,17 @@ def latencies(loads: Sequence[tuple[Serving, float]]) -> list[dict[str, Any]]:
         shapes += [serving.one.shape(serving.load)] * 3
         rates += [max(rate, 1e-9)] * 3
     answer = respond(StepCost(**columns(costs)), Shape(**columns(shapes)), np.asarray(rates), PERCENTILES)
-    found = []
+    tasks: dict[int, Task] = {}
     for k, (serving, rate) in enumerate(loads):
         share = float(answer.utilisation[3 * k])
-        outside = share > SIMULATED or serving.one.max_batch < SLOTS
-        seen = serving.simulated(rate) if outside and share < 1.0 else None
+        if share < 1.0 and (share > SIMULATED or serving.one.max_batch < SLOTS):
+            tasks[k] = serving.simulation(rate)
+    todo, cores = list(tasks.values()), os.cpu_count() or 1
+    for other in range(1, cores):
+        ahead(todo[other::cores])
+    found = []
+    for k in range(len(loads)):
+        seen: dict[str, dict[str, float]] | None = remember(*tasks[k]) if k in tasks else None
         row: dict[str, Any] = {"from": "simulation" if seen is not None else "closed form"}
         for measure in ("ttft", "tpot", "e2e"):
             values = getattr(answer, measure)

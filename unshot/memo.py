@@ -22,6 +22,9 @@ from typing import Any
 from unshot import __version__
 
 KEPT = 500
+THREADED = {"torch", "onnxruntime", "llama_cpp"}
+# What `remember` takes: a kind, a key, and what computes the value.
+Task = tuple[str, Any, Callable[[], Any]]
 # Where a process started by `ahead` will write.
 _running: dict[Path, int] = {}
 
@@ -51,15 +54,15 @@ def remember(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     return value
 
 
-def ahead(tasks: Sequence[tuple[str, Any, Callable[[], Any]]]) -> None:
+def ahead(tasks: Sequence[Task]) -> None:
     """Compute what the cache lacks of these (each as `remember` takes it) in another process; `remember` waits for it.
 
-    For a process that has just begun and has imports before it: it is forked, so nothing is done where that could
-    harm or not help (not on Linux, other threads, numpy there already, one core). A fork that fails leaves the work to
-    `remember`, which then tells the user; it never touches the network, whose timeouts would be waited for twice.
+    This process is forked, so nothing is done where that could harm or not help (not on Linux, other threads, libraries
+    with threads of their own, one core). A fork that fails leaves the work to `remember`, which then tells the user;
+    it never touches the network, whose timeouts would be waited for twice.
     """
     missing = [(path, compute) for kind, key, compute in tasks if stat_of(path := _place(kind, key)) is None]
-    off = os.environ.get("UNSHOT_NO_CACHE") or "numpy" in sys.modules or sys.platform != "linux"
+    off = os.environ.get("UNSHOT_NO_CACHE") or sys.platform != "linux" or THREADED & sys.modules.keys()
     if not missing or off or threading.active_count() > 1 or len(os.sched_getaffinity(0)) < 2:
         return
     child = os.fork()
