@@ -24,9 +24,9 @@ from bench.systems import Measured
 from unshot.case import Case
 from unshot.console import Output, dumps, jsonable
 from unshot.data import Example, read_examples, write_jsonl
-from unshot.engines import usable_cores
 from unshot.errors import InputError, OutsideError
 from unshot.gates import Gate
+from unshot.machine import usable_cores
 from unshot.manifest import Manifest, describe_file, hardware, staged, write_text
 from unshot.prompts import Prompt
 from unshot.task import Task, derive_task, read_task

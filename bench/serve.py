@@ -9,9 +9,10 @@ from typing import Any
 
 from bench.remote import Remote, open_remote
 from unshot.console import Output
-from unshot.engines import Engine, open_engine, parse_spec, usable_cores
+from unshot.engines import Engine, open_engine, parse_spec
 from unshot.errors import InputError
 from unshot.llama_server import end, free_port, server_command, start, wait_until_healthy
+from unshot.machine import usable_cores
 from unshot.prompts import Prompt
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from unshot.errors import GateError, OutsideError
+from unshot.machine import usable_cores
 
 NEEDS = {
     "gguf": ("llama_cpp", "llama-cpp-python"),
@@ -153,6 +154,6 @@ def child_environment() -> dict[str, str]:
 
 def cores() -> int:
     """Usable CPU cores, or `OMP_NUM_THREADS` where that is fewer."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return min(usable, int(wanted)) if wanted.isdecimal() and int(wanted) else usable

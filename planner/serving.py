@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from unshot import catalog
 from unshot.case import Slo
 from unshot.catalog import Gpu
 from unshot.errors import InputError
+from unshot.machine import usable_cores
 from unshot.memo import Task, ahead, remember
 
 # vLLM keeps the prefix cache in blocks of 16 tokens (docs.vllm.ai, "Automatic Prefix Caching").
@@ -102,7 +102,7 @@ def latencies(loads: Sequence[tuple[Serving, float]]) -> list[dict[str, Any]]:
         share = float(answer.utilisation[3 * k])
         if share < 1.0 and (share > SIMULATED or serving.one.max_batch < SLOTS):
             tasks[k] = serving.simulation(rate)
-    todo, cores = list(tasks.values()), os.cpu_count() or 1
+    todo, cores = list(tasks.values()), usable_cores()
     for other in range(1, cores):
         ahead(todo[other::cores])
     found = []

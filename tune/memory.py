@@ -21,7 +21,7 @@ from tune.batches import Pack
 from tune.loss import core, pack_loss
 from tune.model import checkpoint_layers, fast_bf16, prepare_model
 from unshot.case import Tune
-from unshot.memory import free_memory
+from unshot.machine import free_memory
 from unshot.models import Source
 
 GB = 1e9

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import time
@@ -25,6 +26,7 @@ from msgspec import Struct, field
 from unshot import __version__
 from unshot.console import dumps
 from unshot.errors import InputError
+from unshot.machine import usable_cores
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -48,7 +50,6 @@ def describe_file(path: Path, *, name: str | None = None) -> dict[str, Any]:
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that change results, of those installed."""
-    import platform
     from importlib import metadata  # a twentieth of a cold plan, which writes no manifest unless asked
 
     found = {}
@@ -60,13 +61,11 @@ def library_versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The machine in words: CPU model, usable cores, RAM (bytes), GPUs where torch is loaded and sees them."""
-    import platform
-
     info: dict[str, Any] = {
         "machine": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "cpu": _cpu_name() or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         info["ram_bytes"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -81,7 +80,7 @@ def _cpu_name() -> str:
         for line in handle:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
-    return ""
+    return platform.processor() or platform.machine()
 
 
 class Manifest(Struct):

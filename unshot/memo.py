@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unshot import __version__
+from unshot.machine import usable_cores
 
 KEPT = 500
 THREADED = {"torch", "onnxruntime", "llama_cpp"}
@@ -63,7 +64,7 @@ def ahead(tasks: Sequence[Task]) -> None:
     """
     missing = [(path, compute) for kind, key, compute in tasks if stat_of(path := _place(kind, key)) is None]
     off = os.environ.get("UNSHOT_NO_CACHE") or sys.platform != "linux" or THREADED & sys.modules.keys()
-    if not missing or off or threading.active_count() > 1 or len(os.sched_getaffinity(0)) < 2:
+    if not missing or off or threading.active_count() > 1 or usable_cores() < 2:
         return
     child = os.fork()
     if child:

@@ -25,8 +25,8 @@ from deploy.serve.supervisor import Supervisor
 from deploy.serve.target import Place, Resolver, parse_price, read_key
 from unshot.case import load_case
 from unshot.console import Output
-from unshot.engines import usable_cores
 from unshot.errors import InputError, OutsideError
+from unshot.machine import usable_cores
 
 GRACE = 60
 

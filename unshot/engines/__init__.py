@@ -7,6 +7,6 @@ each token, with or without reuse of the prompt prefix that the request before l
 
 from __future__ import annotations
 
-from unshot.engines.base import Engine, Generation, open_engine, parse_spec, usable_cores
+from unshot.engines.base import Engine, Generation, open_engine, parse_spec
 
-__all__ = ["Engine", "Generation", "open_engine", "parse_spec", "usable_cores"]
+__all__ = ["Engine", "Generation", "open_engine", "parse_spec"]

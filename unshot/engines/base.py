@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from unshot.data import Message
 from unshot.errors import InputError, OutsideError, nearest
+from unshot.machine import usable_cores
 
 # kind -> (module, class)
 KINDS = {
@@ -162,13 +162,6 @@ class Engine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def usable_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
