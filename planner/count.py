@@ -15,7 +15,7 @@ from planner.usage import Usage, measure
 from unshot.case import Case
 from unshot.data import Example, read_examples
 from unshot.errors import InputError
-from unshot.memo import Task, ahead, remember
+from unshot.memo import Task, ahead, digest, remember
 from unshot.prompts import SLOT, Prompt
 
 Label = Literal["long", "short"]
@@ -26,13 +26,17 @@ class Counts:
 
     def __init__(self, case: Case, settings: Settings) -> None:
         self.case, self.settings = case, settings
-        self.prompts: dict[Label, Prompt] = {"long": case.long_prompt(), "short": short_prompt(case)}
+        long = case.long_prompt()
+        self.prompts: dict[Label, Prompt] = {"long": long, "short": short_prompt(case.short_prompt(), long)}
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.usages: dict[str, Usage] = {}
         self._counters: dict[str, Counter] = {}
         self.inputs = self._inputs()
-        if self.prompts["long"].template is None and not self.prompts["long"].examples:
+        self._contents = digest(
+            [(e.messages, e.answer, sorted(e.extra.items(), key=repr)) for e in self.inputs]
+        )
+        if long.template is None and not long.examples:
             self.warnings.append(
                 "the long prompt holds no examples: give them with --prompt or [task] examples"
             )
@@ -72,8 +76,7 @@ class Counts:
 
         source = fingerprint(model, api=api, paths=self.settings.paths, approximate=self.settings.approximate)
         shots = [(e.messages, e.answer) for e in prompt.examples]
-        contents = [(e.messages, e.answer, sorted(e.extra.items(), key=repr)) for e in self.inputs]
-        return "tokens", (source, prompt.system, prompt.template, shots, contents, output), count
+        return "tokens", (source, prompt.system, prompt.template, shots, self._contents, output), count
 
     def usage(self, model: str, label: Label, *, api: bool) -> Usage:
         """Tokens of a prompt with a model; counts of an earlier run with the same contents are taken over."""
@@ -102,10 +105,9 @@ class Counts:
             ahead([self._task(model, label, api=api) for label in labels])
 
 
-def short_prompt(case: Case) -> Prompt:
+def short_prompt(short: Prompt, long: Prompt) -> Prompt:
     """The tuned model's prompt. Where the long one is a text with several slots, the input is all of them."""
-    short, template = case.short_prompt(), case.long_prompt().template
-    slots = list(dict.fromkeys(SLOT.findall(template))) if template else []
+    slots = list(dict.fromkeys(SLOT.findall(long.template))) if long.template else []
     if len(slots) < 2:
         return short
     return Prompt(short.system, (), "\n\n".join("{{" + name + "}}" for name in slots))

@@ -326,14 +326,19 @@ def known_api(model: str) -> bool:
 
 def sold_tuned(model: str) -> bool:
     """Whether the catalog has the price of a fine-tuned version of an API model."""
-    return model.rsplit("/", 1)[-1] in table("api")["finetune"]
+    return bool(_tuned_facts(model))
+
+
+def _tuned_facts(model: str) -> dict[str, Any]:
+    found: dict[str, Any] = table("api")["finetune"].get(model.rsplit("/", 1)[-1], {})
+    return found
 
 
 def fine_tuned(model: str, price: ApiPrice, overrides: Overrides | None = None) -> ApiPrice | None:
     """The price of a fine-tuned version of an API model; None where the provider tunes none that is known."""
     name = model.rsplit("/", 1)[-1]
     given, where = (overrides or Overrides()).of(f"ft-{name}", baseline=False)
-    facts = {**table("api")["finetune"].get(name, {}), **given}
+    facts = {**_tuned_facts(model), **given}
     if not {"input", "output", "training"} <= facts.keys():
         return None
     half = price.batch_input is not None

@@ -81,9 +81,13 @@ def ahead(tasks: Sequence[Task]) -> None:
         os._exit(0)
 
 
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a value's `repr`: stands for it in a key where it is long and asked for more than once."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()
+
+
 def _place(kind: str, key: Any) -> Path:
-    digest = hashlib.sha256(repr((__version__, kind, key)).encode()).hexdigest()
-    return cache_dir() / "plan" / f"{kind}-{digest[:32]}.json"
+    return cache_dir() / "plan" / f"{kind}-{digest((__version__, kind, key))[:32]}.json"
 
 
 def _write(path: Path, text: str) -> None:
