@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from unshot.contracts.manifest import NAME, Manifest, read_manifest, verify_file
 from unshot.errors import InputError
-from unshot.manifest import NAME, Manifest, read_manifest, verify_file
 
 # What `unshot export` writes; a Hugging Face directory is tune's or nobody's.
 EXPORTED = ("gguf", "onnx", "genai")

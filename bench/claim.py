@@ -10,8 +10,8 @@ import numpy as np
 
 from bench.quality import FAILED, PASSED
 from bench.records import Record
-from bench.stats import INCONCLUSIVE, MET, NOT_MET, Ratio, bootstrap_ratio, fieller, pairs_needed
 from unshot.case import Claim
+from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET, Ratio, bootstrap_ratio, fieller, pairs_needed
 
 ENOUGH_TO_RESAMPLE = 20
 

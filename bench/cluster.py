@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.load import Driver, Run, run_loop
-from bench.openai import Api
 from bench.records import Record
 from bench.remote import make_record, open_tokenizer, read_key
 from bench.schedule import Load
 from bench.sketch import Tally
 from unshot.case import Slo
 from unshot.console import Output
+from unshot.engines.openai import Api
 from unshot.errors import InputError, OutsideError
 
 SAMPLE = 2000

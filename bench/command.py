@@ -147,11 +147,11 @@ def bench(
     from bench.run import Job, bench_run
     from bench.summary import summary
     from unshot.case import load_case
-    from unshot.data import text_or_file
+    from unshot.contracts.manifest import write_text
+    from unshot.contracts.task import read_task
+    from unshot.data.prompts import load_prompt
+    from unshot.data.rows import text_or_file
     from unshot.errors import GateError, InputError
-    from unshot.manifest import write_text
-    from unshot.prompts import load_prompt
-    from unshot.task import read_task
 
     if baseline is None or candidate is None or final is None:
         missing = {"--baseline": baseline, "--candidate": candidate, "--out": final}

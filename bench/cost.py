@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unshot.data import read_text
+from unshot.data.rows import read_text
 from unshot.errors import InputError
 
 

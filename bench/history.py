@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from bench.pull_request import junit
-from bench.stats import t_quantile
-from unshot.data import read_text
+from unshot.contracts.manifest import read_manifest
+from unshot.data.rows import read_text
 from unshot.errors import InputError
-from unshot.manifest import read_manifest
+from unshot.metrics.intervals import t_quantile
 
 LEVEL = 0.95
 # Figure -> how it is called; all are better when smaller.

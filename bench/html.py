@@ -9,7 +9,7 @@ from bench.measure import block_seconds
 from bench.records import SIDES, Record
 from bench.resources import memory_words, power_words
 from bench.summary import ROWS, both, errors, goodput_words, joules, ratio, token_words, told
-from unshot import charts, page
+from unshot.report import charts, page
 
 # The ratio chart shows an interval up to so many times its value.
 WIDEST = 8.0

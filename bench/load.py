@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.http import Address, Exchange, Pool
 from bench.schedule import Load
 from bench.timer import Alarm
+from unshot.engines.http import Address, Exchange, Pool
 
 # A run is invalid where the client sent 1 request in 100 later than this (seconds), ...
 LATE = 0.002

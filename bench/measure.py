@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bench.records import Record
 from bench.systems import Measured, Progress
-from unshot.data import Example
+from unshot.data.rows import Example
 
 CACHE_ON, CACHE_OFF = "cache on", "cache off"
 MODES = (CACHE_ON, CACHE_OFF)

@@ -14,9 +14,9 @@ from typing import Any
 
 from bench.records import Record
 from bench.schedule import Load
-from bench.stats import binomial_cdf
+from unshot.contracts.manifest import write_text
 from unshot.errors import InputError
-from unshot.manifest import write_text
+from unshot.metrics.intervals import binomial_cdf
 
 # MLPerf inference's own (mlperf.conf and TestSettings): a run shorter than that is INVALID there.
 MIN_DURATION_MS, MIN_QUERIES = 600_000, 100

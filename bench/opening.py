@@ -9,9 +9,9 @@ from typing import Any
 from bench.remote import open_remote, read_key
 from bench.systems import Measured, System
 from unshot.console import Output
+from unshot.data.prompts import Prompt
 from unshot.engines import open_engine
 from unshot.errors import InputError
-from unshot.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bench.stats import paired_score_difference
+from unshot.contracts.task import Task
 from unshot.errors import InputError
-from unshot.task import Task
+from unshot.metrics.intervals import paired_score_difference
 
 PASSED, FAILED, UNDECIDED = "passed", "failed", "inconclusive"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.stats import percentile_interval
 from unshot.case import Slo
+from unshot.metrics.intervals import percentile_interval
 
 PERCENTILES = (50, 90, 95, 99)
 SIDES = ("baseline", "candidate")

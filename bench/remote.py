@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.http import Exchange, parse_url
 from bench.load import Driver, drive
-from bench.openai import CHAT, Api, read_answer
 from bench.records import Record
 from bench.schedule import Load
 from bench.systems import Item, Progress, request_messages
-from unshot.data import Message
+from unshot.data.prompts import Prompt
+from unshot.data.rows import Message
+from unshot.engines.http import Exchange, parse_url
+from unshot.engines.openai import CHAT, Api, read_answer
 from unshot.errors import InputError
-from unshot.prompts import Prompt
 
 Count = Callable[[str], int]
 # Plain words of one token or two, to make prompts of any length and beginnings that no cache holds.
@@ -233,8 +233,8 @@ def open_remote(
 
 def open_tokenizer(path: str) -> tuple[Count, Callable[[Sequence[Message]], str]]:
     """`(count, render)` of a Hugging Face model directory or hub name."""
-    from unshot.chat import Chat, load_tokenizer
     from unshot.models import resolve
+    from unshot.text.chat import Chat, load_tokenizer
 
     chat = Chat(load_tokenizer(resolve(path, need_weights=False).path))
     return lambda text: len(chat.tokenizer(text, add_special_tokens=False)["input_ids"]), chat.render

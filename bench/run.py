@@ -19,17 +19,17 @@ from bench.opening import Server, open_system
 from bench.quality import FAILED, PASSED, judge
 from bench.records import SIDES, Record, summarise
 from bench.resources import Monitor, energy_per_request
-from bench.stats import INCONCLUSIVE, MET, NOT_MET
 from bench.systems import Measured
 from unshot.case import Case
 from unshot.console import Output, dumps, jsonable
-from unshot.data import Example, read_examples, write_jsonl
+from unshot.contracts.gates import Gate
+from unshot.contracts.manifest import Manifest, describe_file, hardware, staged, write_text
+from unshot.contracts.task import Task, derive_task, read_task
+from unshot.data.prompts import Prompt
+from unshot.data.rows import Example, read_examples, write_jsonl
 from unshot.errors import InputError, OutsideError
-from unshot.gates import Gate
 from unshot.machine import usable_cores
-from unshot.manifest import Manifest, describe_file, hardware, staged, write_text
-from unshot.prompts import Prompt
-from unshot.task import Task, derive_task, read_task
+from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET
 
 DEFAULT_MAX_TOKENS = 64
 SCHEMA = 1
@@ -103,7 +103,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
 
 
 def gates(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """The claim and the quality gate as `unshot.gates` reads them from the manifest, for a promotion."""
+    """The claim and the quality gate as `unshot.contracts.gates` reads them from the manifest, for a promotion."""
     q = report["quality"]
     d = q["difference"]
     passed = {MET: True, NOT_MET: False}.get(report["verdict"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unshot.data import read_text
+from unshot.data.rows import read_text
 from unshot.errors import InputError, nearest
 
 FORMS = {

@@ -9,11 +9,11 @@ from typing import Any
 
 from bench.remote import Remote, open_remote
 from unshot.console import Output
+from unshot.data.prompts import Prompt
 from unshot.engines import Engine, open_engine, parse_spec
+from unshot.engines.server import end, free_port, server_command, start, wait_until_healthy
 from unshot.errors import InputError
-from unshot.llama_server import end, free_port, server_command, start, wait_until_healthy
 from unshot.machine import usable_cores
-from unshot.prompts import Prompt
 
 
 def open_served(

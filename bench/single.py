@@ -13,9 +13,9 @@ from bench.records import Record
 from bench.schedule import Load, parse_load
 from bench.target import Target
 from unshot.console import Output, dumps, jsonable
-from unshot.data import write_jsonl
+from unshot.contracts.manifest import Manifest, hardware, staged, write_text
+from unshot.data.rows import write_jsonl
 from unshot.errors import InputError
-from unshot.manifest import Manifest, hardware, staged, write_text
 
 # The automatic sweep ends where doubling the streams brings less than this.
 WORTH = 0.05

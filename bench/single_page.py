@@ -9,7 +9,7 @@ from bench.html import ms
 from bench.records import Record
 from bench.resources import memory_words, power_words
 from bench.summary import errors, goodput_words, joules, token_words, told
-from unshot import charts, page
+from unshot.report import charts, page
 
 # Distributions in the order of a request's life; each is shown by its percentiles.
 TIMES = {

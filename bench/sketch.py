@@ -22,9 +22,9 @@ from bench.records import (
     rates,
     token_difference,
 )  # fmt: skip
-from bench.stats import interval_ranks
 from unshot.case import Slo
 from unshot.errors import OutsideError
+from unshot.metrics.intervals import interval_ranks
 
 RELATIVE_ERROR = 0.001
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bench.records import Record
-from unshot.data import Example, Message
+from unshot.data.prompts import Prompt
+from unshot.data.rows import Example, Message
 from unshot.engines import Engine
-from unshot.prompts import Prompt
 
 # Number of the request in the run, number of the row, the row.
 Item = tuple[int, int, Example]

@@ -16,9 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.http import parse_url
 from bench.load import Driver, Run, drive, run_loop
-from bench.openai import CHAT, Api
 from bench.opening import request_extra
 from bench.records import Record, summarise
 from bench.remote import WORDS, Count, defeat_cache, make_record, open_tokenizer, read_key
@@ -27,10 +25,12 @@ from bench.schedule import Load
 from bench.systems import request_messages
 from unshot.case import Slo
 from unshot.console import Output
-from unshot.data import Message, read_examples, text_or_file
+from unshot.contracts.manifest import describe_file
+from unshot.data.prompts import load_prompt
+from unshot.data.rows import Message, read_examples, text_or_file
+from unshot.engines.http import parse_url
+from unshot.engines.openai import CHAT, Api
 from unshot.errors import InputError, OutsideError
-from unshot.manifest import describe_file
-from unshot.prompts import load_prompt
 
 RAMP_PER_STREAM = 0.002
 # Seconds until client processes must be ready to send.

@@ -6,11 +6,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.log import Arm, Feedback, Request
 from unshot.case import Case
+from unshot.contracts.request_log import Arm, Feedback, Request
+from unshot.contracts.task import Task, read_task
 from unshot.errors import InputError
-from unshot.metrics import INVALID
-from unshot.task import Task, read_task
+from unshot.metrics.scores import INVALID
 
 
 @dataclass

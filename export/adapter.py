@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.tensors import Shards
-from unshot.data import read_text
+from unshot.data.rows import read_text
 from unshot.errors import InputError
 
 PREFIX = "base_model.model."

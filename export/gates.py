@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from export.parity import Report
 from export.source import Model
-from unshot.gates import Gate, read_gates
+from unshot.contracts.gates import Gate, read_gates
 
 WORDS = {True: "passed", False: "**failed**", None: "undecided"}
 NOT_REVIEWED = (

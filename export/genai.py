@@ -17,8 +17,8 @@ from typing import Any
 from export.merge import Merged
 from export.onnx_graph import last_line
 from export.safetensors_dir import copy_tokenizer, set_ends, write_merged
+from unshot.contracts.manifest import write_text
 from unshot.errors import InputError, OutsideError
-from unshot.manifest import write_text
 
 # Those whose logits tests/test_export_onnx.py compares with transformers'; the builder knows more.
 ARCHITECTURES = (

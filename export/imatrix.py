@@ -17,7 +17,7 @@ from export.families import family_of
 from export.merge import EMBEDDING, HEAD, Merged
 from export.parity import BATCH
 from export.source import Model, with_instruction
-from unshot.data import read_examples
+from unshot.data.rows import read_examples
 from unshot.errors import InputError
 
 # Enough for every column of a matrix to be seen many times; a pass over it costs as much as prefilling a long prompt.

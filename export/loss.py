@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unshot.metrics import bootstrap, score
+from unshot.metrics.scores import bootstrap, score
 
 LEVEL = 0.95
 TAIL = (1 - LEVEL) / 2

@@ -17,9 +17,9 @@ from export.streamed import streamed
 from export.targets import Target
 from export.write import lora_base, parameters, refuse, room, size_of, write, write_importance
 from unshot.console import Output, dumps
+from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
 from unshot.errors import GateError
 from unshot.machine import free_memory
-from unshot.manifest import Manifest, describe_file, staged, write_text
 
 CHECK_ROWS = 32
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from export.gguf_file import encode
 from export.merge import Merged
-from unshot.manifest import write_text
+from unshot.contracts.manifest import write_text
 
 # our name -> safetensors dtype, bytes, torch's name in config.json
 DTYPES = {"f32": ("F32", 4, "float32"), "f16": ("F16", 2, "float16"), "bf16": ("BF16", 2, "bfloat16")}

@@ -28,9 +28,9 @@ from export.speed import measure_speed
 from export.targets import Target, parse_targets
 from export.write import refuse, room, size_of, write, write_importance
 from unshot.console import Output, dumps
-from unshot.data import read_examples
+from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.data.rows import read_examples
 from unshot.errors import GateError, InputError, OutsideError, UnshotError
-from unshot.manifest import Manifest, describe_file, staged, write_text
 
 LADDER = (
     "gguf:f16", "gguf:q8_0", "gguf:q6_k", "gguf:q5_k_m", "gguf:q4_k_m", "gguf:iq4_xs", "gguf:q3_k_m", "gguf:q2_k",
@@ -288,7 +288,7 @@ def summary(
     model: Model, candidates: Sequence[Candidate], picked: Candidate | None, limit: float, manifest: Manifest
 ) -> dict[str, Any]:
     """What `search.json` holds."""
-    from unshot.manifest import hardware
+    from unshot.contracts.manifest import hardware
 
     task = model.task
     labelled = task is not None and all(row.answer is not None for row in model.rows)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from unshot.charts import Mark, Span, intervals
-from unshot.page import cards, charts, facts, page, section, table, text, verdict
-from unshot.scatter import Dot, scatter
+from unshot.report.charts import Mark, Span, intervals
+from unshot.report.page import cards, charts, facts, page, section, table, text, verdict
+from unshot.report.scatter import Dot, scatter
 
 WORDS = {
     "holds": "holds",

@@ -12,8 +12,8 @@ from export.gates import gate_lines
 from export.parity import Report
 from export.source import Model
 from export.targets import Target
-from unshot.gates import Gate
-from unshot.manifest import sha256, write_text
+from unshot.contracts.gates import Gate
+from unshot.contracts.manifest import sha256, write_text
 
 CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from export.adapter import Adapter, load_adapter
 from export.merge import Merged
-from unshot.chat import Chat, load_tokenizer
 from unshot.console import Output
-from unshot.data import Example, Message, read_examples
+from unshot.contracts.manifest import NAME as MANIFEST
+from unshot.contracts.manifest import describe_file, read_manifest
+from unshot.contracts.task import Task, read_task
+from unshot.data.rows import Example, Message, read_examples
 from unshot.errors import InputError
-from unshot.manifest import NAME as MANIFEST
-from unshot.manifest import describe_file, read_manifest
 from unshot.models import Source, resolve
-from unshot.task import Task, read_task
+from unshot.text.chat import Chat, load_tokenizer
 
 
 @dataclass

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from planner import prices
-from planner.counters import Counter
-from planner.encodings import openai_encoding
 from planner.settings import Settings
-from planner.tokens import counter_for, fingerprint
 from planner.usage import Usage, measure
 from unshot.case import Case
-from unshot.data import Example, read_examples
+from unshot.data.prompts import SLOT, Prompt
+from unshot.data.rows import Example, read_examples
 from unshot.errors import InputError
 from unshot.memo import Task, ahead, digest, remember
-from unshot.prompts import SLOT, Prompt
+from unshot.text.counters import Counter
+from unshot.text.encodings import openai_encoding
+from unshot.text.tokenizers import counter_for, fingerprint
 
 Label = Literal["long", "short"]
 

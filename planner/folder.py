@@ -12,12 +12,13 @@ from planner.payload import payload
 from planner.plan import Comparison, Plan
 from planner.settings import Settings
 from planner.terminal import months, per_second, table_of
-from unshot import __version__, page
+from unshot import __version__
 from unshot.case import Case
-from unshot.charts import Bar, bars, dollars
 from unshot.console import Output, dumps
+from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
 from unshot.errors import InputError
-from unshot.manifest import Manifest, describe_file, staged, write_text
+from unshot.report import page
+from unshot.report.charts import Bar, bars, dollars
 
 PROMPT_NAMES = ("base_prompt", "prompt", "few_shot")
 INPUT_NAMES = ("inputs", "test", "train", "data")

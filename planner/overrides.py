@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unshot.data import read_text
+from unshot.data.rows import read_text
 from unshot.errors import InputError
 
 KEYS = ("input", "cached", "output", "write", "write_long", "batch_input", "batch_output", "batch_cached")

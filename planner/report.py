@@ -8,8 +8,21 @@ from typing import Any
 from planner.options import HOURS_PER_MONTH, Option
 from planner.plan import Plan
 from planner.terminal import interval, months, per_second, quantiles, share
-from unshot import __version__, page
-from unshot.charts import Bar, Mark, Series, Span, bars, cdf, dollars, line, milliseconds, number, tornado
+from unshot import __version__
+from unshot.report import page
+from unshot.report.charts import (
+    Bar,
+    Mark,
+    Series,
+    Span,
+    bars,
+    cdf,
+    dollars,
+    line,
+    milliseconds,
+    number,
+    tornado,
+)
 
 SHOWN_EXAMPLES = 24
 CURVE_POINTS = 121

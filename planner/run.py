@@ -11,13 +11,13 @@ from planner.count import Counts
 from planner.overrides import Overrides
 from planner.prices import api_price, look_up_ahead
 from planner.settings import Settings
-from planner.tokens import Paths
 from unshot import catalog
 from unshot.case import Case, load_case
 from unshot.console import Output, dumps
-from unshot.data import text_or_file
+from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.data.rows import text_or_file
 from unshot.errors import InputError
-from unshot.manifest import Manifest, describe_file, staged, write_text
+from unshot.text.tokenizers import Paths
 
 if TYPE_CHECKING:
     from planner.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec import Struct, field
 
 from planner.overrides import Overrides
-from planner.tokens import Paths
+from unshot.text.tokenizers import Paths
 
 
 class Settings(Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unshot.formats import dollars, milliseconds, number
+from unshot.report.formats import dollars, milliseconds, number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

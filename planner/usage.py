@@ -8,10 +8,10 @@ from typing import Any
 
 from msgspec import Struct, to_builtins
 
-from planner.counters import Counter
-from unshot.data import Example, Message
+from unshot.data.prompts import SLOT, Prompt
+from unshot.data.rows import Example, Message
 from unshot.errors import InputError
-from unshot.prompts import SLOT, Prompt
+from unshot.text.counters import Counter
 
 MAX_SAMPLE = 400
 # Two inputs with nothing in common, so that a sample of alike inputs does not pass for static prefix.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from unshot.gates import Gate
-from unshot.manifest import Manifest
+from unshot.contracts.gates import Gate
+from unshot.contracts.manifest import Manifest
 
 LABELS = ["low", "high"]
 

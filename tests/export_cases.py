@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unshot.data import write_jsonl
-from unshot.manifest import Manifest
+from unshot.contracts.manifest import Manifest
+from unshot.contracts.task import Task
+from unshot.data.rows import write_jsonl
 from unshot.models import resolve
-from unshot.task import Task
 
 TEXTS = [
     "The supplier is not liable.",

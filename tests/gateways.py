@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from tests.conftest import ROOT, command
-from unshot.llama_server import free_port
+from unshot.engines.server import free_port
 
 
 @dataclass

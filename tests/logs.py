@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.log import Arm, Feedback, Request, Writer
 from unshot.__main__ import main
+from unshot.contracts.request_log import Arm, Feedback, Request, Writer
 
 START = 1_790_000_000.0
 

@@ -21,11 +21,11 @@ from tune.assess.robustness import robustness
 from tune.evaluate.review import read_sheet
 from tune.mix import draw, known
 from tune.wrapping import AUGMENT, REFORMAT, augment, reformat
-from unshot.data import Example
+from unshot.contracts.gates import Gate, add_gate, read_gates
+from unshot.contracts.manifest import Manifest, read_manifest
+from unshot.contracts.task import Task
+from unshot.data.rows import Example
 from unshot.errors import InputError
-from unshot.gates import Gate, add_gate, read_gates
-from unshot.manifest import Manifest, read_manifest
-from unshot.task import Task
 
 LABELS = ["billing", "delivery"]
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from bench.cluster import Client, Part, clock_offset, deal, merge
-from bench.http import parse_url
-from bench.openai import Api
 from bench.records import distribution, summarise
 from bench.schedule import parse_load
 from bench.sketch import RELATIVE_ERROR, Sketch
 from tests.golden import golden_server
 from unshot.case import Slo
+from unshot.engines.http import parse_url
+from unshot.engines.openai import Api
 from unshot.errors import InputError
 
 BODY = Api(parse_url("http://127.0.0.1:1/v1"), "golden").body([{"role": "user", "content": "hello"}], 64)

@@ -14,8 +14,8 @@ import pytest
 
 from tests.golden import golden_server
 from unshot import embedded
-from unshot.data import read_text
-from unshot.gates import read_gates
+from unshot.contracts.gates import read_gates
+from unshot.data.rows import read_text
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 

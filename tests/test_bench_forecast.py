@@ -11,7 +11,7 @@ import pytest
 from bench.forecast import forecast, sides
 from bench.records import Record
 from planner.fit import calibrate
-from unshot.engines.gguf import precision_of
+from unshot.engines.llama_cpp import precision_of
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9,

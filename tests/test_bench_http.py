@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.http import Exchange, parse_url
 from bench.load import Driver, Run, drive
-from bench.openai import Api, read_answer
 from bench.records import Record
 from bench.remote import make_record
 from bench.schedule import parse_load
 from bench.single import _steps
 from bench.target import Target
 from tests.golden import golden_server
+from unshot.engines.http import Exchange, parse_url
+from unshot.engines.openai import Api, read_answer
 from unshot.errors import InputError
 
 MESSAGES = [{"role": "user", "content": "hello"}]

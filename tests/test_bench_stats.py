@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bench import claim as claims
-from bench.stats import (
+from unshot.case import Claim
+from unshot.metrics.intervals import (
     INCONCLUSIVE,
     MET,
     NOT_MET,
@@ -19,8 +20,7 @@ from bench.stats import (
     percentile_interval,
     t_quantile,
 )
-from unshot.case import Claim
-from unshot.metrics import macro_f1
+from unshot.metrics.scores import macro_f1
 
 TRIALS = 2000
 PAIRS = 32

@@ -10,9 +10,9 @@ import pytest
 from msgspec.structs import fields
 
 from unshot.case import Case, load_case
+from unshot.contracts.record import Record
 from unshot.errors import InputError
 from unshot.init import TEMPLATE
-from unshot.schema import Record
 
 
 def sections(model: type[Record], path: str = "") -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from tune import near
 from tune.data.agreement import agreement, cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tune.data.check import check_file
 from tune.data.variety import template_share
-from unshot import pii
+from unshot.data import personal as pii
 
 BANKING = SHARED / "banking77" / "train.csv"
 
@@ -94,7 +94,7 @@ def test_planted_faults_among_5000_real_rows(banking: list[dict[str, str]], tmp_
 def test_planted_near_duplicates_do_not_cross_the_split(banking: list[dict[str, str]]) -> None:
     from tune.contamination import separate
     from tune.split import Split
-    from unshot.data import Example
+    from unshot.data.rows import Example
 
     def example(text: str, label: str, line: int) -> Example:
         return Example(({"role": "user", "content": text},), label, line)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import Run
 from tune.data.split import NAMES, split_file
-from unshot.data import read_examples
+from unshot.contracts.manifest import read_manifest
+from unshot.data.rows import read_examples
 from unshot.errors import InputError
-from unshot.manifest import read_manifest
 
 
 @pytest.fixture

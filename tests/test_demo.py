@@ -16,8 +16,8 @@ import pytest
 
 from tests.conftest import ROOT, Run
 from unshot.case import load_case
-from unshot.data import read_examples
-from unshot.manifest import read_manifest
+from unshot.contracts.manifest import read_manifest
+from unshot.data.rows import read_examples
 
 CLASSES = {"liability", "lock_in", "unilateral_change", "data", "ip", "standard"}
 DEMO = ROOT / "unshot" / "demo"

@@ -14,10 +14,10 @@ from scipy import stats
 from deploy.ab.outcomes import by_assignment, by_pair, counts
 from deploy.ab.sequential import BURN_IN, compare, design, follow, paired
 from deploy.answers import gather, right, stated
-from deploy.log import Feedback, Request, Writer
 from tests.benchmarks.bench_ab_peeking import clustered, margin_error, pair_error, peeked, power, shares
 from tests.logs import request, run_here, split_log
-from unshot.task import Task
+from unshot.contracts.request_log import Feedback, Request, Writer
+from unshot.contracts.task import Task
 
 Capture = pytest.CaptureFixture[str]
 

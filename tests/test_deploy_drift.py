@@ -16,9 +16,9 @@ from deploy.drift.embed import Hashed, Sentences
 from deploy.drift.looks import Schedule, ends
 from deploy.drift.sample import from_texts
 from deploy.drift.slices import find, verdicts
-from deploy.log import Feedback, Request, Writer
 from tests.logs import START, request, run_here
-from unshot.data import write_jsonl
+from unshot.contracts.request_log import Feedback, Request, Writer
+from unshot.data.rows import write_jsonl
 
 Capture = pytest.CaptureFixture[str]
 BANK = (

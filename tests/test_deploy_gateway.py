@@ -17,7 +17,6 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("aiohttp")
 pytest.importorskip("prometheus_client")
 
-from deploy.log import read_feedback, read_requests
 from deploy.serve.breaker import Breaker
 from deploy.serve.check import Checker
 from deploy.serve.exchange import Routing, unit_of
@@ -25,9 +24,10 @@ from deploy.serve.target import Price, parse_price
 from tests.conftest import Run
 from tests.gateways import Running, gateway, scripted, until
 from unshot.__main__ import main
+from unshot.contracts.request_log import read_feedback, read_requests
+from unshot.contracts.task import Task
+from unshot.engines.server import free_port
 from unshot.errors import InputError
-from unshot.llama_server import free_port
-from unshot.task import Task
 
 CASE = """
 [task]

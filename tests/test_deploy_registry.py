@@ -15,9 +15,9 @@ from deploy.registry import Registry, open_registry
 from tests.conftest import Run, command
 from tests.deploy_cases import make_artifact, make_tuned
 from unshot.__main__ import main
+from unshot.contracts.gates import Gate, add_gate
+from unshot.contracts.manifest import read_manifest
 from unshot.errors import GateError, InputError
-from unshot.gates import Gate, add_gate
-from unshot.manifest import read_manifest
 
 
 def unshot_(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -130,7 +130,7 @@ def test_another_run_or_bench_is_refused(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "store")
     with pytest.raises(InputError, match="not the run"):
         registry.add(artifact, run=other)
-    from unshot.manifest import Manifest
+    from unshot.contracts.manifest import Manifest
 
     bench = tmp_path / "bench"
     bench.mkdir()

@@ -13,16 +13,16 @@ import pytest
 import yaml
 
 from deploy.answers import gather
-from deploy.log import Feedback, Request, Writer
 from deploy.retrain.champion import find_champion
 from deploy.retrain.collect import Collected, collect, completion, drop_alike
 from deploy.retrain.run import KEEP, PROPOSE, blocks, weigh
 from tests.logs import request, run_here
 from unshot.case import Case
-from unshot.data import Example, write_jsonl
-from unshot.gates import Gate, add_gate
-from unshot.manifest import Manifest
-from unshot.task import Task
+from unshot.contracts.gates import Gate, add_gate
+from unshot.contracts.manifest import Manifest
+from unshot.contracts.request_log import Feedback, Request, Writer
+from unshot.contracts.task import Task
+from unshot.data.rows import Example, write_jsonl
 
 TASK = Task(labels=["high", "low"], answer_field="risk")
 

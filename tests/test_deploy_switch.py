@@ -17,7 +17,6 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("aiohttp")
 pytest.importorskip("sse_starlette")
 
-from deploy.log import read_requests
 from deploy.registry import Registry
 from export import gguf_file
 from export.merge import Merged
@@ -25,7 +24,8 @@ from tests.benchmarks.bench_switch import WAIVED, run
 from tests.deploy_cases import make_artifact
 from tests.gateways import gateway, scripted, until
 from tests.tiny_models import make
-from unshot.chat import Chat, load_tokenizer
+from unshot.contracts.request_log import read_requests
+from unshot.text.chat import Chat, load_tokenizer
 
 LABELLED = '[task]\nname = "risk"\nlabels = ["low", "high"]\ninstruction = "Risk?"\n'
 

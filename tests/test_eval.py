@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import Run
-from tune.evaluate.rouge import KINDS, rouge
 from tune.evaluate.scores import Answers, compare, mcnemar
-from unshot.manifest import read_manifest
-from unshot.task import Task
+from unshot.contracts.manifest import read_manifest
+from unshot.contracts.task import Task
+from unshot.metrics.rouge import KINDS, rouge
 
 LABELS = ["high", "low", "medium", "none"]
 
@@ -173,9 +173,9 @@ def test_rows_of_another_task_are_refused_before_they_are_read(
 
 def test_answers_are_held_to_the_case_s_schema(tmp_path: Path) -> None:
     from unshot.case import Task as Section
-    from unshot.data import Example
+    from unshot.contracts.task import derive_task
+    from unshot.data.rows import Example
     from unshot.errors import InputError
-    from unshot.task import derive_task
 
     path = tmp_path / "answer.schema.json"
     path.write_text(

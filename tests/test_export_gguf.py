@@ -28,8 +28,8 @@ from export.probes import probe_strings
 from export.sentencepiece import json_pieces, proto_pieces
 from export.vocab import pre_tokenizer
 from tests.tiny_models import FAMILIES, make
-from unshot.chat import Chat, load_tokenizer
 from unshot.errors import InputError
+from unshot.text.chat import Chat, load_tokenizer
 
 
 def write(folder: Path, precision: str) -> Path:

@@ -23,8 +23,8 @@ from export.targets import Target
 from tests.export_cases import make_run
 from tests.tiny_models import FAMILIES, make
 from unshot.__main__ import main
-from unshot.chat import load_tokenizer
 from unshot.errors import InputError, OutsideError
+from unshot.text.chat import load_tokenizer
 
 SEVEN = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 # GenAI 0.15's own tokenizer gives other ids for SentencePiece vocabularies; the gate refuses such a directory.

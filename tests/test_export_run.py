@@ -21,7 +21,7 @@ from export import gguf_file, kquants, write
 from tests.export_cases import make_run
 from tests.tiny_models import make
 from unshot.__main__ import main
-from unshot.manifest import read_manifest
+from unshot.contracts.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")

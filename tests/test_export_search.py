@@ -13,7 +13,7 @@ from export.device import GIB, check_fits, parse_device
 from export.loss import paired_loss, rows_needed, upper_share
 from export.targets import parse_targets
 from unshot.errors import InputError
-from unshot.scatter import Dot, scatter
+from unshot.report.scatter import Dot, scatter
 
 
 def test_the_exact_bound_covers_what_it_says() -> None:
@@ -239,7 +239,7 @@ def test_estimated_sizes_are_close_to_the_files(tmp_path) -> None:
 def test_a_fully_tuned_run_exports_its_model_directory(tuned, tmp_path, capsys) -> None:
     pytest.importorskip("llama_cpp")
     from tests.tiny_models import make
-    from unshot.manifest import Manifest, read_manifest
+    from unshot.contracts.manifest import Manifest, read_manifest
 
     run = tmp_path / "full"
     run.mkdir()

@@ -15,11 +15,11 @@ from tune.evaluate.agreement import agree, wilson
 from tune.evaluate.judge import Endpoint, Pair, judge_pairs, open_judge, read_verdict
 from tune.evaluate.review import draw, from_review, read_sheet, write_sheet
 from unshot.console import Output
-from unshot.data import Example
+from unshot.contracts.gates import read_gates
+from unshot.contracts.manifest import Manifest
+from unshot.contracts.task import Task
+from unshot.data.rows import Example
 from unshot.errors import InputError, OutsideError
-from unshot.gates import read_gates
-from unshot.manifest import Manifest
-from unshot.task import Task
 
 QUIET = Output(json_mode=True, verbosity=-1)
 

@@ -12,14 +12,14 @@ import pytest
 from tests.conftest import Run
 from tune.contamination import separate
 from tune.data.check import check_file
-from tune.embedding import Embedder, find_embedder
-from tune.evaluate.bertscore import bertscore
 from tune.evaluate.scores import Answers
 from tune.meaning import Meaning, by_meaning, close_pairs
 from tune.split import Split
-from unshot.data import Example
+from unshot.contracts.task import Task
+from unshot.data.rows import Example
+from unshot.engines.embedder import Embedder, find_embedder
 from unshot.errors import InputError
-from unshot.task import Task
+from unshot.metrics.bertscore import bertscore
 
 PACKAGE = "all-minilm-l6-v2"
 

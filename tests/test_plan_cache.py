@@ -15,11 +15,11 @@ import pytest
 from planner.count import Counts
 from planner.prices import _lookup, api_price
 from planner.settings import Settings
-from planner.tokens import Paths
 from tests.conftest import ROOT
 from tests.planner_files import few_shot, inputs, model_folder
 from unshot.case import Case, load_case
 from unshot.memo import remember
+from unshot.text.tokenizers import Paths
 
 
 @pytest.fixture

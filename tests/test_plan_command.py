@@ -13,7 +13,7 @@ import pytest
 
 from planner.payload import FORMAT
 from tests.planner_files import LEGALBENCH, few_shot, inputs, model_folder, needs_legalbench
-from unshot.manifest import read_manifest
+from unshot.contracts.manifest import read_manifest
 
 ROOT = Path(__file__).parent.parent
 PRICE = "some-api:input=2.5,cached=1.25,output=10"

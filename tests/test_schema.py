@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from deploy.log import Feedback
-from deploy.registry.model import Event, State, Version
 from unshot.case import Case
-from unshot.gates import Gate
-from unshot.schema import Misfit, Record
+from unshot.contracts.gates import Gate
+from unshot.contracts.record import Misfit, Record
+from unshot.contracts.registry import Event, State, Version
+from unshot.contracts.request_log import Feedback
 
 EVENT = {"by": "ann", "action": "add", "subject": "v1"}
 

@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 
-from planner import gguf
-from planner.counters import ApproximateCounter, OpenAICounter, TemplateCounter
-from planner.tokens import (
+from planner.usage import measure, request
+from tests.planner_files import LEGALBENCH, TEMPLATE, few_shot, inputs, model_folder, needs_legalbench
+from unshot.data.prompts import Prompt, load_prompt
+from unshot.data.rows import read_examples
+from unshot.errors import InputError
+from unshot.text import gguf
+from unshot.text.counters import ApproximateCounter, OpenAICounter, TemplateCounter
+from unshot.text.tokenizers import (
     Paths,
     TokenizerMissing,
     approximate_counter,
@@ -20,11 +25,6 @@ from planner.tokens import (
     load_encoding,
     open_counter,
 )
-from planner.usage import measure, request
-from tests.planner_files import LEGALBENCH, TEMPLATE, few_shot, inputs, model_folder, needs_legalbench
-from unshot.data import read_examples
-from unshot.errors import InputError
-from unshot.prompts import Prompt, load_prompt
 
 CHATS: list[list[dict[str, str]]] = [
     [{"role": "user", "content": "What is 12345?"}],
@@ -190,15 +190,15 @@ def test_answers_without_length_are_asked_for(tmp_path: Path) -> None:
 def test_a_missing_encoding_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("UNSHOT_OFFLINE")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("planner.encodings.encoding_folders", lambda: [tmp_path])
+    monkeypatch.setattr("unshot.text.encodings.encoding_folders", lambda: [tmp_path])
     # A server that accepts and never answers: the worst network there is.
     server = socket.create_server(("127.0.0.1", 0))
     facts = {"url": f"http://127.0.0.1:{server.getsockname()[1]}/o200k", "sha256": "0" * 64}
     monkeypatch.setattr(
-        "planner.encodings.table",
+        "unshot.text.encodings.table",
         lambda _: {"encoding": {"o200k_base": facts}, "family": {"openai": {"error": 0.03}}},
     )
-    monkeypatch.setattr("planner.encodings.DOWNLOAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("unshot.text.encodings.DOWNLOAD_TIMEOUT_S", 0.5)
     load_encoding.cache_clear()
     start = time.monotonic()
     with pytest.raises(TokenizerMissing, match="--approximate") as caught:

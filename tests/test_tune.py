@@ -19,9 +19,9 @@ from tests.conftest import ROOT, Run, command
 from tune.batches import fill, pack
 from tune.loss import pack_loss
 from tune.split import normalised, split
-from unshot.chat import Chat, Encoded, load_tokenizer
-from unshot.data import Example, read_examples
-from unshot.manifest import read_manifest
+from unshot.contracts.manifest import read_manifest
+from unshot.data.rows import Example, read_examples
+from unshot.text.chat import Chat, Encoded, load_tokenizer
 
 QUICK = ("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4", "--no-gates")
 

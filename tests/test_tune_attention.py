@@ -14,7 +14,7 @@ from tune.attention import rows_apart, separable
 from tune.batches import pack
 from tune.generate import _greedy, _without_padding
 from tune.loss import pack_loss
-from unshot.chat import Chat, Encoded, load_tokenizer
+from unshot.text.chat import Chat, Encoded, load_tokenizer
 
 
 def model_of(path: Path) -> torch.nn.Module:

@@ -23,10 +23,10 @@ from tune.loss import pack_loss, soft_prompt, with_virtual
 from tune.memory import Load, estimate
 from tune.model import load_base, load_tuned, prepare_model
 from unshot.case import Tune
-from unshot.chat import Chat, Encoded, load_tokenizer
-from unshot.data import read_examples
+from unshot.contracts.task import Task
+from unshot.data.rows import read_examples
 from unshot.models import resolve
-from unshot.task import Task
+from unshot.text.chat import Chat, Encoded, load_tokenizer
 
 QUICK = (
     *("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4"),

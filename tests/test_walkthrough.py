@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from deploy.log import read_feedback, read_requests
 from tests.conftest import ROOT, Run
-from unshot.llama_server import free_port
+from unshot.contracts.request_log import read_feedback, read_requests
+from unshot.engines.server import free_port
 
 PAGE = ROOT / "docs" / "walkthrough.md"
 # `ab`, `drift` and `retrain` answer by exit code 1 as well.

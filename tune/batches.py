@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unshot.chat import Encoded
+from unshot.text.chat import Encoded
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 from tune import near
 from tune.meaning import Meaning
 from tune.split import NAMES, Split, order
-from unshot.data import Example
+from unshot.data.rows import Example
 from unshot.errors import InputError
 
 ASIDE = "aside"

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from unshot.metrics import score
-from unshot.task import Task
+from unshot.contracts.task import Task
+from unshot.metrics.scores import score
 
 FRACTIONS = (0.125, 0.25, 0.5)
 MINIMUM = 16  # training rows of the smallest part

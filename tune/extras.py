@@ -10,7 +10,7 @@ from tune.assess.forgetting import read_general
 from tune.mix import draw
 from tune.wrapping import augment
 from unshot.case import Tune
-from unshot.data import Example
+from unshot.data.rows import Example
 
 
 @dataclass(frozen=True)

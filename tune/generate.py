@@ -11,8 +11,8 @@ import torch
 from tune.attention import next_token, rows_apart, separable
 from tune.loss import core, soft_prompt
 from tune.processes import World, deal, gather
-from unshot.chat import Chat
-from unshot.data import Message
+from unshot.data.rows import Message
+from unshot.text.chat import Chat
 
 BATCH = 48  # prompts answered together
 READ = 2048  # tokens of packed prompts read together

@@ -14,12 +14,12 @@ from tune.contamination import Cleaned
 from tune.extras import Extras, add_extras
 from tune.processes import World
 from unshot.case import Case
-from unshot.chat import Chat, Encoded, load_tokenizer
 from unshot.console import Output
-from unshot.data import Example, Message
+from unshot.contracts.task import Task
+from unshot.data.rows import Example, Message
 from unshot.errors import InputError
 from unshot.models import Source
-from unshot.task import Task
+from unshot.text.chat import Chat, Encoded, load_tokenizer
 
 if TYPE_CHECKING:
     from tune.defaults import Defaults

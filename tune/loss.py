@@ -11,7 +11,7 @@ import torch
 from tune.attention import rows_apart
 from tune.batches import Pack, batches
 from tune.processes import World, deal, total
-from unshot.chat import Encoded
+from unshot.text.chat import Encoded
 
 # Token id that stands where a soft prompt's vectors go.
 VIRTUAL = -1

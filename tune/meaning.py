@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from tune import near
-from tune.embedding import OFF, Embedder, find_embedder
 from unshot.console import Output
+from unshot.engines.embedder import OFF, Embedder, find_embedder
 
 # See `python -m tests.benchmarks.bench_meaning` and docs/data.md.
 THRESHOLD = 0.85

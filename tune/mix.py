@@ -10,9 +10,9 @@ from typing import Any
 
 from tune import near
 from tune.split import order
-from unshot.data import Example, read_examples
+from unshot.contracts.manifest import describe_file
+from unshot.data.rows import Example, read_examples
 from unshot.errors import InputError
-from unshot.manifest import describe_file
 
 SHARE = 0.1
 

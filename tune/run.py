@@ -19,13 +19,13 @@ from tune.meaning import by_meaning
 from tune.processes import World
 from tune.split import split
 from unshot.case import Case, Tune
-from unshot.chat import Encoded
 from unshot.console import Output, dumps
-from unshot.data import Example, Message, read_examples, write_jsonl
+from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.contracts.task import Task, derive_task
+from unshot.data.rows import Example, Message, read_examples, write_jsonl
 from unshot.errors import InputError
-from unshot.manifest import Manifest, describe_file, staged, write_text
 from unshot.models import resolve
-from unshot.task import Task, derive_task
+from unshot.text.chat import Encoded
 
 if TYPE_CHECKING:
     from tune.reporting import Reporter

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from unshot.data import Example
+from unshot.data.rows import Example
 from unshot.errors import InputError
 
 SHARES = (0.8, 0.1, 0.1)

@@ -22,8 +22,8 @@ from tune.batches import Pack, batches
 from tune.loss import Step, core
 from tune.model import warmup_cosine
 from tune.processes import World, deal, like, share, total, whole, wrap
-from unshot.chat import Encoded
 from unshot.errors import InputError
+from unshot.text.chat import Encoded
 
 CHECKPOINT = "checkpoint"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")

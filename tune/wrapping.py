@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from unshot.data import Example, Message
+from unshot.data.rows import Example, Message
 
 # Share of the training rows that get another form; the others keep the one that requests will have.
 SHARE = 0.5

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from unshot.data import read_text
+from unshot.contracts.record import LARGEST, Misfit, NotNegative, Positive, Record, Share
+from unshot.data.prompts import Prompt, load_prompt
+from unshot.data.rows import read_text
 from unshot.errors import InputError
-from unshot.prompts import Prompt, load_prompt
-from unshot.schema import LARGEST, Misfit, NotNegative, Positive, Record, Share
 
 DEFAULT_FILE = Path("unshot.toml")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unshot.console import Output
+from unshot.contracts.manifest import Manifest, describe_file, staged
 from unshot.errors import OutsideError
-from unshot.manifest import Manifest, describe_file, staged
 from unshot.memo import cache_dir
 
 if TYPE_CHECKING:

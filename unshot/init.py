@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from unshot.console import Output
+from unshot.contracts.manifest import write_text
 from unshot.errors import InputError
-from unshot.manifest import write_text
 from unshot.options import common
 
 TEMPLATE = """\

@@ -9,8 +9,8 @@ from typing import Any
 
 from unshot import embedded
 from unshot.console import Output
+from unshot.contracts.manifest import sha256
 from unshot.errors import InputError, OutsideError, nearest
-from unshot.manifest import sha256
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from unshot.cli import cli
-from unshot.manifest import write_text
+from unshot.contracts.manifest import write_text
 
 
 def reference() -> str:

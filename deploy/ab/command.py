@@ -67,8 +67,8 @@ def ab(
     from deploy.times import moment
     from unshot.case import load_case
     from unshot.console import dumps
+    from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
     from unshot.errors import GateError, InputError
-    from unshot.manifest import Manifest, describe_file, staged, write_text
 
     for name, value in (("--alpha", alpha), ("--power", power)):
         if not 0 < value < 1:

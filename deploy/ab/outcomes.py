@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from deploy.answers import Asked, right, said, truth
-from deploy.log import Feedback, Request
-from unshot.task import Task
+from unshot.contracts.request_log import Feedback, Request
+from unshot.contracts.task import Task
 
 Kind = Literal["share", "log"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploy.ab.run import BETTER, NOT_WORSE, OPEN, WORSE, Comparison, track
-from unshot import charts, page
+from unshot.report import charts, page
 
 KINDS = {BETTER: "good", NOT_WORSE: "good", WORSE: "bad", OPEN: "warn"}
 

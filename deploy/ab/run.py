@@ -39,11 +39,11 @@ from deploy.ab.sequential import (
     Sequence as Bounds,
 )
 from deploy.answers import Asked, choose, gather
-from deploy.log import read_feedback, read_requests
 from unshot.console import Output, dumps
+from unshot.contracts.manifest import write_text
+from unshot.contracts.request_log import read_feedback, read_requests
+from unshot.contracts.task import Task
 from unshot.errors import InputError
-from unshot.manifest import write_text
-from unshot.task import Task
 
 BETTER, NOT_WORSE, WORSE, OPEN = (
     "candidate better",

@@ -93,8 +93,8 @@ def drift(
     from deploy.times import moment
     from unshot.case import load_case
     from unshot.console import dumps
+    from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
     from unshot.errors import GateError, InputError
-    from unshot.manifest import Manifest, describe_file, staged, write_text
 
     if not 0 < alpha < 1:
         raise InputError(f"--alpha is {alpha:g}; it must be between 0 and 1")

@@ -12,7 +12,7 @@ from scipy import stats
 from deploy.answers import failed
 from deploy.drift.embed import Embedder
 from deploy.drift.sample import Inputs, words
-from deploy.log import Request
+from unshot.contracts.request_log import Request
 
 # Fewer rows than this on a side and a test is not made.
 LEAST = 20

@@ -18,10 +18,10 @@ import numpy as np
 from deploy.drift.embed import Embedder
 from deploy.drift.features import Shift, holm, input_shifts, output_shifts
 from deploy.drift.sample import Inputs
-from deploy.log import Request
 from unshot.console import dumps
+from unshot.contracts.manifest import write_text
+from unshot.contracts.request_log import Request
 from unshot.errors import InputError
-from unshot.manifest import write_text
 
 
 @dataclass(frozen=True)

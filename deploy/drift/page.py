@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploy.drift.run import DRIFT, EARLY, NONE
-from unshot import charts, page
+from unshot.report import charts, page
 
 KINDS = {DRIFT: "bad", NONE: "good", EARLY: "warn"}
 SHOWN = 8

@@ -14,11 +14,11 @@ from deploy.drift.embed import open_embedder
 from deploy.drift.looks import Record, Schedule, ends, take
 from deploy.drift.sample import Inputs, from_requests, from_texts, training_texts
 from deploy.drift.slices import find, verdicts
-from deploy.log import Request, read_feedback, read_requests
 from unshot.console import Output
+from unshot.contracts.manifest import sha256
+from unshot.contracts.request_log import Request, read_feedback, read_requests
+from unshot.contracts.task import Task
 from unshot.errors import InputError
-from unshot.manifest import sha256
-from unshot.task import Task
 
 STATE = "drift.json"
 # Training rows that the live window is compared with.

@@ -13,11 +13,11 @@ import numpy as np
 
 from deploy.answers import fold
 from deploy.drift.embed import Embedder
-from deploy.log import Request
-from unshot import pii
-from unshot.data import read_examples
+from unshot.contracts.manifest import read_manifest
+from unshot.contracts.request_log import Request
+from unshot.data import personal as pii
+from unshot.data.rows import read_examples
 from unshot.errors import InputError
-from unshot.manifest import read_manifest
 
 WORD = re.compile(r"\w+")
 

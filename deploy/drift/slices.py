@@ -11,8 +11,8 @@ from scipy import stats
 
 from deploy.answers import Asked, failed, right, said
 from deploy.drift.sample import Inputs, words
-from deploy.log import Feedback, Request
-from unshot.task import Task
+from unshot.contracts.request_log import Feedback, Request
+from unshot.contracts.task import Task
 
 # A slice and what is outside of it have at least this many requests.
 LEAST = 10

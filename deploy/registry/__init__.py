@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploy.registry.model import Event, State, Version
 from deploy.registry.store import Registry, open_registry
+from unshot.contracts.registry import Event, State, Version
 
 __all__ = ["Event", "Registry", "State", "Version", "open_registry"]

@@ -11,8 +11,8 @@ import click
 from unshot.options import Command, common
 
 if TYPE_CHECKING:
-    from deploy.registry.model import Event, State, Version
     from unshot.console import Output
+    from unshot.contracts.registry import Event, State, Version
 
 
 def store_options(function: Command) -> Command:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.registry.model import Alias, Version, Waiver
+from unshot.contracts.gates import Gate, read_gates
+from unshot.contracts.manifest import NAME, Manifest, read_manifest
+from unshot.contracts.registry import Alias, Version, Waiver
 from unshot.errors import GateError, InputError
-from unshot.gates import Gate, read_gates
-from unshot.manifest import NAME, Manifest, read_manifest
 
 # A champion answers users; a challenger is measured beside it and only has to be the model that was evaluated.
 NEEDED: dict[Alias, tuple[str, ...]] = {

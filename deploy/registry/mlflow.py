@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deploy.registry.model import ALIASES, Event, State, Version
 from deploy.registry.store import Registry
+from unshot.contracts.manifest import staged
+from unshot.contracts.registry import ALIASES, Event, State, Version
 from unshot.errors import OutsideError
-from unshot.manifest import staged
 
 PREFIX = "unshot."
 FRESH = 2.0

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from deploy.registry import evidence
-from deploy.registry.model import Alias, Event, State, Version, Waiver
+from unshot.contracts.manifest import NAME, read_manifest, staged, write_text
+from unshot.contracts.record import Misfit
+from unshot.contracts.registry import Alias, Event, State, Version, Waiver
 from unshot.errors import InputError, OutsideError
-from unshot.manifest import NAME, read_manifest, staged, write_text
-from unshot.schema import Misfit
 
 if TYPE_CHECKING:
     from deploy.registry.evidence import Evidence

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unshot.contracts.manifest import Manifest, read_manifest
+from unshot.contracts.task import Task, read_task
 from unshot.errors import InputError
-from unshot.manifest import Manifest, read_manifest
-from unshot.task import Task, read_task
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from deploy.answers import Asked, failed, fold, stated
-from deploy.log import Feedback
-from unshot.data import Example
+from unshot.contracts.request_log import Feedback
+from unshot.contracts.task import Task
+from unshot.data.rows import Example
 from unshot.errors import InputError
-from unshot.metrics import INVALID
-from unshot.task import Task
+from unshot.metrics.scores import INVALID
 
 # With this many corrections a fifth of them is kept out of training, to see whether the mistakes are mended.
 ENOUGH_FOR_FRESH = 25

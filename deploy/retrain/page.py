@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deploy.retrain.run import KEEP, NOTHING, PROPOSE
-from unshot import charts, page
+from unshot.report import charts, page
 
 KINDS = {PROPOSE: "good", KEEP: "bad", NOTHING: "warn"}
 SHOWN = 50

@@ -12,14 +12,14 @@ from typing import Any
 from scipy import stats
 
 from deploy.answers import Asked, gather, right
-from deploy.log import Feedback, read_feedback, read_requests
 from deploy.retrain.champion import Champion
 from deploy.retrain.collect import Collected, collect, drop_alike
 from unshot.console import Output, dumps
-from unshot.data import read_examples, write_jsonl
+from unshot.contracts.gates import read_gates
+from unshot.contracts.manifest import NAME, Manifest, describe_file, read_manifest, staged, write_text
+from unshot.contracts.request_log import Feedback, read_feedback, read_requests
+from unshot.data.rows import read_examples, write_jsonl
 from unshot.errors import InputError
-from unshot.gates import read_gates
-from unshot.manifest import NAME, Manifest, describe_file, read_manifest, staged, write_text
 from unshot.stages import run_stage
 
 PROPOSE, KEEP, NOTHING = "propose", "keep the champion", "nothing to do"

@@ -20,13 +20,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from deploy.log import Feedback
 from deploy.serve.backend import Failure
 from deploy.serve.exchange import Asked, Shown, unit_of
 from deploy.serve.gateway import Gateway, problem
 from deploy.serve.metrics import BREAKER
 from deploy.serve.target import encode
-from unshot.schema import Misfit, Record
+from unshot.contracts.record import Misfit, Record
+from unshot.contracts.request_log import Feedback
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 LONGEST_KEY = 256

@@ -15,7 +15,7 @@ import aiohttp
 
 from deploy.serve.breaker import Breaker
 from deploy.serve.target import Target, encode
-from unshot import llama_server
+from unshot.engines import server as llama_server
 from unshot.errors import OutsideError
 
 # A child that cannot be started again is tried less and less often, seconds.

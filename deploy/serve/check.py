@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from unshot.data import read_text
+from unshot.contracts.task import Task
+from unshot.data.rows import read_text
 from unshot.errors import InputError
-from unshot.metrics import INVALID
-from unshot.task import Task
+from unshot.metrics.scores import INVALID
 
 FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", flags=re.DOTALL)
 

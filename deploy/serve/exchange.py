@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.log import Arm
 from deploy.serve.backend import Backend, Failure
 from deploy.serve.target import text_of
+from unshot.contracts.request_log import Arm
 
 
 @dataclass(frozen=True)

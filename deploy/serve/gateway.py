@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from deploy.log import Arm, Request
 from deploy.serve.backend import Backend, Failure
 from deploy.serve.exchange import Asked, Routing, Shown, Try, left
 from deploy.serve.journal import Journal
 from deploy.serve.metrics import Metrics
 from deploy.serve.target import encode
+from unshot.contracts.request_log import Arm, Request
 
 SHADOWS_WAITING = 16
 Chunks = AsyncGenerator[list[dict[str, Any]], None]

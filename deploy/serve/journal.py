@@ -6,8 +6,8 @@ import queue
 import threading
 from collections.abc import Callable
 
-from deploy.log import Feedback, Request, Writer
-from unshot import pii
+from unshot.contracts.request_log import Feedback, Request, Writer
+from unshot.data import personal as pii
 
 ROOM = 20_000
 STOP = None

@@ -13,7 +13,6 @@ from typing import Any
 
 import uvicorn
 
-from deploy.log import Arm, Writer
 from deploy.registry import open_registry
 from deploy.serve.app import Door, Limits
 from deploy.serve.backend import Settings
@@ -25,6 +24,7 @@ from deploy.serve.supervisor import Supervisor
 from deploy.serve.target import Place, Resolver, parse_price, read_key
 from unshot.case import load_case
 from unshot.console import Output
+from unshot.contracts.request_log import Arm, Writer
 from unshot.errors import InputError, OutsideError
 from unshot.machine import usable_cores
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import aiohttp
 
-from deploy.log import Arm
 from deploy.serve.backend import Backend, Settings
 from deploy.serve.exchange import Routing
 from deploy.serve.gateway import Gateway
 from deploy.serve.target import Place, Resolver, Target
 from unshot.console import Output
+from unshot.contracts.request_log import Arm
 from unshot.errors import UnshotError
 
 POLL = 0.1

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from deploy.log import Arm
 from deploy.registry import Registry, State
 from deploy.serve.check import Checker
 from unshot.case import Case
+from unshot.contracts.request_log import Arm
+from unshot.contracts.task import Task
+from unshot.data.prompts import Prompt
 from unshot.errors import InputError
-from unshot.prompts import Prompt
-from unshot.task import Task
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from typing import Any
 
 from tests.conftest import SHARED
 from tune.evaluate.scores import Answers
+from unshot.contracts.task import Task
 from unshot.engines import open_engine
-from unshot.task import Task
 
 SOURCE = SHARED / "banking77"
 INSTRUCTION = "Banking intent?"

@@ -39,9 +39,9 @@ from deploy.drift.embed import Hashed
 from deploy.drift.looks import Schedule, ends, take
 from deploy.drift.run import drift_run
 from deploy.drift.sample import Inputs, from_texts
-from deploy.log import Request, Writer, read_requests
 from unshot.console import Output
-from unshot.data import write_jsonl
+from unshot.contracts.request_log import Request, Writer, read_requests
+from unshot.data.rows import write_jsonl
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 # The first of these words in an intent's name is its topic; intents without one are `account`.

@@ -40,9 +40,9 @@ def main() -> None:
     from export.speed import measure_speed
     from export.targets import parse_targets
     from export.write import size_of
-    from unshot.chat import load_tokenizer
-    from unshot.manifest import hardware
+    from unshot.contracts.manifest import hardware
     from unshot.models import resolve
+    from unshot.text.chat import load_tokenizer
 
     folder = options.folder.resolve()
     artifacts = folder / "artifacts"

@@ -21,8 +21,8 @@ import numpy as np
 
 from tests.conftest import ROOT
 from tests.gateways import gateway, scripted
-from unshot import llama_server
 from unshot.case import load_case
+from unshot.engines import server as llama_server
 
 CASE = ROOT / "unshot" / "demo" / "unshot.toml"
 CLAUSE = "The Customer shall indemnify the Supplier from all claims, whether or not caused by the Supplier."

@@ -13,7 +13,7 @@ import llama_cpp as lib
 import numpy as np
 
 from unshot import embedded
-from unshot.engines.gguf import GgufEngine
+from unshot.engines.llama_cpp import GgufEngine
 
 
 def main() -> None:

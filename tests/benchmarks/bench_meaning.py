@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from tune import near
-from tune.embedding import Embedder, find_embedder
 from tune.meaning import close_pairs
-from unshot.data import read_examples
+from unshot.data.rows import read_examples
+from unshot.engines.embedder import Embedder, find_embedder
 
 SAME = [
     ("How do I reset my password?", "I forgot my password, how can I set a new one?"),

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 
 from bench import claim as claims
-from bench.stats import MET, bootstrap_ratio, fieller
 from tests.test_bench_stats import service_times
+from unshot.metrics.intervals import MET, bootstrap_ratio, fieller
 
 
 def main() -> None:

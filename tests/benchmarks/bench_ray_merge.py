@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 
 from bench.cluster import deal, run_ray
-from bench.http import parse_url
-from bench.openai import Api
 from bench.records import distribution
 from bench.schedule import parse_load
 from bench.sketch import FIGURES, RELATIVE_ERROR
 from tests.golden import golden_server
 from unshot.case import Slo
 from unshot.console import Output
+from unshot.engines.http import parse_url
+from unshot.engines.openai import Api
 
 
 def main() -> None:

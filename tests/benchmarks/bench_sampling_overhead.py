@@ -15,7 +15,7 @@ import numpy as np
 from bench.claim import widest
 from bench.resources import Monitor
 from unshot import embedded
-from unshot.engines.gguf import GgufEngine
+from unshot.engines.llama_cpp import GgufEngine
 
 
 def main() -> None:

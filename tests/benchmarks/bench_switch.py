@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from deploy.registry import Registry
-from deploy.registry.model import Waiver
 from tests.conftest import command
 from tests.deploy_cases import make_artifact
 from tests.gateways import Running, gateway, until
-from unshot import llama_server
+from unshot.contracts.registry import Waiver
+from unshot.engines import server as llama_server
 
 PROMPTS = ["Fees are due in 30 days.", "No cap applies.", "Either party may end it.", "Data may be sold."]
 WAIVED = {g: Waiver(gate=g, reason="a load test", by="bench") for g in ("quality", "forgetting", "review")}

@@ -39,9 +39,9 @@ def rows(count: int) -> tuple[list[Any], list[Any]]:
     """Encoded training and held-out rows of the demo."""
     from tune.job import encode_rows
     from unshot import embedded
-    from unshot.chat import Chat, load_tokenizer
-    from unshot.data import read_examples
-    from unshot.task import Task
+    from unshot.contracts.task import Task
+    from unshot.data.rows import read_examples
+    from unshot.text.chat import Chat, load_tokenizer
 
     examples = read_examples(ROOT / "unshot" / "demo" / "data.jsonl")
     chat = Chat(load_tokenizer(embedded.ensure()))
@@ -96,7 +96,7 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
     from tune.defaults import pack_capacity
     from tune.model import fast_bf16, pick_device, warmup_cosine
     from unshot import embedded
-    from unshot.chat import load_tokenizer
+    from unshot.text.chat import load_tokenizer
 
     device = pick_device()
     ordered = [train[i] for i in epoch_order(len(train), seed=SEED, epoch=0)]

@@ -135,7 +135,7 @@ def main() -> None:
     from tune.model import checkpoint_layers, fast_bf16, pick_device, prepare_model
     from tune.train import Plan, Trainer
     from unshot.case import Tune
-    from unshot.chat import Chat, Encoded, load_tokenizer
+    from unshot.text.chat import Chat, Encoded, load_tokenizer
 
     if not args.keep_freed:
         lean_malloc()

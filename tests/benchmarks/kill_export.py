@@ -28,7 +28,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from tests.export_cases import make_run
     from tests.tiny_models import make
-    from unshot.manifest import read_manifest
+    from unshot.contracts.manifest import read_manifest
 
     work = options.folder.resolve()
     run = make_run(make("llama", work / "base"), work / "run")

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from unshot.gates import Gate
-from unshot.task import Task
+from unshot.contracts.gates import Gate
+from unshot.contracts.task import Task
 
 NOT_REVIEWED = (
     "No human has reviewed this model's answers: the scores here are automated metrics alone, and a model should not "

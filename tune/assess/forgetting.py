@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tune.evaluate.scores import draws, interval, mean_interval
-from unshot.data import Example, read_examples
-from unshot.gates import Gate
+from unshot.contracts.gates import Gate
+from unshot.data.rows import Example, read_examples
 
 if TYPE_CHECKING:
     from tune.job import Job

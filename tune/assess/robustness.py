@@ -8,9 +8,9 @@ from typing import Any
 from tune.evaluate.scores import Answers, compare
 from tune.near import fold
 from tune.split import order
-from unshot.data import Example
-from unshot.gates import Gate
-from unshot.task import Task
+from unshot.contracts.gates import Gate
+from unshot.contracts.task import Task
+from unshot.data.rows import Example
 
 # Test rows that are asked again; more would only cost time, an interval at 96 rows is some 0.06 wide each side.
 ROWS = 96

@@ -10,7 +10,7 @@ from tune.assess.robustness import robustness, sample
 from tune.job import request
 from tune.wrapping import reformat
 from unshot.console import Output
-from unshot.gates import Gate
+from unshot.contracts.gates import Gate
 
 if TYPE_CHECKING:
     from tune.job import Job

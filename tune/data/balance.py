@@ -7,8 +7,8 @@ import math
 from collections import Counter
 from typing import Any
 
-from unshot.metrics import INVALID, parse_answer
-from unshot.task import MAX_LABELS
+from unshot.contracts.task import MAX_LABELS
+from unshot.metrics.scores import INVALID, parse_answer
 
 
 class Labels:

@@ -19,9 +19,9 @@ from tune.data.rows import Fault, scan
 from tune.data.store import Texts
 from tune.data.variety import WARN, Reservoir, template_share
 from tune.meaning import by_meaning
-from unshot import pii
 from unshot.console import Output
-from unshot.data import Example
+from unshot.data import personal as pii
+from unshot.data.rows import Example
 
 MINIMUM, COMFORTABLE = 50, 200
 # Findings of one kind in the report itself; all of them are in the files beside it.

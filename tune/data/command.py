@@ -13,7 +13,7 @@ from unshot.options import Command, common
 
 if TYPE_CHECKING:
     from unshot.console import Output
-    from unshot.data import Example
+    from unshot.data.rows import Example
 
 
 @click.group()
@@ -62,8 +62,8 @@ def check(
     """
     from tune.data.check import check_file
     from unshot.console import dumps
+    from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
     from unshot.errors import InputError
-    from unshot.manifest import Manifest, describe_file, staged, write_text
 
     if settings["redact"] and final is None:
         raise InputError("--redact writes a file; give --out DIR")
@@ -129,8 +129,8 @@ def split(
 
 def tokens(base: str, out: Output) -> tuple[Any, int | None]:
     """A counter of prompt and answer tokens, chat template included, and the model's context."""
-    from unshot.chat import Chat, load_tokenizer
     from unshot.models import resolve
+    from unshot.text.chat import Chat, load_tokenizer
 
     source = resolve(base, out, need_weights=False)
     chat = Chat(load_tokenizer(source.path))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unshot.data import Example, parse_row
+from unshot.data.rows import Example, parse_row
 from unshot.errors import InputError
 
 # A CSV field may be as long as the longest document, which is more than the csv module's 128 KiB.
@@ -123,7 +123,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
-    from unshot.data import read_text
+    from unshot.data.rows import read_text
 
     try:
         loaded = json.loads(read_text(path))

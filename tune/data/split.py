@@ -14,9 +14,9 @@ from tune.data.variety import SAMPLE, template_share
 from tune.meaning import by_meaning
 from tune.split import NAMES, Split, order, split
 from unshot.console import Output, dumps
-from unshot.data import Example, read_examples, write_jsonl
+from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.data.rows import Example, read_examples, write_jsonl
 from unshot.errors import InputError, nearest
-from unshot.manifest import Manifest, describe_file, staged, write_text
 
 
 def parse_shares(text: str) -> tuple[float, float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tune.data.agreement import cohen_kappa
 from tune.evaluate.scores import draws, interval, mean_interval
-from unshot.metrics import Interval
+from unshot.metrics.scores import Interval
 
 
 def agree(first: Sequence[str], second: Sequence[str], *, seed: int = 0) -> dict[str, Any]:

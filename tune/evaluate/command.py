@@ -85,7 +85,7 @@ def evaluate(
             stack.callback(judge.close)
         if from_review:
             from tune.evaluate.review import from_review as read_back
-            from unshot.manifest import read_manifest
+            from unshot.contracts.manifest import read_manifest
 
             read_manifest(run, stage="tune")
             result = read_back(run, from_review, judge, out, accept=accept, seed=settings["seed"])

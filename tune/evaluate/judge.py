@@ -21,7 +21,7 @@ import numpy as np
 
 from tune.evaluate.scores import draws, mean_interval
 from unshot.console import Output
-from unshot.data import Message
+from unshot.data.rows import Message
 from unshot.errors import InputError, OutsideError
 
 Verdict = Literal["first", "second", "tie"]

@@ -20,11 +20,11 @@ from tune.data.agreement import agreement as several
 from tune.evaluate.agreement import agree, wilson
 from tune.evaluate.judge import Judge, Pair, judge_pairs
 from unshot.console import Output
-from unshot.data import Example, read_text
+from unshot.contracts.gates import Gate, add_gate
+from unshot.contracts.manifest import write_text
+from unshot.contracts.task import Task
+from unshot.data.rows import Example, read_text
 from unshot.errors import InputError
-from unshot.gates import Gate, add_gate
-from unshot.manifest import write_text
-from unshot.task import Task
 
 FOLDER = "reviews"
 COLUMNS = ("id", "request", "answer_1", "answer_2", "ok_1", "ok_2", "better", "comment")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 
-from unshot import page
+from unshot.report import page
 
 STYLE = """<style>
 .item{border:1px solid var(--line);border-radius:6px;padding:.8rem .9rem;margin:1rem 0}

@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from tune import near
-from tune.embedding import find_embedder
 from tune.evaluate.judge import Judge, Pair, judge_pairs
 from tune.evaluate.review import SHEETS, draw, shown, write_sheet
 from tune.evaluate.scores import Answers, compare
 from tune.job import request
 from tune.meaning import by_meaning
 from tune.model import has_tuned
-from unshot.chat import Chat, load_tokenizer
 from unshot.console import Output, dumps
-from unshot.data import Example, read_examples, write_jsonl
+from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged, write_text
+from unshot.contracts.task import Task, read_task
+from unshot.data.rows import Example, read_examples, write_jsonl
+from unshot.engines.embedder import find_embedder
 from unshot.errors import InputError, OutsideError
-from unshot.manifest import Manifest, describe_file, read_manifest, sha256, staged, write_text
-from unshot.metrics import INVALID
+from unshot.metrics.scores import INVALID
 from unshot.models import Source, resolve
-from unshot.task import Task, read_task
+from unshot.text.chat import Chat, load_tokenizer
 
 READINGS = "readings.jsonl"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tune.evaluate.rouge import KINDS, rouge
-from unshot.metrics import INVALID, Interval, accuracy, class_scores, confusion, macro_f1
-from unshot.task import Task, schema_check
+from unshot.contracts.task import Task, schema_check
+from unshot.metrics.rouge import KINDS, rouge
+from unshot.metrics.scores import INVALID, Interval, accuracy, class_scores, confusion, macro_f1
 
 DRAWS = 2000
 
@@ -78,8 +78,8 @@ class Answers:
 
     def bertscore(self, path: Path) -> dict[str, Any]:
         """BERTScore with the embedder in a directory: its mean precision, recall and F1 with intervals."""
-        from tune.embedding import Embedder
-        from tune.evaluate.bertscore import bertscore
+        from unshot.engines.embedder import Embedder
+        from unshot.metrics.bertscore import bertscore
 
         embedder = Embedder(path)
         values = bertscore(embedder, self.raw_truth, self.raw)

@@ -10,7 +10,7 @@ import click
 
 from unshot import embedded
 from unshot.console import Output, dumps
-from unshot.manifest import write_text
+from unshot.contracts.manifest import write_text
 from unshot.options import common
 from unshot.stages import run_stage
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from unshot.data import Message
+from unshot.data.rows import Message
 from unshot.errors import InputError, OutsideError, nearest
 from unshot.machine import usable_cores
 
 # kind -> (module, class)
 KINDS = {
-    "gguf": ("unshot.engines.gguf", "GgufEngine"),
+    "gguf": ("unshot.engines.llama_cpp", "GgufEngine"),
     "onnx": ("unshot.engines.onnx", "OnnxEngine"),
     "genai": ("unshot.engines.genai", "GenaiEngine"),
-    "torch": ("unshot.engines.torch", "TorchEngine"),
+    "torch": ("unshot.engines.transformers", "TorchEngine"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
-from unshot.data import Message
+from unshot.data.rows import Message
 from unshot.engines.base import Engine
 from unshot.errors import InputError, OutsideError
 

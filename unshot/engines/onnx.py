@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from unshot.chat import Chat, load_tokenizer
-from unshot.data import Message
+from unshot.data.rows import Message
 from unshot.engines.base import Engine
 from unshot.errors import InputError, OutsideError
+from unshot.text.chat import Chat, load_tokenizer
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 

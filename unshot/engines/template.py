@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from unshot.data import Message
+from unshot.data.rows import Message
 from unshot.errors import InputError
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from tune.embedding import Embedder
+    from unshot.engines.embedder import Embedder
 
 KINDS = ("precision", "recall", "f1")
 

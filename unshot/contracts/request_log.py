@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from unshot.contracts.record import Misfit, Record
 from unshot.errors import InputError
-from unshot.schema import Misfit, Record
 
 FEEDBACK = "feedback.jsonl"
 Arm = Literal["baseline", "candidate"]

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from msgspec import field
 
+from unshot.contracts.manifest import read_manifest
+from unshot.contracts.record import Misfit, Record
 from unshot.errors import InputError
-from unshot.manifest import read_manifest
-from unshot.schema import Misfit, Record
 
 LATER = "gates.jsonl"
 Name = Literal["quality", "forgetting", "robustness", "review", "parity", "claim"]

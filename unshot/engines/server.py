@@ -21,7 +21,7 @@ from unshot.errors import OutsideError
 
 START_LIMIT = 120.0
 CONTEXT = 8192
-# As the engine in process has them (unshot/engines/gguf.py, which imports llama.cpp).
+# As the engine in process has them (unshot/engines/llama_cpp.py, which imports llama.cpp).
 BATCH, MICRO_BATCH = 2048, 512
 PR_SET_PDEATHSIG = 1
 

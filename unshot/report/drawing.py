@@ -1,6 +1,6 @@
 """What charts are drawn with: scales, axes, marks, text and the figure round an SVG.
 
-Colours, fonts and the dark theme come from `unshot.page`, so nothing here carries a style of its own. The drawing is
+Colours, fonts and the dark theme come from `unshot.report.page`, so nothing here carries a style of its own. The drawing is
 440 units wide: readable at 360 CSS pixels and at 560.
 """
 

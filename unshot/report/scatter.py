@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from unshot import drawing
-from unshot.drawing import LEFT, RIGHT, TOP, WIDTH, Format, Mark
-from unshot.formats import number
+from unshot.report import drawing
+from unshot.report.drawing import LEFT, RIGHT, TOP, WIDTH, Format, Mark
+from unshot.report.formats import number
 
 CHARACTER = 6.3  # mean width of a label's character, units of the drawing
 

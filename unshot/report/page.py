@@ -1,6 +1,6 @@
 """The shell of a report: one self-contained HTML page, responsive, light and dark, no external resource.
 
-Blocks are HTML text; every helper here escapes what it is given. Charts come from `unshot.charts`.
+Blocks are HTML text; every helper here escapes what it is given. Charts come from `unshot.report.charts`.
 """
 
 from __future__ import annotations

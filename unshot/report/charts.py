@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from unshot import drawing
-from unshot.drawing import COLOURS, WIDTH, Format, Mark, Series
-from unshot.formats import dollars, milliseconds, number
+from unshot.report import drawing
+from unshot.report.drawing import COLOURS, WIDTH, Format, Mark, Series
+from unshot.report.formats import dollars, milliseconds, number
 
 __all__ = [
     "Bar", "Mark", "Series", "Span", "bars", "cdf", "dollars", "intervals", "line", "milliseconds", "number", "tornado",

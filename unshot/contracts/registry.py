@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from msgspec import field
 
+from unshot.contracts.gates import Gate
+from unshot.contracts.record import Record
 from unshot.errors import InputError, nearest
-from unshot.gates import Gate
-from unshot.schema import Record
 
 Alias = Literal["champion", "challenger"]
 ALIASES: tuple[Alias, ...] = ("champion", "challenger")

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import transformers
 
-from unshot.chat import Chat, load_tokenizer
-from unshot.data import Message
+from unshot.data.rows import Message
 from unshot.engines.base import Engine
 from unshot.errors import InputError
 from unshot.models import resolve
+from unshot.text.chat import Chat, load_tokenizer
 
 
 class TorchEngine(Engine):

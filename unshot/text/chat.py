@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unshot.data import Message
+from unshot.data.rows import Message
 from unshot.errors import InputError
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unshot.data import Example, Message, read_examples, read_text
+from unshot.data.rows import Example, Message, read_examples, read_text
 from unshot.errors import InputError
 
 SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")

@@ -14,11 +14,11 @@ from typing import Any
 
 from msgspec import Struct
 
-from planner.counters import ApproximateCounter, Counter, OpenAICounter, TemplateCounter, family_of
-from planner.encodings import TokenizerMissing, encoding_folders, file_key, load_encoding, openai_encoding
 from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError
 from unshot.memo import cache_dir, package_state, stat_of
+from unshot.text.counters import ApproximateCounter, Counter, OpenAICounter, TemplateCounter, family_of
+from unshot.text.encodings import TokenizerMissing, encoding_folders, file_key, load_encoding, openai_encoding
 
 
 class Paths(Struct, frozen=True):
@@ -123,10 +123,10 @@ def open_counter(path: Path) -> TemplateCounter:
         raise OutsideError(
             "counting an open model's tokens needs the package tokenizers; run `pip install tokenizers`"
         ) from None
-    from planner.template import Template, load_template
+    from unshot.text.template import Template, load_template
 
     if path.suffix == ".gguf":
-        from planner import gguf
+        from unshot.text import gguf
 
         fields = gguf.read_metadata(path)
         template = fields.get("tokenizer.chat_template")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.http import Address, Exchange, request_bytes
-from unshot.data import Message
+from unshot.data.rows import Message
+from unshot.engines.http import Address, Exchange, request_bytes
 
 CHAT, COMPLETIONS = "chat", "completions"
 PATHS = {CHAT: "/chat/completions", COMPLETIONS: "/completions"}

@@ -10,10 +10,10 @@ from typing import Any
 
 from unshot.case import Metric
 from unshot.case import Task as TaskSection
-from unshot.data import Example, read_text
+from unshot.contracts.record import Misfit, Record
+from unshot.data.rows import Example, read_text
 from unshot.errors import InputError, OutsideError
-from unshot.metrics import INVALID, Interval, class_scores, parse_answer, score, score_interval
-from unshot.schema import Misfit, Record
+from unshot.metrics.scores import INVALID, Interval, class_scores, parse_answer, score, score_interval
 
 MAX_LABELS = 200
 

@@ -1,7 +1,7 @@
 """Counters: tokens of a text and of a chat request, by the rule of each kind of model.
 
 OpenAI models: tiktoken and OpenAI's own rule for messages. Open models: a `tokenizers.Tokenizer` with the model's chat
-template. Anything else: another tokenizer's counts times a measured ratio, with its error. `planner.tokens` finds the
+template. Anything else: another tokenizer's counts times a measured ratio, with its error. `unshot.text.tokenizers` finds the
 counter of a model.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unshot.catalog.tables import table
-from unshot.data import Message
+from unshot.data.rows import Message
 
 
 class Counter(ABC):

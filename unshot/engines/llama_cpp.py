@@ -17,7 +17,7 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 
-from unshot.data import Message
+from unshot.data.rows import Message
 from unshot.engines.base import Engine
 from unshot.engines.template import ChatTemplate
 from unshot.errors import InputError, OutsideError

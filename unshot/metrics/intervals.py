@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from unshot.metrics import Interval
+from unshot.metrics.scores import Interval
 
 EXACT_RANKS = 20_000
 MET, NOT_MET, INCONCLUSIVE = "met", "not met", "inconclusive"

@@ -1,0 +1,1 @@
+"""The files that cross from one stage to another, one typed record each."""

@@ -1,0 +1,1 @@
+"""What users bring: rows, prompts, personal data."""

@@ -1,0 +1,1 @@
+"""Scores of answers, and the intervals and tests that go with them."""
