@@ -1,7 +1,7 @@
 """What charts are drawn with: scales, axes, marks, text and the figure round an SVG.
 
-Colours, fonts and the dark theme come from `unshot.report.page`, so nothing here carries a style of its own. The drawing is
-440 units wide: readable at 360 CSS pixels and at 560.
+Colours, fonts and the dark theme come from `unshot.report.page`, so nothing here carries a style of its own. The
+drawing is 440 units wide: readable at 360 CSS pixels and at 560.
 """
 
 from __future__ import annotations

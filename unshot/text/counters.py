@@ -1,8 +1,8 @@
 """Counters: tokens of a text and of a chat request, by the rule of each kind of model.
 
 OpenAI models: tiktoken and OpenAI's own rule for messages. Open models: a `tokenizers.Tokenizer` with the model's chat
-template. Anything else: another tokenizer's counts times a measured ratio, with its error. `unshot.text.tokenizers` finds the
-counter of a model.
+template. Anything else: another tokenizer's counts times a measured ratio, with its error. `tokenizers.py` finds
+the counter of a model.
 """
 
 from __future__ import annotations
