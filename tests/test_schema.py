@@ -10,7 +10,7 @@ import pytest
 
 from unshot.case import Case
 from unshot.contracts.gates import Gate
-from unshot.contracts.record import Misfit, Record
+from unshot.contracts.record import Record, RecordError
 from unshot.contracts.registry import Event, State, Version
 from unshot.contracts.request_log import Feedback
 
@@ -52,7 +52,7 @@ EVENT = {"by": "ann", "action": "add", "subject": "v1"}
     ],
 )
 def test_a_misfit_says_what_and_where(kind: type[Record], text: str, line: str) -> None:
-    with pytest.raises(Misfit) as caught:
+    with pytest.raises(RecordError) as caught:
         kind.from_json(text)
     assert str(caught.value).startswith(line)
 

@@ -68,7 +68,7 @@ def describe(error: BaseException) -> str:
 
 def fail(out: Output, message: str, code: int) -> None:
     """Print `message` as one line on stderr, in JSON mode also on stdout where no result is; exit with `code`."""
-    if out.json_mode and not out.told:
+    if out.json_mode and not out.result_printed:
         sys.stdout.write(dumps({"error": message, "exit_code": code}) + "\n")
     sys.stderr.write(f"error: {message}\n")
     sys.exit(code)

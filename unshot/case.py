@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from unshot.contracts.record import LARGEST, Misfit, NotNegative, Positive, Record, Share
+from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, RecordError, Share
 from unshot.data.prompts import Prompt, load_prompt
 from unshot.data.rows import read_text
 from unshot.errors import InputError
@@ -258,5 +258,5 @@ def _checked(raw: dict[str, Any], where: str) -> Case:
             table[key] = [table[key]]
     try:
         return Case.of(raw)
-    except Misfit as error:
+    except RecordError as error:
         raise InputError(f"{where}: {error}") from None

@@ -24,7 +24,7 @@ class Output:
     def __init__(self, *, json_mode: bool = False, verbosity: int = 0) -> None:
         self.json_mode = json_mode
         self.verbosity = verbosity
-        self.told = False  # whether a result is on stdout, which then stays the only thing there
+        self.result_printed = False  # whether a result is on stdout, which then stays the only thing there
         self._err: Console | None = None
 
     @property
@@ -55,7 +55,7 @@ class Output:
         if self.json_mode:
             sys.stdout.write(dumps(payload) + "\n")
             sys.stdout.flush()
-            self.told = True
+            self.result_printed = True
             return
         from rich.console import Console
 

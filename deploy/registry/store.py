@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from deploy.registry import evidence
 from unshot.contracts.manifest import NAME, read_manifest, staged, write_text
-from unshot.contracts.record import Misfit
+from unshot.contracts.record import RecordError
 from unshot.contracts.registry import Alias, Event, State, Version, Waiver
 from unshot.errors import InputError, OutsideError
 
@@ -56,7 +56,7 @@ class Registry:
             return State()
         try:
             return State.from_json(text)
-        except Misfit as error:
+        except RecordError as error:
             raise InputError(f"{self.path}: {error}; it was changed by hand or by a newer unshot") from None
 
     def stamp(self) -> object:

@@ -25,7 +25,7 @@ from deploy.serve.exchange import Asked, Shown, unit_of
 from deploy.serve.gateway import Gateway, problem
 from deploy.serve.metrics import BREAKER
 from deploy.serve.target import encode
-from unshot.contracts.record import Misfit, Record
+from unshot.contracts.record import Record, RecordError
 from unshot.contracts.request_log import Feedback
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -209,7 +209,7 @@ class Door:
             raise Failure("no log", "feedback needs a log; start the gateway with --log DIR", status=409)
         try:
             given = Given.from_json(await self._read(request))
-        except Misfit as error:
+        except RecordError as error:
             raise self._bad(str(error)) from None
         if given.correct is None and given.correction is None:
             raise self._bad("give `correct`, `correction`, or both")

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from unshot.contracts.record import Misfit, Record
+from unshot.contracts.record import Record, RecordError
 from unshot.data.rows import read_text
 from unshot.errors import InputError
 
@@ -70,7 +70,7 @@ class Document(Record, kw_only=True):
             raw = {**upgraded, "version": cls.VERSION}
         try:
             return cls.of(raw)
-        except Misfit as error:
+        except RecordError as error:
             raise InputError(f"{where}: {error}; run {cls.WRITTEN_BY} again") from None
 
     def write(self, path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from msgspec import field
 
 from unshot.contracts.manifest import read_manifest
-from unshot.contracts.record import Misfit, Record
+from unshot.contracts.record import Record, RecordError
 from unshot.errors import InputError
 
 LATER = "gates.jsonl"
@@ -48,7 +48,7 @@ def read_gates(directory: Path) -> dict[str, Gate]:
                 if line.strip():
                     gate = Gate.from_json(line)
                     found[gate.name] = gate
-    except (Misfit, UnicodeDecodeError) as error:
+    except (RecordError, UnicodeDecodeError) as error:
         raise InputError(
             f"{directory}: its gates cannot be read ({error}); {LATER} or the manifest was changed by hand"
         ) from None

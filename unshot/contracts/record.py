@@ -29,7 +29,7 @@ WORDS = {
 }  # fmt: skip
 
 
-class Misfit(ValueError):
+class RecordError(ValueError):
     """What is wrong with a document, in one line."""
 
 
@@ -38,12 +38,12 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, raw: Any) -> Self:
-        """The record that dicts, lists and scalars describe. Raises `Misfit`."""
+        """The record that dicts, lists and scalars describe. Raises `RecordError`."""
         return _checked(cls, lambda: msgspec.convert(raw, cls, dec_hook=_decoded, str_keys=True), lambda: raw)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """The record of a JSON text. Raises `Misfit`."""
+        """The record of a JSON text. Raises `RecordError`."""
         return _checked(
             cls, lambda: msgspec.json.decode(text, type=cls, dec_hook=_decoded), lambda: json.loads(text)
         )
@@ -76,10 +76,10 @@ def _checked(kind: type[R], make: Callable[[], R], raw: Callable[[], Any]) -> R:
     try:
         return make()
     except msgspec.ValidationError as error:
-        raise Misfit(_explain(kind, str(error), raw())) from None
+        raise RecordError(_explain(kind, str(error), raw())) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = str(error)
-        raise Misfit(f"not valid JSON ({text[0].lower()}{text[1:]})") from None
+        raise RecordError(f"not valid JSON ({text[0].lower()}{text[1:]})") from None
 
 
 def _explain(kind: type[Record], message: str, raw: Any) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from unshot.contracts.record import Misfit, Record
+from unshot.contracts.record import Record, RecordError
 from unshot.errors import InputError
 
 FEEDBACK = "feedback.jsonl"
@@ -125,5 +125,5 @@ def _read(path: Path, kind: type[E]) -> Iterator[E]:
                 return  # the writer is at it, or was killed at it
             try:
                 yield kind.from_json(line)
-            except Misfit as error:
+            except RecordError as error:
                 raise InputError(f"{path}, line {number}: {error}") from None

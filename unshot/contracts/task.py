@@ -10,7 +10,7 @@ from typing import Any
 
 from unshot.case import Metric
 from unshot.case import Task as TaskSection
-from unshot.contracts.record import Misfit, Record
+from unshot.contracts.record import Record, RecordError
 from unshot.data.rows import Example, read_text
 from unshot.errors import InputError, OutsideError
 from unshot.metrics.scores import INVALID, Interval, class_scores, parse_answer, score, score_interval
@@ -158,5 +158,5 @@ def read_task(path: Path) -> Task:
     """Read a `task.json`; `InputError` where it is not one."""
     try:
         return Task.from_json(read_text(path))
-    except Misfit as error:
+    except RecordError as error:
         raise InputError(f"{path}: not a task file ({error})") from None

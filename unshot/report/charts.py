@@ -63,7 +63,9 @@ def line(
     writes the labels of vertical marks at the bottom, for curves that are full at the top.
     """
     plot = drawing.Plot(
-        x=drawing.axis_of([v for s in series for v in s.x] + [m.value for m in x_marks], log_x, tight=True),
+        x=drawing.axis_of(
+            [v for s in series for v in s.x] + [m.value for m in x_marks], log_x, hug_data=True
+        ),
         y=drawing.axis_of(
             [v for s in series for v in (*s.y, *(s.low or ()), *(s.high or ()))] + [m.value for m in y_marks],
             log_y,
@@ -188,7 +190,7 @@ def intervals(
 ) -> str:
     """A dot with its interval per row (forest plot), with vertical reference lines."""
     values = [v for r in rows for v in (r.value, r.low, r.high)] + [m.value for m in marks]
-    axis = drawing.axis_of(values, log, tight=False)
+    axis = drawing.axis_of(values, log, hug_data=False)
     step, top = 36, 24 if marks else 10
     height = top + step * len(rows) + 34
     left, right = 12, WIDTH - 66
@@ -228,7 +230,7 @@ def tornado(
     `Span.low` and `.high` are results (in either order), `.value` is not drawn; rows are drawn in the order given.
     """
     values = [v for r in rows for v in (r.low, r.high) if math.isfinite(v)] + [base]
-    axis = drawing.axis_of(values, log, tight=False)
+    axis = drawing.axis_of(values, log, hug_data=False)
     step, top = 38, 24
     height = top + step * len(rows) + 34
     left, right = 58, WIDTH - 58

@@ -68,11 +68,11 @@ def axis_of(
     values: Sequence[float],
     log: bool,
     *,
-    tight: bool = False,
+    hug_data: bool = False,
     top: float | None = None,
     floor: float | None = None,
 ) -> Axis:
-    """A scale round the finite values; from zero where linear and all are positive, unless `tight`."""
+    """A scale round the finite values; from zero where linear and all are positive, unless `hug_data`."""
     good = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
     if not good:
         good = [1.0, 10.0] if log else [0.0, 1.0]
@@ -82,7 +82,7 @@ def axis_of(
     if log:
         if low >= high:
             low, high = low / 2, high * 2
-        if not tight:
+        if not hug_data:
             low, high = low * 0.85, high * 1.15
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         steps = (1,) if last - first > 4 else (1, 3) if last - first > 2 else (1, 2, 5)
@@ -96,12 +96,12 @@ def axis_of(
         return Axis(low, high, True, tuple(ticks))
     if floor is not None:
         low = floor
-    elif not tight and low > 0:
+    elif not hug_data and low > 0:
         low = 0.0
     if low >= high:
         low, high = (low - abs(low) * 0.5, high + abs(high) * 0.5) if low else (0.0, 1.0)
     step = _nice((high - low) / 4)
-    if not tight and top is None:
+    if not hug_data and top is None:
         high = math.ceil(high / step - 1e-9) * step
         low = math.floor(low / step + 1e-9) * step
     start = math.ceil(low / step - 1e-9)

@@ -51,8 +51,8 @@ def scatter(
     spare = 0.06 * (max(wide) - min(wide) if wide else 1.0)
     across = wide if log_x or not wide else [max(min(wide) - spare, 0.0), max(wide) + 2 * spare]
     plot = drawing.Plot(
-        x=drawing.axis_of(across, log_x, tight=not log_x),
-        y=drawing.axis_of(reach, False, tight=not from_zero),
+        x=drawing.axis_of(across, log_x, hug_data=not log_x),
+        y=drawing.axis_of(reach, False, hug_data=not from_zero),
         height=height,
     )
     plot.frame(x_label, y_label, x_format, y_format)
