@@ -25,6 +25,7 @@ types: $(READY)
 
 docs: $(READY)
 	$(PY) -m unshot.reference docs/commands.md
+	$(PY) -m unshot.contracts.schemas docs/schemas
 
 # torch goes first and alone, so that no resolver can trade the pinned build for another; llama-cpp-python compiles
 # (some 10 minutes on 2 cores). A plain path to this folder (`compat`) takes no import hook, 5% of a cold `unshot plan`;

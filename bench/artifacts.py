@@ -44,7 +44,7 @@ def held_out(manifest: Manifest | None) -> HeldOut | None:
 
     Raises `InputError` where they were changed since.
     """
-    run = (manifest.config.get("source") or {}).get("run") if manifest else None
+    run = manifest.run if manifest else None
     if not run or not (Path(run) / NAME).is_file():
         return None
     written = read_manifest(Path(run), stage="tune", verify=False)

@@ -97,12 +97,13 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
         from bench.html import render
 
         write_text(work / "report.html", render(report, measured.records))
-        manifest.result = {k: report[k] for k in ("verdict", "reason")} | {"gates": gates(report)}
-        manifest.write(work)
+        manifest.candidate, manifest.gates = job.candidate, gates(report)
+        manifest.verdict, manifest.reason = report["verdict"], report["reason"]
+        manifest.finish(work)
     return report
 
 
-def gates(report: dict[str, Any]) -> list[dict[str, Any]]:
+def gates(report: dict[str, Any]) -> list[Gate]:
     """The claim and the quality gate as `unshot.contracts.gates` reads them from the manifest, for a promotion."""
     q = report["quality"]
     d = q["difference"]
@@ -123,7 +124,7 @@ def gates(report: dict[str, Any]) -> list[dict[str, Any]]:
         f"difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], margin {q['margin']:g}: {q['gate']}",
         figures={k: q[k] for k in ("difference", "lower_bound", "margin", "rows")},
     )
-    return [claim.plain(), quality.plain()]
+    return [claim, quality]
 
 
 def _processes(systems: Sequence[Measured]) -> dict[str, int]:

@@ -53,7 +53,7 @@ def load_run(options: dict[str, Any], out: Output) -> dict[str, Any]:
         _write(work, report, got.records)
         if "mlperf" in options["formats"] and got.figures["answered"]:
             mlperf.write_logs(work, report, got.records, wanted)
-        manifest.write(work)
+        manifest.finish(work)
     return report
 
 
@@ -96,7 +96,7 @@ def sweep_run(options: dict[str, Any], out: Output) -> dict[str, Any]:
             "conditions": _conditions(options),
         }
         _write(work, report, everything)
-        manifest.write(work)
+        manifest.finish(work)
     return report
 
 

@@ -90,22 +90,23 @@ def export_run(
             "timings": manifest.timings,
         }
         manifest.config = {
-            "base": model.fingerprint,
-            "source": {"run": str(model.run) if model.run else None, "name": model.name},
+            "name": model.name,
             "targets": [str(t) for t in targets],
             "check_rows": check_rows,
             "allow_drift": allow_drift,
             "imatrix": with_imatrix,
             "device": as_dict(device, needs) if device else None,
-            "task": model.task.plain() if model.task else None,
         }
+        manifest.base, manifest.task = model.fingerprint, model.task
+        manifest.run = str(model.run) if model.run else None
+        manifest.gates = gates
         manifest.inputs = model.inputs + (
             [describe_file(f) for f in sorted(model.adapter_path.iterdir()) if f.is_file()]
             if model.adapter_path
             else []
         )
         manifest.result = {k: v for k, v in result.items() if k != "timings"}
-        manifest.write(work)
+        manifest.finish(work)
     return {"out": str(final), **result}
 
 

@@ -122,8 +122,7 @@ def search_run(
         write_text(work / "report.html", search_page(result))
         write_text(work / "search.json", dumps(result) + "\n")
         manifest.config = {
-            "base": model.fingerprint,
-            "source": {"run": str(model.run) if model.run else None, "name": model.name},
+            "name": model.name,
             "targets": [str(t) for t in targets],
             "loss": limit,
             "rows": len(model.rows),
@@ -131,9 +130,10 @@ def search_run(
             "imatrix": with_imatrix,
             "device": as_dict(device, needs) if device else None,
         }
+        manifest.base, manifest.run = model.fingerprint, str(model.run) if model.run else None
         manifest.inputs = model.inputs + ([describe_file(data)] if data else [])
         manifest.result = {k: v for k, v in result.items() if k not in ("timings", "candidates")}
-        manifest.write(work)
+        manifest.finish(work)
     if picked is None:
         raise GateError(
             f"no format keeps the score within {limit:g} of the evaluated model on {len(model.rows)} rows; "

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from export.adapter import Adapter, load_adapter
 from export.merge import Merged
 from unshot.console import Output
 from unshot.contracts.manifest import NAME as MANIFEST
-from unshot.contracts.manifest import describe_file, read_manifest
+from unshot.contracts.manifest import BaseModel, InputFile, describe_file, read_manifest
 from unshot.contracts.task import Task, read_task
 from unshot.data.rows import Example, Message, read_examples
 from unshot.errors import InputError
@@ -25,13 +24,13 @@ class Model:
 
     name: str
     base: Source
-    fingerprint: dict[str, Any]
+    fingerprint: BaseModel
     adapter_path: Path | None
     adapter: Adapter | None
     chat: Chat
     task: Task | None = None
     rows: list[Example] = field(default_factory=list)
-    inputs: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[InputFile] = field(default_factory=list)
     run: Path | None = None
 
     def merged(self) -> Merged:
@@ -79,31 +78,31 @@ def open_source(text: str, base: str | None, out: Output) -> Model:
 
 def _open_run(path: Path, base: str | None, out: Output) -> Model:
     manifest = read_manifest(path, stage="tune")
-    recorded = manifest.config.get("base") or {}
-    method = (manifest.config.get("tune") or {}).get("method")
+    method = manifest.tune.method if manifest.tune else None
     if method == "prompt":
         raise InputError(
             f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no GGUF or "
             "ONNX file holds them; serve the base with peft, or run `unshot tune --method lora`"
         )
+    recorded = manifest.base
+    if recorded is None or not recorded.sha256:
+        raise InputError(f"{path}: the run has no record of its base; run `unshot tune` again")
     if method == "full":
         return _open_full(path, base, recorded, out)
-    if not recorded.get("sha256") or not (path / "adapter").is_dir():
-        raise InputError(f"{path}: the run has no adapter or no record of its base; run `unshot tune` again")
-    source = resolve(base or _where(recorded), out)
+    if not (path / "adapter").is_dir():
+        raise InputError(f"{path}: the run has no adapter; run `unshot tune` again")
+    source = resolve(base or recorded.location(), out)
     fingerprint = source.fingerprint()
-    for name, digest in recorded["sha256"].items():
-        if fingerprint["sha256"].get(name) != digest:
+    for name, digest in recorded.sha256.items():
+        if fingerprint.sha256.get(name) != digest:
             raise InputError(
                 f"{source.path / name}: not the file that {path} was tuned on; an adapter fits only its own base, "
-                f"give that with --base (it was {recorded.get('name')})"
+                f"give that with --base (it was {recorded.name})"
             )
     return Model(
         name=path.resolve().name,
-        base=Source(
-            recorded.get("name") or source.name, source.path, source.license or recorded.get("license")
-        ),
-        fingerprint={**fingerprint, "name": recorded.get("name") or source.name},
+        base=Source(recorded.name, source.path, source.license or recorded.license),
+        fingerprint=fingerprint.changed(name=recorded.name),
         adapter_path=path / "adapter",
         adapter=load_adapter(path / "adapter"),
         chat=Chat(load_tokenizer(source.path)),
@@ -114,18 +113,17 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
     )
 
 
-def _open_full(path: Path, base: str | None, recorded: dict[str, Any], out: Output) -> Model:
+def _open_full(path: Path, base: str | None, recorded: BaseModel, out: Output) -> Model:
     """A run whose every weight was tuned: RUN/model is the tuned model, and there is no adapter."""
     if base is not None:
         raise InputError(f"{path}: all weights were tuned and lie in {path / 'model'}; leave --base out")
     if not (path / "model").is_dir():
         raise InputError(f"{path}: the run has no model directory; run `unshot tune` again")
     source = resolve(str(path / "model"), out)
-    name = recorded.get("name") or source.name
     return Model(
         name=path.resolve().name,
-        base=Source(name, source.path, recorded.get("license")),
-        fingerprint={**source.fingerprint(), "name": name},
+        base=Source(recorded.name, source.path, recorded.license),
+        fingerprint=source.fingerprint().changed(name=recorded.name),
         adapter_path=None,
         adapter=None,
         chat=Chat(load_tokenizer(source.path)),
@@ -134,12 +132,6 @@ def _open_full(path: Path, base: str | None, recorded: dict[str, Any], out: Outp
         inputs=[describe_file(path / MANIFEST)],
         run=path,
     )
-
-
-def _where(recorded: dict[str, Any]) -> str:
-    """The recorded directory while it is there, else the recorded name."""
-    path = recorded.get("path")
-    return path if path and Path(path).is_dir() else str(recorded["name"])
 
 
 def built_in() -> list[str]:

@@ -89,7 +89,7 @@ def plan_folder(case: Case, settings: Settings, out: Output, final: Path | None,
             manifest.inputs = [describe_file(p) for one in found for p in (one.prompt, one.inputs) if p]
             write_text(work / "plan.json", dumps(data) + "\n")
             write_text(work / "report.html", report(case, plans, rows))
-            manifest.write(work)
+            manifest.finish(work)
         data["out"] = str(final)
     out.result(data, *([] if out.json_mode else _terminal(case, plans, rows)))
 

@@ -165,4 +165,4 @@ def write_plan(
             write_text(work / "plan.json", dumps(data) + "\n")
             write_text(work / "report.html", report(found, data))
         manifest.result = {"verdict": data["verdict"]["answer"], **data["compared"]}
-        manifest.write(work)
+        manifest.finish(work)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from unshot.contracts.gates import Gate
-from unshot.contracts.manifest import Manifest
+from unshot.contracts.manifest import BaseModel, Manifest, Score
+from unshot.contracts.task import Task
 
 LABELS = ["low", "high"]
 
@@ -23,9 +24,10 @@ def make_artifact(
     folder.mkdir(parents=True)
     model = folder / "model-q8_0.gguf"
     model.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    gates = [] if parity is None else [Gate(name="parity", passed=parity, detail="KL 0.0").plain()]
-    config = {"base": {"name": "tiny"}, "source": {"run": str(run) if run else None}, "task": task}
-    Manifest("export", config=config, result={"gates": gates}).write(folder)
+    gates = [] if parity is None else [Gate(name="parity", passed=parity, detail="KL 0.0")]
+    manifest = Manifest("export", base=BaseModel("tiny"), run=str(run) if run else None, gates=gates)
+    manifest.task = Task.of(task) if task else None
+    manifest.finish(folder)
     return folder
 
 
@@ -33,6 +35,6 @@ def make_tuned(folder: Path, **gates: bool | None) -> Path:
     """A run directory with the given gates."""
     folder.mkdir(parents=True)
     (folder / "metrics.json").write_text("{}")
-    written = [Gate(name=n, passed=p, detail=f"{n} figure").plain() for n, p in gates.items()]  # type: ignore[arg-type]
-    Manifest("tune", result={"gates": written, "test": {"score": 0.9}}).write(folder)
+    written = [Gate(name=n, passed=p, detail=f"{n} figure") for n, p in gates.items()]  # type: ignore[arg-type]
+    Manifest("tune", gates=written, score=Score("macro_f1", 0.9, 0.8, 1.0, 50)).finish(folder)
     return folder

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from unshot.case import Tune
 from unshot.contracts.manifest import Manifest
 from unshot.contracts.task import Task
 from unshot.data.rows import write_jsonl
@@ -56,5 +57,5 @@ def make_run(base: Path, folder: Path, **settings: Any) -> Path:
     (folder / "task.json").write_text(task.to_json())
     (folder / "metrics.json").write_text(json.dumps({"task": "risk"}))
     source = resolve(base)
-    Manifest("tune", config={"base": source.fingerprint(), "task": task.plain()}).write(folder)
+    Manifest("tune", base=source.fingerprint(), task=task, tune=Tune()).finish(folder)
     return folder

@@ -244,7 +244,7 @@ def test_a_review_is_drawn_blind_and_comes_back_as_a_gate(
 
 def test_an_export_carries_the_gates_and_says_where_nobody_looked(tmp_path: Path) -> None:
     made = Gate(name="quality", passed=True, detail="0.9 of 0.8 | fine")
-    Manifest("tune", result={"gates": [made.plain()]}).write(tmp_path)
+    Manifest("tune", gates=[made]).finish(tmp_path)
     model: Any = SimpleNamespace(run=tmp_path)
     reports = [Report("gguf:f16"), Report("onnx:fp32", failures=["KL 0.2"])]
     gates = {g.name: g for g in gates_of(model, reports)}

@@ -111,11 +111,12 @@ def test_gates_of_a_vanished_run_stay(tmp_path: Path) -> None:
     assert registry.move("champion", 1, by="ada").after == "v1"
 
 
-def test_parity_of_an_export_without_gates_is_read_from_its_reports(tmp_path: Path) -> None:
+def test_parity_of_an_old_export_without_gates_is_read_from_its_reports(tmp_path: Path) -> None:
     folder = make_artifact(tmp_path / "art", parity=None)
-    manifest = read_manifest(folder)
-    manifest.result = {"parity": [{"target": "gguf:q8_0", "passed": False}]}
-    manifest.write(folder)
+    raw = json.loads((folder / "manifest.json").read_text())
+    raw = {k: raw[k] for k in ("stage", "outputs", "inputs")} | {"format": 1}
+    raw["result"] = {"parity": [{"target": "gguf:q8_0", "passed": False}]}
+    (folder / "manifest.json").write_text(json.dumps(raw))
     version, _ = Registry(tmp_path / "store").add(folder)
     assert version.verdicts()["parity"] == (False, "export: gguf:q8_0 drifts")
 
@@ -125,7 +126,7 @@ def test_another_run_or_bench_is_refused(tmp_path: Path) -> None:
     (other / "adapter").mkdir()
     (other / "adapter" / "a.safetensors").write_bytes(b"x")
     manifest = read_manifest(other, verify=False)
-    manifest.write(other)
+    manifest.finish(other)
     artifact = make_artifact(tmp_path / "art", run=own)
     registry = Registry(tmp_path / "store")
     with pytest.raises(InputError, match="not the run"):
@@ -134,7 +135,7 @@ def test_another_run_or_bench_is_refused(tmp_path: Path) -> None:
 
     bench = tmp_path / "bench"
     bench.mkdir()
-    Manifest("bench", config={"candidate": "gguf:/elsewhere/model.gguf"}).write(bench)
+    Manifest("bench", candidate="gguf:/elsewhere/model.gguf").finish(bench)
     with pytest.raises(InputError, match="its candidate is gguf:/elsewhere"):
         registry.add(artifact, bench=bench)
 
@@ -241,6 +242,6 @@ def test_rollback_is_one_command_under_a_second(full: Registry, unshot: Run) -> 
 def test_no_command_of_the_registry_imports_torch() -> None:
     code = (
         "import sys, deploy.registry.command, deploy.registry.store; "
-        "sys.exit(bool({'torch', 'numpy', 'mlflow', 'transformers'} & set(sys.modules)))"
+        "sys.exit(bool({'torch', 'mlflow', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,9 +17,9 @@ from deploy.retrain.champion import find_champion
 from deploy.retrain.collect import Collected, collect, completion, drop_alike
 from deploy.retrain.run import KEEP, PROPOSE, blocks, weigh
 from tests.logs import request, run_here
-from unshot.case import Case
+from unshot.case import Case, Tune
 from unshot.contracts.gates import Gate, add_gate
-from unshot.contracts.manifest import Manifest
+from unshot.contracts.manifest import BaseModel, Manifest, Score
 from unshot.contracts.request_log import Feedback, Request, Writer
 from unshot.contracts.task import Task
 from unshot.data.rows import Example, write_jsonl
@@ -168,8 +168,8 @@ def champion(tmp_path: Path) -> Path:
         folder / "splits" / "test.jsonl", [example(f"sealed clause {n}", "high").row() for n in range(5)]
     )
     (folder / "task.json").write_text(TASK.to_json())
-    config = {"base": {"name": "some-base", "path": None}, "tune": {"rank": 4, "seed": 3}}
-    Manifest("tune", config=config, result={"test": {"metric": "macro_f1", "score": 0.8}}).write(folder)
+    score = Score("macro_f1", 0.8, 0.7, 0.9, 5)
+    Manifest("tune", base=BaseModel("some-base"), tune=Tune(rank=4, seed=3), score=score).finish(folder)
     return folder
 
 

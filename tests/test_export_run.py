@@ -55,7 +55,7 @@ def test_writes_what_it_says_and_proves_it(tuned, tmp_path, capsys) -> None:
     assert all(report["passed"] for report in result["parity"])
     manifest = read_manifest(out, stage="export")
     assert set(manifest.outputs) >= {"model-q8_0.gguf", "model-f32.gguf", "parity.json"}
-    assert manifest.config["base"]["sha256"] and manifest.config["source"]["run"]
+    assert manifest.base and manifest.base.sha256 and manifest.run
     figures = json.loads((out / "parity.json").read_text())["reports"][1]["figures"]
     assert figures["tokens"]["strings"] > 600 and figures["tokens"]["mismatches"] == 0
     assert figures["logits"]["cosine"] > 0.9999 and figures["task"]["loss"] == 0
@@ -84,7 +84,7 @@ def test_bare_base_uses_the_same_exporter(tuned, tmp_path, capsys) -> None:
     )
     assert code == 0
     assert json.loads(text)["parity"][0]["figures"]["greedy"]["rows"] == 4
-    assert read_manifest(out, stage="export").config["source"]["run"] is None
+    assert read_manifest(out, stage="export").run is None
 
 
 def test_onnx_runs_in_onnxruntime_with_the_same_logits(tuned, tmp_path, capsys) -> None:
@@ -231,7 +231,7 @@ def test_kill_9_leaves_nothing_and_the_rerun_finishes(tuned, tmp_path) -> None:
     begun = time.monotonic()
     assert subprocess.run([*command, "--overwrite"], env=environment).returncode == 0
     whole = time.monotonic() - begun
-    digest = read_manifest(out, stage="export").outputs["model-q8_0.gguf"]["sha256"]
+    digest = read_manifest(out, stage="export").outputs["model-q8_0.gguf"].sha256
     for path in sorted(out.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     out.rmdir()
@@ -246,4 +246,4 @@ def test_kill_9_leaves_nothing_and_the_rerun_finishes(tuned, tmp_path) -> None:
             read_manifest(out, stage="export")
             break
     assert subprocess.run([*command, "--overwrite"], env=environment).returncode == 0
-    assert read_manifest(out, stage="export").outputs["model-q8_0.gguf"]["sha256"] == digest
+    assert read_manifest(out, stage="export").outputs["model-q8_0.gguf"].sha256 == digest

@@ -253,7 +253,7 @@ def test_a_fully_tuned_run_exports_its_model_directory(tuned, tmp_path, capsys) 
     code, text, err = unshot(capsys, run, "--to", "gguf:f32", "--out", out, "--json", "-q")
     assert code == 0, err
     assert json.loads(text)["parity"][0]["figures"]["logits"]["kl"] < 1e-5
-    assert read_manifest(out).config["source"]["run"] == str(run)
+    assert read_manifest(out).run == str(run)
     code, _, err = unshot(capsys, run, "--base", tuned.parent / "base", "--out", tmp_path / "x")
     assert code == 2 and "leave --base out" in err
     code, _, err = unshot(capsys, run, "--to", "lora", "--out", tmp_path / "x")

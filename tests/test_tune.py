@@ -110,7 +110,7 @@ def test_a_run_directory_holds_what_the_next_stages_need(
     result = json.loads(done.stdout)
     assert result["test"]["rows"] == 6
     manifest = read_manifest(tmp_path / "run", stage="tune")
-    assert manifest.config["base"]["sha256"].keys() >= {"model.safetensors", "tokenizer.json"}
+    assert manifest.base.sha256.keys() >= {"model.safetensors", "tokenizer.json"}
     names = {
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "task.json", "metrics.json",
         "splits/train.jsonl", "splits/validation.jsonl", "splits/test.jsonl", "README.md",

@@ -15,6 +15,7 @@ from tune.extras import Extras, add_extras
 from tune.processes import World
 from unshot.case import Case
 from unshot.console import Output
+from unshot.contracts.manifest import BaseModel
 from unshot.contracts.task import Task
 from unshot.data.rows import Example, Message
 from unshot.errors import InputError
@@ -60,7 +61,7 @@ class Job:
     """A run before a weight is loaded: its parts as rows and as token ids, its settings, its plan."""
 
     source: Source
-    fingerprint: dict[str, Any]
+    fingerprint: BaseModel
     cleaned: Cleaned
     task: Task
     chat: Chat
@@ -143,7 +144,7 @@ def prepare(
         learning_rate=defaults.learning_rate,
         seed=settings.seed,
         rows=len(train_rows),
-        fingerprint=digest([fingerprint["sha256"], [r.ids for r in train_rows], settings.plain()]),
+        fingerprint=digest([fingerprint.sha256, [r.ids for r in train_rows], settings.plain()]),
         target=case.task.target,
     )
     out.log(

@@ -20,7 +20,7 @@ from tune.processes import World
 from tune.split import split
 from unshot.case import Case, Tune
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.contracts.manifest import Manifest, Score, describe_file, staged, write_text
 from unshot.contracts.task import Task, derive_task
 from unshot.data.rows import Example, Message, read_examples, write_jsonl
 from unshot.errors import InputError
@@ -160,9 +160,12 @@ def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out
     write_parts(work, job)
     write_text(work / "metrics.json", dumps(result) + "\n")
     manifest.config = configuration(job)
+    manifest.base, manifest.task, manifest.tune = job.fingerprint, job.task, job.case.tune
+    manifest.score = Score(**{k: result["test"][k] for k in Score.__struct_fields__})
+    manifest.gates = gates
     manifest.result = {k: v for k, v in result.items() if k not in ("history", "losses")}
-    write_text(work / "README.md", card(final.name, result, manifest.config, job.task, gates))
-    manifest.write(work)
+    write_text(work / "README.md", card(final.name, result, manifest, job.task, gates))
+    manifest.finish(work)
     return {**result, "timings": manifest.timings}
 
 
@@ -338,9 +341,6 @@ def configuration(job: Job) -> dict[str, Any]:
 
     return {
         "rows": job.extras.record,
-        "base": job.fingerprint,
-        "task": job.task.plain(),
-        "tune": job.case.tune.plain(),
         "defaults": {
             **job.defaults.reasons,
             "learning_rate": job.defaults.learning_rate,

@@ -64,7 +64,7 @@ def ensure(out: Output | None = None) -> Path:
         convert(source, work)
         manifest = Manifest("embedded", config={"name": NAME, "source": SOURCE, "license": LICENSE})
         manifest.inputs = [describe_file(source)]
-        manifest.write(work)
+        manifest.finish(work)
     return final
 
 

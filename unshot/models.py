@@ -9,7 +9,7 @@ from typing import Any
 
 from unshot import embedded
 from unshot.console import Output
-from unshot.contracts.manifest import sha256
+from unshot.contracts.manifest import BaseModel, sha256
 from unshot.errors import InputError, OutsideError, nearest
 
 
@@ -30,11 +30,11 @@ class Source:
         """The safetensors files, in name order."""
         return sorted(self.path.glob("*.safetensors"))
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> BaseModel:
         """What a manifest records: name, path, and the SHA-256 of each weight file and the tokenizer."""
         files = [*self.weight_files(), self.path / "tokenizer.json", self.path / "config.json"]
         hashes = {f.name: sha256(f) for f in files if f.is_file()}
-        return {"name": self.name, "path": str(self.path), "license": self.license, "sha256": hashes}
+        return BaseModel(self.name, str(self.path), self.license, hashes)
 
 
 def resolve(name: str | Path, out: Output | None = None, *, need_weights: bool = True) -> Source:

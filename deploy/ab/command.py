@@ -99,7 +99,7 @@ def ab(
             write_text(work / "ab.json", dumps(report) + "\n")
             write_text(work / "report.html", html(report, analysed))
             manifest.result = {k: report[k] for k in ("verdict", "reason", "decided_at", "sample")}
-            manifest.write(work)
+            manifest.finish(work)
         shown.append(f"written to {final}")
     out.result(report, *shown)
     if report["verdict"] not in (BETTER, NOT_WORSE):

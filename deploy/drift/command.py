@@ -119,7 +119,7 @@ def drift(
             write_text(work / "drift.json", dumps(report) + "\n")
             write_text(work / "report.html", html(report))
             manifest.result = {k: report[k] for k in ("verdict", "found", "since")}
-            manifest.write(work)
+            manifest.finish(work)
         shown.append(f"written to {final}")
     out.result(report, *shown)
     if report["verdict"] == DRIFT:

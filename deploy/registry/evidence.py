@@ -46,7 +46,7 @@ def collect(artifact: Path, run: Path | None, bench: Path | None) -> Evidence:
     manifest = read_manifest(artifact, stage="export", verify=False)
     found.gates["export"] = gates_of(artifact)
     found.lineage["export"] = _origin(artifact, manifest)
-    made_from = (manifest.config.get("source") or {}).get("run")
+    made_from = manifest.run
     if run is not None:
         _same_run(artifact, run, made_from)
     elif made_from and (Path(made_from) / NAME).is_file():
@@ -54,14 +54,14 @@ def collect(artifact: Path, run: Path | None, bench: Path | None) -> Evidence:
     if run is not None:
         tuned = read_manifest(run, stage="tune", verify=False)
         found.gates["tune"] = gates_of(run)
-        found.lineage["tune"] = {**_origin(run, tuned), "data": tuned.inputs}
-        found.scores["tune"] = tuned.result.get("test") or {}
+        found.lineage["tune"] = {**_origin(run, tuned), "data": [item.plain() for item in tuned.inputs]}
+        found.scores["tune"] = tuned.score.plain() if tuned.score else {}
     if bench is not None:
         report = read_manifest(bench, stage="bench", verify=False)
         _same_artifact(artifact, bench, report)
         found.gates["bench"] = gates_of(bench)
         found.lineage["bench"] = _origin(bench, report)
-        found.scores["bench"] = {k: report.result[k] for k in ("verdict", "reason") if k in report.result}
+        found.scores["bench"] = {"verdict": report.verdict, "reason": report.reason}
     return found
 
 
@@ -76,29 +76,15 @@ def _origin(directory: Path, manifest: Manifest) -> dict[str, Any]:
 
 def gates_of(directory: Path) -> list[Gate]:
     """The gates that a stage's directory holds now."""
-    found = list(read_gates(directory).values())
-    manifest = read_manifest(directory, verify=False)
-    if manifest.stage == "export" and not any(gate.name == "parity" for gate in found):
-        found += _parity(manifest)
-    return found
-
-
-def _parity(manifest: Manifest) -> list[Gate]:
-    """The parity gate of an export that left its reports but no gate."""
-    reports = manifest.result.get("parity") or []
-    if not reports:
-        return []
-    failed = [str(r.get("target")) for r in reports if not r.get("passed")]
-    detail = f"{', '.join(failed)} drifts" if failed else f"{len(reports)} file(s) equal to the tuned model"
-    return [Gate(name="parity", passed=not failed, detail=detail, at=manifest.created)]
+    return list(read_gates(directory).values())
 
 
 def _same_run(artifact: Path, run: Path, made_from: str | None) -> None:
     """Refuse a run that is not the one behind the artifact, told by the adapter's hashes."""
     exported = read_manifest(artifact, verify=False)
     tuned = read_manifest(run, stage="tune", verify=False)
-    adapter = {f["sha256"] for name, f in tuned.outputs.items() if name.startswith("adapter/")}
-    inputs = {item.get("sha256") for item in exported.inputs}
+    adapter = {f.sha256 for name, f in tuned.outputs.items() if name.startswith("adapter/")}
+    inputs = {item.sha256 for item in exported.inputs}
     if adapter and not adapter & inputs and (not made_from or Path(made_from).resolve() != run.resolve()):
         raise InputError(f"{run}: not the run that {artifact} was exported from ({made_from or 'no run'})")
 
@@ -106,9 +92,9 @@ def _same_run(artifact: Path, run: Path, made_from: str | None) -> None:
 def _same_artifact(artifact: Path, bench: Path, report: Manifest) -> None:
     """Refuse a bench report on another candidate, told by its files' hashes or its path."""
     exported = read_manifest(artifact, verify=False)
-    ours = {facts["sha256"] for facts in exported.outputs.values()}
-    theirs = {item.get("sha256") for item in report.inputs}
-    spec = str(report.config.get("candidate") or report.config.get("system") or "")
+    ours = {facts.sha256 for facts in exported.outputs.values()}
+    theirs = {item.sha256 for item in report.inputs}
+    spec = report.candidate or ""
     path = Path(spec.split(":", 2 if spec.startswith("serve:") else 1)[-1])
     if ours & theirs or artifact.resolve() in (path.resolve(), path.resolve().parent):
         return

@@ -14,12 +14,12 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from deploy.registry.store import Registry
-from unshot.contracts.manifest import staged
+from unshot.contracts.manifest import FileFacts, staged
 from unshot.contracts.registry import ALIASES, Event, State, Version
 from unshot.errors import OutsideError
 
@@ -158,7 +158,7 @@ class MlflowRegistry(Registry):
                 f"MLflow gave number {made.version} where {number} was due: another machine added one; try again"
             )
 
-    def _take(self, source: Path, names: dict[str, dict[str, int]], target: Path, *, link: bool) -> None:
+    def _take(self, source: Path, names: Mapping[str, FileFacts], target: Path, *, link: bool) -> None:
         """Into the cache, and up to MLflow as a run's artifacts."""
         shutil.rmtree(target, ignore_errors=True)  # of an addition that was broken off
         super()._take(source, names, target, link=link)

@@ -11,12 +11,12 @@ import fcntl
 import getpass
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from deploy.registry import evidence
-from unshot.contracts.manifest import NAME, read_manifest, staged, write_text
+from unshot.contracts.manifest import NAME, FileFacts, read_manifest, staged, write_text
 from unshot.contracts.record import RecordError
 from unshot.contracts.registry import Alias, Event, State, Version, Waiver
 from unshot.errors import InputError, OutsideError
@@ -137,9 +137,9 @@ class Registry:
             note=note,
             source=str(artifact.resolve()),
             digest=content,
-            files={name: facts["bytes"] for name, facts in manifest.outputs.items()},
-            base=(manifest.config.get("base") or {}).get("name"),
-            task=manifest.config.get("task"),
+            files={name: facts.bytes for name, facts in manifest.outputs.items()},
+            base=manifest.base.name if manifest.base else None,
+            task=manifest.task.plain() if manifest.task else None,
             lineage=found.lineage,
             scores=found.scores,
             gates=found.gates,
@@ -160,8 +160,8 @@ class Registry:
             if path.name[1:].isdigit():
                 yield int(path.name[1:])
 
-    def _take(self, source: Path, names: dict[str, dict[str, int]], target: Path, *, link: bool) -> None:
-        size = sum(facts["bytes"] for facts in names.values())
+    def _take(self, source: Path, names: Mapping[str, FileFacts], target: Path, *, link: bool) -> None:
+        size = sum(facts.bytes for facts in names.values())
         self.folder.mkdir(parents=True, exist_ok=True)
         if not link and shutil.disk_usage(self.folder).free < size * 1.01:
             raise OutsideError(

@@ -30,9 +30,9 @@ class Champion:
     @property
     def base(self) -> str:
         """The base model as `unshot tune --base` takes it: the directory it was in where that is still there."""
-        recorded: dict[str, Any] = self.manifest.config.get("base") or {}
-        where = recorded.get("path")
-        return str(where) if where and Path(where).is_dir() else str(recorded.get("name"))
+        if self.manifest.base is None:
+            raise InputError(f"{self.run}: no record of its base; run `unshot tune` again")
+        return self.manifest.base.location()
 
     def case_text(self, target: float | None) -> str:
         """A case file with its task and its settings, so that the next run differs by its rows alone."""
@@ -40,7 +40,7 @@ class Champion:
         sections = {
             "task": {**task, "system": self.task.instruction, "target": target},
             "candidate": {"model": self.base},
-            "tune": self.manifest.config.get("tune") or {},
+            "tune": self.manifest.tune.plain() if self.manifest.tune else {},
         }
         lines = [f"# Written by `unshot deploy retrain`: what {self.name} was tuned with."]
         for name, values in sections.items():
@@ -50,8 +50,9 @@ class Champion:
 
     def score(self) -> tuple[str, float]:
         """The metric and the score of its sealed test, as `unshot tune` read it."""
-        test = self.manifest.result.get("test") or {}
-        return str(test.get("metric")), float(test.get("score", 0.0))
+        if self.manifest.score is None:
+            raise InputError(f"{self.run}: no score of its sealed test; run `unshot tune` again")
+        return self.manifest.score.metric, self.manifest.score.score
 
 
 def _toml(value: Any) -> str:

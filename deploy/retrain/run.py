@@ -179,7 +179,7 @@ def _write(
         write_text(work / "changes.json", dumps(changes) + "\n")
         write_text(work / "champion.toml", champion.case_text(target))
         manifest.result = collected.counts()
-        manifest.write(work)
+        manifest.finish(work)
 
 
 def _ready(check: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unshot.contracts.gates import Gate
+from unshot.contracts.manifest import Manifest
 from unshot.contracts.task import Task
 
 NOT_REVIEWED = (
@@ -19,9 +20,11 @@ HUB_METRICS = {"macro_f1": "f1", "accuracy": "accuracy", "exact_match": "exact_m
 WORDS = {True: "passed", False: "**failed**", None: "undecided"}
 
 
-def card(name: str, result: dict[str, Any], config: dict[str, Any], task: Task, gates: Sequence[Gate]) -> str:
-    """The card's text, from the run's `metrics.json`, its manifest's `config`, its task and its gates."""
-    base, settings, test = config["base"], config["tune"], result["test"]
+def card(name: str, result: dict[str, Any], manifest: Manifest, task: Task, gates: Sequence[Gate]) -> str:
+    """The card's text, from the run's `metrics.json`, its manifest, its task and its gates."""
+    assert manifest.base is not None and manifest.tune is not None
+    base, settings, test = manifest.base.plain(), manifest.tune.plain(), result["test"]
+    config = {**manifest.config, "tune": settings}
     return "\n".join(
         [
             *_metadata(name, base, settings, task, test),

@@ -87,7 +87,7 @@ def check(
             write_text(work / "report.json", dumps(result) + "\n")
             manifest = Manifest("data-check", inputs=[describe_file(path)])
             manifest.result = {"rows": result["rows"], "ready": result["ready"]}
-            manifest.write(work)
+            manifest.finish(work)
     from tune.data.tables import check_tables
 
     out.result(result, *check_tables(result))

@@ -102,7 +102,7 @@ def split_file(
             write_jsonl(work / f"{ASIDE}.jsonl", [row.row() for row in cleaned.aside])
         write_text(work / "contamination.json", dumps(cleaned.report()) + "\n")
         manifest.result = {k: v for k, v in result.items() if k != "contamination"}
-        manifest.write(work)
+        manifest.finish(work)
     return {"data": str(data), "out": str(final), **result}
 
 

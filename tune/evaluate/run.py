@@ -45,20 +45,19 @@ class Run:
 def open_run(path: Path, base: str | None, out: Output) -> Run:
     """Check a run directory and find its base; `InputError` where either is not what was tuned."""
     manifest = read_manifest(path, stage="tune")
-    recorded = manifest.config.get("base") or {}
-    if not recorded.get("sha256") or not has_tuned(path):
+    recorded = manifest.base
+    if recorded is None or not recorded.sha256 or not has_tuned(path):
         raise InputError(
             f"{path}: the run has no tuned model or no record of its base; run `unshot tune` again"
         )
-    where = recorded.get("path")
-    source = resolve(base or (where if where and Path(where).is_dir() else recorded["name"]), out)
-    for name, digest in recorded["sha256"].items():
+    source = resolve(base or recorded.location(), out)
+    for name, digest in recorded.sha256.items():
         if not (source.path / name).is_file() or sha256(source.path / name) != digest:
             raise InputError(
                 f"{source.path / name}: not the file that {path} was tuned on; give that base with --base "
-                f"(it was {recorded.get('name')})"
+                f"(it was {recorded.name})"
             )
-    method = (manifest.config.get("tune") or {}).get("method", "lora")
+    method = manifest.tune.method if manifest.tune else "lora"
     return Run(path, source, read_task(path / "task.json"), method)
 
 
@@ -252,5 +251,5 @@ def evaluate_run(
                 write_jsonl(work / f"{name}.jsonl", lines)
             manifest = Manifest("eval", seeds={"seed": seed}, inputs=[describe_file(source)])
             manifest.inputs += [describe_file(run.path / "manifest.json") for run in runs]
-            manifest.write(work)
+            manifest.finish(work)
     return result

@@ -16,7 +16,7 @@ from unshot.data.rows import read_text
 from unshot.errors import InputError
 
 # "module:class" of every document; strings, so that reading one imports none of the others.
-DOCUMENTS: tuple[str, ...] = ()
+DOCUMENTS: tuple[str, ...] = ("unshot.contracts.manifest:Manifest",)
 
 
 class Document(Record, kw_only=True):
@@ -61,7 +61,13 @@ class Document(Record, kw_only=True):
                 f"{where}: version {version} is newer than this unshot reads ({cls.VERSION}); upgrade unshot"
             )
         if version < cls.VERSION:
-            upgraded = cls.upgrade(raw, version)
+            try:
+                upgraded = cls.upgrade(raw, version)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{where}: not a {cls.FILE} of version {version} ({type(error).__name__}: {error}); "
+                    f"run {cls.WRITTEN_BY} again"
+                ) from None
             if upgraded is None:
                 raise InputError(
                     f"{where}: version {version} was written by an older unshot, this one reads {cls.VERSION}; "

@@ -1,6 +1,6 @@
 """Gates: the yes-or-no answers that stages leave in their manifests and that a promotion asks for.
 
-A stage writes its gates into `manifest.json` under `result.gates`. What comes after the directory was closed (a human
+A stage writes its gates into `manifest.json`. What comes after the directory was closed (a human
 review, a bench run) is appended to `gates.jsonl` beside the manifest, which is not among the hashed files; the newest
 line of a name counts.
 """
@@ -9,40 +9,22 @@ from __future__ import annotations
 
 import fcntl
 import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
-from msgspec import field
-
+from unshot.contracts.manifest import Gate as Gate
 from unshot.contracts.manifest import read_manifest
-from unshot.contracts.record import Record, RecordError
+from unshot.contracts.record import RecordError
 from unshot.errors import InputError
 
 LATER = "gates.jsonl"
-Name = Literal["quality", "forgetting", "robustness", "review", "parity", "claim"]
-
-
-class Gate(Record):
-    """One answer. `passed` None means that nobody looked or that the sample was too small to tell."""
-
-    name: Name
-    passed: bool | None
-    # One line for a person: the figure, its bound, the rows.
-    detail: str
-    figures: dict[str, Any] = field(default_factory=dict)
-    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def read_gates(directory: Path) -> dict[str, Gate]:
     """The gates of a stage's directory by name, later ones over those of its manifest; `InputError` for a bad file."""
     manifest = read_manifest(directory, verify=False)
-    found: dict[str, Gate] = {}
+    found: dict[str, Gate] = {gate.name: gate for gate in manifest.gates}
     later = directory / LATER
     try:
-        for raw in manifest.result.get("gates", []):
-            gate = Gate.of(raw)
-            found[gate.name] = gate
         if later.is_file():
             for line in later.read_text(encoding="utf-8").splitlines():
                 if line.strip():
