@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from unshot import child
 from unshot.errors import GateError, OutsideError
 from unshot.machine import usable_cores
 
@@ -56,24 +56,20 @@ class Engine:
 
     def __enter__(self) -> Engine:
         self._process = subprocess.Popen(
-            # -P: a folder named `export` in the user's directory is not ours.
-            [
-                sys.executable,
-                "-P",
-                "-m",
+            child.command(
                 "export.worker",
                 self.kind,
                 str(self.path),
                 str(self.context),
                 str(self.threads),
                 *([str(self.lora)] if self.lora else []),
-            ],
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             encoding="utf-8",
-            env=child_environment(),
+            env=child.environment(),
         )
         try:
             self.info = self._answer()
@@ -144,12 +140,6 @@ class Engine:
         self._log.seek(0)
         lines = self._log.read()[-4000:].decode(errors="replace").strip().splitlines()
         return " | ".join(line.strip() for line in lines[-3:]) or "it said nothing"
-
-
-def child_environment() -> dict[str, str]:
-    """The environment in which a child finds this package and nothing from the user's directory before it."""
-    root = str(Path(__file__).resolve().parent.parent)
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)}
 
 
 def cores() -> int:

@@ -7,16 +7,15 @@ local Hugging Face directory, without any hub.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from export.merge import Merged
 from export.onnx_graph import last_line
 from export.safetensors_dir import copy_tokenizer, set_ends, write_merged
+from unshot import child
 from unshot.contracts.manifest import write_text
 from unshot.errors import InputError, OutsideError
 
@@ -76,14 +75,15 @@ def write_genai(
     if not (scratch / "config.json").is_file():  # several formats share one merge
         write_merged(scratch, base, tensors)
     command = [
-        sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(scratch), "-o", str(folder),
+        *child.command("onnxruntime_genai.models.builder"), "-i", str(scratch), "-o", str(folder),
         "-p", precision, "-e", PROVIDERS[kind], "-c", str(scratch / "cache"),
     ]  # fmt: skip
     if precision == "int8":
         # Builder 0.15 looks for a tied 8-bit head under its 4-bit name, and writes a graph that nothing loads.
         command += ["--extra_options", "shared_embeddings=false"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, env=child.environment(HF_HUB_OFFLINE="1"), check=False
+    )
     if done.returncode or not (folder / "genai_config.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         raise OutsideError(f"GenAI's model builder failed: {last_line(done.stderr)}")

@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.engines import child_environment, cores
+from export.engines import cores
+from unshot import child
 from unshot.errors import GateError, OutsideError
 
 # `--to gguf:NAME` -> name of llama_cpp's constant
@@ -34,18 +35,15 @@ TYPES = {
 
 def quantise(source: Path, target: Path, kind: str, imatrix: Path | None = None) -> None:
     """Quantise a GGUF file; `GateError` with the quantiser's last words where it fails."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
+    command = child.command(
         "export.kquants",
         str(source),
         str(target),
         TYPES[kind],
         str(cores()),
         *([str(imatrix)] if imatrix else []),
-    ]
-    done = subprocess.run(command, env=child_environment(), capture_output=True)
+    )
+    done = subprocess.run(command, env=child.environment(), capture_output=True)
     if done.returncode or not target.is_file():
         words = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
         target.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ def optimum(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run `export.optimum_child`; `OutsideError` where there is no optimum."""
     interpreter = os.environ.get(PYTHON) or sys.executable
     child = Path(__file__).with_name("optimum_child.py")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(
             [interpreter, "-P", str(child), *arguments], capture_output=True, env=environment, check=False

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.engines import child_environment, cores
+from export.engines import cores
+from unshot import child
 from unshot.errors import OutsideError
 
 
@@ -35,11 +36,10 @@ def measure_speed(
     threads: int | None = None,
 ) -> Speed:
     """Medians over `repeats` answers of `tokens` tokens, the prompts taken in turn, nothing cached between them."""
-    command = [
-        sys.executable, "-P", "-m", "export.speed", spec, str(threads or cores()), str(tokens), str(repeats),
-        str(prompts),
-    ]  # fmt: skip
-    done = subprocess.run(command, env=child_environment(), capture_output=True, check=False)
+    command = child.command(
+        "export.speed", spec, str(threads or cores()), str(tokens), str(repeats), str(prompts)
+    )
+    done = subprocess.run(command, env=child.environment(), capture_output=True, check=False)
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip().splitlines()
         raise OutsideError(f"{spec}: could not be timed ({words[-1][:200] if words else 'it said nothing'})")

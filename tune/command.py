@@ -64,7 +64,7 @@ def tune(
     """Fine-tune a base model on DATA (JSONL or CSV) and evaluate it on held-out rows.
 
     Splits 80/10/10, trains with loss on the answer only, stops at the plateau, and reads the test split once.
-    The same command after an interruption goes on where it stopped. Several processes: `torchrun -m tune ...`.
+    The same command after an interruption goes on where it stopped. Several processes: `torchrun -m unshot tune ...`.
     """
     from tune.run import Options, tune_run
     from unshot.case import load_case

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # the current directory, whose files may have the names of ours or of a library
+
 import errno
 import os
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-import click
+from unshot.child import protect
 
-from unshot.cli import cli
-from unshot.console import Output, dumps
-from unshot.errors import EXIT_OUTSIDE, EXIT_USAGE, UnshotError
+protect()
+
+import click  # noqa: E402
+
+from unshot.cli import cli  # noqa: E402
+from unshot.console import Output, dumps  # noqa: E402
+from unshot.errors import EXIT_OUTSIDE, EXIT_USAGE, UnshotError  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -75,4 +84,6 @@ def fail(out: Output, message: str, code: int) -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process alone prints the result
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open until the process ends)
     main()

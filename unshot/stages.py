@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from unshot.child import environment
 from unshot.console import Output
 from unshot.errors import EXIT_NO, EXIT_OK, OutsideError, UnshotError
 
@@ -31,7 +32,8 @@ def run_stage(
     flags += {-1: ["-q"], 1: ["-v"]}.get(out.verbosity, [])
     start = time.perf_counter()
     process = subprocess.run(
-        [sys.executable, "-m", "unshot", *arguments, "--out", str(folder), *flags],
+        [sys.executable, "-P", "-m", "unshot", *arguments, "--out", str(folder), *flags],
+        env=environment(),
         stdout=subprocess.DEVNULL if out.json_mode else None,
         check=False,
     )

@@ -36,10 +36,10 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="only export")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from export.engines import child_environment
     from export.speed import measure_speed
     from export.targets import parse_targets
     from export.write import size_of
+    from unshot.child import environment
     from unshot.contracts.manifest import hardware
     from unshot.models import resolve
     from unshot.text.chat import load_tokenizer
@@ -52,7 +52,7 @@ def main() -> None:
         chosen = [x for t in targets for x in ("--to", str(t))]
         command = [sys.executable, "-m", "unshot", "export", options.model, *chosen, "--allow-drift"]
         subprocess.run(
-            [*command, "--out", str(artifacts), "--check-rows", "6"], check=True, env=child_environment()
+            [*command, "--out", str(artifacts), "--check-rows", "6"], check=True, env=environment()
         )
     if options.prepare:
         return

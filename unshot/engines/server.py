@@ -43,7 +43,7 @@ def server_command(
     if importlib.util.find_spec("uvicorn") and importlib.util.find_spec("sse_starlette"):
         # By default it cuts a stream short when the next request comes.
         return [
-            sys.executable, "-m", "llama_cpp.server", "--model", str(path), "--host", "127.0.0.1",
+            sys.executable, "-P", "-m", "llama_cpp.server", "--model", str(path), "--host", "127.0.0.1",
             "--port", str(port), "--n_ctx", str(context), "--n_threads", str(threads),
             "--n_threads_batch", str(threads), "--n_batch", str(BATCH), "--n_ubatch", str(MICRO_BATCH),
             "--logits_all", str(logprobs).lower(), "--interrupt_requests", "false",
