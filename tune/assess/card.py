@@ -120,7 +120,7 @@ def _data(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
     if mix := rows_config.get("mix"):
         lines.append(
             f"{mix['rows']} general rows ({mix['share']:.1%} of the training rows) were mixed in from "
-            f"`{mix['file']['path']}`."
+            f"`{mix['file'].path}`."
         )
     if used := rows_config.get("augment_format"):
         lines.append(f"{sum(used.values())} training rows were put into another form (`--augment-format`).")
