@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from deploy.registry.store import Registry, open_registry
+from deploy.registry.locate import open_registry
+from deploy.registry.store import Registry
 from unshot.contracts.registry import Event, State, Version
 
 __all__ = ["Event", "Registry", "State", "Version", "open_registry"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ from unshot.options import Command, common
 if TYPE_CHECKING:
     from unshot.console import Output
     from unshot.contracts.registry import Event, State, Version
+
+# Seconds within which a second rollback is taken for the same one.
+SAME_ROLLBACK = 5.0
 
 
 def store_options(function: Command) -> Command:
@@ -63,13 +67,27 @@ def add(
 
     An artifact that is already there keeps its number; its gates and scores are read again.
     """
-    from deploy.registry.store import open_registry
+    from deploy.registry.locate import open_registry
 
     found = open_registry(store, tracking=tracking, must_exist=False)
     version, new = found.add(artifact, run=run, bench=bench, by=by, note=note, link=link)
     payload = {"version": version.name, "new": new, **described(version, found.state())}
     head = f"{version.name} {'added' if new else 'was there; its gates were read again'}"
     out.result(payload, head, gate_table(version))
+
+
+@registry.command()
+@click.option("--by", help="Who makes it; default: the login name.")
+@store_options
+@common
+def init(by: str | None, store: Path, tracking: str | None, out: Output) -> None:
+    """Make an empty registry, for a split between two servers that no version of it runs."""
+    from deploy.registry.locate import open_registry
+    from deploy.registry.store import user
+
+    found = open_registry(store, tracking=tracking, must_exist=False)
+    new = found.create(by=by or user())
+    out.result({"registry": found.place, "new": new}, f"{found.place} {'made' if new else 'was there'}")
 
 
 @registry.command("list")
@@ -79,7 +97,7 @@ def list_(store: Path, tracking: str | None, out: Output) -> None:
     """All versions, newest first, with their gates and aliases."""
     from rich.table import Table
 
-    from deploy.registry.store import open_registry
+    from deploy.registry.locate import open_registry
 
     found = open_registry(store, tracking=tracking)
     state = found.state()
@@ -128,14 +146,14 @@ def list_(store: Path, tracking: str | None, out: Output) -> None:
 @common
 def show(version: str, store: Path, tracking: str | None, out: Output) -> None:
     """One VERSION (v3, champion, challenger): gates, scores, lineage, and every change it was part of."""
-    from deploy.registry.store import open_registry
+    from deploy.registry.locate import open_registry
 
     state = open_registry(store, tracking=tracking).state()
     found = state.find(version)
     events = [e for e in state.history if found.name in (e.subject, e.before, e.after)]
     lines = [f"{e.at[:19]} {e.by}: {sentence(e)}" for e in events]
     facts = [f"files: {', '.join(found.files)}", f"added from {found.source}"]
-    facts += [f"{stage}: {origin['path']}" for stage, origin in found.lineage.items()]
+    facts += [f"{stage}: {origin.path}" for stage, origin in found.lineage.items()]
     payload = {**described(found, state), "history": [e.plain() for e in events]}
     out.result(payload, gate_table(found), *facts, *lines)
 
@@ -170,7 +188,8 @@ def promote(
     A running gateway follows without dropping a request. Exit code 1 where a gate does not hold.
     """
     from deploy.registry.evidence import parse_waivers
-    from deploy.registry.store import open_registry, user
+    from deploy.registry.locate import open_registry
+    from deploy.registry.store import user
 
     found = open_registry(store, tracking=tracking)
     waivers = parse_waivers(waive, by)
@@ -181,24 +200,53 @@ def promote(
 
 
 @click.command()
+@click.option(
+    "--from",
+    "taken_back",
+    metavar="VERSION",
+    help="The champion to take back; refused if it is another by now.",
+)
 @click.option("--by", help="Who rolls back; default: the login name.")
 @click.option("--why", default="", help="One line for the history.")
 @store_options
 @common
-def rollback(by: str | None, why: str, store: Path, tracking: str | None, out: Output) -> None:
+def rollback(
+    taken_back: str | None, by: str | None, why: str, store: Path, tracking: str | None, out: Output
+) -> None:
     """Put the champion before this one back; a running gateway follows.
 
-    Before the first promotion there was none: then every answer is the baseline's again.
+    Before the first promotion there was none: then every answer is the baseline's again. A second rollback within a few
+    seconds is taken for the same one by somebody else, unless --from names the version that it takes back.
     """
-    from deploy.registry.store import open_registry, user
+    from deploy.registry.locate import open_registry
+    from deploy.registry.store import user
 
     start = time.perf_counter()
     found = open_registry(store, tracking=tracking)
-    event = found.rollback(by=by or user(), why=why)
+    state = found.state()
+    number = state.find(taken_back).number if taken_back else None
+    if number is None:
+        refuse_second(state)
+    event = found.rollback(by=by or user(), why=why, champion=number)
     out.result(
         {**event.plain(), "seconds": round(time.perf_counter() - start, 4)},
         sentence(event),
     )
+
+
+def refuse_second(state: State) -> None:
+    """Raise `InputError` where a rollback was made just now: two people who see the same fault go back one version."""
+    from unshot.errors import InputError
+
+    last = next((e for e in reversed(state.history) if e.action in ("promote", "rollback")), None)
+    if last is None or last.action != "rollback":
+        return
+    ago = (datetime.now(UTC) - datetime.fromisoformat(last.at)).total_seconds()
+    if 0 <= ago < SAME_ROLLBACK:
+        raise InputError(
+            f"{last.by} rolled back {ago:.1f} s ago ({last.before or 'none'} -> {last.after or 'none'}); nothing was "
+            f"changed, to go back once more: --from {last.after or 'VERSION'}"
+        )
 
 
 def described(version: Version, state: State) -> dict[str, Any]:

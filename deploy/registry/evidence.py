@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from unshot.contracts.gates import Gate, read_gates
 from unshot.contracts.manifest import NAME, Manifest, read_manifest
-from unshot.contracts.registry import Alias, Version, Waiver
+from unshot.contracts.registry import Alias, Answer, Origin, Scores, Version, Waiver
 from unshot.errors import GateError, InputError
 
 # A champion answers users; a challenger is measured beside it and only has to be the model that was evaluated.
@@ -31,8 +30,8 @@ class Evidence:
     """Gates by stage, scores and lineage."""
 
     gates: dict[str, list[Gate]] = field(default_factory=dict)
-    scores: dict[str, Any] = field(default_factory=dict)
-    lineage: dict[str, Any] = field(default_factory=dict)
+    scores: Scores = field(default_factory=Scores)
+    lineage: dict[str, Origin] = field(default_factory=dict)
 
 
 def digest(directory: Path) -> str:
@@ -54,24 +53,24 @@ def collect(artifact: Path, run: Path | None, bench: Path | None) -> Evidence:
     if run is not None:
         tuned = read_manifest(run, stage="tune", verify=False)
         found.gates["tune"] = gates_of(run)
-        found.lineage["tune"] = {**_origin(run, tuned), "data": [item.plain() for item in tuned.inputs]}
-        found.scores["tune"] = tuned.score.plain() if tuned.score else {}
+        found.lineage["tune"] = _origin(run, tuned).changed(data=tuned.inputs)
+        found.scores.tune = tuned.score
     if bench is not None:
         report = read_manifest(bench, stage="bench", verify=False)
         _same_artifact(artifact, bench, report)
         found.gates["bench"] = gates_of(bench)
         found.lineage["bench"] = _origin(bench, report)
-        found.scores["bench"] = {"verdict": report.verdict, "reason": report.reason}
+        found.scores.bench = Answer(report.verdict, report.reason)
     return found
 
 
-def _origin(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    return {
-        "path": str(directory.resolve()),
-        "digest": digest(directory),
-        "created": manifest.created,
-        "unshot": manifest.tool.get("version"),
-    }
+def _origin(directory: Path, manifest: Manifest) -> Origin:
+    return Origin(
+        path=str(directory.resolve()),
+        digest=digest(directory),
+        created=manifest.created,
+        unshot=manifest.tool.get("version"),
+    )
 
 
 def gates_of(directory: Path) -> list[Gate]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import logging
 import os
 import shutil
@@ -18,14 +19,30 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec import field
+
 from deploy.registry.store import Registry
 from unshot.contracts.manifest import FileFacts, staged
-from unshot.contracts.registry import ALIASES, Event, State, Version
-from unshot.errors import OutsideError
+from unshot.contracts.record import Record, RecordError
+from unshot.contracts.registry import ALIASES, Event, Percent, Rollout, State, Version, upgraded_version
+from unshot.errors import InputError, OutsideError
 
 PREFIX = "unshot."
 FRESH = 2.0
 T = TypeVar("T")
+
+
+class Rest(Record):
+    """What the registered model's own tag holds: the state that MLflow has no place for."""
+
+    earlier: list[int | None] = field(default_factory=list)
+    split: Percent | None = None
+    rollout: Rollout | None = None
+    # What older unshots put into the same tag, always empty there.
+    format: int | None = None
+    versions: dict[int, Version] = field(default_factory=dict)
+    aliases: dict[str, int] = field(default_factory=dict)
+    history: list[Event] = field(default_factory=list)
 
 
 class MlflowRegistry(Registry):
@@ -83,15 +100,28 @@ class MlflowRegistry(Registry):
         state = State()
         for item in found:
             if text := item.tags.get(f"{PREFIX}version"):
-                state.versions[int(item.version)] = Version.from_json(text)
-        state.aliases = {a: int(model.aliases[a]) for a in ALIASES if a in model.aliases}
-        for key in sorted(k for k in tags if k.startswith(f"{PREFIX}history.")):
-            state.history.append(Event.from_json(tags[key]))
-        rest = tags.get(f"{PREFIX}rest")
-        if rest:
-            kept = State.from_json(rest)
-            state.earlier, state.split = kept.earlier, kept.split
+                state.versions[int(item.version)] = self._version(text, item.version)
+        state.aliases = {
+            a: int(model.aliases[a])
+            for a in ALIASES
+            if a in model.aliases and int(model.aliases[a]) in state.versions
+        }
+        where = f"MLflow, {self.name}"
+        try:
+            for key in sorted(k for k in tags if k.startswith(f"{PREFIX}history.")):
+                state.history.append(Event.from_json(tags[key]))
+            rest = Rest.from_json(tags.get(f"{PREFIX}rest") or "{}")
+        except RecordError as error:
+            raise InputError(f"{where}: a tag of the registry was changed ({error})") from None
+        state.earlier, state.split, state.rollout = rest.earlier, rest.split, rest.rollout
         return state
+
+    def _version(self, text: str, number: str) -> Version:
+        """A version's tag; one of an older unshot is read in its form."""
+        try:
+            return Version.of(upgraded_version(json.loads(text)))
+        except (RecordError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"MLflow, {self.name} v{number}: its tag was changed ({error})") from None
 
     def stamp(self) -> object:
         """As of some two seconds ago: MLflow is asked beside, never while an answer waits."""
@@ -110,14 +140,17 @@ class MlflowRegistry(Registry):
                 self._stamp = (tuple(sorted(model.aliases.items())), tuple(sorted(model.tags.items())))
         self._stamped = time.monotonic()
 
-    def change(self, what: Callable[[State], T]) -> T:
-        with self._locked():
-            before = self.state()
-            after = copy.deepcopy(before)
-            result = what(after)
-            with self._outside():
-                self._write(before, after)
-            return result
+    def exists(self) -> bool:
+        with self._outside():
+            return self._model() is not None
+
+    def _change(self, what: Callable[[State], T]) -> T:
+        before = self.state()
+        after = copy.deepcopy(before)
+        result = what(after)
+        with self._outside():
+            self._write(before, after)
+        return result
 
     def _write(self, before: State, after: State) -> None:
         client, name = self._client, self.name
@@ -134,7 +167,7 @@ class MlflowRegistry(Registry):
         for number in range(len(before.history), len(after.history)):
             key = f"{PREFIX}history.{number:06d}"
             client.set_registered_model_tag(name, key, after.history[number].to_json())
-        rest = State(earlier=after.earlier, split=after.split)
+        rest = Rest(earlier=after.earlier, split=after.split, rollout=after.rollout)
         client.set_registered_model_tag(name, f"{PREFIX}rest", rest.to_json())
         for alias in ALIASES:
             held = after.aliases.get(alias)

@@ -13,19 +13,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from deploy.registry import evidence
 from unshot.contracts.manifest import NAME, FileFacts, read_manifest, staged, write_text
-from unshot.contracts.record import RecordError
-from unshot.contracts.registry import Alias, Event, State, Version, Waiver
+from unshot.contracts.registry import Alias, Event, RolloutState, State, Version, Waiver
 from unshot.errors import InputError, OutsideError
 
 if TYPE_CHECKING:
     from deploy.registry.evidence import Evidence
 
-STATE = "registry.json"
-DEFAULT = Path("unshot-registry")
 T = TypeVar("T")
 
 
@@ -42,22 +39,22 @@ class Registry:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / STATE
+        self.path = folder / State.FILE
 
     @property
     def place(self) -> str:
         return str(self.folder)
 
+    def exists(self) -> bool:
+        """Whether there is a registry, empty or not."""
+        return self.path.is_file()
+
     def state(self) -> State:
-        """What the registry knows now. Raises `InputError` for a damaged file."""
+        """What the registry knows now, empty where there is none yet. Raises `InputError` for a damaged file."""
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return State()
-        try:
-            return State.from_json(text)
-        except RecordError as error:
-            raise InputError(f"{self.path}: {error}; it was changed by hand or by a newer unshot") from None
+            return State.read(self.path) if self.path.exists() else State()
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
 
     def stamp(self) -> object:
         """Something cheap that differs after every change: the gateway compares it several times a second."""
@@ -70,11 +67,23 @@ class Registry:
     def change(self, what: Callable[[State], T]) -> T:
         """Apply `what` to the state and make it the state, or raise and change nothing."""
         with self._locked():
-            state = self.state()
-            result = what(state)
-            write_text(self.path, state.to_json(indent=1) + "\n")
-            self._sync()
-            return result
+            return self._change(what)
+
+    def _change(self, what: Callable[[State], T]) -> T:
+        """The same for a caller that holds the lock."""
+        state = self.state()
+        result = what(state)
+        write_text(self.path, state.to_json(indent=1) + "\n")
+        self._sync()
+        return result
+
+    def create(self, *, by: str) -> bool:
+        """Make an empty registry; whether there was none."""
+        with self._locked():
+            if self.exists():
+                return False
+            self._change(lambda state: None)
+            return True
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -101,6 +110,8 @@ class Registry:
     def verified(self, number: int) -> Path:
         """The same, its files checked against their hashes. Raises `InputError`."""
         folder = self.artifact(number)
+        if folder.is_symlink():
+            raise InputError(f"{folder}: is a link; a version's files lie in the registry itself")
         read_manifest(folder, stage="export")
         if evidence.digest(folder) != self.state().versions[number].digest:
             raise InputError(f"{folder}: its {NAME} is not the one that was added; it was changed since")
@@ -125,34 +136,35 @@ class Registry:
         found = evidence.collect(artifact, run, bench)
         content = evidence.digest(artifact)
         who = by or user()
-        known = next((v for v in self.state().versions.values() if v.digest == content), None)
-        if known is not None:
-            return self.change(lambda state: renewed(state, known.number, found, who)), False
-        with self._locked():
-            number = max([0, *self.state().versions, *self._present()]) + 1
-            self._take(artifact, manifest.outputs, self.artifact(number), link=link)
-        version = Version(
-            number=number,
-            by=who,
-            note=note,
-            source=str(artifact.resolve()),
-            digest=content,
-            files={name: facts.bytes for name, facts in manifest.outputs.items()},
-            base=manifest.base.name if manifest.base else None,
-            task=manifest.task.plain() if manifest.task else None,
-            lineage=found.lineage,
-            scores=found.scores,
-            gates=found.gates,
-        )
 
-        def enter(state: State) -> None:
-            state.versions[number] = version
-            state.history.append(
-                Event(by=who, action="add", subject=version.name, after=version.source, why=note)
+        def enter(state: State) -> Version:
+            state.versions[number] = Version(
+                number=number,
+                by=who,
+                note=note,
+                source=str(artifact.resolve()),
+                digest=content,
+                files={name: facts.bytes for name, facts in manifest.outputs.items()},
+                base=manifest.base.name if manifest.base else None,
+                task=manifest.task,
+                lineage=found.lineage,
+                scores=found.scores,
+                gates=found.gates,
             )
+            state.history.append(
+                Event(by=who, action="add", subject=f"v{number}", after=str(artifact.resolve()), why=note)
+            )
+            return state.versions[number]
 
-        self.change(enter)
-        return version, True
+        # One addition at a time, its copying included: two of the same artifact end as one version.
+        with self._locked():
+            versions = self.state().versions
+            known = next((v for v in versions.values() if v.digest == content), None)
+            if known is not None:
+                return self._change(lambda state: renewed(state, known.number, found, who)), False
+            number = max([0, *versions, *self._present()]) + 1
+            self._take(artifact, manifest.outputs, self.artifact(number), link=link)
+            return self._change(enter), True
 
     def _present(self) -> Iterator[int]:
         """Numbers that have a directory, entered or not: a crash between the two must not reuse one."""
@@ -188,8 +200,8 @@ class Registry:
         version = self.state().versions[number]
         fresh = {}
         for stage, origin in version.lineage.items():
-            folder = Path(origin["path"])
-            if (folder / NAME).is_file() and evidence.digest(folder) == origin["digest"]:
+            folder = Path(origin.path)
+            if (folder / NAME).is_file() and evidence.digest(folder) == origin.digest:
                 fresh[stage] = evidence.gates_of(folder)
         if all(version.gates.get(stage) == gates for stage, gates in fresh.items()):
             return version
@@ -204,8 +216,13 @@ class Registry:
         why: str = "",
         waivers: dict[str, Waiver] | None = None,
     ) -> Event:
-        """Point an alias at a version whose gates allow it. Raises `GateError`, else it is done."""
+        """Point an alias at a version whose gates allow it and whose files are those that were added.
+
+        Raises `GateError` where a gate does not hold, `InputError` where a file is gone or changed.
+        """
         given = waivers or {}
+        evidence.check(self.state().versions[number], alias, given)
+        self.verified(number)
 
         def apply(state: State) -> Event:
             version = state.versions[number]
@@ -223,11 +240,21 @@ class Registry:
 
         return self.change(apply)
 
-    def rollback(self, *, by: str, why: str = "") -> Event:
-        """Put the champion before this one back (none, where this was the first). Raises `InputError`."""
+    def rollback(self, *, by: str, why: str = "", champion: int | None = None) -> Event:
+        """Put the champion before this one back (none, where this was the first).
+
+        `champion` is the one to be taken back, None: the one that is it now. Raises `InputError` where there is nothing
+        to take back, or where another change was quicker: two rollbacks at once go back one version, not two.
+        """
+        expected = champion if champion is not None else self.state().aliases.get("champion")
 
         def apply(state: State) -> Event:
             before = state.aliases.get("champion")
+            if before != expected:
+                now = f"v{before}" if before is not None else "none"
+                raise InputError(
+                    f"the champion is {now} by now, not v{expected}: another change was quicker, nothing was changed"
+                )
             if before is None or not state.earlier:
                 raise InputError("nothing to roll back: no version was promoted to champion")
             after = state.earlier.pop()
@@ -235,35 +262,67 @@ class Registry:
                 del state.aliases["champion"]
             else:
                 state.aliases["champion"] = after
+            end_rollout(state, "stopped", f"rolled back by {by}")
             return _note(state, by, "rollback", "champion", before, after, why)
 
         return self.change(apply)
 
     def set_split(self, percent: float, *, by: str, why: str = "") -> Event:
-        """Set the candidate's share, percent."""
+        """Set the candidate's share, percent. Raises `InputError` for what is none."""
+        if not 0 <= percent <= 100:  # also what is not a number
+            raise InputError(f"the share is {percent:g}; it must be between 0 and 100 percent")
 
         def apply(state: State) -> Event:
-            before, state.split = state.split, percent
-            event = Event(
-                by=by,
-                action="split",
-                subject="split",
-                before=None if before is None else f"{before:g}",
-                after=f"{percent:g}",
-                why=why,
-            )
-            state.history.append(event)
-            return event
+            end_rollout(state, "stopped", f"the share was set by {by}")
+            return note_split(state, percent, by, why)
 
         return self.change(apply)
 
 
+def note_split(state: State, percent: float, by: str, why: str) -> Event:
+    """Change the share and put it on record."""
+    before, state.split = state.split, percent
+    event = Event(
+        by=by,
+        action="split",
+        subject="split",
+        before=None if before is None else f"{before:g}",
+        after=f"{percent:g}",
+        why=why,
+    )
+    state.history.append(event)
+    return event
+
+
+def end_rollout(state: State, how: RolloutState, why: str) -> None:
+    """End a rollout that is under way, on record."""
+    if state.rollout is None or state.rollout.state != "running":
+        return
+    state.rollout.state, state.rollout.why = how, why
+    state.history.append(
+        Event(
+            by=state.rollout.by,
+            action="rollout",
+            subject=f"v{state.rollout.target}",
+            before=f"{state.rollout.steps[state.rollout.step]:g}%",
+            after=how,
+            why=why,
+        )
+    )
+
+
 def _note(
-    state: State, by: str, action: str, subject: str, before: int | None, after: int | None, why: str
+    state: State,
+    by: str,
+    action: Literal["promote", "rollback"],
+    subject: str,
+    before: int | None,
+    after: int | None,
+    why: str,
 ) -> Event:
     event = Event(
         by=by,
-        action=action,  # type: ignore[arg-type]
+        action=action,
         subject=subject,
         before=None if before is None else f"v{before}",
         after=None if after is None else f"v{after}",
@@ -277,7 +336,8 @@ def renewed(state: State, number: int, found: Evidence, by: str) -> Version:
     """Put newly found gates, scores and lineage over a version's own."""
     version = state.versions[number]
     version.lineage.update(found.lineage)
-    version.scores.update(found.scores)
+    version.scores.tune = found.scores.tune or version.scores.tune
+    version.scores.bench = found.scores.bench or version.scores.bench
     return _replace(state, number, found.gates, by)
 
 
@@ -288,18 +348,3 @@ def _replace(state: State, number: int, gates: dict[str, list[evidence.Gate]], b
         Event(by=by, action="gates", subject=version.name, why=f"gates of {', '.join(gates)} read again")
     )
     return version
-
-
-def open_registry(folder: Path | None, *, tracking: str | None = None, must_exist: bool = True) -> Registry:
-    """The store at `folder`, or the one in MLflow at `tracking` with `folder` as the cache of its files.
-
-    Raises `InputError` where there is none and there must be one, `OutsideError` where MLflow is not installed.
-    """
-    if tracking:
-        from deploy.registry.mlflow import MlflowRegistry
-
-        return MlflowRegistry(folder or DEFAULT, tracking)
-    registry = Registry(folder or DEFAULT)
-    if must_exist and not registry.path.is_file():
-        raise InputError(f"{registry.folder}: no registry there; `unshot deploy registry add` makes one")
-    return registry

@@ -67,12 +67,12 @@ def find_champion(text: str, store: Path, tracking: str | None) -> Champion:
     if folder.is_dir():
         name = text
     else:
-        from deploy.registry import open_registry
+        from deploy.registry.locate import open_registry
 
         found = open_registry(store, tracking=tracking)
         version = found.state().find(text)
         name, artifact = version.name, found.artifact(version.number)
-        where = (version.lineage.get("tune") or {}).get("path")
+        where = version.lineage["tune"].path if "tune" in version.lineage else None
         if where is None or not Path(where).is_dir():
             raise InputError(
                 f"{text}: the run it was exported from is gone ({where or 'not recorded'}), and its test rows with it; "

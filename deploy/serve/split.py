@@ -25,9 +25,8 @@ def split(percent: float, by: str | None, why: str, store: Path, tracking: str |
 
     A user stays in their arm; raising the share moves users into the candidate only, lowering it only out of it.
     """
-    from deploy.registry.store import open_registry, user
+    from deploy.registry.locate import open_registry
+    from deploy.registry.store import user
 
-    event = open_registry(store, tracking=tracking, must_exist=False).set_split(
-        percent, by=by or user(), why=why
-    )
+    event = open_registry(store, tracking=tracking).set_split(percent, by=by or user(), why=why)
     out.result(event, f"split: {event.before or 'as the gateway was started'} -> {percent:g}% candidate")

@@ -16,7 +16,12 @@ from unshot.data.rows import read_text
 from unshot.errors import InputError
 
 # "module:class" of every document; strings, so that reading one imports none of the others.
-DOCUMENTS: tuple[str, ...] = ("unshot.contracts.manifest:Manifest",)
+DOCUMENTS: tuple[str, ...] = (
+    "unshot.contracts.manifest:Manifest",
+    "unshot.contracts.registry:State",
+    "unshot.contracts.request_log:Request",
+    "unshot.contracts.request_log:Feedback",
+)
 
 
 class Document(Record, kw_only=True):

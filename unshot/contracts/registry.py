@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from msgspec import field
+from msgspec import Meta, field
 
-from unshot.contracts.gates import Gate
-from unshot.contracts.record import Record
+from unshot.contracts.document import Document
+from unshot.contracts.manifest import Gate, InputFile, Score
+from unshot.contracts.record import Record, RecordError
+from unshot.contracts.task import Task
 from unshot.errors import InputError, nearest
 
 Alias = Literal["champion", "challenger"]
@@ -29,6 +31,55 @@ class Waiver(Record):
     at: str = field(default_factory=now)
 
 
+class Origin(Record):
+    """A stage's directory behind a version. `digest` is the SHA-256 of its manifest."""
+
+    path: str
+    digest: str
+    created: str = ""
+    unshot: str | None = None
+    # The files that a run was tuned on.
+    data: list[InputFile] = field(default_factory=list)
+
+
+class Answer(Record):
+    """What a bench said of the claim."""
+
+    verdict: str | None = None
+    reason: str | None = None
+
+
+class Scores(Record):
+    """Figures that a version was added with: the sealed test's score, and the bench's answer."""
+
+    tune: Score | None = None
+    bench: Answer | None = None
+
+
+RolloutState = Literal["running", "done", "rolled back", "stopped"]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+
+
+class Rollout(Record, kw_only=True):
+    """A version on its way to all users: the candidate's share goes up step by step and is held for a while.
+
+    `step` is the index of the share that is held now, `since` when that began (seconds since 1970).
+    """
+
+    target: int
+    steps: list[Percent]
+    hold_s: float
+    step: int = 0
+    since: float
+    started: str = field(default_factory=now)
+    by: str
+    # What was served before, and goes on being served where the rollout is taken back.
+    before: int | None = None
+    before_split: Percent | None = None
+    state: RolloutState = "running"
+    why: str = ""
+
+
 class Version(Record, kw_only=True):
     """One artifact directory of `unshot export`."""
 
@@ -44,10 +95,10 @@ class Version(Record, kw_only=True):
     files: dict[str, int]
     base: str | None = None
     # Labels, answer field and short prompt, as tuned.
-    task: dict[str, Any] | None = None
-    # Run, data and bench with their hashes.
-    lineage: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, Any] = field(default_factory=dict)
+    task: Task | None = None
+    # Stage -> the directory it left.
+    lineage: dict[str, Origin] = field(default_factory=dict)
+    scores: Scores = field(default_factory=Scores)
     # Stage -> the gates it left.
     gates: dict[str, list[Gate]] = field(default_factory=dict)
     waivers: list[Waiver] = field(default_factory=list)
@@ -83,7 +134,7 @@ class Event(Record, kw_only=True):
 
     at: str = field(default_factory=now)
     by: str
-    action: Literal["add", "gates", "promote", "rollback", "split"]
+    action: Literal["add", "gates", "promote", "rollback", "split", "rollout"]
     # The alias that moved, the version that was added, or `split`.
     subject: str
     before: str | None = None
@@ -91,17 +142,47 @@ class Event(Record, kw_only=True):
     why: str = ""
 
 
-class State(Record):
+class State(Document):
     """The whole registry."""
 
-    format: int = 1
+    FILE: ClassVar[str] = "registry.json"
+    VERSION: ClassVar[int] = 2
+    WRITTEN_BY: ClassVar[str] = (
+        "the last change against a restored copy, or add the versions to a new --store"
+    )
+
     versions: dict[int, Version] = field(default_factory=dict)
     aliases: dict[Alias, int] = field(default_factory=dict)
     # Champions before this one, the last one last; None: there was none.
     earlier: list[int | None] = field(default_factory=list)
     # The candidate's share in percent; None: the gateway's own.
-    split: float | None = None
+    split: Percent | None = None
     history: list[Event] = field(default_factory=list)
+    # The last rollout, under way or over.
+    rollout: Rollout | None = None
+
+    @classmethod
+    def upgrade(cls, raw: dict[str, Any], version: int) -> dict[str, Any] | None:
+        """Version 1 kept tasks, origins and scores as whatever the manifests held."""
+        if version != 1:
+            return None
+        versions = {k: upgraded_version(v) for k, v in (raw.get("versions") or {}).items()}
+        return {k: v for k, v in raw.items() if k != "format"} | {"versions": versions}
+
+    @classmethod
+    def of(cls, raw: Any) -> Self:
+        """As every record, and what it points to is there. Raises `RecordError`."""
+        found = super().of(raw)
+        for number, version in found.versions.items():
+            if number != version.number:
+                raise RecordError(f"`versions.{number}` holds the version {version.number}")
+        held = [*found.aliases.values(), *(n for n in found.earlier if n is not None)]
+        if found.rollout is not None:
+            held.append(found.rollout.target)
+        for number in held:
+            if number not in found.versions:
+                raise RecordError(f"v{number} is named and is not among `versions`")
+        return found
 
     def find(self, text: str) -> Version:
         """The version that `v3`, `3`, `champion` or `challenger` names. Raises `InputError`."""
@@ -121,3 +202,23 @@ class State(Record):
     def names(self, number: int) -> list[str]:
         """The aliases of a version."""
         return [alias for alias, held in self.aliases.items() if held == number]
+
+
+def upgraded_version(raw: dict[str, Any]) -> dict[str, Any]:
+    """A version's entry of a registry of version 1, in today's fields."""
+    scores = raw.get("scores") or {}
+    test, bench = scores.get("tune") or {}, scores.get("bench") or {}
+    names = Score.__struct_fields__
+    task = raw.get("task")
+    return {
+        **raw,
+        "task": {k: v for k, v in task.items() if k in Task.__struct_fields__} if task else None,
+        "lineage": {
+            stage: {k: v for k, v in origin.items() if k in Origin.__struct_fields__}
+            for stage, origin in (raw.get("lineage") or {}).items()
+        },
+        "scores": {
+            "tune": {k: test[k] for k in names} if all(k in test for k in names) else None,
+            "bench": {k: bench.get(k) for k in Answer.__struct_fields__} if bench else None,
+        },
+    }
