@@ -107,6 +107,18 @@ def test_overwrite_replaces_only_what_unshot_wrote(tmp_path: Path, raw: str | No
     assert (thesis / "thesis.tex").read_text() == "years of work"
 
 
+def test_overwrite_keeps_a_file_that_somebody_put_there(tmp_path: Path) -> None:
+    folder = made(tmp_path / "a")
+    (folder / "gates.jsonl").write_text("")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="thesis"), staged(folder, overwrite=True):
+        raise AssertionError("must not get here")
+    (folder / "notes" / "thesis.tex").unlink()
+    with staged(folder, overwrite=True) as work:
+        Manifest("export").finish(work)
+
+
 def test_overwrite_replaces_an_old_artifact_and_an_empty_directory(tmp_path: Path) -> None:
     for folder in (made(tmp_path / "a"), tmp_path / "empty"):
         folder.mkdir(exist_ok=True)

@@ -138,7 +138,9 @@ def test_a_directory_that_links_out_is_refused(full: Registry, tmp_path: Path) -
 ODD = (None, 3, "x", [], [1], {"a": 1}, True, 1.5, [[]], {"": None})
 
 
-@pytest.mark.parametrize("field", ["stage", "outputs", "inputs", "gates", "task", "base", "result", "version"])
+@pytest.mark.parametrize(
+    "field", ["stage", "outputs", "inputs", "gates", "task", "base", "result", "version"]
+)
 def test_odd_manifests_are_bad_input(
     full: Registry, tmp_path: Path, field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,7 +152,9 @@ def test_odd_manifests_are_bad_input(
         assert done.code in (0, 2) and done.err.count("\n") <= 1 + (done.code == 0), (value, done.err)
 
 
-@pytest.mark.parametrize("field", ["versions", "aliases", "earlier", "split", "history", "version", "rollout"])
+@pytest.mark.parametrize(
+    "field", ["versions", "aliases", "earlier", "split", "history", "version", "rollout"]
+)
 def test_an_odd_registry_is_bad_input_and_stays_as_it_is(
     full: Registry, field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,8 @@ from unshot.errors import InputError
 from unshot.machine import usable_cores
 
 NAME = "manifest.json"
+# What is appended to a directory after it was closed: reviews, and readings of its test rows.
+APPENDED = ("gates.jsonl", "readings.jsonl")
 LIBRARIES = (
     "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "llama-cpp-python",
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "onnxruntime-genai-cuda", "optimum", "optimum-onnx", "numpy",
@@ -269,6 +271,9 @@ def read_manifest(directory: Path, *, stage: str | None = None, verify: bool = T
         )
     if verify:
         for name, facts in manifest.outputs.items():
+            for parent in (directory / name).relative_to(directory).parents:
+                if (directory / parent).is_symlink() and parent != Path():
+                    raise InputError(f"{directory / parent}: is a link; an artifact holds its own files")
             verify_file(directory / name, facts)
     return manifest
 
@@ -299,13 +304,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def refuse_foreign(directory: Path) -> None:
-    """Raise `InputError` unless a directory that is about to be replaced carries a manifest of ours."""
+    """Raise `InputError` unless a directory that is about to be replaced carries a manifest of ours, and no more."""
     try:
-        Manifest.read(directory / NAME)
+        manifest = Manifest.read(directory / NAME)
     except InputError as error:
         raise InputError(
             f"{directory}: not replaced, since it was not written by unshot ({error}); choose another --out"
         ) from None
+    own = {NAME, *APPENDED, *manifest.outputs}
+    for path in sorted(directory.rglob("*")):
+        if not path.is_dir() and path.relative_to(directory).as_posix() not in own:
+            raise InputError(
+                f"{directory}: not replaced, since it holds a file that unshot did not write there "
+                f"({path.relative_to(directory)}); move it, or choose another --out"
+            )
 
 
 @contextlib.contextmanager
