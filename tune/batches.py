@@ -11,18 +11,38 @@ from unshot.text.chat import Encoded
 
 
 @dataclass(frozen=True)
+class SoftTargets:
+    """A teacher's next-token distributions: its most likely tokens and their log-probabilities, both (tokens, kept).
+
+    What is left of each distribution is one bucket for all other tokens. A log-probability of -inf marks an unused
+    place.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Taught(Encoded):
+    """A row whose answer tokens carry a teacher's distributions, one for each."""
+
+    soft: SoftTargets
+
+
+@dataclass(frozen=True)
 class Pack:
     """One packed sequence of total length n.
 
     `ids` and `positions` have shape `(n,)`; positions start at 0 with every row, from which transformers builds
     the block-diagonal attention mask. `predict` holds the positions whose next token carries loss, `targets`
-    those next tokens; both have shape (answer tokens,).
+    those next tokens; both have shape (answer tokens,). `soft` is there where a row was taught by a model.
     """
 
     ids: np.ndarray
     positions: np.ndarray
     predict: np.ndarray
     targets: np.ndarray
+    soft: SoftTargets | None = None
 
 
 def pack(rows: Sequence[Encoded]) -> Pack:
@@ -38,7 +58,28 @@ def pack(rows: Sequence[Encoded]) -> Pack:
         predict.extend(range(offset + row.prompt_length - 1, offset + len(row.ids) - 1))
         targets.extend(row.ids[row.prompt_length :])
         offset += len(row.ids)
-    return Pack(*(np.asarray(values, dtype=np.int64) for values in (ids, positions, predict, targets)))
+    arrays = (np.asarray(values, dtype=np.int64) for values in (ids, positions, predict, targets))
+    return Pack(*arrays, soft=_soft(rows))
+
+
+def _soft(rows: Sequence[Encoded]) -> SoftTargets | None:
+    """All rows' distributions below each other; a row without a teacher is certain of its own tokens."""
+    widths = [row.soft.ids.shape[1] for row in rows if isinstance(row, Taught)]
+    if not widths:
+        return None
+    total = sum(row.answer_length for row in rows)
+    ids = np.zeros((total, max(widths)), dtype=np.int32)
+    logprobs = np.full(ids.shape, -np.inf, dtype=np.float32)
+    start = 0
+    for row in rows:
+        stop = start + row.answer_length
+        if isinstance(row, Taught):
+            width = row.soft.ids.shape[1]
+            ids[start:stop, :width], logprobs[start:stop, :width] = row.soft.ids, row.soft.logprobs
+        else:
+            ids[start:stop, 0], logprobs[start:stop, 0] = row.ids[row.prompt_length :], 0.0
+        start = stop
+    return SoftTargets(ids, logprobs)
 
 
 def fill(rows: Sequence[Encoded], capacity: int) -> list[list[Encoded]]:

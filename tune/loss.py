@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from tune.attention import rows_apart
-from tune.batches import Pack, batches
+from tune.batches import Pack, SoftTargets, batches
 from tune.processes import World, deal, total
 from unshot.text.chat import Encoded
 
@@ -33,7 +35,9 @@ def soft_prompt(net: Any) -> torch.nn.Parameter | None:
 
 def with_virtual(rows: Sequence[Encoded], count: int) -> list[Encoded]:
     """Rows with room for a soft prompt of `count` vectors before each."""
-    return [Encoded([VIRTUAL] * count + row.ids, row.prompt_length + count) for row in rows]
+    return [
+        replace(row, ids=[VIRTUAL] * count + row.ids, prompt_length=row.prompt_length + count) for row in rows
+    ]
 
 
 def embed(net: Any, ids: torch.Tensor, positions: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
@@ -44,15 +48,46 @@ def embed(net: Any, ids: torch.Tensor, positions: torch.Tensor, soft: torch.Tens
 
 
 def pack_loss(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch.Tensor:
-    """Summed cross-entropy over a pack's answer tokens (divide by their number for the mean).
+    """Summed loss over a pack's answer tokens (divide by their number for the mean).
 
-    Rows are told apart by their restarting positions; logits are computed at the answer tokens only. With
-    `bf16` products are taken in bfloat16, whatever the weights are in.
+    Cross-entropy of the tokens, or the divergence from the teacher's distributions where the pack has them.
+    """
+    logits = pack_logits(net, pack, device, bf16=bf16)
+    if pack.soft is not None:
+        return soft_divergence(logits, pack.soft).sum()
+    targets = torch.from_numpy(pack.targets).to(device)
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+
+
+def soft_divergence(logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
+    """KL divergence in nats from a teacher's kept distributions to the logits' own, shape (tokens,).
+
+    `logits` has shape (tokens, vocabulary). The tokens that were not kept are one bucket on both sides; a teacher
+    that is certain of one token gives the cross-entropy of that token.
+    """
+    ids = torch.from_numpy(soft.ids.astype(np.int64)).to(logits.device)
+    teacher = torch.from_numpy(soft.logprobs).to(logits.device)
+    kept = torch.isfinite(teacher)
+    student = torch.log_softmax(logits, dim=-1).gather(1, ids)
+    zero = torch.zeros((), device=logits.device)
+    share = torch.where(kept, teacher.exp(), zero)
+    among = torch.where(kept, share * (teacher - student), zero).sum(dim=1)
+    rest = (1 - share.sum(dim=1)).clamp(min=0.0)
+    tiny = torch.finfo(logits.dtype).eps
+    student_rest = (1 - torch.where(kept, student.exp(), zero).sum(dim=1)).clamp(min=tiny)
+    other = torch.where(rest > tiny, rest * (rest.clamp(min=tiny).log() - student_rest.log()), zero)
+    return among + other
+
+
+def pack_logits(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch.Tensor:
+    """Logits at a pack's answer tokens, fp32, shape (answer tokens, vocabulary).
+
+    Rows are told apart by their restarting positions. With `bf16` products are taken in bfloat16, whatever the
+    weights are in.
     """
     ids = torch.from_numpy(pack.ids)[None].to(device)
     positions = torch.from_numpy(pack.positions)[None].to(device)
     predict = torch.from_numpy(pack.predict).to(device)
-    targets = torch.from_numpy(pack.targets).to(device)
     soft = soft_prompt(net)
     given = {"input_ids": ids} if soft is None else {"inputs_embeds": embed(net, ids, positions, soft)}
     # Several processes and soft prompts keep the mask, with which their exact resume is tested.
@@ -60,7 +95,8 @@ def pack_loss(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch
     apart = rows_apart(core(net), pack.positions) if alone else nullcontext()
     with apart, torch.autocast(device.split(":")[0], torch.bfloat16) if bf16 else nullcontext():
         logits = core(net)(**given, position_ids=positions, logits_to_keep=predict, use_cache=False).logits[0]
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    found: torch.Tensor = logits.float()
+    return found
 
 
 class Step(torch.nn.Module):
@@ -71,7 +107,7 @@ class Step(torch.nn.Module):
         self.net, self.device, self.bf16 = net, device, bf16
 
     def forward(self, pack: Pack) -> torch.Tensor:
-        """Summed cross-entropy of a pack."""
+        """Summed loss of a pack."""
         return pack_loss(self.net, pack, self.device, bf16=self.bf16)
 
 

@@ -1,0 +1,77 @@
+"""Context distillation: the loss against plain torch, the teacher's answers against generation without sharing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tune.batches import SoftTargets, Taught, pack
+from tune.distil import ask, divergence, load_answers, save_answers
+from tune.loss import pack_logits, pack_loss, soft_divergence
+from unshot.text.chat import Encoded
+
+
+@pytest.fixture(scope="module")
+def net(tiny_model: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32).eval()
+
+
+def topk(logits: torch.Tensor, kept: int) -> SoftTargets:
+    values, ids = torch.log_softmax(logits, -1).topk(kept, -1)
+    return SoftTargets(ids.numpy().astype(np.int32), values.numpy())
+
+
+@pytest.mark.parametrize("kept", [1, 3, 40])
+def test_the_divergence_and_its_gradient_are_those_of_a_plain_computation(kept: int) -> None:
+    torch.manual_seed(kept)
+    teacher, student = torch.randn(7, 40), torch.randn(7, 40, requires_grad=True)
+    soft_divergence(student, topk(teacher, kept)).sum().backward()
+    mine = student.grad.clone()
+    student.grad = None
+    p, q = teacher.double().softmax(-1), student.double().softmax(-1)
+    order = p.argsort(-1, descending=True)
+    p, q = p.gather(1, order), q.gather(1, order)
+    coarse = [torch.cat([x[:, :kept], x[:, kept:].sum(1, keepdim=True)], 1) for x in (p, q)]
+    if kept == 40:
+        coarse = [p, q]
+    (coarse[0] * (coarse[0].log() - coarse[1].log())).sum().backward()
+    assert torch.allclose(mine, student.grad, atol=1e-5)
+
+
+def test_a_teacher_that_is_certain_gives_cross_entropy(net: Any) -> None:
+    plain = Encoded([5, 6, 7, 8, 9], 2)
+    certain = SoftTargets(np.array([[7], [8], [9]], dtype=np.int32), np.zeros((3, 1), dtype=np.float32))
+    taught = Taught(plain.ids, plain.prompt_length, certain)
+    with torch.no_grad():
+        expected = pack_loss(net, pack([plain, plain]), "cpu")
+        assert torch.allclose(pack_loss(net, pack([taught, taught]), "cpu"), expected, rtol=1e-5)
+        # Rows with and without a teacher share a pack.
+        assert torch.allclose(pack_loss(net, pack([taught, plain]), "cpu"), expected, rtol=1e-5)
+
+
+def test_the_teacher_answers_as_it_would_without_a_shared_beginning(net: Any, tmp_path: Path) -> None:
+    prompts = [[1, 2, 3, 4, 5, 6, 10 + n, *range(20, 20 + 2 * n)] for n in range(5)]
+    answers = ask(net, prompts, end=2, max_tokens=6, kept=8, batch=4)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        for token in answer.ids:
+            with torch.no_grad():
+                logits = net(input_ids=torch.tensor([ids])).logits[0, -1]
+            assert int(logits.argmax()) == token
+            ids.append(token)
+        row = Taught(ids, len(prompt), answer.soft)
+        # The distributions are the teacher's own, so that it diverges from itself by nothing.
+        assert divergence(net, [row], "cpu")[0] == pytest.approx(0, abs=1e-5)
+        with torch.no_grad():
+            full = torch.log_softmax(pack_logits(net, pack([row]), "cpu"), -1)
+        expected = full.gather(1, torch.from_numpy(answer.soft.ids.astype(np.int64)))
+        assert np.allclose(expected.numpy(), answer.soft.logprobs, atol=1e-4)
+    save_answers(tmp_path / "a.safetensors", answers)
+    for kept, answer in zip(load_answers(tmp_path / "a.safetensors"), answers, strict=True):
+        assert kept.ids == answer.ids and np.array_equal(kept.soft.logprobs, answer.soft.logprobs)
