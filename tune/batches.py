@@ -58,8 +58,8 @@ def pack(rows: Sequence[Encoded]) -> Pack:
         predict.extend(range(offset + row.prompt_length - 1, offset + len(row.ids) - 1))
         targets.extend(row.ids[row.prompt_length :])
         offset += len(row.ids)
-    arrays = (np.asarray(values, dtype=np.int64) for values in (ids, positions, predict, targets))
-    return Pack(*arrays, soft=_soft(rows))
+    a, b, c, d = (np.asarray(values, dtype=np.int64) for values in (ids, positions, predict, targets))
+    return Pack(a, b, c, d, _soft(rows))
 
 
 def _soft(rows: Sequence[Encoded]) -> SoftTargets | None:
