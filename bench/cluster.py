@@ -16,11 +16,12 @@ from typing import Any
 
 from bench.load import Driver, Run, run_loop
 from bench.records import Record
-from bench.remote import make_record, open_tokenizer, read_key
+from bench.remote import make_record, open_tokenizer
 from bench.schedule import Load
 from bench.sketch import Tally
 from unshot.case import Slo
 from unshot.console import Output
+from unshot.engines.http import read_key
 from unshot.engines.openai import Api
 from unshot.errors import InputError, OutsideError
 

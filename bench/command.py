@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import click
 
+from unshot.engines.registry import spec_forms
 from unshot.options import case_option, common
 
 if TYPE_CHECKING:
     from unshot.console import Output
 
-SPEC = "gguf:PATH, onnx:PATH, genai:PATH, torch:PATH_OR_NAME, http://HOST:PORT/v1 or serve:gguf:PATH"
+SPEC = f"{spec_forms()}, http://HOST:PORT/v1 or serve:gguf:PATH"
 
 
 class BenchGroup(click.Group):

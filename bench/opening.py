@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from bench.remote import open_remote, read_key
+from bench.remote import open_remote
 from bench.systems import Measured, System
 from unshot.console import Output
 from unshot.data.prompts import Prompt
 from unshot.engines import open_engine
+from unshot.engines.http import read_key
 from unshot.errors import InputError
 
 

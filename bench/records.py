@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unshot.case import Slo
+from unshot.engines.timing import tpot, ttft
 from unshot.metrics.intervals import percentile_interval
 
 PERCENTILES = (50, 90, 95, 99)
@@ -50,14 +51,12 @@ class Record:
     @property
     def ttft(self) -> float:
         """Time to first token; NaN where none came."""
-        return self.token_times[0] if self.token_times else math.nan
+        return ttft(self.token_times, 0.0)
 
     @property
     def tpot(self) -> float:
-        """Time per output token after the first: (last - first) / (tokens - 1); NaN below two tokens."""
-        if len(self.token_times) < 2 or self.output_tokens < 2:
-            return math.nan
-        return (self.token_times[-1] - self.token_times[0]) / (self.output_tokens - 1)
+        """Time per output token after the first; NaN below two tokens."""
+        return tpot(self.token_times, self.output_tokens)
 
     @property
     def gaps(self) -> np.ndarray:

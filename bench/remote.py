@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from unshot.data.prompts import Prompt
 from unshot.data.rows import Message
 from unshot.engines.http import Exchange, parse_url
 from unshot.engines.openai import CHAT, Api, read_answer
-from unshot.errors import InputError
 
 Count = Callable[[str], int]
 # Plain words of one token or two, to make prompts of any length and beginnings that no cache holds.
@@ -137,14 +135,15 @@ def make_record(
     """Read an exchange; all latencies count from its scheduled time."""
     answer = read_answer(exchange, api.kind)
     start = exchange.scheduled
-    ours = count(answer.text) if count and answer.times else None
+    times = answer.times
+    ours = count(answer.text) if count and times else None
     # The stop token is generated but not in the text; counted here as the engines and most servers count it, and
     # known when the server says that the answer is finished.
     if ours is not None and answer.finish == "stop":
         ours += 1
-        if answer.ended > answer.times[-1]:
-            answer.times.append(answer.ended)
-    last = max(answer.times[-1], answer.ended) if answer.times else exchange.ended
+        if answer.ended > times[-1]:
+            times.append(answer.ended)
+    last = max(times[-1], answer.ended) if times else exchange.ended
     tokens = ours if ours is not None else answer.output_tokens
     extra: dict[str, Any] = {
         "elapsed": exchange.ended - start,
@@ -161,16 +160,16 @@ def make_record(
         block=block,
         scheduled=start - clock,
         start=(exchange.started or start) - clock,
-        token_times=[t - start for t in answer.times],
+        token_times=[t - start for t in times],
         e2e=last - start if answer.error is None else math.nan,
         prompt_tokens=answer.prompt_tokens or 0,
-        output_tokens=tokens if tokens is not None else len(answer.times),
+        output_tokens=tokens if tokens is not None else len(times),
         cached_tokens=answer.cached_tokens,
         text=answer.text,
         finish=answer.finish,
         error=answer.error,
         detail=answer.detail,
-        extra={**extra, **answer.extra},
+        extra={**extra, **({"golden": answer.golden} if answer.golden else {})},
     )
 
 
@@ -195,18 +194,6 @@ def client_facts(clients: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "cpu_seconds": sum(c["cpu_seconds"] for c in clients),
         "connections": sum(c["connections"] for c in clients),
     }
-
-
-def read_key(variable: str | None) -> str | None:
-    """The API key out of the environment variable that the user names; it is never logged or written.
-
-    There is no default variable: a key is only sent to a server for which somebody asked for that.
-    """
-    if variable is None:
-        return None
-    if not os.environ.get(variable):
-        raise InputError(f"--api-key-env names {variable}, which is not set")
-    return os.environ[variable]
 
 
 def open_remote(

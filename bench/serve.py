@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from bench.remote import Remote, open_remote
 from unshot.console import Output
 from unshot.data.prompts import Prompt
 from unshot.engines import Engine, open_engine, parse_spec
-from unshot.engines.server import end, free_port, server_command, start, wait_until_healthy
+from unshot.engines.server import LocalServer, free_port, server_command
 from unshot.errors import InputError
 from unshot.machine import usable_cores
 
@@ -43,17 +41,16 @@ def open_served(
     cores = threads or usable_cores()
     command = server_command(Path(target), port, cores, concurrency, logprobs=False)
     out.log(f"{side}: starting {Path(command[0]).name} {' '.join(command[1:4])} on port {port}")
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
-    process = start(command, log)
+    server = LocalServer.start(f"serve:{spec}", command, port)
     try:
-        wait_until_healthy(process, port, log)
+        server.wait()
     except BaseException:
-        end(process)
+        server.end()
         engine.close()
         raise
     remote = open_remote(
         side,
-        f"http://127.0.0.1:{port}/v1",
+        server.address.base,
         prompt,
         model=Path(target).name,
         max_tokens=max_tokens,
@@ -62,18 +59,16 @@ def open_served(
         # llama-cpp-python's server penalises repetition by default, the labels of the prompt among it.
         extra={"repeat_penalty": 1.0},
     )
-    return Served(remote, process, engine, spec, cores)
+    return Served(remote, server, engine, spec, cores)
 
 
 class Served(Remote):
     """A remote system whose server is ours."""
 
-    def __init__(
-        self, remote: Remote, process: subprocess.Popen[bytes], engine: Engine, spec: str, cores: int
-    ) -> None:
+    def __init__(self, remote: Remote, server: LocalServer, engine: Engine, spec: str, cores: int) -> None:
         super().__init__(**{name: getattr(remote, name) for name in Remote.__dataclass_fields__})
-        self._process = process
-        self.pid = process.pid
+        self._server = server
+        self.pid = server.process.pid
         self._engine = engine
         self._spec = spec
         self._cores = cores
@@ -81,9 +76,9 @@ class Served(Remote):
         self.count_prompt = lambda messages: len(engine.prompt_ids(messages))
 
     def facts(self) -> dict[str, Any]:
-        own = self._engine.facts()
+        own = self._engine.facts().plain()
         return {**super().facts(), **own, "spec": f"serve:{self._spec}", "threads": self._cores}
 
     def close(self) -> None:
-        end(self._process)
+        self._server.end()
         self._engine.close()

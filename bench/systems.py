@@ -122,7 +122,7 @@ class System:
         """What the report says about this side."""
         return {
             "spec": self.engine.spec,
-            **self.engine.facts(),
+            **self.engine.facts().plain(),
             "examples_in_prompt": len(self.prompt.examples),
             "system_prompt": bool(self.prompt.system),
         }

@@ -19,7 +19,7 @@ import numpy as np
 from bench.load import Driver, Run, drive, run_loop
 from bench.opening import request_extra
 from bench.records import Record, summarise
-from bench.remote import WORDS, Count, defeat_cache, make_record, open_tokenizer, read_key
+from bench.remote import WORDS, Count, defeat_cache, make_record, open_tokenizer
 from bench.resources import Monitor, energy_per_request
 from bench.schedule import Load
 from bench.systems import request_messages
@@ -28,7 +28,7 @@ from unshot.console import Output
 from unshot.contracts.manifest import describe_file
 from unshot.data.prompts import load_prompt
 from unshot.data.rows import Message, read_examples, text_or_file
-from unshot.engines.http import parse_url
+from unshot.engines.http import parse_url, read_key
 from unshot.engines.openai import CHAT, Api
 from unshot.errors import InputError, OutsideError
 

@@ -57,6 +57,7 @@ def main() -> None:
     import resource
 
     from unshot.engines import open_engine
+    from unshot.engines.timing import itl
 
     spec, threads, tokens, repeats, prompts = sys.argv[1:6]
     ids = json.loads(Path(prompts).read_text(encoding="utf-8"))
@@ -68,7 +69,7 @@ def main() -> None:
             answer = engine.generate(row, max_tokens=int(tokens), stop_ids=(), prefix_cache=False)
             sizes.append(len(row))
             ttft.append(answer.ttft)
-            tpot += [b - a for a, b in zip(answer.token_times, answer.token_times[1:], strict=False)]
+            tpot += itl(answer.token_times)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({**summarise(sizes, ttft, tpot), "memory": peak}))
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +13,8 @@ import aiohttp
 
 from deploy.serve.breaker import Breaker
 from deploy.serve.target import Target, encode
-from unshot.engines import server as llama_server
-from unshot.errors import OutsideError
+from unshot.engines.server import CONTEXT, START_LIMIT, LocalServer, free_port, server_command
+from unshot.engines.sse import DONE, Event, EventParser
 
 # A child that cannot be started again is tried less and less often, seconds.
 LONGEST_WAIT = 30.0
@@ -48,8 +46,8 @@ class Settings:
     timeout: float = 60.0
     threads: int = 1
     slots: int = 1
-    context: int = llama_server.CONTEXT
-    start_limit: float = llama_server.START_LIMIT
+    context: int = CONTEXT
+    start_limit: float = START_LIMIT
     cooldown: float = 5.0
     failures: int = 5
 
@@ -64,11 +62,10 @@ class Backend:
     timeout: float
     active: int = 0
     restarts: int = 0
-    process: subprocess.Popen[bytes] | None = None
+    server: LocalServer | None = None
     breaker: Breaker = field(init=False)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     _url: str = ""
-    _log: Any = None
     _wait: float = 0.5
     _retry: float = 0.0
     _starting: bool = False
@@ -88,7 +85,7 @@ class Backend:
     @property
     def up(self) -> bool:
         """Whether the server runs, as far as can be told without asking it."""
-        return self.target.path is None or (self.process is not None and self.process.poll() is None)
+        return self.target.path is None or (self.server is not None and self.server.running)
 
     async def start(self) -> None:
         """Start the child and wait until it answers. A URL is taken as it is. Raises `OutsideError`."""
@@ -97,47 +94,24 @@ class Backend:
             return
         self._starting = True
         try:
-            port = llama_server.free_port()
-            command = llama_server.server_command(
+            port = free_port()
+            command = server_command(
                 self.target.path,
                 port,
                 self.settings.threads,
                 self.settings.slots,
                 context=self.settings.context,
             )
-            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
             # On this thread: the child ends with the thread that started it.
-            self.process = llama_server.start(command, self._log)
-            await self._healthy(self.process, port)
-            self._url = f"http://127.0.0.1:{port}/v1/chat/completions"
+            self.server = LocalServer.start(self.label, command, port)
+            await self.server.wait_async(limit=self.settings.start_limit)
+            self._url = f"{self.server.address.base}/chat/completions"
             self._wait = 0.5
         except BaseException:
             await self._kill()
             raise
         finally:
             self._starting = False
-
-    async def _healthy(self, process: subprocess.Popen[bytes], port: int) -> None:
-        deadline = time.monotonic() + self.settings.start_limit
-        timeout = aiohttp.ClientTimeout(total=2)
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise OutsideError(
-                    f"{self.label}: its server ended with status {process.returncode}: "
-                    f"{llama_server.tail(self._log)}"
-                )
-            try:
-                url = f"http://127.0.0.1:{port}/v1/models"
-                async with self.session.get(url, timeout=timeout) as response:
-                    if response.status == 200:
-                        return
-            except (aiohttp.ClientError, TimeoutError):
-                pass
-            await asyncio.sleep(0.05)
-        raise OutsideError(
-            f"{self.label}: its server did not answer within {self.settings.start_limit:g} s: "
-            f"{llama_server.tail(self._log)}"
-        )
 
     async def watch(self) -> bool:
         """Start the child again where it died or hangs; whether that was tried. Called a few times a second."""
@@ -156,20 +130,15 @@ class Backend:
         return True
 
     async def _kill(self) -> None:
-        process, self.process = self.process, None
-        if process is not None and process.poll() is None:
-            process.kill()  # also ends one that is stopped
-            await asyncio.to_thread(process.wait)
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        server, self.server = self.server, None
+        if server is not None:
+            await asyncio.to_thread(server.kill)  # also ends one that is stopped
 
     async def close(self) -> None:
         """End the child."""
-        process = self.process
-        if process is not None and process.poll() is None:
-            await asyncio.to_thread(llama_server.end, process, grace=3.0)
-        await self._kill()
+        server, self.server = self.server, None
+        if server is not None:
+            await asyncio.to_thread(server.end, grace=3.0)
 
     def body(self, request: dict[str, Any], *, stream: bool) -> bytes:
         """The request as the back end gets it: the arm's prompt in front, greedy where the user asks for nothing."""
@@ -226,14 +195,13 @@ class Backend:
                 response = await self.session.post(self._url, data=body, headers=self._headers)
                 if response.status != 200:
                     raise failed(response, await response.read())
-            tail = b""
+            parser = EventParser()
             while True:
                 async with asyncio.timeout(self.timeout):
                     data = await response.content.readany()
                 if not data:
                     raise Failure("cut short", "the back end's stream ended without [DONE]")
-                *lines, tail = (tail + data).split(b"\n")
-                chunks, done = read_events(lines)
+                chunks, done = read_events(parser.feed(data))
                 if chunks:
                     yield chunks
                 if done:
@@ -280,19 +248,18 @@ class Backend:
             self.idle.set()
 
 
-def read_events(lines: list[bytes]) -> tuple[list[dict[str, Any]], bool]:
-    """The chunks in lines of server-sent events, and whether the last of all was among them.
+def read_events(events: Sequence[Event]) -> tuple[list[dict[str, Any]], bool]:
+    """The chunks in server-sent events, and whether the last of all was among them.
 
     Raises `ValueError` for what is no chunk, and `Failure` for an error that the server reports.
     """
     chunks: list[dict[str, Any]] = []
-    for line in lines:
-        if not line.startswith(b"data:"):
-            continue
-        data = line[5:].strip()
-        if data == b"[DONE]":
+    for event in events:
+        if event.data.strip() == DONE:
             return chunks, True
-        chunk = json.loads(data)
+        if not event.data.strip():
+            continue
+        chunk = json.loads(event.data)
         if chunk.get("error"):
             raise Failure("server error", str(chunk["error"])[:200])
         chunks.append(chunk)

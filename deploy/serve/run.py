@@ -21,10 +21,11 @@ from deploy.serve.gateway import Gateway
 from deploy.serve.journal import Journal
 from deploy.serve.metrics import Metrics
 from deploy.serve.supervisor import Supervisor
-from deploy.serve.target import Place, Resolver, parse_price, read_key
+from deploy.serve.target import Place, Resolver, parse_price
 from unshot.case import load_case
 from unshot.console import Output
 from unshot.contracts.request_log import Arm, Writer
+from unshot.engines.http import read_key
 from unshot.errors import InputError, OutsideError
 from unshot.machine import usable_cores
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from deploy.registry import Registry, State
 from deploy.serve.check import Checker
@@ -17,6 +15,7 @@ from unshot.case import Case
 from unshot.contracts.request_log import Arm
 from unshot.contracts.task import Task
 from unshot.data.prompts import Prompt
+from unshot.engines.http import parse_url, read_key
 from unshot.errors import InputError
 
 
@@ -184,7 +183,7 @@ class Resolver:
             )
         return Target(
             identity=f"{arm}:{place.spec}:{place.model}",
-            label=place.model or urlsplit(place.spec).netloc,
+            label=place.model or parse_url(place.spec).authority,
             url=check_url(place.spec),
             model=place.model or "default",
             key=read_key(place.key_env),
@@ -228,25 +227,4 @@ def check_gguf(path: Path) -> None:
 
 def check_url(url: str) -> str:
     """A base URL without a trailing slash. Raises `InputError`; credentials in it are refused."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise InputError(f"{url}: not a URL ({error})") from None
-    if not parts.hostname:
-        raise InputError(f"{url}: not a server's address; give http://HOST:PORT/v1")
-    if parts.username or parts.password:
-        raise InputError("a URL holds credentials; name the key's environment variable instead")
-    return url.rstrip("/")
-
-
-def read_key(variable: str | None) -> str | None:
-    """A key out of the environment variable that the user names; it is never logged or written."""
-    if variable is None:
-        return None
-    value = os.environ.get(variable)
-    if not value:
-        raise InputError(f"{variable} is named for a key and is not set")
-    if not value.isprintable():
-        raise InputError(f"the key in {variable} holds a line break or another control character")
-    return value
+    return parse_url(url).base

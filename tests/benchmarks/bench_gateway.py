@@ -22,7 +22,7 @@ import numpy as np
 from tests.conftest import ROOT
 from tests.gateways import gateway, scripted
 from unshot.case import load_case
-from unshot.engines import server as llama_server
+from unshot.engines.server import LocalServer, free_port, server_command
 
 CASE = ROOT / "unshot" / "demo" / "unshot.toml"
 CLAUSE = "The Customer shall indemnify the Supplier from all claims, whether or not caused by the Supplier."
@@ -101,12 +101,11 @@ def main() -> None:
                 Caller(port, {**stream, "messages": short}), Caller(running.port, stream), given.requests
             )
         if given.gguf:
-            own, log = llama_server.free_port(), (folder / "server.txt").open("w+b")
-            process = llama_server.start(
-                llama_server.server_command(given.gguf.resolve(), own, 1, 1, context=2048), log
-            )
+            own = free_port()
+            command = server_command(given.gguf.resolve(), own, 1, 1, context=2048)
+            server = LocalServer.start("the model alone", command, own)
             try:
-                llama_server.wait_until_healthy(process, own, log)
+                server.wait()
                 with gateway(folder, "--case", CASE, "--candidate", f"http://127.0.0.1:{own}/v1") as running:
                     more = {"max_tokens": 4, "repeat_penalty": 1.0}
                     short = [{"role": "system", "content": load_case(CASE).task.instruction}, *user()]
@@ -116,7 +115,7 @@ def main() -> None:
                         given.gguf_requests,
                     )
             finally:
-                llama_server.end(process)
+                server.end()
     for case, row in table.items():
         print(f"{case}:")
         for q in ("p50", "p99"):

@@ -28,7 +28,7 @@ from tests.conftest import command
 from tests.deploy_cases import make_artifact
 from tests.gateways import Running, gateway, until
 from unshot.contracts.registry import Waiver
-from unshot.engines import server as llama_server
+from unshot.engines.server import LocalServer, free_port, server_command
 
 PROMPTS = ["Fees are due in 30 days.", "No cap applies.", "Either party may end it.", "Data may be sold."]
 WAIVED = {g: Waiver(gate=g, reason="a load test", by="bench") for g in ("quality", "forgetting", "review")}
@@ -67,14 +67,13 @@ class Load:
 @functools.cache
 def alone(model: Path, instruction: str, max_tokens: int, context: int) -> dict[str, str]:
     """What a model answers to each prompt when it is asked alone, on a server of its own without any gateway."""
-    port = llama_server.free_port()
-    with tempfile.TemporaryFile() as log:
-        process = llama_server.start(llama_server.server_command(model, port, 1, 1, context=context), log)
-        try:
-            llama_server.wait_until_healthy(process, port, log)
-            return {prompt: ask(port, instruction, prompt, max_tokens) for prompt in PROMPTS}
-        finally:
-            llama_server.end(process)
+    port = free_port()
+    server = LocalServer.start(model.name, server_command(model, port, 1, 1, context=context), port)
+    try:
+        server.wait()
+        return {prompt: ask(port, instruction, prompt, max_tokens) for prompt in PROMPTS}
+    finally:
+        server.end()
 
 
 def ask(port: int, instruction: str, prompt: str, max_tokens: int) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--embedder", help="For BERTScore and paraphrases: a directory, all-minilm-l6-v2, or off.")
 @click.option("--judge", "judge_spec", metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH.")
 @click.option("--judge-model", metavar="NAME", help="The judge's name at its server.")
+@click.option("--judge-key-env", metavar="NAME", help="Environment variable that holds the judge's key.")
 @click.option(
     "--judge-rows", type=click.IntRange(1), default=50, show_default=True, help="Rows for the judge."
 )
@@ -60,6 +61,7 @@ def evaluate(
     run: Path,
     judge_spec: str | None,
     judge_model: str | None,
+    judge_key_env: str | None,
     from_review: tuple[Path, ...],
     accept: float,
     out: Output,
@@ -81,7 +83,7 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         judge = None
         if judge_spec:
-            judge = open_judge(judge_spec, judge_model)
+            judge = open_judge(judge_spec, judge_model, judge_key_env)
             stack.callback(judge.close)
         if from_review:
             from tune.evaluate.review import from_review as read_back

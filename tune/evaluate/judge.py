@@ -11,8 +11,6 @@ import json
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -22,6 +20,8 @@ import numpy as np
 from tune.evaluate.scores import draws, mean_interval
 from unshot.console import Output
 from unshot.data.rows import Message
+from unshot.engines.http import call, parse_url, read_key
+from unshot.engines.openai import CHAT, PATHS
 from unshot.errors import InputError, OutsideError
 
 Verdict = Literal["first", "second", "tie"]
@@ -65,6 +65,8 @@ class Endpoint:
 
     url: str
     model: str
+    # The environment variable that holds the key; None: the usual ones, where they are set.
+    key_env: str | None = None
 
     @property
     def name(self) -> str:
@@ -73,29 +75,27 @@ class Endpoint:
 
     def ask(self, messages: Sequence[Message]) -> str:
         body = {"model": self.model, "messages": list(messages), "temperature": 0, "max_tokens": MAX_TOKENS}
-        headers = {"Content-Type": "application/json"}
-        key = next((os.environ[k] for k in KEYS if os.environ.get(k)), None)
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(
-            self.url.rstrip("/") + "/chat/completions", json.dumps(body).encode(), headers
-        )
+        address = parse_url(self.url)
+        key = read_key(self.key_env or next((k for k in KEYS if os.environ.get(k)), None), "--judge-key-env")
+        raw = json.dumps(body, ensure_ascii=False).encode()
         for attempt in range(TRIES):
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                    return str(json.load(response)["choices"][0]["message"]["content"] or "")
-            except urllib.error.HTTPError as error:
-                if error.code in (401, 403):
-                    raise OutsideError(
-                        f"{self.url}: the judge refuses the key (HTTP {error.code}); set {' or '.join(KEYS)}"
-                    ) from None
-                if error.code not in (408, 409, 429, 500, 502, 503, 504) or attempt + 1 == TRIES:
-                    raise OutsideError(f"{self.url}: the judge answered HTTP {error.code}") from None
+                status, answer = call(address, PATHS[CHAT], body=raw, key=key, timeout=TIMEOUT_S)
+                if status == 200:
+                    return str(json.loads(answer)["choices"][0]["message"]["content"] or "")
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 if attempt + 1 == TRIES:
                     raise OutsideError(
                         f"{self.url}: no usable answer from the judge ({type(error).__name__}: {error})"
                     ) from None
+            else:
+                if status in (401, 403):
+                    raise OutsideError(
+                        f"{self.url}: the judge refuses the key (HTTP {status}); set {' or '.join(KEYS)}, "
+                        "or name its variable by --judge-key-env"
+                    )
+                if status not in (408, 409, 429, 500, 502, 503, 504) or attempt + 1 == TRIES:
+                    raise OutsideError(f"{self.url}: the judge answered HTTP {status}")
             time.sleep(0.5 * 2**attempt)
         raise AssertionError("unreachable")
 
@@ -124,14 +124,14 @@ class LocalJudge:
         self._engine.close()
 
 
-def open_judge(spec: str, model: str | None) -> Judge:
+def open_judge(spec: str, model: str | None, key_env: str | None = None) -> Judge:
     """`http(s)://.../v1` with a model's name, or `gguf:PATH`; `InputError` for anything else."""
     if spec.startswith(("http://", "https://")):
         if not model:
             raise InputError(f"--judge {spec} needs the model's name there; give --judge-model NAME")
-        if "@" in spec.split("/")[2]:
-            raise InputError(f"--judge: no keys in the address; set {' or '.join(KEYS)}")
-        return Endpoint(spec, model)
+        parse_url(spec)
+        read_key(key_env, "--judge-key-env")
+        return Endpoint(spec, model, key_env)
     if ":" not in spec:
         raise InputError(f"--judge {spec}: give http://HOST/v1 (with --judge-model) or gguf:PATH")
     return LocalJudge(spec)

@@ -1,28 +1,23 @@
-"""What an engine is, and how one is opened from its spec."""
+"""What an engine is: tokenizer, template, logits, and greedy decoding with the time of each token."""
 
 from __future__ import annotations
 
-import importlib
+import json
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
+from unshot.contracts.report import EngineFacts
 from unshot.data.rows import Message
-from unshot.errors import InputError, OutsideError, nearest
+from unshot.engines.timing import tpot, ttft
+from unshot.errors import InputError
 from unshot.machine import usable_cores
-
-# kind -> (module, class)
-KINDS = {
-    "gguf": ("unshot.engines.llama_cpp", "GgufEngine"),
-    "onnx": ("unshot.engines.onnx", "OnnxEngine"),
-    "genai": ("unshot.engines.genai", "GenaiEngine"),
-    "torch": ("unshot.engines.transformers", "TorchEngine"),
-}
 
 
 @dataclass
@@ -40,17 +35,32 @@ class Generation:
     start: float
     token_times: list[float]
     finish: str
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ttft(self) -> float:
         """Seconds from start to the first token; NaN where none came."""
-        return self.token_times[0] - self.start if self.token_times else float("nan")
+        return ttft(self.token_times, self.start)
+
+    @property
+    def tpot(self) -> float:
+        """Seconds per token after the first; NaN below two tokens."""
+        return tpot(self.token_times, len(self.ids))
 
     @property
     def e2e(self) -> float:
         """Seconds from start to the last token; NaN where none came."""
-        return self.token_times[-1] - self.start if self.token_times else float("nan")
+        return self.token_times[-1] - self.start if self.token_times else math.nan
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model file says about its own text: what a parity check compares with the model it was made from."""
+
+    eos: int | None
+    bos: int | None
+    vocabulary: int | None
+    end: list[int]
+    template: str | None
 
 
 class Engine(ABC):
@@ -68,8 +78,12 @@ class Engine(ABC):
         return f"{self.kind}:{self.target}"
 
     @abstractmethod
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> EngineFacts:
         """What a report says about the engine: library, version, precision, threads, files."""
+
+    @abstractmethod
+    def model_facts(self) -> ModelFacts:
+        """Special tokens and chat template as the model's own files have them."""
 
     @abstractmethod
     def tokenize(self, text: str) -> list[int]:
@@ -85,7 +99,10 @@ class Engine(ABC):
 
     @abstractmethod
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Next-token logits at every position, float32, shape `(len(ids), vocabulary)`; forgets the KV cache."""
+        """Next-token logits at every position, float32, shape `(len(ids), vocabulary)`.
+
+        The KV cache holds `ids` afterwards where the engine can keep them, else nothing.
+        """
 
     @property
     @abstractmethod
@@ -173,32 +190,16 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return int(differ[0]) if len(differ) else size
 
 
-def parse_spec(spec: str) -> tuple[str, str]:
-    """`gguf:PATH` as `("gguf", "PATH")`. Raises `InputError` for an unknown kind or an empty target."""
-    kind, colon, target = spec.partition(":")
-    if not colon:
-        raise InputError(
-            f"`{spec}` is no system; give KIND:PATH, e.g. gguf:model.gguf (kinds: {', '.join(KINDS)})"
-        )
-    if kind not in KINDS:
-        raise InputError(f"unknown kind of system `{kind}` in `{spec}`; {nearest(kind, KINDS)}")
-    if not target:
-        raise InputError(f"`{spec}` names no model; give {kind}:PATH")
-    return kind, target
-
-
-def open_engine(spec: str, *, threads: int | None = None) -> Engine:
-    """Load the model that `spec` names.
-
-    `threads` defaults to the usable cores. Raises `InputError` for a bad spec or file, `OutsideError` where the
-    engine's library is missing.
-    """
-    kind, target = parse_spec(spec)
-    module, name = KINDS[kind]
-    try:
-        engine: Engine = getattr(importlib.import_module(module), name)(target, threads=threads)
-    except ImportError as error:
-        raise OutsideError(
-            f"{spec}: the engine's library is missing ({error}); pip install 'unshot[bench,export]'"
-        ) from None
-    return engine
+def directory_facts(folder: Path, *, vocabulary: int | None) -> ModelFacts:
+    """Special tokens and template of a Hugging Face directory (the template may stand in two places)."""
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    ends = config.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    template: str | None = None
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    elif (folder / "tokenizer_config.json").is_file():
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        template = settings.get("chat_template")
+    return ModelFacts(ends[0] if ends else None, config.get("bos_token_id"), vocabulary, ends, template)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
+from unshot.contracts.report import EngineFacts
 from unshot.data.rows import Message
-from unshot.engines.base import Engine
+from unshot.engines.base import Engine, ModelFacts, directory_facts
 from unshot.errors import InputError, OutsideError
 
 CONTEXT_STEP = 1024
@@ -50,15 +52,20 @@ class GenaiEngine(Engine):
         data = json.loads((self.path / "tokenizer.json").read_text(encoding="utf-8"))
         return frozenset(t["id"] for t in data.get("added_tokens", []) if t.get("special"))
 
-    def facts(self) -> dict[str, Any]:
-        return {
-            "engine": "onnxruntime-genai",
-            "library": f"onnxruntime-genai {og.__version__}",
-            "model": f"{self._config.get('type')} {self.path.name}",
-            "bytes": sum(p.stat().st_size for p in self.path.glob("*.onnx*")),
-            "threads": self.threads,
-            "device": str(self._model.device_type).lower(),
-        }
+    def facts(self) -> EngineFacts:
+        return EngineFacts(
+            engine="onnxruntime-genai",
+            library=f"onnxruntime-genai {og.__version__}",
+            model=f"{self._config.get('type')} {self.path.name}",
+            bytes=sum(p.stat().st_size for p in self.path.glob("*.onnx*")),
+            threads=self.threads,
+            device=str(self._model.device_type).lower(),
+        )
+
+    def model_facts(self) -> ModelFacts:
+        ends = sorted(self.stop_ids)
+        found = directory_facts(self.path, vocabulary=self.vocabulary)
+        return replace(found, eos=ends[0] if ends else None, end=ends)
 
     def tokenize(self, text: str) -> list[int]:
         return [int(i) for i in self._tokenizer.encode(text)] if text else []

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
+import os
 import socket
 import ssl
 import threading
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import cast
 from urllib.parse import urlsplit
 
+from unshot.engines.sse import EventParser
 from unshot.errors import InputError
 
 MAX_HEADER = 64 * 1024
@@ -34,6 +37,29 @@ class Address:
     port: int
     tls: bool
     path: str
+    # TLS: a file of certificate authorities instead of the system's, or no check of the certificate at all.
+    authorities: str | None = None
+    verify: bool = True
+
+    @property
+    def base(self) -> str:
+        """The URL that was given, in its shortest form."""
+        return f"{'https' if self.tls else 'http'}://{self.authority}{self.path}"
+
+    def context(self) -> ssl.SSLContext | None:
+        """How TLS is spoken; None for plain HTTP. Raises `InputError` for a file that holds no certificates."""
+        if not self.tls:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.authorities)
+        except (OSError, ssl.SSLError) as error:
+            raise InputError(
+                f"{self.authorities}: not a file of certificates in PEM form ({error})"
+            ) from None
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
 
     @property
     def authority(self) -> str:
@@ -42,8 +68,11 @@ class Address:
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 
-def parse_url(url: str) -> Address:
-    """Split `http(s)://host[:port][/path]`; `InputError` for anything else, and for credentials in it."""
+def parse_url(url: str, *, authorities: str | None = None, verify: bool = True) -> Address:
+    """Split `http(s)://host[:port][/path]`; `InputError` for anything else, and for credentials in it.
+
+    A query or fragment has no place in a base URL. `authorities` and `verify` are for TLS, see `Address`.
+    """
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -53,20 +82,73 @@ def parse_url(url: str) -> Address:
         raise InputError(f"{url}: not a server's address; give http://HOST:PORT/v1")
     if parts.username or parts.password:
         raise InputError(
-            "the URL holds credentials; give the key by the environment variable of --api-key-env"
+            "the URL holds credentials; name the environment variable that holds the key (--key-env)"
         )
+    if parts.query or parts.fragment or any(c.isspace() or not c.isprintable() for c in url):
+        raise InputError(f"{url}: a base URL has no query, fragment or blanks; give http://HOST:PORT/v1")
+    if port == 0:
+        raise InputError(f"{url}: port 0 is no server's; give http://HOST:PORT/v1")
     tls = parts.scheme == "https"
-    return Address(parts.hostname, port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+    path = parts.path.rstrip("/")
+    return Address(parts.hostname, port or (443 if tls else 80), tls, path, authorities, verify)
+
+
+def call(
+    address: Address, path: str, *, body: bytes | None = None, key: str | None = None, timeout: float = 10.0
+) -> tuple[int, bytes]:
+    """`(status, body)` of one request outside any measurement: GET, or POST of a JSON `body`.
+
+    Raises `OSError` where no answer came.
+    """
+    headers = {"Accept": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+    context = address.context()
+    connection: http.client.HTTPConnection
+    if context is None:
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout)
+    else:
+        connection = http.client.HTTPSConnection(address.host, address.port, timeout=timeout, context=context)
+    try:
+        connection.request("GET" if body is None else "POST", address.path + path, body, headers)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except http.client.HTTPException as error:
+        raise OSError(f"not an HTTP answer ({type(error).__name__})") from None
+    finally:
+        connection.close()
+
+
+def read_key(variable: str | None, flag: str = "--key-env") -> str | None:
+    """The API key in the environment variable that the user names by `flag`; it is never logged or written.
+
+    There is no default variable: a key is only sent to a server for which somebody asked for that.
+    """
+    if variable is None:
+        return None
+    value = os.environ.get(variable)
+    if not value:
+        raise InputError(f"{flag} names {variable}, which is not set")
+    if not value.isprintable():
+        raise InputError(f"the key in {variable} holds a line break or another control character")
+    return value
 
 
 @dataclass
 class Exchange:
-    """One request and what came back. Times are `time.perf_counter()` seconds."""
+    """One request and what came back. Times are `time.perf_counter()` seconds.
+
+    `scheduled` is when it was due, `handed` when the client had it ready to send, `started` when its bytes were
+    written: between the last two lie looking up the host, connecting and the TLS handshake.
+    """
 
     payload: bytes
     scheduled: float
     timeout: float
     done: Callable[[Exchange], None]
+    handed: float = 0.0
     started: float = 0.0
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -79,6 +161,19 @@ class Exchange:
     resent: bool = False
     # What it waits for before it can be sent: "dns", "connect" or nothing. A timeout is counted as that.
     waiting: str | None = None
+    # Reads along once the stream may have ended with [DONE].
+    watcher: EventParser | None = None
+
+    def is_done(self, body: bytes) -> bool:
+        """Whether the event `[DONE]` has come: the words inside an answer, or in another event's data, do not count."""
+        if self.watcher is None:
+            # Parsing every piece as it comes would make answers wait for one another: only from the first hit on.
+            before = self.pieces[-2][1][-len(DONE) :] if len(self.pieces) > 1 else b""
+            if DONE not in before + body:
+                return False
+            self.watcher = EventParser()
+            body = b"".join(piece for _, piece in self.pieces)
+        return any(event.data.strip() == "[DONE]" for event in self.watcher.feed(body))
 
     def finish(self, error: str | None = None, detail: str | None = None) -> None:
         """Close the exchange once; later calls do nothing."""
@@ -153,7 +248,7 @@ class Connection(asyncio.Protocol):
             exchange.pieces.append((now, body))
         if complete:
             self._complete(exchange)
-        elif DONE in body:
+        elif body and exchange.is_done(body):
             exchange.complete = True
             self._pool.loop.call_later(GRACE, self._late_end, exchange)
 
@@ -167,7 +262,7 @@ class Connection(asyncio.Protocol):
             return b""
         lines = data[:end].decode("latin-1").split("\r\n")
         first = lines[0].split(" ", 2)
-        if not first[0].startswith("HTTP/1.") or len(first) < 2 or not first[1].isdigit():
+        if not first[0].startswith("HTTP/1.") or len(first) < 2 or not first[1].isdecimal():
             self._fail("bad stream", "the response does not start with an HTTP/1 status line")
             return b""
         exchange.status = int(first[1])
@@ -179,7 +274,7 @@ class Connection(asyncio.Protocol):
         self._in_body = True
         self._chunked = "chunked" in exchange.headers.get("transfer-encoding", "").lower()
         length = exchange.headers.get("content-length", "")
-        self._left = int(length) if length.isdigit() and not self._chunked else -1
+        self._left = int(length) if length.isdecimal() and not self._chunked else -1
         closing = exchange.headers.get("connection", "").lower() == "close"
         self._keep = not closing and first[0] != "HTTP/1.0" and (self._chunked or self._left >= 0)
         if exchange.status in (204, 304):
@@ -271,12 +366,13 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._all: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._context = ssl.create_default_context() if address.tls else None
+        self._context = address.context()
         self._addresses: asyncio.Future[list[tuple[str, int]]] | None = None
         self.dns_seconds: float | None = None
 
     def send(self, exchange: Exchange) -> None:
         """Send on the connection that was used last, or on a new one; never blocks."""
+        exchange.handed = exchange.handed or time.perf_counter()
         while self._idle:
             connection = self._idle.pop()
             if connection.usable:

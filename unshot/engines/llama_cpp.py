@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from collections import deque
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import metadata
@@ -17,8 +18,9 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 
+from unshot.contracts.report import EngineFacts, ModelConfig
 from unshot.data.rows import Message
-from unshot.engines.base import Engine
+from unshot.engines.base import Engine, ModelFacts
 from unshot.engines.template import ChatTemplate
 from unshot.errors import InputError, OutsideError
 
@@ -28,9 +30,21 @@ CONTEXT_STEP = 1024
 MAGIC = b"GGUF"
 
 
+WARNING = 3
+# The last warnings and errors of llama.cpp, for a message that says why something failed.
+_complaints: deque[str] = deque(maxlen=3)
+
+
 @lib.llama_log_callback
-def _silent(level: int, text: bytes, data: Any) -> None:
-    """llama.cpp logs nothing: stderr is unshot's own."""
+def _keep_complaints(level: int, text: bytes, data: object) -> None:
+    """llama.cpp writes nothing on stderr, which is unshot's own; what it complains of is kept."""
+    line = text.decode(errors="replace").strip()
+    if level in (WARNING, WARNING + 1) and line:
+        _complaints.append(line)
+
+
+def _why() -> str:
+    return f" ({' | '.join(_complaints)[-200:]})" if _complaints else ""
 
 
 _started = False
@@ -39,7 +53,7 @@ _started = False
 def _start_library() -> None:
     global _started
     if not _started:
-        lib.llama_log_set(_silent, ctypes.c_void_p(0))
+        lib.llama_log_set(_keep_complaints, ctypes.c_void_p(0))
         lib.llama_backend_init()
         _started = True
 
@@ -53,11 +67,11 @@ def precision_of(description: str) -> str:
 
 
 class GgufEngine(Engine):
-    """A GGUF model with one sequence of KV cache, greedy decoding."""
+    """A GGUF model with one sequence of KV cache, greedy decoding, with a LoRA `adapter` (GGUF) where one is given."""
 
     kind = "gguf"
 
-    def __init__(self, target: str, *, threads: int | None = None) -> None:
+    def __init__(self, target: str, *, threads: int | None = None, adapter: Path | None = None) -> None:
         super().__init__(target, threads=threads)
         self.path = Path(target).expanduser()
         if not self.path.is_file():
@@ -66,13 +80,15 @@ class GgufEngine(Engine):
             if handle.read(4) != MAGIC:
                 raise InputError(f"{self.path}: not a GGUF file (it does not start with GGUF)")
         _start_library()
+        _complaints.clear()
         self._model: Any = lib.llama_model_load_from_file(
             str(self.path).encode(), lib.llama_model_default_params()
         )
         if not self._model:
             raise InputError(
-                f"{self.path}: llama.cpp cannot load it; the file is damaged or of an unknown kind"
+                f"{self.path}: llama.cpp cannot load it; the file is damaged or of an unknown kind{_why()}"
             )
+        self._adapter = self._load_adapter(adapter)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
         self.trained_context = int(lib.llama_model_n_ctx_train(self._model))
@@ -80,47 +96,79 @@ class GgufEngine(Engine):
         self.context_size = 0
         self._ids: list[int] = []
 
-    def facts(self) -> dict[str, Any]:
+    def _load_adapter(self, path: Path | None) -> Any:
+        """The adapter's handle, freed with the model; None without one."""
+        if path is None:
+            return None
+        handle = lib.llama_adapter_lora_init(self._model, str(path).encode())
+        if not handle:
+            raise InputError(f"{path}: llama.cpp cannot load this adapter for {self.path}{_why()}")
+        return handle
+
+    def _apply_adapter(self) -> None:
+        if hasattr(lib, "llama_set_adapters_lora"):  # llama-cpp-python 0.3.17 and later
+            adapters = (lib.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+            status = lib.llama_set_adapters_lora(self._context, adapters, 1, (ctypes.c_float * 1)(1.0))
+        else:
+            status = lib.llama_set_adapter_lora(self._context, self._adapter, 1.0)
+        if status != 0:
+            raise OutsideError(f"{self.path}: llama.cpp could not apply the adapter{_why()}")
+
+    def facts(self) -> EngineFacts:
         buffer = ctypes.create_string_buffer(256)
         lib.llama_model_desc(self._model, buffer, 256)
         model = buffer.value.decode(errors="replace")
-        return {
-            "engine": "llama.cpp",
-            "library": f"llama-cpp-python {metadata.version('llama-cpp-python')}",
-            "model": model,
-            "precision": precision_of(model),
-            "config": self.config(),
-            "parameters": int(lib.llama_model_n_params(self._model)),
-            "bytes": self.path.stat().st_size,
-            "threads": self.threads,
-            "device": "gpu" if lib.llama_supports_gpu_offload() else "cpu",
-        }
+        return EngineFacts(
+            engine="llama.cpp",
+            library=f"llama-cpp-python {metadata.version('llama-cpp-python')}",
+            model=model,
+            precision=precision_of(model),
+            config=self.config(),
+            parameters=int(lib.llama_model_n_params(self._model)),
+            bytes=self.path.stat().st_size,
+            threads=self.threads,
+            device="gpu" if lib.llama_supports_gpu_offload() else "cpu",
+        )
+
+    def model_facts(self) -> ModelFacts:
+        source = lib.llama_model_chat_template(self._model, None)
+        eos, bos = int(lib.llama_vocab_eos(self._vocab)), int(lib.llama_vocab_bos(self._vocab))
+        return ModelFacts(
+            eos=eos if eos >= 0 else None,
+            bos=bos if bos >= 0 else None,
+            vocabulary=self.vocabulary,
+            end=sorted(self.stop_ids),
+            template=source.decode() if source else None,
+        )
 
     def _metadata(self, key: str) -> str | None:
         buffer = ctypes.create_string_buffer(256)
         size = lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return buffer.value.decode(errors="replace") if size >= 0 else None
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> ModelConfig:
         """The architecture in `config.json` form, from the file's metadata."""
         kind = self._metadata("general.architecture") or "llama"
         hidden, heads = int(lib.llama_model_n_embd(self._model)), int(lib.llama_model_n_head(self._model))
-        config: dict[str, Any] = {
+        head_dim = int(self._metadata(f"{kind}.attention.key_length") or hidden // max(heads, 1))
+        shared_heads = int(lib.llama_model_n_head_kv(self._model))
+        layers = int(lib.llama_model_n_layer(self._model))
+        config: ModelConfig = {
             "model_type": kind,
             "hidden_size": hidden,
-            "num_hidden_layers": int(lib.llama_model_n_layer(self._model)),
+            "num_hidden_layers": layers,
             "num_attention_heads": heads,
-            "num_key_value_heads": int(lib.llama_model_n_head_kv(self._model)),
+            "num_key_value_heads": shared_heads,
             "vocab_size": self.vocabulary,
             "max_position_embeddings": self.trained_context,
-            "head_dim": int(self._metadata(f"{kind}.attention.key_length") or hidden // max(heads, 1)),
+            "head_dim": head_dim,
         }
         dense = self._metadata(f"{kind}.feed_forward_length")
         if dense and dense.isdigit():
             config["intermediate_size"] = int(dense)
-            width = config["head_dim"] * (2 * heads + 2 * config["num_key_value_heads"])
-            layers = config["num_hidden_layers"] * hidden * (width + 3 * int(dense))
-            spare = int(lib.llama_model_n_params(self._model)) - layers
+            width = head_dim * (2 * heads + 2 * shared_heads)
+            in_layers = layers * hidden * (width + 3 * int(dense))
+            spare = int(lib.llama_model_n_params(self._model)) - in_layers
             # One table of embeddings is left over, or a second one for the output.
             config["tie_word_embeddings"] = spare < 1.5 * self.vocabulary * hidden
         return config
@@ -185,7 +233,9 @@ class GgufEngine(Engine):
         params.no_perf = False  # its own timers cost two clock reads a call, and check ours
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
-            raise OutsideError(f"{self.path}: llama.cpp could not make a context of {size} tokens (memory?)")
+            raise OutsideError(f"{self.path}: llama.cpp could not make a context of {size} tokens{_why()}")
+        if self._adapter is not None:
+            self._apply_adapter()
         self.context_size = int(lib.llama_n_ctx(self._context))
         self._memory = lib.llama_get_memory(self._context)
         self._ids = []
@@ -203,13 +253,13 @@ class GgufEngine(Engine):
                     batch.token[i], batch.pos[i], batch.logits[i] = token, begin + i, 1
                     batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
                 self._decode(batch)
+                self._ids += chunk
                 table = lib.llama_get_logits(self._context)
                 rows[begin : begin + len(chunk)] = np.ctypeslib.as_array(
                     table, shape=(len(chunk), self.vocabulary)
                 )
         finally:
             lib.llama_batch_free(batch)
-            self.reset()
         return rows
 
     def _cached_ids(self) -> Sequence[int]:
@@ -240,7 +290,7 @@ class GgufEngine(Engine):
         status = lib.llama_decode(self._context, batch)
         if status != 0:
             self.reset()
-            raise OutsideError(f"{self.path}: llama.cpp's decode failed with status {status}")
+            raise OutsideError(f"{self.path}: llama.cpp's decode failed with status {status}{_why()}")
 
     def reset(self) -> None:
         if self._context is not None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from unshot.contracts.report import EngineFacts
 from unshot.data.rows import Message
-from unshot.engines.base import Engine
+from unshot.engines.base import Engine, ModelFacts, directory_facts
 from unshot.errors import InputError, OutsideError
 from unshot.text.chat import Chat, load_tokenizer
 
@@ -67,17 +68,21 @@ class OnnxEngine(Engine):
     def _value(self, array: np.ndarray) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(array, self.device, 0)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> EngineFacts:
         files = [p for p in self.path.parent.glob(f"{self.path.name}*") if p.is_file()]
-        return {
-            "engine": "onnxruntime",
-            "library": f"onnxruntime {ort.__version__}",
-            "model": f"{self._config.get('model_type')} {self.path.name}",
-            "bytes": sum(p.stat().st_size for p in files),
-            "threads": self.threads,
-            "device": self.device,
-            "providers": self._session.get_providers(),
-        }
+        return EngineFacts(
+            engine="onnxruntime",
+            library=f"onnxruntime {ort.__version__}",
+            model=f"{self._config.get('model_type')} {self.path.name}",
+            bytes=sum(p.stat().st_size for p in files),
+            threads=self.threads,
+            device=self.device,
+            providers=list(self._session.get_providers()),
+        )
+
+    def model_facts(self) -> ModelFacts:
+        width = next(o.shape for o in self._session.get_outputs() if o.name == "logits")[-1]
+        return directory_facts(self.path.parent, vocabulary=width if isinstance(width, int) else None)
 
     def tokenize(self, text: str) -> list[int]:
         return list(self._chat.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -105,7 +110,6 @@ class OnnxEngine(Engine):
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         self.reset()
         table = self._forward(list(ids))[0]
-        self.reset()
         return np.asarray(table, dtype=np.float32)
 
     def _cached_ids(self) -> Sequence[int]:

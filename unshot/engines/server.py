@@ -1,7 +1,8 @@
-"""A llama.cpp server as a child process: which one is installed, how it is started, waited for, and ended."""
+"""A model server as a child process: which one is installed, how it is started, waited for, and ended."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import functools
@@ -11,18 +12,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO
 
+from unshot.engines.http import Address, call
 from unshot.errors import OutsideError
 
 START_LIMIT = 120.0
 CONTEXT = 8192
 # As the engine in process has them (unshot/engines/llama_cpp.py, which imports llama.cpp).
 BATCH, MICRO_BATCH = 2048, 512
+HOST = "127.0.0.1"
+POLL = 0.05
 PR_SET_PDEATHSIG = 1
 
 
@@ -34,16 +39,12 @@ def server_command(
     The first answers `concurrency` requests at once, the second one after the other; there `logprobs` keeps the logits
     of every prompt token, for which a long prompt pays. Raises `OutsideError` where none is installed.
     """
-    binary = shutil.which("llama-server")
-    if binary:
-        return [
-            binary, "-m", str(path), "--port", str(port), "--host", "127.0.0.1", "-t", str(threads),
-            "-c", str(context * concurrency), "-np", str(concurrency),
-        ]  # fmt: skip
+    if shutil.which("llama-server"):
+        return llama_server_command(path, port, threads, concurrency, context=context)
     if importlib.util.find_spec("uvicorn") and importlib.util.find_spec("sse_starlette"):
         # By default it cuts a stream short when the next request comes.
         return [
-            sys.executable, "-P", "-m", "llama_cpp.server", "--model", str(path), "--host", "127.0.0.1",
+            sys.executable, "-P", "-m", "llama_cpp.server", "--model", str(path), "--host", HOST,
             "--port", str(port), "--n_ctx", str(context), "--n_threads", str(threads),
             "--n_threads_batch", str(threads), "--n_batch", str(BATCH), "--n_ubatch", str(MICRO_BATCH),
             "--logits_all", str(logprobs).lower(), "--interrupt_requests", "false",
@@ -54,67 +55,119 @@ def server_command(
     )
 
 
-def start(command: list[str], log: Any) -> subprocess.Popen[bytes]:
-    """Start a server that ends with this process, however this process ends (on Linux; elsewhere by `end`).
-
-    To be called on a thread that lives as long as the server: the kernel's signal follows the thread.
-    """
-    linux = sys.platform == "linux"
-    # Looked up before the fork: a child of a process with threads must not load anything.
-    prctl = ctypes.CDLL(None).prctl if linux else None
-    return subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        preexec_fn=functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGKILL) if prctl else None,
-    )
+def llama_server_command(
+    path: Path, port: int, threads: int, concurrency: int, *, context: int = CONTEXT
+) -> list[str]:
+    """llama.cpp's own server with `concurrency` slots of `context` tokens. Raises `OutsideError` without it."""
+    binary = shutil.which("llama-server")
+    if not binary:
+        raise OutsideError("llama-server is not on the PATH; install llama.cpp, or use serve:gguf:PATH")
+    return [
+        binary, "-m", str(path), "--port", str(port), "--host", HOST, "-t", str(threads),
+        "-c", str(context * concurrency), "-np", str(concurrency), "--metrics",
+    ]  # fmt: skip
 
 
 def free_port() -> int:
     """A TCP port that is free now."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
-def answers(port: int) -> bool:
-    """Whether a server lists its models on a local port, within two seconds."""
-    with (
-        contextlib.suppress(OSError, urllib.error.URLError),
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=2) as response,
-    ):
-        return bool(response.status == 200)
-    return False
+@dataclass
+class LocalServer:
+    """A server that this process started, and that ends with it. `label` names it in errors."""
 
+    label: str
+    command: Sequence[str]
+    port: int
+    process: subprocess.Popen[bytes]
+    log: IO[bytes] = field(repr=False)
 
-def wait_until_healthy(
-    process: subprocess.Popen[bytes], port: int, log: Any, *, limit: float = START_LIMIT
-) -> None:
-    """Wait until the server lists its models. Raises `OutsideError` where it ends or does not answer in time."""
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise OutsideError(f"the server ended with status {process.returncode}: {tail(log)}")
-        if answers(port):
-            return
-        time.sleep(0.1)
-    raise OutsideError(f"the server did not answer within {limit:g} s: {tail(log)}")
+    @classmethod
+    def start(cls, label: str, command: Sequence[str], port: int) -> LocalServer:
+        """Start `command`, whose server will listen on `port`. Raises `OutsideError` where it cannot be run.
 
-
-def tail(log: Any) -> str:
-    """The last line that the server wrote."""
-    log.seek(0)
-    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "it wrote nothing"
-
-
-def end(process: subprocess.Popen[bytes], *, grace: float = 10.0) -> None:
-    """End the server, at the latest after `grace` seconds."""
-    if process.poll() is None:
-        process.terminate()
+        It ends with this process, however this process ends (on Linux; elsewhere by `end`). To be called on a thread
+        that lives as long as the server: the kernel's signal follows the thread.
+        """
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
+        # Looked up before the fork: a child of a process with threads must not load anything.
+        prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
         try:
-            process.wait(timeout=grace)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                preexec_fn=functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGKILL) if prctl else None,
+            )
+        except OSError as error:
+            log.close()
+            raise OutsideError(f"{label}: {command[0]} cannot be started ({error.strerror})") from None
+        return cls(label, command, port, process, log)
+
+    @property
+    def address(self) -> Address:
+        """Where its API is."""
+        return Address(HOST, self.port, False, "/v1")
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self.process.poll() is None
+
+    def answers(self) -> bool:
+        """Whether it lists its models, within two seconds. Raises `OutsideError` where it has ended."""
+        if not self.running:
+            raise OutsideError(
+                f"{self.label}: its server ended with status {self.process.returncode}: {self.last_words()}"
+            )
+        try:
+            return call(self.address, "/models", timeout=2)[0] == 200
+        except OSError:
+            return False
+
+    def wait(self, *, limit: float = START_LIMIT) -> None:
+        """Wait until it answers. Raises `OutsideError` where it ends or does not answer within `limit` seconds."""
+        deadline = time.monotonic() + limit
+        while not self.answers():
+            self._in_time(deadline, limit)
+            time.sleep(POLL)
+
+    async def wait_async(self, *, limit: float = START_LIMIT) -> None:
+        """`wait` for an event loop."""
+        deadline = time.monotonic() + limit
+        while not await asyncio.to_thread(self.answers):
+            self._in_time(deadline, limit)
+            await asyncio.sleep(POLL)
+
+    def _in_time(self, deadline: float, limit: float) -> None:
+        if time.monotonic() > deadline:
+            raise OutsideError(
+                f"{self.label}: its server did not answer within {limit:g} s: {self.last_words()}"
+            )
+
+    def last_words(self) -> str:
+        """The last line that it wrote."""
+        if self.log.closed:
+            return "its log is closed"
+        self.log.seek(0)
+        lines = [line for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "it wrote nothing"
+
+    def kill(self) -> None:
+        """End it at once, also where it is stopped or hangs."""
+        if self.running:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    def end(self, *, grace: float = 10.0) -> None:
+        """Ask it to end, and make it after `grace` seconds."""
+        if self.running:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=grace)
+        self.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 import transformers
 
+from unshot.contracts.report import EngineFacts
 from unshot.data.rows import Message
-from unshot.engines.base import Engine
+from unshot.engines.base import Engine, ModelFacts, directory_facts
 from unshot.errors import InputError
 from unshot.models import resolve
 from unshot.text.chat import Chat, load_tokenizer
@@ -25,6 +27,7 @@ class TorchEngine(Engine):
     def __init__(self, target: str, *, threads: int | None = None) -> None:
         super().__init__(target, threads=threads)
         source = resolve(target)
+        self._folder = source.path
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)
@@ -40,17 +43,23 @@ class TorchEngine(Engine):
         self._cache: Any = transformers.DynamicCache()
         self._ids: list[int] = []
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> EngineFacts:
         weights = list(self._model.parameters())
-        return {
-            "engine": "torch",
-            "library": f"torch {torch.__version__}, transformers {transformers.__version__}",
-            "model": f"{type(self._model).__name__} {str(weights[0].dtype).removeprefix('torch.')}",
-            "parameters": sum(p.numel() for p in weights),
-            "bytes": sum(p.numel() * p.element_size() for p in weights),
-            "threads": self.threads if self.device.type == "cpu" else None,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-        }
+        on_gpu = self.device.type == "cuda"
+        return EngineFacts(
+            engine="torch",
+            library=f"torch {torch.__version__}, transformers {transformers.__version__}",
+            model=f"{type(self._model).__name__} {str(weights[0].dtype).removeprefix('torch.')}",
+            parameters=sum(p.numel() for p in weights),
+            bytes=sum(p.numel() * p.element_size() for p in weights),
+            threads=None if on_gpu else self.threads,
+            device=torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+        )
+
+    def model_facts(self) -> ModelFacts:
+        ends = sorted(self.stop_ids)
+        found = directory_facts(self._folder, vocabulary=self.vocabulary)
+        return replace(found, eos=ends[0] if ends else None, end=ends)
 
     def tokenize(self, text: str) -> list[int]:
         return list(self._chat.tokenizer(text, add_special_tokens=False)["input_ids"])
