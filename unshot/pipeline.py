@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -69,7 +69,7 @@ class Pipeline:
     case: Case
     final: Path
     baseline: str | None = None
-    extra: dict[Stage, Sequence[str]] = field(default_factory=dict)
+    extra: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def folder(self, stage: Stage) -> Path:
         """Where a stage writes."""

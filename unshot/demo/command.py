@@ -40,12 +40,7 @@ def demo(final: Path, overwrite: bool, out: Output) -> None:
     start = time.perf_counter()
     copy_case(final / "case")
     case_path = final / "case" / "unshot.toml"
-    pipeline = Pipeline(
-        case_path,
-        load_case(case_path),
-        final,
-        extra={"export": FEW, "baseline": FEW, "bench": ("--cold-requests", "4")},
-    )
+    pipeline = stages_of(case_path, final)
     record = run_pipeline(pipeline, out, overwrite=overwrite)
     if record.verdict is None:
         raise GateError(f"stopped after {record.stopped}; {final} is kept")
@@ -61,6 +56,12 @@ def demo(final: Path, overwrite: bool, out: Output) -> None:
     }
     write_text(final / "demo.json", dumps(result) + "\n")
     out.result(result, f"\n{seconds:.0f} s in all; the report is {final / 'report.html'}")
+
+
+def stages_of(case_path: Path, final: Path) -> Pipeline:
+    """The demo's stages, with less work in each than a user's own case would want."""
+    extra = {"export": FEW, "baseline": FEW, "bench": ("--cold-requests", "4")}
+    return Pipeline(case_path, load_case(case_path), final, extra=extra)
 
 
 def copy_case(folder: Path) -> None:
