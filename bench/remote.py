@@ -11,7 +11,7 @@ from typing import Any
 from bench.load import Driver, drive
 from bench.records import Record
 from bench.schedule import Load
-from bench.systems import Item, Progress, request_messages
+from bench.systems import Item, Progress
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Message
 from unshot.engines.http import Exchange, parse_url
@@ -72,7 +72,7 @@ class Remote:
 
     def payload(self, item: Item, mode: str) -> bytes:
         """The request's bytes. Without cache, words unlike those before stand in front of everything."""
-        messages = request_messages(self.prompt, item[2])
+        messages = self.prompt.request(item[2])
         if mode == "cache off":
             messages = defeat_cache(messages)
         if self.api.kind == CHAT:
@@ -100,7 +100,7 @@ class Remote:
             )
             record.extra["request"] = request
             if not record.prompt_tokens and self.count_prompt:
-                record.prompt_tokens = self.count_prompt(request_messages(self.prompt, items[number][2]))
+                record.prompt_tokens = self.count_prompt(self.prompt.request(items[number][2]))
             records[number] = record
             if progress:
                 progress(record)
@@ -175,7 +175,7 @@ def make_record(
 
 def defeat_cache(messages: Sequence[Message]) -> list[Message]:
     """The same messages with three random words in front: no cached prefix, and few tokens more."""
-    first = dict(messages[0])
+    first = messages[0].copy()
     first["content"] = f"{' '.join(random.choices(WORDS, k=3)).capitalize()}. {first['content']}"
     return [first, *messages[1:]]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from bench.records import Record
 from unshot.data.prompts import Prompt
-from unshot.data.rows import Example, Message
+from unshot.data.rows import Example
 from unshot.engines import Engine
 
 # Number of the request in the run, number of the row, the row.
@@ -45,16 +45,6 @@ class Measured(Protocol):
         self, items: Sequence[Item], *, mode: str, block: int, clock: float, progress: Progress | None = None
     ) -> list[Record]:
         """Answer the items and time them; `clock` is the run's start on `time.perf_counter()`."""
-
-
-def request_messages(prompt: Prompt, row: Example) -> list[Message]:
-    """The request for a row. A prompt of its own replaces the row's system message."""
-    own = [m for m in row.messages if m["role"] != "system"]
-    if prompt.examples or prompt.template is not None:
-        return prompt.messages(row.text, row.extra)
-    if prompt.system:
-        return [{"role": "system", "content": prompt.system}, *own]
-    return list(row.messages)
 
 
 @dataclass
@@ -99,7 +89,7 @@ class System:
     def run(self, row: Example, number: int, *, mode: str, block: int, clock: float) -> Record:
         """Answer one row and time it, from the messages to the last token; `clock` is the run's start."""
         start = time.perf_counter()
-        ids = self.engine.prompt_ids(request_messages(self.prompt, row))
+        ids = self.engine.prompt_ids(self.prompt.request(row))
         answer = self.engine.generate(ids, max_tokens=self.max_tokens, prefix_cache=mode == "cache on")
         times = [t - start for t in answer.token_times]
         return Record(

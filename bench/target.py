@@ -22,7 +22,6 @@ from bench.records import Record, summarise
 from bench.remote import WORDS, Count, defeat_cache, make_record, open_tokenizer
 from bench.resources import Monitor, energy_per_request
 from bench.schedule import Load
-from bench.systems import request_messages
 from unshot.case import Slo
 from unshot.console import Output
 from unshot.contracts.manifest import describe_file
@@ -71,7 +70,7 @@ class Target:
         generator = random.Random(options["seed"])
         if options["data"]:
             rows = read_examples(options["data"], answers=False)
-            self._messages = [request_messages(prompt, row) for row in rows]
+            self._messages = [prompt.request(row) for row in rows]
         else:
             low, high = parse_span(options["prompt_words"], "--prompt-words")
             self._messages = [

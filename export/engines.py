@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from unshot import child
+from unshot.data.rows import Message
 from unshot.errors import GateError, OutsideError
 from unshot.machine import usable_cores
 
@@ -96,7 +97,7 @@ class Engine:
         found: list[list[int]] = self._ask(do="tokenize", texts=list(texts))
         return found
 
-    def render(self, messages: Sequence[Sequence[dict[str, str]]]) -> list[str]:
+    def render(self, messages: Sequence[Sequence[Message]]) -> list[str]:
         """Each conversation rendered by the engine with the template in the file."""
         found: list[str] = self._ask(do="render", conversations=[list(m) for m in messages])
         return found

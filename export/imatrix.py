@@ -16,7 +16,7 @@ import numpy as np
 from export.families import family_of
 from export.merge import EMBEDDING, HEAD, Merged
 from export.parity import BATCH
-from export.source import Model, with_instruction
+from export.source import Model
 from unshot.data.rows import read_examples
 from unshot.errors import InputError
 
@@ -35,12 +35,11 @@ def training_ids(model: Model, limit: int = TOKENS) -> list[list[int]]:
             "give a run of `unshot tune`"
         )
     rows = read_examples(model.run / "splits" / "train.jsonl")
-    instruction = model.task.instruction if model.task else None
     found: list[list[int]] = []
     tokens = 0
     for at in np.random.default_rng(0).permutation(len(rows)):
         row = rows[int(at)]
-        ids = model.chat.encode(with_instruction(row.messages, instruction), row.answer or "").ids
+        ids = model.chat.encode(model.prompt.request(row), row.answer or "").ids
         if found and tokens + len(ids) > limit:
             break
         found.append(ids)

@@ -14,6 +14,7 @@ from export.source import Model
 from export.targets import Target
 from unshot.contracts.gates import Gate
 from unshot.contracts.manifest import sha256, write_text
+from unshot.data.rows import Message
 
 CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 
@@ -50,7 +51,7 @@ def modelfile(model: Model, target: Target) -> str:
 
 def is_chatml(model: Model) -> bool:
     """Whether the chat template writes plain ChatML for a system and a user message."""
-    talk = [{"role": "system", "content": "a b"}, {"role": "user", "content": "c d"}]
+    talk: list[Message] = [{"role": "system", "content": "a b"}, {"role": "user", "content": "c d"}]
     plain = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in talk)
     return model.chat.render(talk) == f"{plain}<|im_start|>assistant\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from unshot.console import Output
 from unshot.contracts.manifest import NAME as MANIFEST
 from unshot.contracts.manifest import BaseModel, InputFile, describe_file, read_manifest
 from unshot.contracts.task import Task, read_task
+from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message, read_examples
 from unshot.errors import InputError
 from unshot.models import Source, resolve
@@ -39,16 +39,12 @@ class Model:
 
     def requests(self) -> list[list[Message]]:
         """The messages of each row, with the tuned model's instruction as the system message."""
-        instruction = self.task.instruction if self.task else None
-        return [with_instruction(row.messages, instruction) for row in self.rows]
+        return [self.prompt.request(row) for row in self.rows]
 
-
-def with_instruction(messages: Sequence[Message], instruction: str | None) -> list[Message]:
-    """The row's messages after the instruction, as the model was tuned."""
-    request = list(messages)
-    if instruction and request[0]["role"] != "system":
-        request.insert(0, {"role": "system", "content": instruction})
-    return request
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt that the model was tuned with."""
+        return Prompt(system=self.task.instruction if self.task else None)
 
 
 def open_source(text: str, base: str | None, out: Output) -> Model:

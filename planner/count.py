@@ -10,8 +10,9 @@ from planner import prices
 from planner.settings import Settings
 from planner.usage import Usage, measure
 from unshot.case import Case
+from unshot.data.files import raw_rows
 from unshot.data.prompts import SLOT, Prompt
-from unshot.data.rows import Example, read_examples
+from unshot.data.rows import Columns, Example, read_examples
 from unshot.errors import InputError
 from unshot.memo import Task, ahead, digest, remember
 from unshot.text.counters import Counter
@@ -115,10 +116,10 @@ def short_prompt(short: Prompt, long: Prompt) -> Prompt:
 
 def read_inputs(path: Path, prompt: Prompt) -> list[Example]:
     """A sample of inputs; where the prompt is a text with one slot, the column of the slot's name is the input."""
-    column = None
-    if prompt.template is not None and path.suffix.lower() in (".csv", ".tsv"):
-        slots = SLOT.findall(prompt.template)
-        header = path.read_text(encoding="utf-8-sig").partition("\n")[0] if path.is_file() else ""
-        names = header.strip().split("\t" if path.suffix.lower() == ".tsv" else ",")
-        column = next((s for s in reversed(slots) if s in names), None)
-    return read_examples(path, answers=False, input_column=column)
+    columns = None
+    if prompt.template is not None:
+        _, first = next(raw_rows(path), (None, None))
+        names = first.keys() if isinstance(first, dict) and "messages" not in first else ()
+        column = next((s for s in reversed(SLOT.findall(prompt.template)) if s in names), None)
+        columns = Columns(input=(column,)) if column else None
+    return read_examples(path, columns, answers=False)

@@ -132,9 +132,8 @@ def measure(
 
 
 def request(prompt: Prompt, row: Example) -> list[Message]:
-    """The messages sent for one row: the prompt round the row's user text, its columns in the template's slots."""
-    columns = {k: v for k, v in row.extra.items() if isinstance(v, str)}
-    return prompt.messages(row.text, columns)
+    """The messages sent for one row: the prompt round the row's conversation."""
+    return prompt.request(row)
 
 
 def _thin(rows: Sequence[Example]) -> list[Example]:

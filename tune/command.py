@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tune.assess.options import assess_options, assess_settings
-from unshot.options import case_option, common
+from unshot.options import case_option, common, row_options
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
 @click.option("--log-dir", type=click.Path(path_type=Path), help="TensorBoard's events; default: OUT-logs.")
 @assess_options
 @click.option("--seed", type=int, help="Seed of split, initialisation and order.")
-@click.option("--input-column", help="Column or field that holds the input.")
-@click.option("--output-column", help="Column or field that holds the answer.")
+@row_options
 @case_option
 @common
 def tune(

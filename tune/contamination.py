@@ -72,8 +72,8 @@ def separate(
     """
     rows = [(number, example) for number, name in enumerate(NAMES) for example in getattr(parts, name)]
     home = [number for number, _ in rows]
-    texts = [example.text for _, example in rows]
-    pairs = near.similar_pairs(texts, threshold=threshold)
+    texts = [example.dialogue for _, example in rows]
+    pairs = near.similar_inputs([example.system for _, example in rows], texts, threshold=threshold)
     links = list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
     close = meaning(texts) if meaning else None
     if close:
@@ -157,7 +157,7 @@ def _refill(
         if home[index] == 0 and sizes[component[index]] == 1:
             spare.setdefault(key, []).append(index)
     for waiting in spare.values():
-        waiting.sort(key=lambda i: order(seed, near.fold(rows[i][1].text)), reverse=True)
+        waiting.sort(key=lambda i: order(seed, near.fold(rows[i][1].identity)), reverse=True)
     lines = []
     for index in range(len(rows)):
         if place[index] == home[index]:

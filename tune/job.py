@@ -17,6 +17,7 @@ from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.manifest import BaseModel
 from unshot.contracts.task import Task
+from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message
 from unshot.errors import InputError
 from unshot.models import Source
@@ -80,10 +81,7 @@ class Job:
 
 def request(example: Example, task: Task) -> list[Message]:
     """The tuned model's request for a row: the instruction as system message, then the row's own messages."""
-    messages = list(example.messages)
-    if task.instruction and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": task.instruction})
-    return messages
+    return Prompt(system=task.instruction).request(example)
 
 
 def encode_rows(rows: Sequence[Example], task: Task, chat: Chat, max_length: int) -> list[Encoded]:

@@ -32,8 +32,6 @@ def draw(
     seed: int,
     *,
     held_out: Sequence[str] = (),
-    input_column: str | None = None,
-    output_column: str | None = None,
 ) -> Mix:
     """Rows of `path` that make up `share` of the training rows, drawn by seed.
 
@@ -42,14 +40,14 @@ def draw(
     """
     if not 0 < share < 1:
         raise InputError(f"--mix-share is {share:g}; give a share of the training rows between 0 and 1")
-    found = read_examples(path, input_column=input_column, output_column=output_column)
-    distinct = list({near.fold(row.text): row for row in reversed(found)}.values())
-    alike = known(held_out, [row.text for row in distinct])
+    found = read_examples(path)
+    distinct = list({near.fold(row.identity): row for row in reversed(found)}.values())
+    alike = known(held_out, [row.dialogue for row in distinct])
     usable = [row for number, row in enumerate(distinct) if number not in alike]
     if not usable:
         raise InputError(f"{path}: every row is a near-duplicate of the set that forgetting is measured on")
     wanted = math.ceil(task_rows * share / (1 - share))
-    usable.sort(key=lambda row: order(seed, near.fold(row.text)))
+    usable.sort(key=lambda row: order(seed, near.fold(row.identity)))
     chosen = usable[:wanted]
     record = {
         "file": describe_file(path),

@@ -111,6 +111,37 @@ def similar_pairs(texts: Sequence[str], *, threshold: float = THRESHOLD) -> Pair
     )
 
 
+def similar_inputs(systems: Sequence[str], texts: Sequence[str], *, threshold: float = THRESHOLD) -> Pairs:
+    """`similar_pairs` of inputs that are a system prompt and a text: both must be alike.
+
+    One question about sixty documents is sixty inputs, whichever of the two the document stands in; and a system
+    prompt that many rows share does not make them alike. `equal` means that both are equal.
+    """
+    folded = [fold(system) for system in systems]
+    distinct = {text: number for number, text in enumerate(dict.fromkeys(folded))}
+    if len(distinct) <= 1:
+        return similar_pairs(texts, threshold=threshold)
+    names = list(distinct)
+    close = similar_pairs(names, threshold=threshold)
+    group = components(len(names), list(zip(close.first.tolist(), close.second.tolist(), strict=True)))
+    own = np.fromiter((distinct[text] for text in folded), dtype=np.int64, count=len(folded))
+    order = np.argsort(group[own], kind="stable")
+    _, starts = np.unique(group[own][order], return_index=True)
+    found = []
+    for members in np.split(order, starts[1:]):
+        if len(members) < 2:
+            continue
+        pairs = similar_pairs([texts[int(i)] for i in members], threshold=threshold)
+        first, second = members[pairs.first], members[pairs.second]
+        equal = pairs.equal & (own[first] == own[second])
+        found.append(Pairs(first, second, pairs.similarity, equal))
+    if not found:
+        return similar_pairs([])
+    columns = [np.concatenate([getattr(p, name) for p in found]) for name in Pairs.__annotations__]
+    order = np.lexsort((columns[0], columns[1]))
+    return Pairs(*(column[order] for column in columns))
+
+
 def common_shingles(sample: Sequence[str]) -> np.ndarray:
     """Sorted hashes of the shingles that more than half of the sample has; none from under 10 texts."""
     if len(sample) < 10:

@@ -22,7 +22,8 @@ from unshot.case import Case, Tune
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, Score, describe_file, staged, write_text
 from unshot.contracts.task import Task, derive_task
-from unshot.data.rows import Example, Message, read_examples, write_jsonl
+from unshot.data.load import load_rows
+from unshot.data.rows import Example, Message, RowOptions, write_jsonl
 from unshot.errors import InputError
 from unshot.models import resolve
 from unshot.text.chat import Encoded
@@ -45,8 +46,7 @@ def tune_run(
     out: Output,
     *,
     overwrite: bool = False,
-    input_column: str | None = None,
-    output_column: str | None = None,
+    rows_as: RowOptions | None = None,
     options: Options | None = None,
 ) -> dict[str, Any]:
     """Split, train, evaluate and write the run directory `final`; return its result.
@@ -58,7 +58,10 @@ def tune_run(
     world = start(case, options)
     if not world.first:
         out = Output(json_mode=out.json_mode, verbosity=-1)
-    examples = read_examples(data, input_column=input_column, output_column=output_column)
+    long = case.long_prompt()
+    examples = load_rows(
+        data, rows_as, out, prompt=long if long.given else None, instruction=case.task.instruction
+    )
     try:
         task = derive_task(case.task, examples)
         cleaned = separate_split(examples, task, case.tune, out)

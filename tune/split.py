@@ -24,8 +24,8 @@ class Split:
 
 
 def normalised(example: Example) -> str:
-    """The input text with case and whitespace folded: what makes two inputs equal."""
-    return " ".join(example.text.casefold().split())
+    """The whole input with case and whitespace folded: what makes two inputs equal."""
+    return " ".join(example.identity.casefold().split())
 
 
 def order(seed: int, key: str) -> bytes:
@@ -52,7 +52,7 @@ def split(
         raise InputError(f"{len(groups)} distinct inputs; an 80/10/10 split needs at least 10")
     strata: dict[Hashable, list[str]] = defaultdict(list)
     for key, rows in groups.items():
-        rows.sort(key=lambda e: (e.text, e.answer or ""))
+        rows.sort(key=lambda e: (e.identity, e.answer or ""))
         strata[stratum(rows[0])].append(key)
     parts: tuple[list[Example], ...] = ([], [], [])
     # What a stratum owes to validation and test carries over to the next, so that small classes do not all round

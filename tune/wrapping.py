@@ -69,7 +69,7 @@ def _chance(seed: int, salt: str, text: str) -> random.Random:
 
 def _with_text(messages: Sequence[Message], text: str) -> list[Message]:
     """The messages with `text` in the place of the last user turn's."""
-    changed = [dict(m) for m in messages]
+    changed = [m.copy() for m in messages]
     for message in reversed(changed):
         if message["role"] == "user":
             message["content"] = text

@@ -42,3 +42,38 @@ def case_option(function: Command) -> Command:
         default=None,
         help="Case file; default ./unshot.toml where there is one.",
     )(function)
+
+
+def row_options(function: Command) -> Command:
+    """Add the options that say how rows are read; the command gets them as one `RowOptions` named `rows_as`."""
+
+    @click.option(
+        "--input-column",
+        multiple=True,
+        metavar="COL",
+        help="Column or field of the input; several are joined.",
+    )
+    @click.option(
+        "--input-template", metavar="TEXT", help="Text or file with {{column}} slots that makes the input."
+    )
+    @click.option("--output-column", metavar="COL", help="Column or field of the answer.")
+    @click.option(
+        "--system-column", metavar="COL", help="Column of a row's own system prompt; default: system."
+    )
+    @click.option("--keep-system", is_flag=True, help="Leave an old prompt that the rows hold where it is.")
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        input_column: tuple[str, ...],
+        input_template: str | None,
+        output_column: str | None,
+        system_column: str | None,
+        keep_system: bool,
+        **kwargs: Any,
+    ) -> Any:
+        from unshot.data.rows import Columns, RowOptions, text_or_file
+
+        columns = Columns(input_column, output_column, text_or_file(input_template), system_column)
+        return function(*args, rows_as=RowOptions(columns, keep_system), **kwargs)
+
+    return wrapper

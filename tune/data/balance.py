@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from unshot.contracts.task import MAX_LABELS
@@ -82,9 +85,44 @@ def balance(counts: Counter[str], field: str | None) -> dict[str, Any]:
         "largest": most,
         "smallest": least,
         "evenness": entropy / math.log(len(counts)) if len(counts) > 1 else 1.0,
+        "alike": alike_labels(list(counts)),
         "below_5": sorted(label for label, n in counts.items() if n < 5),
         "counts": dict(counts.most_common()),
     }
+
+
+def alike_labels(labels: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of labels that may be one written twice: equal but for case, form, blanks and signs, or for one letter.
+
+    Labels that differ in a digit (`level 1`, `level 2`), or are shorter than five letters, are two.
+    """
+    folded = [_letters(label) for label in labels]
+    found = []
+    for (a, one), (b, other) in itertools.combinations(zip(labels, folded, strict=True), 2):
+        if one == other or (min(len(one), len(other)) >= 5 and one_edit(one, other)):
+            found.append((a, b))
+    return sorted(found)
+
+
+def _letters(label: str) -> str:
+    """Letters and digits of a label in one form; the label itself where it has none."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    return "".join(c for c in text if c.isalnum()) or text
+
+
+def one_edit(one: str, other: str) -> bool:
+    """Whether two different texts are one inserted, lost, changed or swapped letter apart."""
+    if len(one) > len(other):
+        one, other = other, one
+    if len(other) - len(one) > 1:
+        return False
+    start = next((i for i in range(len(one)) if one[i] != other[i]), len(one))
+    if len(one) < len(other):
+        return one[start:] == other[start + 1 :] and other[start].isalpha()
+    rest, same = one[start:], other[start:]
+    if rest[1:] == same[1:]:
+        return rest[0].isalpha() and same[0].isalpha()
+    return rest[:2] == same[1::-1] and rest[2:] == same[2:] and rest[:2].isalpha()
 
 
 def _object(text: str) -> dict[str, Any] | None:

@@ -15,18 +15,21 @@ import numpy as np
 from tune import near
 from tune.data.agreement import agreement, settle_first
 from tune.data.balance import Labels, balance
-from tune.data.rows import Fault, scan
 from tune.data.store import Texts
 from tune.data.variety import WARN, Reservoir, template_share
 from tune.meaning import by_meaning
 from unshot.console import Output
 from unshot.data import personal as pii
-from unshot.data.rows import Example
+from unshot.data.load import shown
+from unshot.data.old_prompt import Finder, PromptsInRows, SharedBeginning
+from unshot.data.prompts import Prompt
+from unshot.data.rows import Example, Fault, Message, RowOptions, Summary, scan
 
 MINIMUM, COMFORTABLE = 50, 200
 # Findings of one kind in the report itself; all of them are in the files beside it.
 LISTED = 1000
 Count = Callable[[Sequence[Example]], list[tuple[int, int]]]
+Render = Callable[[Sequence[Message]], str]
 
 
 def count_words(rows: Sequence[Example]) -> list[tuple[int, int]]:
@@ -59,7 +62,8 @@ class Check:
     """What has been seen of a data file so far; `read` it, then ask for the `report`.
 
     `folder` receives the full lists (and `redacted.jsonl` with `redact`). `count` gives the tokens (default:
-    words) of prompt and answer; rows longer than `context` are listed.
+    words) of prompt and answer; rows longer than `context` are listed. The old `prompt`, or what all rows begin with
+    (`shared`), is taken out of the rows first, as `unshot tune` does.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class Check:
         context: int | None = None,
         threshold: float = near.THRESHOLD,
         embedder: str | None = None,
+        prompt: Prompt | None = None,
+        shared: SharedBeginning | None = None,
         out: Output | None = None,
     ) -> None:
         self.count, self.unit = count or count_words, "tokens" if count else "words"
@@ -85,9 +91,13 @@ class Check:
         self.texts, self.answers = Texts(), Texts()
         self.labels = Labels(field)
         self.sample = Reservoir()
-        self.systems: Counter[str] = Counter()
+        self.systems: dict[str, int] = {}
+        self.system, self.prompts = array("Q"), PromptsInRows()
+        self._find = Finder(prompt) if prompt else None
+        self._shared = shared
         self.kinds: Counter[str] = Counter()
         self.people: dict[int, str] = {}
+        self.example: Example | None = None
         self._files = contextlib.ExitStack()
         self._folder = folder
         self.personal = self._findings("personal")
@@ -118,15 +128,21 @@ class Check:
             progress(self.rows)
 
     def _take(self, row: Example) -> None:
+        self.prompts.rows += 1
+        if self._find:
+            row = self._find(row, self.prompts)
+        if self._shared:
+            row = self._shared.take_out(row, self.prompts)
         answer = row.answer or ""
         number = len(self.lines)
         self.lines.append(row.line)
-        self.texts.append(row.text)
+        self.texts.append(row.dialogue)
+        self.system.append(self.systems.setdefault(row.system, len(self.systems)))
         self.answers.append(answer)
         self.labels.add(answer)
         self.sample.add(row.text)
-        if row.messages[0]["role"] == "system" and len(self.systems) < 10_000:
-            self.systems[row.messages[0]["content"]] += 1
+        if row.system:
+            self.prompts.systems[row.system] += 1
         if row.extra.get(self.annotator) not in (None, ""):
             self.people[number] = str(row.extra[self.annotator])
         kinds, clean = pii.scan_row(row, self.region)
@@ -135,6 +151,7 @@ class Check:
             self.personal.add(line=row.line, kinds=sorted(kinds))
         if self._redacted:
             self._redacted.write(json.dumps(clean.row(), ensure_ascii=False) + "\n")
+        self.example = self.example or row
         self._waiting.append(row)
         if len(self._waiting) == 256:
             self._measure()
@@ -150,7 +167,9 @@ class Check:
     def report(self) -> dict[str, Any]:
         """Everything found; lists hold their first 1,000 entries, but `malformed` all."""
         counts = self.labels.counts()
-        pairs = near.similar_pairs(self.texts, threshold=self.threshold)
+        names = list(self.systems)
+        systems = [names[i] for i in self.system]
+        pairs = near.similar_inputs(systems, self.texts, threshold=self.threshold)
         duplicates, contradictions = self._alike(pairs, free_text=counts is None)
         good = len(self.lines)
         malformed = self._findings("malformed")
@@ -170,7 +189,9 @@ class Check:
             "variety": {
                 "template_share": template_share(self.sample.items),
                 "sampled": len(self.sample.items),
-                "usual_system_prompt": max(self.systems.values()) / good if self.systems else None,
+                "usual_system_prompt": self.prompts.systems.most_common(1)[0][1] / good
+                if self.prompts.systems
+                else None,
             },
             "personal_data": {"kinds": dict(self.kinds), **self.personal.report()},
         }
@@ -254,7 +275,7 @@ class Check:
         ratings: dict[int, dict[str, str]] = {}
         members: dict[int, list[int]] = {}
         for row, name in self.people.items():
-            item = items.setdefault(near.fold(self.texts[row]), row)
+            item = items.setdefault(f"{self.system[row]} {near.fold(self.texts[row])}", row)
             ratings.setdefault(item, {})[name] = self.labels.label(self.answers[row])
             members.setdefault(item, []).append(row)
         result = agreement(ratings)
@@ -282,6 +303,9 @@ def warnings(result: dict[str, Any]) -> list[str]:
     labels = result["labels"]
     if labels and labels["below_5"]:
         found.append(f"{len(labels['below_5'])} of {labels['classes']} classes have fewer than 5 rows")
+    if labels and labels["alike"]:
+        pairs = ", ".join(f"`{a}` and `{b}`" for a, b in labels["alike"][:5])
+        found.append(f"{len(labels['alike'])} pairs of labels that may be one: {pairs}")
     if labels and labels["largest"] > 10 * labels["smallest"]:
         found.append(f"the largest class has {labels['largest']} rows, the smallest {labels['smallest']}")
     contradictions = result["contradictions"]
@@ -317,12 +341,42 @@ def warnings(result: dict[str, Any]) -> list[str]:
 def check_file(
     path: Path,
     *,
-    input_column: str | None = None,
-    output_column: str | None = None,
+    rows_as: RowOptions | None = None,
+    prompt: Prompt | None = None,
+    instruction: str | None = None,
+    render: Render | None = None,
+    length: Callable[[str], int] | None = None,
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """`Check` of one file; its report with the file's name."""
-    check = Check(**settings)
-    check.read(scan(path, input_column=input_column, output_column=output_column), progress)
-    return {"data": str(path), **check.report()}
+    """`Check` of a file or files; its report with the file's name and how it was read.
+
+    The old `prompt`, or what all rows begin with, is taken out where `instruction` or `prompt` replaces it.
+    """
+    options, annotator = rows_as or RowOptions(), settings.get("annotator", "annotator")
+    replaces = not options.keep_system and (prompt is not None or instruction is not None)
+    shared = SharedBeginning() if replaces else None
+    if shared:
+        rows = (r for r in scan(path, options.columns) if isinstance(r, Example))
+        if not all(shared.add(row) for row in rows):
+            shared = None
+    check = Check(prompt=prompt if replaces else None, shared=shared, **settings)
+    summary = Summary(path)
+    check.read(scan(path, options.columns, summary=summary), progress)
+    result = {"data": str(path), **check.report()}
+    said = summary.lines({annotator})
+    result["reading"] = {
+        "format": summary.format(),
+        "formats": dict(summary.formats),
+        "unused": summary.unused_fields({annotator}),
+        "notes": dict(summary.notes),
+        "example": shown(check.example, Prompt(system=instruction), render) if check.example else None,
+        "example_rendered": render is not None,
+    }
+    result["prompts"] = {
+        "changed": check.prompts.changed,
+        "kept": len(check.prompts.systems),
+        "words_less": check.prompts.tokens(lambda text: len(text.split())),
+    }
+    result["warnings"] += said + check.prompts.lines(length, instruction=instruction)
+    return result

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import Command, common
+from unshot.options import Command, case_option, common, row_options
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -22,9 +22,8 @@ def data() -> None:
 
 
 def columns(function: Command) -> Command:
-    """The options that say where in a row the input and the answer stand, and how meaning is compared."""
-    for name, what in (("output", "the answer"), ("input", "the input")):
-        function = click.option(f"--{name}-column", help=f"Column or field that holds {what}.")(function)
+    """The options that say how rows are read, and how answers and meaning are compared."""
+    function = case_option(row_options(function))
     function = click.option(
         "--embedder",
         help="Compare meaning with it: a directory, all-minilm-l6-v2, or off; default: what is installed.",
@@ -41,6 +40,7 @@ def columns(function: Command) -> Command:
 @click.option("--base", help="Count tokens with this model's tokenizer, against its context.")
 @click.option("--max-length", type=click.IntRange(16), help="Context in tokens; default: the base model's.")
 @click.option("--similar", type=click.FloatRange(0.3, 1), help="Near-duplicates from here on; default 0.7.")
+@click.option("--instruction", help="The tuned model's short system prompt: text, or a text file.")
 @click.option("--annotator", default="annotator", show_default=True, help="Column with who labelled the row.")
 @columns
 @common
@@ -53,6 +53,8 @@ def check(
     phone_region: str,
     similar: float | None,
     answer_field: str | None,
+    instruction: str | None,
+    case_path: Path | None,
     out: Output,
     **settings: Any,
 ) -> None:
@@ -61,8 +63,10 @@ def check(
     Exit code 1 where rows are malformed or fewer than 50 are usable.
     """
     from tune.data.check import check_file
+    from unshot.case import load_case
     from unshot.console import dumps
     from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+    from unshot.data.rows import text_or_file
     from unshot.errors import InputError
 
     if settings["redact"] and final is None:
@@ -73,9 +77,13 @@ def check(
     settings |= {"region": phone_region.upper(), "field": answer_field}
     if similar is not None:
         settings["threshold"] = similar
+    case = load_case(case_path, task={"instruction": text_or_file(instruction)})
+    long, instruction = case.long_prompt(), case.task.instruction
+    settings |= {"prompt": long if long.given else None, "instruction": instruction}
     if base:
-        settings["count"], context = tokens(base, out)
-        settings["context"] = max_length or context
+        counter = Counter(base, instruction, out)
+        settings |= {"count": counter.rows, "length": counter.text, "render": counter.chat.render}
+        settings["context"] = max_length or counter.context
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(staged(final, overwrite=overwrite)) if final else None
         with out.progress() as progress:
@@ -106,13 +114,22 @@ def check(
 @columns
 @common
 def split(
-    path: Path, final: Path, shares: str, answer_field: str | None, out: Output, **settings: Any
+    path: Path,
+    final: Path,
+    shares: str,
+    answer_field: str | None,
+    case_path: Path | None,
+    out: Output,
+    **settings: Any,
 ) -> None:
     """Split DATA into train, validation and test, without near-duplicates across them."""
     from tune.data.split import parse_shares, split_file
     from tune.data.tables import split_tables
     from tune.data.variety import WARN
+    from unshot.case import load_case
 
+    long = load_case(case_path).long_prompt()
+    settings["prompt"] = long if long.given else None
     result = split_file(path, final, shares=parse_shares(shares), field=answer_field, out=out, **settings)
     if result["rows"]["test"] < result["before"]["test"] / 2:
         out.warn(
@@ -127,19 +144,27 @@ def split(
     out.result(result, *split_tables(result))
 
 
-def tokens(base: str, out: Output) -> tuple[Any, int | None]:
-    """A counter of prompt and answer tokens, chat template included, and the model's context."""
-    from unshot.models import resolve
-    from unshot.text.chat import Chat, load_tokenizer
+class Counter:
+    """Tokens of rows and texts with a model's tokenizer and chat template, and the model's context."""
 
-    source = resolve(base, out, need_weights=False)
-    chat = Chat(load_tokenizer(source.path))
+    def __init__(self, base: str, instruction: str | None, out: Output) -> None:
+        from unshot.data.prompts import Prompt
+        from unshot.models import resolve
+        from unshot.text.chat import Chat, load_tokenizer
 
-    def count(rows: Sequence[Example]) -> list[tuple[int, int]]:
+        source = resolve(base, out, need_weights=False)
+        self.chat = Chat(load_tokenizer(source.path))
+        self.context: int | None = source.config().get("max_position_embeddings")
+        self._prompt = Prompt(system=instruction)
+
+    def rows(self, rows: Sequence[Example]) -> list[tuple[int, int]]:
+        """Tokens of each row's request (instruction and template included) and of its answer with its end."""
         if not rows:
             return []
-        texts = [chat.render(r.messages) for r in rows] + [r.answer or "" for r in rows]
-        ids = chat.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        texts = [self.chat.render(self._prompt.request(r)) for r in rows] + [r.answer or "" for r in rows]
+        ids = self.chat.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [(len(p), len(a) + 1) for p, a in zip(ids[: len(rows)], ids[len(rows) :], strict=True)]
 
-    return count, source.config().get("max_position_embeddings")
+    def text(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -15,7 +15,9 @@ from tune.meaning import by_meaning
 from tune.split import NAMES, Split, order, split
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
-from unshot.data.rows import Example, read_examples, write_jsonl
+from unshot.data.load import load_rows
+from unshot.data.prompts import Prompt
+from unshot.data.rows import Example, RowOptions, write_jsonl
 from unshot.errors import InputError, nearest
 
 
@@ -45,8 +47,8 @@ def split_file(
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     field: str | None = None,
     overwrite: bool = False,
-    input_column: str | None = None,
-    output_column: str | None = None,
+    rows_as: RowOptions | None = None,
+    prompt: Prompt | None = None,
     embedder: str | None = None,
     out: Output | None = None,
 ) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def split_file(
     By default each class apart. `group_by` keeps the rows of a column's value on one side; `time` makes the
     oldest rows train and the newest test. Raises `InputError`.
     """
-    rows = read_examples(data, input_column=input_column, output_column=output_column)
+    rows = load_rows(data, rows_as, out or Output(verbosity=-1), prompt=prompt, used=(group_by, time))
     for column in (group_by, time):
         if column is not None:
             _need(data, rows, column)

@@ -13,6 +13,7 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
     length = result["length"]
     labels = result["labels"]
     facts = [
+        ("form", result["reading"]["format"]),
         ("rows", f"{result['rows']}, {result['well_formed']} well-formed (at least 50, usually 200)"),
         *(
             (
@@ -106,6 +107,13 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
         [(p["line"], ", ".join(p["kinds"])) for p in result["personal_data"]["listed"]],
     )
     shown += [f"warning: {text}" for text in result["warnings"]]
+    if (reading := result.get("reading")) and reading["example"]:
+        how = (
+            "as the model sees it"
+            if reading["example_rendered"]
+            else "turn by turn (--base renders it for a model)"
+        )
+        shown.append(f"an example row, {how}:\n{reading['example']}\n")
     shown.append("ready to train" if result["ready"] else "not ready to train: mend or remove the malformed rows"
                  if result["malformed"] else "not ready to train: too few rows")  # fmt: skip
     return shown

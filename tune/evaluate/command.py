@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import common
+from unshot.options import common, row_options
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -54,8 +54,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of answers that reviewers must accept.",
 )
-@click.option("--input-column", help="Column or field that holds the input.")
-@click.option("--output-column", help="Column or field that holds the answer.")
+@row_options
 @common
 def evaluate(
     run: Path,

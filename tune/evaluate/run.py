@@ -22,7 +22,8 @@ from tune.model import has_tuned
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged, write_text
 from unshot.contracts.task import Task, read_task
-from unshot.data.rows import Example, read_examples, write_jsonl
+from unshot.data.load import load_rows
+from unshot.data.rows import Example, RowOptions, read_examples, write_jsonl
 from unshot.engines.embedder import find_embedder
 from unshot.errors import InputError, OutsideError
 from unshot.metrics.scores import INVALID
@@ -128,7 +129,8 @@ def seen_rows(
     train = read_examples(run.path / "splits" / "train.jsonl")
     found: dict[int, dict[str, Any]] = {}
     # Training rows first, so that an equal text is always linked to one of them.
-    pairs = near.similar_pairs([e.text for e in (*train, *rows)])
+    both = [*train, *rows]
+    pairs = near.similar_inputs([e.system for e in both], [e.dialogue for e in both])
     for a, b, similarity in pairs:
         index = b - len(train)
         if a < len(train) <= b and similarity > found.get(index, {}).get("similarity", 0):
@@ -138,7 +140,7 @@ def seen_rows(
                 "similarity": round(similarity, 3),
                 "by": "text",
             }
-    close = by_meaning([e.text for e in (*train, *rows)], embedder, out=out)
+    close = by_meaning([e.dialogue for e in both], embedder, out=out)
     for a, b, similarity in close.pairs if close else ():
         index = b - len(train)
         known = found.get(index)
@@ -168,8 +170,7 @@ def evaluate_run(
     final: Path | None = None,
     overwrite: bool = False,
     seed: int = 0,
-    input_column: str | None = None,
-    output_column: str | None = None,
+    rows_as: RowOptions | None = None,
     embedder: str | None = None,
     judge: Judge | None = None,
     judge_rows: int = 50,
@@ -195,7 +196,7 @@ def evaluate_run(
         ):
             raise InputError(f"{other}: tuned for other labels than {path}; only runs of one task compare")
     source = data or path / "splits" / "test.jsonl"
-    rows = read_examples(source, input_column=input_column, output_column=output_column)
+    rows = load_rows(source, rows_as, out, instruction=runs[0].task.instruction)
     for row in rows:
         if runs[0].task.label(row.answer or "") == INVALID:
             raise InputError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unshot.data.files import kind_of
 from unshot.data.rows import Example, Message, read_examples, read_text
 from unshot.errors import InputError
 
@@ -26,6 +27,11 @@ class Prompt:
     system: str | None = None
     examples: tuple[Example, ...] = field(default=())
     template: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything in it."""
+        return bool(self.system or self.examples or self.template)
 
     def static(self) -> list[Message]:
         """The messages that are the same in every request (the cacheable prefix), template aside."""
@@ -48,6 +54,25 @@ class Prompt:
             return [*self.static(), {"role": "user", "content": content}]
         return [*self.static(), {"role": "user", "content": text}]
 
+    def request(self, row: Example) -> list[Message]:
+        """The whole request for a row: this prompt round the row's conversation.
+
+        A template is filled with the row's last user text and its columns. A system prompt that belongs to the row
+        stands in place of an instruction, and follows the system prompt of a long prompt: nothing of a row is lost.
+        """
+        own = row.system
+        turns = list(row.messages[bool(own) :])
+        if not self.examples and self.template is None:
+            system = own or self.system
+            return [{"role": "system", "content": system}, *turns] if system else turns
+        both = own if not self.system else f"{self.system}\n\n{own}" if own else self.system
+        before = Prompt(both, self.examples).static()
+        if self.template is None:
+            return [*before, *turns]
+        columns = {k: v for k, v in row.extra.items() if isinstance(v, str)}
+        last = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=len(turns))
+        return [*before, *turns[:last], self.messages(row.text, columns)[-1], *turns[last + 1 :]]
+
     def with_examples(self, number: int) -> Prompt:
         """The same prompt with only its first `number` examples."""
         return Prompt(self.system, self.examples[:number], self.template)
@@ -60,7 +85,7 @@ def load_prompt(path: Path | None, *, system: str | None = None) -> Prompt:
     """
     if path is None:
         return Prompt(system=system)
-    if path.suffix.lower() in (".jsonl", ".json", ".csv", ".tsv"):
+    if kind_of(path) != "jsonl" or ".jsonl" in path.suffixes:
         return Prompt(system=system, examples=tuple(read_examples(path)))
     text = read_text(path)
     if not text.strip():

@@ -7,6 +7,7 @@ the counter of a model.
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -109,7 +110,14 @@ class OpenAICounter(Counter):
         return self.text(text)
 
     def _message(self, message: Message) -> int:
-        return self.per_message + sum(self.text(value) for value in message.values())
+        calls = message.get("tool_calls")
+        parts = [
+            message["role"],
+            message["content"],
+            message.get("name"),
+            json.dumps(calls) if calls else None,
+        ]
+        return self.per_message + sum(self.text(part) for part in parts if part)
 
     def prompt(self, messages: Sequence[Message]) -> int:
         return sum(self._message(m) for m in messages) + self.reply

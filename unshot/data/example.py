@@ -1,0 +1,83 @@
+"""One row of a data file: a conversation up to the answer, the answer, and where it stood."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+
+
+class Message(TypedDict):
+    """One turn of a conversation. `content` is text; "" for a turn that only calls tools."""
+
+    role: str
+    content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[Mapping[str, object]]]
+    tool_call_id: NotRequired[str]
+    # OpenAI's mark of an assistant turn: 0 where it must not be learnt.
+    weight: NotRequired[int]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: what goes in (`messages`, without the final answer), the answer, and where it stood.
+
+    `answer` is None for rows that have only an input. `extra` holds the row's other columns, `tools` the function
+    definitions it came with, `where` the file and line as a message names them.
+    """
+
+    messages: tuple[Message, ...]
+    answer: str | None
+    line: int
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    tools: tuple[Mapping[str, object], ...] = ()
+    where: str = field(default="", compare=False)
+
+    @property
+    def text(self) -> str:
+        """The user's text: the content of the last user message."""
+        for message in reversed(self.messages):
+            if message["role"] == "user":
+                return message["content"]
+        return self.messages[-1]["content"] if self.messages else ""
+
+    @property
+    def system(self) -> str:
+        """The row's own system prompt; "" where it has none."""
+        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else ""
+
+    @property
+    def dialogue(self) -> str:
+        """Every turn of the input but the system prompt, one after the other."""
+        return "\n".join(_content(m) for m in self.messages[bool(self.system) :])
+
+    @property
+    def identity(self) -> str:
+        """What makes two inputs the same: the whole conversation before the answer."""
+        return "\n".join(_content(m) for m in self.messages)
+
+    def row(self) -> dict[str, Any]:
+        """The row as unshot writes it: `{"messages": [...]}`, plus the other columns."""
+        messages = list(self.messages)
+        if self.answer is not None:
+            messages.append({"role": "assistant", "content": self.answer})
+        tools = {"tools": list(self.tools)} if self.tools else {}
+        return {"messages": messages, **tools, **self.extra}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A malformed row: its line (as an editor counts; the row's number where there are no lines), and what is wrong."""
+
+    line: int
+    problem: str
+    where: str = field(default="", compare=False)
+
+
+def _content(message: Message) -> str:
+    calls = message.get("tool_calls")
+    return message["content"] + (json.dumps(calls, sort_keys=True) if calls else "")

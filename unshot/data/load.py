@@ -1,0 +1,73 @@
+"""Rows as a stage uses them: read, the old prompt taken out, and everything that a user must know of it said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from unshot.console import Output
+from unshot.data.example import Example, Message
+from unshot.data.old_prompt import PromptsInRows, take_out_prompt
+from unshot.data.prompts import Prompt
+from unshot.data.rows import RowOptions, Summary, read_rows
+
+# Characters of an example row that are shown from its beginning and its end.
+SHOWN = 600
+
+
+def load_rows(
+    path: Path,
+    options: RowOptions | None,
+    out: Output,
+    *,
+    prompt: Prompt | None = None,
+    instruction: str | None = None,
+    answers: bool = True,
+    used: Collection[str | None] = (),
+    count: Callable[[str], int] | None = None,
+) -> list[Example]:
+    """The rows of a file without the old `prompt`, which `instruction` replaces; what was met is logged.
+
+    `used` are columns that the caller reads itself; `count` gives a text's tokens. Raises `InputError`.
+    """
+    options = options or RowOptions()
+    rows, summary = read_rows(path, options.columns, answers=answers)
+    replaces = prompt is not None or instruction is not None
+    rows, prompts = take_out_prompt(rows, prompt, keep=options.keep_system or not replaces)
+    announce(summary, prompts, out, used=used, instruction=instruction, count=count)
+    return rows
+
+
+def announce(
+    summary: Summary,
+    prompts: PromptsInRows,
+    out: Output,
+    *,
+    used: Collection[str | None] = (),
+    instruction: str | None = None,
+    count: Callable[[str], int] | None = None,
+) -> None:
+    """Log the form of the rows; warn of fields that nothing uses and of prompts inside the rows."""
+    out.log(f"{summary.path}: {summary.rows} rows, {summary.format()}")
+    for line in summary.lines({name for name in used if name}):
+        out.warn(f"{summary.path}: {line}")
+    for line in prompts.lines(count, instruction=instruction):
+        out.warn(f"{summary.path}: {line}")
+
+
+def shown(
+    row: Example, prompt: Prompt | None = None, render: Callable[[Sequence[Message]], str] | None = None
+) -> str:
+    """A row as the model sees it: through the chat template where `render` is given, else turn by turn.
+
+    A long text is cut in its middle, which is said.
+    """
+    messages = (prompt or Prompt()).request(row)
+    if render is not None:
+        text = render(messages) + (row.answer or "")
+    else:
+        turns = [f"{m['role']}: {m['content']}" for m in messages]
+        text = "\n".join(turns + ([f"assistant: {row.answer}"] if row.answer is not None else []))
+    if len(text) <= 2 * SHOWN + 40:
+        return text
+    return f"{text[:SHOWN]}\n[... {len(text) - 2 * SHOWN:,} characters ...]\n{text[-SHOWN:]}"
