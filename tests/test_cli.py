@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, Run
 from unshot.cli import COMMANDS
-from unshot.demo.command import stages
+from unshot.demo.command import copy_case, stages_of
 from unshot.reference import reference
 
 HEAVY = {"torch", "transformers", "onnxruntime", "peft", "optimum", "llama_cpp"}
@@ -87,12 +87,16 @@ def readme_commands(program: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if line.startswith(f"{program} ")]
 
 
-def test_the_stage_commands_of_the_readme_are_those_the_demo_runs() -> None:
+def test_the_stage_commands_of_the_readme_are_those_the_demo_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The demo's own test runs them; here the README's text is held to them."""
     shown = [c for c in readme_commands("unshot") if "unshot-demo" in c]
+    monkeypatch.chdir(tmp_path)
+    copy_case(Path("unshot-demo/case"))
+    demo = stages_of(Path("unshot-demo/case/unshot.toml"), Path("unshot-demo"))
     run = [
-        " ".join(["unshot", *arguments, "--out", f"unshot-demo/{name}"])
-        for name, arguments in stages(Path("unshot-demo"))
+        " ".join(["unshot", *demo.arguments(s), "--out", str(demo.folder(s))]) for s in demo.stages("bench")
     ]
     assert shown == run
 

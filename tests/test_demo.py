@@ -18,6 +18,7 @@ from tests.conftest import ROOT, Run
 from unshot.case import load_case
 from unshot.contracts.manifest import read_manifest
 from unshot.data.rows import read_examples
+from unshot.pipeline import FOLDERS
 
 CLASSES = {"liability", "lock_in", "unilateral_change", "data", "ip", "standard"}
 DEMO = ROOT / "unshot" / "demo"
@@ -82,9 +83,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(1500)
 def test_the_demo_ends_with_a_verdict_and_a_tuned_model_that_is_clearly_better(demo: Path) -> None:
     summary = json.loads((demo / "demo.json").read_text())
-    assert [s["stage"] for s in summary["stages"]] == ["plan", "run", "artifacts", "baseline", "report"]
+    assert [s["stage"] for s in summary["stages"]] == ["plan", "tune", "export", "baseline", "bench"]
     for stage in summary["stages"]:
-        manifest = read_manifest(demo / stage["stage"])
+        manifest = read_manifest(demo / FOLDERS[stage["stage"]])
         assert manifest.outputs
     report = json.loads((demo / "report.json").read_text())
     quality = report["quality"]
@@ -123,4 +124,4 @@ def test_an_interrupted_demo_goes_on_from_its_finished_stages(demo: Path, unshot
     done = unshot("demo", "--out", demo, "--json", "-q")
     assert done.returncode == 0, done.stderr
     seconds = {s["stage"]: s["seconds"] for s in json.loads(done.stdout)["stages"]}
-    assert [name for name, value in seconds.items() if value] == ["report"]
+    assert [name for name, value in seconds.items() if value] == ["bench"]

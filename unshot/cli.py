@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "deploy.command:deploy",
         "Registry, gateway, A/B test, drift, retraining and rollback.",
     ),
+    "run": ("unshot.pipeline:run", "Run all stages on a case, up to the first gate that fails."),
     "demo": ("unshot.demo.command:demo", "Run the whole way on the embedded model and task."),
 }
 

@@ -7,32 +7,41 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from unshot.child import environment
 from unshot.console import Output
-from unshot.errors import EXIT_NO, EXIT_OK, OutsideError, UnshotError
+from unshot.contracts.record import Record
+from unshot.errors import EXIT_NO, EXIT_OK, OutsideError
+
+
+class StageRun(Record):
+    """A stage that was run, or was there already (`seconds` 0)."""
+
+    stage: str
+    command: str
+    seconds: float
+    exit_code: int
 
 
 def run_stage(
-    name: str, arguments: list[str], folder: Path, out: Output, *, overwrite: bool
-) -> dict[str, Any]:
+    name: str, arguments: list[str], folder: Path, out: Output, *, overwrite: bool, option: str = "--out"
+) -> StageRun:
     """Run `unshot ARGUMENTS --out FOLDER`; a stage whose directory is already there is left as it is.
 
-    Exit code 1 with a directory is an answer, not a failure. Raises `OutsideError` where the stage failed, with its
-    own exit code.
+    `option` is what the stage calls its directory. Exit code 1 with a directory is an answer, not a failure. Raises
+    `OutsideError` if the stage failed, with its own exit code.
     """
-    line = shlex.join(["unshot", *arguments, "--out", str(folder)])
+    line = shlex.join(["unshot", *arguments, option, str(folder)])
     if folder.exists() and not overwrite:
         out.log(f"$ {line}\n  already there")
-        return {"stage": name, "command": line, "seconds": 0.0, "exit_code": EXIT_OK}
+        return StageRun(name, line, 0.0, EXIT_OK)
     out.log(f"\n$ {line}")
-    flags = ["--overwrite"] if overwrite else []
+    flags = ["--overwrite"] if overwrite and option == "--out" else []
     flags += ["--json"] if out.json_mode else []
     flags += {-1: ["-q"], 1: ["-v"]}.get(out.verbosity, [])
     start = time.perf_counter()
     process = subprocess.run(
-        [sys.executable, "-P", "-m", "unshot", *arguments, "--out", str(folder), *flags],
+        [sys.executable, "-P", "-m", "unshot", *arguments, option, str(folder), *flags],
         env=environment(),
         stdout=subprocess.DEVNULL if out.json_mode else None,
         check=False,
@@ -41,12 +50,7 @@ def run_stage(
         error = OutsideError(
             f"`{line}` ended with exit code {process.returncode}; its own message stands above"
         )
-        raise _with_code(error, process.returncode)
-    seconds = round(time.perf_counter() - start, 1)
-    return {"stage": name, "command": line, "seconds": seconds, "exit_code": process.returncode}
-
-
-def _with_code(error: UnshotError, code: int) -> UnshotError:
-    if 0 < code < 126:
-        error.exit_code = code
-    return error
+        if 0 < process.returncode < 126:
+            error.exit_code = process.returncode
+        raise error
+    return StageRun(name, line, round(time.perf_counter() - start, 1), process.returncode)

@@ -20,7 +20,7 @@ from unshot.contracts.manifest import NAME, Manifest, describe_file, read_manife
 from unshot.contracts.request_log import Feedback, read_feedback, read_requests
 from unshot.data.rows import read_examples, write_jsonl
 from unshot.errors import InputError
-from unshot.stages import run_stage
+from unshot.stages import StageRun, run_stage
 
 PROPOSE, KEEP, NOTHING = "propose", "keep the champion", "nothing to do"
 # Rows of the fresh test below which it is not read: an interval of fewer says nothing.
@@ -59,7 +59,7 @@ def retrain_run(
     if enough and not settings.force and not collected_dir.exists():
         return _nothing(champion, live, enough)
     look = final / "look"
-    stages: list[dict[str, Any]] = []
+    stages: list[StageRun] = []
     if not collected_dir.exists():
         collected = collect(
             read_examples(data), read_examples(champion.sealed), asked, feedback, champion.task
@@ -80,7 +80,7 @@ def retrain_run(
         if name == "check":
             _ready(final / "check")
     result = propose(champion, final, settings, changes, live)
-    result["stages"] = stages
+    result["stages"] = [stage.plain() for stage in stages]
     return result
 
 

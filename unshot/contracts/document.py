@@ -17,6 +17,7 @@ from unshot.errors import InputError
 
 # "module:class" of every document; strings, so that reading one imports none of the others.
 DOCUMENTS: tuple[str, ...] = (
+    "unshot.pipeline:PipelineRecord",
     "unshot.contracts.manifest:Manifest",
     "unshot.contracts.registry:State",
     "unshot.contracts.request_log:Request",

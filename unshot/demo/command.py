@@ -1,21 +1,23 @@
-"""`unshot demo`: runs the stages as a user would, each as its own command line, and shows the verdict."""
+"""`unshot demo`: `unshot run` on the embedded model, with a task written for this project."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
 import click
 
-from unshot import embedded
+from unshot.case import load_case
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import write_text
+from unshot.errors import GateError
 from unshot.options import common
-from unshot.stages import run_stage
+from unshot.pipeline import Pipeline, run_pipeline
 
 HERE = Path(__file__).parent
 CASE_FILES = ("unshot.toml", "few_shot.jsonl", "data.jsonl")
+# Rows of the parity gate, of 32: it is most of an export's time here.
+FEW = ("--check-rows", "8")
 
 
 @click.command()
@@ -37,22 +39,29 @@ def demo(final: Path, overwrite: bool, out: Output) -> None:
     """
     start = time.perf_counter()
     copy_case(final / "case")
-    done = []
-    for name, arguments in stages(final):
-        done.append(run_stage(name, arguments, final / name, out, overwrite=overwrite))
+    case_path = final / "case" / "unshot.toml"
+    pipeline = stages_of(case_path, final)
+    record = run_pipeline(pipeline, out, overwrite=overwrite)
+    if record.verdict is None:
+        raise GateError(f"stopped after {record.stopped}; {final} is kept")
     for name in ("report.html", "report.json"):
-        write_text(final / name, (final / "report" / name).read_text(encoding="utf-8"))
-    report = json.loads((final / "report" / "report.json").read_text(encoding="utf-8"))
+        write_text(final / name, (pipeline.folder("bench") / name).read_text(encoding="utf-8"))
     seconds = round(time.perf_counter() - start, 1)
     result = {
         "out": str(final),
-        "verdict": report["verdict"],
+        "verdict": record.verdict,
         "report": str(final / "report.html"),
         "seconds": seconds,
-        "stages": done,
+        "stages": [stage.plain() for stage in record.stages],
     }
     write_text(final / "demo.json", dumps(result) + "\n")
     out.result(result, f"\n{seconds:.0f} s in all; the report is {final / 'report.html'}")
+
+
+def stages_of(case_path: Path, final: Path) -> Pipeline:
+    """The demo's stages, with less work in each than a user's own case would want."""
+    extra = {"export": FEW, "baseline": FEW, "bench": ("--cold-requests", "4")}
+    return Pipeline(case_path, load_case(case_path), final, extra=extra)
 
 
 def copy_case(folder: Path) -> None:
@@ -60,18 +69,3 @@ def copy_case(folder: Path) -> None:
     for name in CASE_FILES:
         if not (folder / name).exists():
             write_text(folder / name, (HERE / name).read_text(encoding="utf-8"))
-
-
-def stages(final: Path) -> list[tuple[str, list[str]]]:
-    """Each stage's directory name and command line (without `unshot` and --out)."""
-    case = ["--case", str(final / "case" / "unshot.toml")]
-    tuned, base = final / "artifacts" / "model-q8_0.gguf", final / "baseline" / "model-q8_0.gguf"
-    few = ["--check-rows", "8"]  # of 32: the parity gate is most of an export's time here
-    systems = ["--baseline", f"gguf:{base}", "--candidate", f"gguf:{tuned}"]
-    return [
-        ("plan", ["plan", *case]),
-        ("run", ["tune", *case]),
-        ("artifacts", ["export", str(final / "run"), *case, *few]),
-        ("baseline", ["export", embedded.NAME, "--to", "gguf:q8_0", *few]),
-        ("report", ["bench", *case, *systems, "--cold-requests", "4", "--plan", str(final / "plan")]),
-    ]

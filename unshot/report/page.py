@@ -173,6 +173,12 @@ def facts(items: Mapping[str, str]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in items.items()) + "</dl>"
 
 
+def links(items: Mapping[str, str]) -> str:
+    """Names and the files beside this page that they lead to."""
+    rows = (f'<li><a href="{escape(to)}">{escape(name)}</a></li>' for name, to in items.items())
+    return f"<ul>{''.join(rows)}</ul>"
+
+
 def charts(*figures: str) -> str:
     """Figures or tables side by side where the screen is wide enough; a table's caption stays above it."""
     return f'<div class="charts">{"".join(f"<div>{figure}</div>" for figure in figures)}</div>'
