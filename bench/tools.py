@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.metrics.thresholds import SLOWER
 from unshot.options import common
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def sweep(out: Output, **options: Any) -> None:
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option("--side", type=click.Choice(["baseline", "candidate"]), default="candidate", show_default=True)
 @click.option(
-    "--threshold", type=float, default=0.05, show_default=True, help="Slower by more than this share."
+    "--threshold", type=float, default=SLOWER.value, show_default=True, help="Slower by more than this share."
 )
 @click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Also write Markdown.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.metrics.thresholds import SEARCH_LOSS
 from unshot.options import common
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     "--loss",
     "limit",
     type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
-    default=0.02,
+    default=SEARCH_LOSS.value,
     show_default=True,
     help="How much of the score may be lost.",
 )

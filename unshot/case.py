@@ -15,6 +15,7 @@ from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, Reco
 from unshot.data.prompts import Prompt, load_prompt
 from unshot.data.rows import read_text
 from unshot.errors import InputError
+from unshot.metrics import thresholds
 
 DEFAULT_FILE = Path("unshot.toml")
 
@@ -124,10 +125,10 @@ class Tune(Record):
     # Measure general abilities before and after, on these rows (None: the shipped ones); how far they may fall.
     forgetting: bool = True
     general: Path | None = None
-    forgetting_drop: Share = 0.1
+    forgetting_drop: Share = thresholds.FORGETTING_DROP.value
     # Ask test rows again in another form; how far the score may fall there.
     robustness: bool = True
-    robustness_gap: Share = 0.05
+    robustness_gap: Share = thresholds.ROBUSTNESS_GAP.value
     # Exit code 1 where a gate fails.
     strict: bool = False
     # Less memory for a third more work; None: where the estimate asks for it.
@@ -178,7 +179,7 @@ class Bench(Record):
     requests: Count = 64
     concurrency: Count = 1
     # How much worse the candidate's metric may be.
-    margin: Share = 0.02
+    margin: Share = thresholds.MARGIN.value
     seed: Whole = 0
     claim: Claim = field(default_factory=Claim)
 

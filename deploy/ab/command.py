@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unshot.metrics.thresholds import AB_ERROR, AB_POWER
 from unshot.options import case_option, common
 
 if TYPE_CHECKING:
@@ -18,9 +19,15 @@ if TYPE_CHECKING:
 @click.option("--margin", type=float, help="How much worse the candidate's share right may be; default 0.02.")
 @click.option("--effect", type=float, help="Difference the sample size is planned for; default: the margin.")
 @click.option(
-    "--alpha", type=float, default=0.05, show_default=True, help="Error rate over all looks together."
+    "--alpha",
+    type=float,
+    default=AB_ERROR.value,
+    show_default=True,
+    help="Error rate over all looks together.",
 )
-@click.option("--power", type=float, default=0.8, show_default=True, help="Power at the planned sample size.")
+@click.option(
+    "--power", type=float, default=AB_POWER.value, show_default=True, help="Power at the planned sample size."
+)
 @click.option(
     "--design",
     type=click.Choice(["auto", "split", "pairs"]),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unshot.metrics.thresholds import DRIFT_ALARMS
 from unshot.options import case_option, common
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
     help="First requests of a version, with which its answers are compared.",
 )
 @click.option(
-    "--alpha", type=float, default=0.01, show_default=True, help="Rate of false alarms over --looks looks."
+    "--alpha",
+    type=float,
+    default=DRIFT_ALARMS.value,
+    show_default=True,
+    help="Rate of false alarms over --looks looks.",
 )
 @click.option(
     "--looks", type=click.IntRange(1), default=100, show_default=True, help="Looks that share --alpha."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploy.registry.command import store_options
+from unshot.metrics.thresholds import MARGIN
 from unshot.options import common
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=click.Path(path_type=Path), help="Directory for stages and proposal.")
 @click.option("--base", help="Where the base model lies now; default: where the champion was tuned.")
 @click.option(
-    "--margin", type=float, default=0.02, show_default=True, help="How much worse the new score may be."
+    "--margin",
+    type=float,
+    default=MARGIN.value,
+    show_default=True,
+    help="How much worse the new score may be.",
 )
 @click.option(
     "--target", type=float, help="Nothing is done where the champion meets it; default: the case's target."

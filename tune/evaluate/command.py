@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.metrics.thresholds import REVIEW_ACCEPT
 from unshot.options import common, row_options
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 @click.option(
     "--accept",
     type=click.FloatRange(0, 1),
-    default=0.8,
+    default=REVIEW_ACCEPT.value,
     show_default=True,
     help="Share of answers that reviewers must accept.",
 )
