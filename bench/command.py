@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import click
 
 from unshot.engines.registry import spec_forms
-from unshot.options import case_option, common
+from unshot.options import PATH, POSITIVE, PRICE, SECONDS, Option, case_flags, common, whole
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
+    from unshot.prices import Prices
 
 SPEC = f"{spec_forms()}, http://HOST:PORT/v1 or serve:gguf:PATH"
 
@@ -46,20 +48,25 @@ class BenchGroup(click.Group):
 @click.option("--candidate", metavar="SPEC", help="What should replace it, same forms.")
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Labelled rows both sides answer; default: the test split of the candidate's run.",
 )
-@click.option("--out", "final", type=click.Path(path_type=Path), help="Report directory to write.")
+@click.option("--out", "final", type=PATH, help="Report directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists.")
-@click.option("--baseline-prompt", type=click.Path(path_type=Path), help="The baseline's few-shot examples.")
-@click.option("--baseline-system", help="The baseline's system prompt: text, or a text file.")
-@click.option("--instruction", help="The candidate's short system prompt: text, or a text file.")
-@click.option("--task", "task_path", type=click.Path(path_type=Path), help="task.json of the tuned run.")
-@click.option("--plan", type=click.Path(path_type=Path), help="Directory of `unshot plan`, for the price.")
-@click.option("--price-per-hour", type=float, help="Dollars per hour of the machine under test.")
-@click.option("--requests", type=int, help="Timed requests per side with the prefix cache on (default 64).")
+@case_flags(
+    "--prompt", "--system", "--instruction", "--requests", "--concurrency", "--margin", "--claim",
+    seed="bench.seed",
+    help={
+        "--prompt": "The baseline's few-shot examples.",
+        "--system": "The baseline's system prompt: a text or a file.",
+        "--instruction": "The candidate's short system prompt: a text or a file.",
+    },
+)  # fmt: skip
+@click.option("--task", "task_path", type=PATH, help="task.json of the tuned run.")
+@click.option("--plan", type=PATH, help="Directory of `unshot plan`, for the price.")
+@click.option("--price-per-hour", type=POSITIVE, help="Dollars per hour of the machine under test.")
 @click.option(
-    "--cold-requests", type=int, default=8, show_default=True, help="Timed requests per side without it."
+    "--cold-requests", type=whole(2), default=8, show_default=True, help="Timed requests per side without it."
 )
 @click.option(
     "--cache",
@@ -68,29 +75,38 @@ class BenchGroup(click.Group):
     show_default=True,
     help="Which prefix cache modes to run.",
 )
-@click.option("--rows", type=int, help="At most so many rows of the data, drawn by seed.")
-@click.option("--block", type=int, default=4, show_default=True, help="Requests per interleaved A/B block.")
-@click.option("--warm-up", type=int, default=2, show_default=True, help="Requests per side before measuring.")
-@click.option("--max-tokens", type=int, help="Longest answer, tokens; default from the task, else 64.")
-@click.option("--margin", type=float, help="How much worse the candidate's metric may be (default 0.02).")
-@click.option("--claim", help="Claimed factor as LOW-HIGH (default 5-10).")
-@click.option("--threads", type=int, help="CPU threads per engine; default: the usable cores.")
-@click.option("--seed", type=int, help="Seed of bootstrap draws and row sampling.")
-@click.option("--concurrency", type=int, help="Servers: requests at a time (default 1).")
+@click.option("--rows", type=whole(2), help="At most so many rows of the data, drawn by seed.")
+@click.option(
+    "--block", type=whole(1), default=4, show_default=True, help="Requests per interleaved A/B block."
+)
+@click.option(
+    "--warm-up", type=whole(1), default=2, show_default=True, help="Requests per side before measuring."
+)
+@click.option("--max-tokens", type=whole(1), help="Longest answer, tokens; default from the task, else 64.")
+@click.option("--threads", type=whole(1), help="CPU threads per engine; default: the usable cores.")
 @click.option("--baseline-model", default="default", help="Servers: the baseline's model name.")
 @click.option("--candidate-model", default="default", help="Servers: the candidate's model name.")
 @click.option("--api", type=click.Choice(["chat", "completions"]), default="chat", help="Servers: which API.")
 @click.option("--api-key-env", help="Servers: environment variable that holds the API key.")
-@click.option("--timeout", type=float, default=120.0, help="Servers: seconds until a request is given up.")
+@click.option("--timeout", type=SECONDS, default=120.0, help="Servers: seconds until a request is given up.")
 @click.option("--tokenizer", help="Servers: model directory whose tokenizer counts the answers.")
 @click.option("--request-extra", metavar="JSON", help="Servers: more fields for every request's body.")
 @click.option(
-    "--baseline-token-price", metavar="IN:OUT[:CACHED]", help="$ per million tokens, for an API baseline."
+    "--baseline-price",
+    cls=Option,
+    older=("--baseline-token-price",),
+    type=PRICE,
+    help="$ per million tokens, for an API baseline.",
 )
-@click.option("--candidate-token-price", metavar="IN:OUT[:CACHED]", help="Same, for an API candidate.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Also write the verdicts as JUnit XML.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the report as Markdown.")
-@case_option
+@click.option(
+    "--candidate-price",
+    cls=Option,
+    older=("--candidate-token-price",),
+    type=PRICE,
+    help="Same, for an API candidate.",
+)
+@click.option("--junit", type=PATH, help="Also write the verdicts as JUnit XML.")
+@click.option("--markdown", type=PATH, help="Also write the report as Markdown.")
 @common
 @click.pass_context
 def bench(
@@ -100,24 +116,16 @@ def bench(
     data: Path | None,
     final: Path | None,
     overwrite: bool,
-    baseline_prompt: Path | None,
-    baseline_system: str | None,
-    instruction: str | None,
     task_path: Path | None,
     plan: Path | None,
     price_per_hour: float | None,
-    requests: int | None,
     cold_requests: int,
     cache: str,
     rows: int | None,
     block: int,
     warm_up: int,
     max_tokens: int | None,
-    margin: float | None,
-    claim: str | None,
     threads: int | None,
-    seed: int | None,
-    concurrency: int | None,
     baseline_model: str,
     candidate_model: str,
     api: str,
@@ -125,11 +133,11 @@ def bench(
     timeout: float,
     tokenizer: str | None,
     request_extra: str | None,
-    baseline_token_price: str | None,
-    candidate_token_price: str | None,
+    baseline_price: Prices | None,
+    candidate_price: Prices | None,
     junit: Path | None,
     markdown: Path | None,
-    case_path: Path | None,
+    case: Case,
     out: Output,
 ) -> None:
     """Measure two systems on the same rows and check the claim "5-10x faster and cheaper".
@@ -140,18 +148,16 @@ def bench(
     if ctx.invoked_subcommand is not None:
         return
     from bench.artifacts import artifact_manifest, held_out
-    from bench.cost import plan_token_price, token_price
+    from bench.cost import plan_token_price
     from bench.measure import CACHE_OFF, CACHE_ON, MODES
     from bench.opening import Server
     from bench.opening import request_extra as parse_extra
     from bench.pull_request import junit_report, markdown_report
     from bench.run import Job, bench_run
     from bench.summary import summary
-    from unshot.case import load_case
     from unshot.contracts.manifest import write_text
     from unshot.contracts.task import read_task
     from unshot.data.prompts import load_prompt
-    from unshot.data.rows import text_or_file
     from unshot.errors import GateError, InputError
 
     if baseline is None or candidate is None or final is None:
@@ -159,35 +165,6 @@ def bench(
         raise InputError(
             f"missing {', '.join(k for k, v in missing.items() if v is None)}; see `unshot bench --help`"
         )
-    if not 0 < timeout < float("inf"):
-        raise InputError(f"--timeout is {timeout:g}; it must be above 0 (seconds)")
-    for name, value, least in (
-        ("--concurrency", concurrency, 1),
-        ("--cold-requests", cold_requests, 2),
-        ("--rows", rows, 2),
-        ("--block", block, 1),
-        ("--warm-up", warm_up, 1),
-        ("--max-tokens", max_tokens, 1),
-        ("--threads", threads, 1),
-        ("--requests", requests, 2),
-    ):
-        if value is not None and value < least:
-            raise InputError(f"{name} is {value}; it must be at least {least}")
-    case = load_case(
-        case_path,
-        task={
-            "examples": baseline_prompt,
-            "system": text_or_file(baseline_system),
-            "instruction": text_or_file(instruction),
-        },
-        bench={
-            "requests": requests,
-            "concurrency": concurrency,
-            "margin": margin,
-            "seed": seed,
-            "claim": _claim(claim),
-        },
-    )
     artifact_manifest(baseline)
     unseen = held_out(artifact_manifest(candidate))
     if data is None and unseen is not None:
@@ -201,12 +178,12 @@ def bench(
     if case.task.instruction is None and task_path is not None:
         case.task.instruction = read_task(task_path).instruction
     prices = {
-        side: price
-        for side, price in (
-            ("baseline", token_price(baseline_token_price, "--baseline-token-price")),
-            ("candidate", token_price(candidate_token_price, "--candidate-token-price")),
+        side: given.of(model)
+        for side, given, model in (
+            ("baseline", baseline_price, baseline_model),
+            ("candidate", candidate_price, candidate_model),
         )
-        if price is not None
+        if given is not None
     }
     if plan and baseline.startswith("http") and "baseline" not in prices:
         planned = plan_token_price(plan)
@@ -251,19 +228,3 @@ def bench(
         raise GateError(
             f"claim {low:g}-{high:g}x {report['verdict']}: {report['reason']}; see {final}/report.html"
         )
-
-
-def _claim(text: str | None) -> dict[str, float] | None:
-    """`5-10` as the case file's claim; None stays None. Raises `InputError`."""
-    from unshot.errors import InputError
-
-    if text is None:
-        return None
-    low, _, high = text.partition("-")
-    try:
-        values = float(low), float(high or low)
-    except ValueError:
-        raise InputError(f"--claim is `{text}`; give LOW-HIGH, e.g. 5-10") from None
-    if not 0 < values[0] <= values[1] < float("inf"):
-        raise InputError(f"--claim is `{text}`; it must be LOW-HIGH with 0 < LOW <= HIGH")
-    return {"low": values[0], "high": values[1]}

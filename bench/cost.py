@@ -10,6 +10,7 @@ from typing import Any
 
 from unshot.data.rows import read_text
 from unshot.errors import InputError
+from unshot.prices import TokenPrice
 
 
 @dataclass(frozen=True)
@@ -22,34 +23,6 @@ class Price:
     def of(self, seconds: float) -> float:
         """Dollars for `seconds` of the machine."""
         return self.per_hour * seconds / 3600
-
-
-@dataclass(frozen=True)
-class TokenPrice:
-    """Dollars per million tokens of an API: input, output, and input read from the prompt cache."""
-
-    input: float
-    output: float
-    cached: float
-    source: str
-
-    def of(self, prompt: int, output: int, cached: int | None) -> float:
-        """Dollars for one request."""
-        hit = min(cached or 0, prompt)
-        return ((prompt - hit) * self.input + hit * self.cached + output * self.output) / 1e6
-
-
-def token_price(text: str | None, flag: str) -> TokenPrice | None:
-    """`IN:OUT` or `IN:OUT:CACHED`, dollars per million tokens; None stays None. Raises `InputError`."""
-    if text is None:
-        return None
-    try:
-        values = [float(part) for part in text.split(":")]
-        if len(values) not in (2, 3) or not all(0 <= v < float("inf") for v in values):
-            raise ValueError
-    except ValueError:
-        raise InputError(f"{flag} is `{text}`; give IN:OUT[:CACHED] in dollars per million tokens") from None
-    return TokenPrice(values[0], values[1], values[2] if len(values) == 3 else values[0], flag)
 
 
 def machine_price(flag: float | None, plan: Path | None, cores: int) -> Price:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import asdict
+
 from bench import claim as claims
-from bench.cost import Price, TokenPrice, costs, machine_price
+from bench.cost import Price, costs, machine_price
 from bench.forecast import forecast, sides
 from bench.measure import CACHE_OFF, CACHE_ON, MODES, Measurement, block_seconds, pairs, run_mode
 from bench.opening import Server, open_system
@@ -29,7 +31,8 @@ from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, read_examples, write_jsonl
 from unshot.errors import InputError, OutsideError
 from unshot.machine import usable_cores
-from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET, ratio_of_means
+from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET
+from unshot.prices import TokenPrice
 
 DEFAULT_MAX_TOKENS = 64
 SCHEMA = 1
@@ -283,7 +286,7 @@ def build(
         "price": {
             "per_hour": price.per_hour,
             "source": price.source,
-            "tokens": {side: vars(p) for side, p in job.token_prices.items()},
+            "tokens": {side: asdict(p) for side, p in job.token_prices.items()},
         },
         "conditions": {
             **_config(job, case),
@@ -346,12 +349,13 @@ def _mode(
             **costs(dollars[side], quality["correct_share"][side]),
             "machine_seconds_per_request": busy / max(1, facts[side]["answered"]),
         }
-    speed = claims.service_ratio(a, b)
-    cost = ratio_of_means(dollars["baseline"], dollars["candidate"])
+    speed = claims.service_ratio(a, b, seed=seed)
+    cost = claims.widest(dollars["baseline"], dollars["candidate"], seed=seed)
     facts["claim"] = claims.check(speed, cost, case.bench.claim)
     facts["ratios"] = {
         **{
-            name: claims.side_ratio(a, b, name) for name in ("ttft", "tpot", "prompt_tokens", "output_tokens")
+            name: claims.side_ratio(a, b, name, seed=seed)
+            for name in ("ttft", "tpot", "prompt_tokens", "output_tokens")
         },
         "cost_per_correct": claims.per_correct_ratio(
             (dollars["baseline"], dollars["candidate"]), (right["baseline"], right["candidate"]), seed=seed

@@ -26,7 +26,7 @@ from unshot.case import Slo
 from unshot.console import Output
 from unshot.contracts.manifest import describe_file
 from unshot.data.prompts import load_prompt
-from unshot.data.rows import Message, read_examples, text_or_file
+from unshot.data.rows import Message, read_examples
 from unshot.engines.http import parse_url, read_key
 from unshot.engines.openai import CHAT, Api
 from unshot.errors import InputError, OutsideError
@@ -66,7 +66,7 @@ class Target:
             self.count, self._render = open_tokenizer(options["tokenizer"])
         self.slo = parse_slo(options["slo"])
         self.inputs = [describe_file(p) for p in (options["data"], options["prompt"]) if p and p.is_file()]
-        prompt = load_prompt(options["prompt"], system=text_or_file(options["system"]))
+        prompt = load_prompt(options["prompt"], system=options["system"])
         generator = random.Random(options["seed"])
         if options["data"]:
             rows = read_examples(options["data"], answers=False)

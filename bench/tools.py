@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.metrics.thresholds import SLOWER
-from unshot.options import common
+from unshot.options import NOT_NEGATIVE, PATH, SECONDS, SEED, TEXT_OR_FILE, common, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
 
-OUT = click.option(
-    "--out", "final", type=click.Path(path_type=Path), required=True, help="Report directory to write."
-)
+OUT = click.option("--out", "final", type=PATH, required=True, help="Report directory to write.")
 
 
 def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,11 +24,9 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--model", default="default", help="Model name to ask for."),
             click.option("--api", type=click.Choice(["chat", "completions"]), default="chat"),
             click.option("--api-key-env", help="Environment variable that holds the API key."),
-            click.option("--data", type=click.Path(path_type=Path), help="Rows to send, taken in turn."),
-            click.option(
-                "--prompt", type=click.Path(path_type=Path), help="Few-shot examples before each row."
-            ),
-            click.option("--system", help="System prompt: text, or a text file."),
+            click.option("--data", type=PATH, help="Rows to send, taken in turn."),
+            click.option("--prompt", type=PATH, help="Few-shot examples before each row."),
+            click.option("--system", type=TEXT_OR_FILE, help="System prompt: a text or a file."),
             click.option(
                 "--prompt-words", default="64", help="Without --data: words a prompt, N or LOW-HIGH."
             ),
@@ -39,11 +34,13 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
                 "--max-tokens", default="64", show_default=True, help="Longest answer, N or LOW-HIGH tokens."
             ),
             click.option("--cache", type=click.Choice(["on", "off"]), default="on", show_default=True),
-            click.option("--timeout", type=float, default=120.0, help="Seconds until a request is given up."),
+            click.option(
+                "--timeout", type=SECONDS, default=120.0, help="Seconds until a request is given up."
+            ),
             click.option("--tokenizer", help="Model directory whose tokenizer counts the answers."),
             click.option("--request-extra", metavar="JSON", help="More fields for every request's body."),
             click.option("--slo", help="Goodput: e.g. ttft=200,tpot=50,e2e=2000 (milliseconds)."),
-            click.option("--seed", type=int, default=0),
+            click.option("--seed", type=SEED, default=0),
             click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists."),
             OUT,
         )
@@ -60,10 +57,10 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="closed:N, constant:RATE, poisson:RATE, gamma:RATE:CV or trace:FILE.",
 )
-@click.option("--requests", type=int, default=100, show_default=True)
-@click.option("--warm-up", type=int, default=4, show_default=True, help="Requests before measuring.")
-@click.option("--processes", type=int, default=1, show_default=True, help="Client processes.")
-@click.option("--ray", type=int, default=0, help="So many clients on Ray instead, for several machines.")
+@click.option("--requests", type=whole(1), default=100, show_default=True)
+@click.option("--warm-up", type=whole(0), default=4, show_default=True, help="Requests before measuring.")
+@click.option("--processes", type=whole(1), default=1, show_default=True, help="Client processes.")
+@click.option("--ray", type=whole(0), default=0, help="So many clients on Ray instead, for several machines.")
 @click.option("--ray-address", help="The Ray cluster, e.g. ray://HOST:10001; default: one on this machine.")
 @click.option(
     "--format", "formats", type=click.Choice(["mlperf"]), multiple=True, help="Also write logs of this form."
@@ -79,9 +76,6 @@ def load(out: Output, **options: Any) -> None:
     from bench.single_page import load_summary
     from unshot.errors import GateError, InputError, OutsideError
 
-    for flag, least in (("requests", 1), ("warm_up", 0), ("processes", 1), ("ray", 0)):
-        if options[flag] < least:
-            raise InputError(f"--{flag.replace('_', '-')} is {options[flag]}; it must be at least {least}")
     if options["ray"] and options["processes"] > 1:
         raise InputError("--ray and --processes exclude each other; each Ray worker is a client of its own")
     if options["ray_address"] and not options["ray"]:
@@ -104,8 +98,8 @@ def load(out: Output, **options: Any) -> None:
     show_default=True,
     help="Closed loop steps, e.g. 1,2,4,8; auto: doubles until more brings no throughput.",
 )
-@click.option("--most", type=int, default=256, show_default=True, help="The highest step of auto.")
-@click.option("--requests", type=int, default=50, show_default=True, help="Requests a step, at least.")
+@click.option("--most", type=whole(1), default=256, show_default=True, help="The highest step of auto.")
+@click.option("--requests", type=whole(1), default=50, show_default=True, help="Requests a step, at least.")
 @common
 def sweep(out: Output, **options: Any) -> None:
     """Raise the load on the server at URL step by step and find the knee of throughput against latency."""
@@ -120,14 +114,14 @@ def sweep(out: Output, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("old", type=click.Path(path_type=Path))
-@click.argument("new", type=click.Path(path_type=Path))
+@click.argument("old", type=PATH)
+@click.argument("new", type=PATH)
 @click.option("--side", type=click.Choice(["baseline", "candidate"]), default="candidate", show_default=True)
 @click.option(
-    "--threshold", type=float, default=SLOWER.value, show_default=True, help="Slower by more than this share."
+    "--threshold", type=NOT_NEGATIVE, default=0.05, show_default=True, help="Slower by more than this share."
 )
-@click.option("--junit", type=click.Path(path_type=Path), help="Also write JUnit XML.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Also write Markdown.")
+@click.option("--junit", type=PATH, help="Also write JUnit XML.")
+@click.option("--markdown", type=PATH, help="Also write Markdown.")
 @common
 def compare(
     old: Path, new: Path, side: str, threshold: float, junit: Path | None, markdown: Path | None, out: Output
@@ -150,17 +144,17 @@ def compare(
 
 @click.command(hidden=True)
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=int, default=0, help="0: any free port, printed on stdout.")
-@click.option("--ttft-ms", type=float, default=20.0, show_default=True)
-@click.option("--itl-ms", type=float, default=5.0, show_default=True)
-@click.option("--tokens", type=int, default=20, show_default=True)
-@click.option("--per-chunk", type=int, default=1, show_default=True, help="Tokens a chunk.")
+@click.option("--port", type=whole(0, 65535), default=0, help="0: any free port, printed on stdout.")
+@click.option("--ttft-ms", type=NOT_NEGATIVE, default=20.0, show_default=True)
+@click.option("--itl-ms", type=NOT_NEGATIVE, default=5.0, show_default=True)
+@click.option("--tokens", type=whole(1), default=20, show_default=True)
+@click.option("--per-chunk", type=whole(1), default=1, show_default=True, help="Tokens a chunk.")
 @click.option("--fault", help="Scripted failure; see docs/bench.md.")
 @click.option(
-    "--every", type=int, default=1, show_default=True, help="The fault hits each so-many-th request."
+    "--every", type=whole(1), default=1, show_default=True, help="The fault hits each so-many-th request."
 )
-@click.option("--stall-ms", type=float, default=1000.0, show_default=True)
-@click.option("--retry-after", type=int, default=1, show_default=True)
+@click.option("--stall-ms", type=NOT_NEGATIVE, default=1000.0, show_default=True)
+@click.option("--retry-after", type=whole(0), default=1, show_default=True)
 @common
 def golden(host: str, port: int, out: Output, **script: Any) -> None:
     """Serve scripted answers on a real socket until Ctrl-C."""
@@ -169,12 +163,7 @@ def golden(host: str, port: int, out: Output, **script: Any) -> None:
     from contextlib import suppress
 
     from bench.golden import Golden, Script
-    from unshot.errors import InputError
 
-    if script["tokens"] < 1 or script["per_chunk"] < 1 or script["every"] < 1:
-        raise InputError("--tokens, --per-chunk and --every must be at least 1")
-    if min(script["ttft_ms"], script["itl_ms"], script["stall_ms"]) < 0:
-        raise InputError("delays must not be negative")
     server = Golden(Script(**script))
     gc.disable()  # nothing here makes cycles, and a collection would delay every stream
     with suppress(KeyboardInterrupt):

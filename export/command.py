@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import case_option, common
+from unshot.options import PATH, case_flags, common, whole
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
 
 # The command behind `unshot export SOURCE`: a name that no directory has.
@@ -69,21 +70,17 @@ class WriteCommand(click.Command):
 
 @click.command(WRITE, cls=WriteCommand)
 @click.argument("source")
-@click.option(
+@case_flags(
     "--to",
-    "texts",
-    multiple=True,
-    help="Format and precision, repeatable: gguf:q8_0 (default), gguf:q4_k_m, onnx:fp32, genai:int4, lora:f16.",
+    help={
+        "--to": "Format and precision, repeatable: gguf:q8_0 (default), gguf:q4_k_m, onnx:fp32, genai:int4, lora:f16.",
+    },
 )
-@click.option(
-    "--out", "final", type=click.Path(path_type=Path), required=True, help="Artifact directory to write."
-)
+@click.option("--out", "final", type=PATH, required=True, help="Artifact directory to write.")
 @click.option("--base", help="Where the run's base model lies now; default: where it was.")
 @click.option("--overwrite", is_flag=True, help="Replace the artifact directory where it exists.")
 @click.option("--allow-drift", is_flag=True, help="Keep an artifact that fails the parity gate.")
-@click.option(
-    "--check-rows", type=click.IntRange(min=1), default=32, show_default=True, help="Test rows the gate runs."
-)
+@click.option("--check-rows", type=whole(1), default=32, show_default=True, help="Test rows the gate runs.")
 @click.option(
     "--low-memory",
     is_flag=True,
@@ -99,14 +96,12 @@ class WriteCommand(click.Command):
 )
 @click.option(
     "--context",
-    type=click.IntRange(min=1),
+    type=whole(1),
     help="Tokens the device is to hold; default: the model's, at most 4096.",
 )
-@case_option
 @common
 def write(
     source: str,
-    texts: tuple[str, ...],
     final: Path,
     base: str | None,
     overwrite: bool,
@@ -116,7 +111,7 @@ def write(
     with_imatrix: bool,
     device: str | None,
     context: int | None,
-    case_path: Path | None,
+    case: Case,
     out: Output,
 ) -> None:
     """Merge SOURCE (a run of `unshot tune`, or a base model) and write GGUF and ONNX files.
@@ -127,9 +122,7 @@ def write(
     from export.device import parse_device
     from export.run import export_run
     from export.targets import parse_targets
-    from unshot.case import load_case
 
-    case = load_case(case_path, export={"to": list(texts) or None})
     result = export_run(
         source,
         parse_targets(case.export.to),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.metrics.thresholds import SEARCH_LOSS
-from unshot.options import common
+from unshot.options import INNER_SHARE, PATH, common, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -25,25 +24,21 @@ if TYPE_CHECKING:
 @click.option(
     "--loss",
     "limit",
-    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
-    default=SEARCH_LOSS.value,
+    type=INNER_SHARE,
+    default=0.02,
     show_default=True,
     help="How much of the score may be lost.",
 )
-@click.option("--out", "final", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
 @click.option("--base", help="Where the run's base model lies now; default: where it was.")
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Labelled rows; default: the run's test and validation."
-)
-@click.option("--rows", type=click.IntRange(min=1), default=96, show_default=True, help="Rows at most.")
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Rounds of speed measurement."
-)
+@click.option("--data", type=PATH, help="Labelled rows; default: the run's test and validation.")
+@click.option("--rows", type=whole(1), default=96, show_default=True, help="Rows at most.")
+@click.option("--rounds", type=whole(1), default=3, show_default=True, help="Rounds of speed measurement.")
 @click.option(
     "--imatrix", "with_imatrix", is_flag=True, help="Weigh llama.cpp's quantisation by the training rows."
 )
 @click.option("--device-profile", "device", help="Refuse what does not fit, as `unshot export` does.")
-@click.option("--context", type=click.IntRange(min=1), help="Tokens the device is to hold.")
+@click.option("--context", type=whole(1), help="Tokens the device is to hold.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @common
 def search(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import case_option, common
+from unshot.options import PATH, PRICE, SEED, TEXT, case_flags, common
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -43,62 +42,41 @@ class PlanGroup(click.Group):
 
 
 @click.group(cls=PlanGroup, invoke_without_command=True)
-@click.option(
-    "--prompt",
-    type=click.Path(path_type=Path),
-    help="The long prompt: few-shot examples (JSONL, JSON, CSV), a text with a {{slot}}, or a folder of prompts.",
-)
-@click.option(
-    "--inputs", type=click.Path(path_type=Path), help="Sample of real inputs, with answers where there are."
-)
-@click.option("--rate", type=float, help="Mean requests per second.")
-@click.option("--peak-factor", type=float, help="Busiest hour over the mean.")
-@click.option(
-    "--arrival-cv", type=float, help="Spread of the gaps between requests: 1 is Poisson, more is bursty."
-)
-@click.option("--output-tokens", type=float, help="Answer length where the inputs hold no answers.")
-@click.option("--offline", is_flag=True, default=None, help="Answers may wait a day: batch prices apply.")
-@click.option("--baseline", help="What runs today: an API model by name.")
-@click.option("--baseline-model", help="What runs today: an open model by name.")
-@click.option("--cheaper-api", help="Cheaper API model to compare with; default: by the catalog.")
-@click.option("--model", help="Small model the prompt would move into.")
-@click.option("--gpu", multiple=True, help="GPU (or cpu) to serve it on; may be given several times.")
-@click.option("--precision", help="fp16, fp8, int8, int4 or a GGUF format.")
-@click.option("--system", help="System prompt that goes with the examples: text or a file.")
-@click.option("--instruction", help="The tuned model's short system prompt: text or a file.")
-@click.option("--slo-ttft", type=float, help="Time to first token, milliseconds at the percentile.")
-@click.option("--slo-tpot", type=float, help="Time per output token, milliseconds at the percentile.")
-@click.option("--slo-e2e", type=float, help="End to end, milliseconds at the percentile.")
-@click.option(
-    "--fails",
-    help="What fails today, comma-separated: facts, tools, format, jargon, reasoning, latency, cost.",
-)
-@click.option("--current", type=float, help="What the prompt reaches today on the metric, 0 to 1.")
-@click.option("--target", type=float, help="What is good enough on the metric, 0 to 1.")
-@click.option("--examples-at-hand", type=int, help="Labelled examples that could be had.")
-@click.option("--min-replicas", type=int, help="Replicas kept up for availability.")
+@case_flags(
+    "--prompt", "--inputs", "--rate", "--peak-factor", "--arrival-cv", "--output-tokens", "--offline",
+    "--cheaper-api", "--system", "--instruction", "--slo-ttft", "--slo-tpot", "--slo-e2e", "--fails", "--current",
+    "--target", "--examples-at-hand", "--min-replicas",
+    baseline="baseline.api", baseline_model="baseline.model", model="candidate.model", gpu="candidate.gpu",
+    precision="candidate.precision",
+    help={
+        "--prompt": "The long prompt: few-shot examples (JSONL, JSON, CSV), a text with a {{slot}}, or a folder of "
+        "prompts.",
+        "--baseline": "What runs today: an API model by name.",
+        "--baseline-model": "What runs today: an open model by name.",
+        "--model": "Small model the prompt would move into.",
+        "--gpu": "GPU (or cpu) to serve it on; may be given several times.",
+    },
+)  # fmt: skip
 @click.option(
     "--price",
     "price_values",
+    type=PRICE,
     multiple=True,
-    help="API price, $ per million tokens: [MODEL:]input=2.5,cached=1.25,output=10, or a TOML or JSON file.",
+    help="API price, $ per million tokens; several for several models.",
 )
-@click.option("--gpu-price", "gpu_price_values", multiple=True, help="$ per hour: 2.10, or GPU=2.10.")
-@click.option("--tokenizer", multiple=True, help="PATH or MODEL=PATH of a tokenizer that is not at hand.")
+@click.option(
+    "--gpu-price", "gpu_price_values", type=TEXT, multiple=True, help="$ per hour: 2.10, or GPU=2.10."
+)
+@click.option(
+    "--tokenizer", type=TEXT, multiple=True, help="PATH or MODEL=PATH of a tokenizer that is not at hand."
+)
 @click.option(
     "--approximate", is_flag=True, help="Count with another tokenizer where one is missing, error stated."
 )
-@click.option(
-    "--calibrate",
-    type=click.Path(path_type=Path),
-    help="report.json of `unshot bench` to fit efficiencies to.",
-)
-@click.option("--seed", type=int, default=0, help="Seed of the uncertainty analysis.")
-@click.option(
-    "--out", "final", type=click.Path(path_type=Path), help="Directory to write plan.json and report.html to."
-)
+@click.option("--calibrate", type=PATH, help="report.json of `unshot bench` to fit efficiencies to.")
+@click.option("--seed", type=SEED, default=0, help="Seed of the uncertainty analysis.")
+@click.option("--out", "final", type=PATH, help="Directory to write plan.json and report.html to.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
-@case_option
 @common
 @click.pass_context
 def plan(ctx: click.Context, out: Output, **flags: Any) -> None:

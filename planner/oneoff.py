@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from unshot.case import Method, Plan
+from unshot.case import Method, PlanSettings
 from unshot.catalog.tables import table
 
 MONTHS = 12
@@ -61,14 +61,14 @@ def training_run(
     return Training(tokens, work, reached, work / (peak_flops * reached) / 3600)
 
 
-def example_cost(plan: Plan) -> float:
+def example_cost(plan: PlanSettings) -> float:
     """Dollars for one labelled example."""
     if plan.example_cost is not None:
         return plan.example_cost
     return float(table("costs")["example"][plan.labels_by]["value"])
 
 
-def _people(plan: Plan, examples_at_hand: int) -> tuple[dict[str, float], dict[str, float]]:
+def _people(plan: PlanSettings, examples_at_hand: int) -> tuple[dict[str, float], dict[str, float]]:
     """`(once, per retraining)` of what tuning costs wherever it runs, compute aside."""
     missing = max(plan.examples - examples_at_hand, 0)
     judge = table("costs")["evaluation_answer"]["value"]
@@ -87,7 +87,7 @@ def _people(plan: Plan, examples_at_hand: int) -> tuple[dict[str, float], dict[s
 
 
 def self_hosted(
-    plan: Plan,
+    plan: PlanSettings,
     *,
     examples_at_hand: int,
     tokens_per_example: float,
@@ -119,7 +119,7 @@ def self_hosted(
 
 
 def fine_tuned_api(
-    plan: Plan, *, examples_at_hand: int, tokens_per_example: float, epochs: int, fee_per_mtok: float
+    plan: PlanSettings, *, examples_at_hand: int, tokens_per_example: float, epochs: int, fee_per_mtok: float
 ) -> Costs:
     """Costs round a fine-tuned API model: the provider's fee per million training tokens replaces GPU hours.
 

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from planner.overrides import KEYS, Overrides
+from planner.overrides import Overrides
 from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError, nearest
 from unshot.memo import Task, ahead, package_state, remember
@@ -125,7 +125,7 @@ def api_price(
         price = _bare(model)
     if not given:
         return price
-    changes: dict[str, Any] = {k: v for k, v in given.items() if k in KEYS}
+    changes: dict[str, Any] = {k: v for k, v in given.items() if k != "training"}
     today = when.date().isoformat()
     if "input" in given:
         # A negotiated input price carries the published discounts unless those are given too.

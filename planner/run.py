@@ -12,11 +12,11 @@ from planner.overrides import Overrides
 from planner.prices import api_price, look_up_ahead
 from planner.settings import Settings
 from unshot import catalog
-from unshot.case import Case, load_case
+from unshot.case import Case
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
-from unshot.data.rows import text_or_file
 from unshot.errors import InputError
+from unshot.prices import Prices
 from unshot.text.tokenizers import Paths
 
 if TYPE_CHECKING:
@@ -26,21 +26,17 @@ if TYPE_CHECKING:
 def plan_run(
     out: Output,
     *,
-    case_path: Path | None,
+    case: Case,
     final: Path | None,
     overwrite: bool,
-    prompt: Path | None,
-    inputs: Path | None,
-    price_values: Sequence[str],
+    price_values: Sequence[Prices],
     gpu_price_values: Sequence[str],
     tokenizer: Sequence[str],
     approximate: bool,
     calibrate: Path | None,
     seed: int,
-    **flags: Any,
 ) -> None:
     """Plan one prompt, or each prompt of a folder, and write what was asked for."""
-    case = case_from(case_path, prompt=prompt, inputs=inputs, **flags)
     settings = Settings(
         paths=Paths.parse(tokenizer),
         approximate=approximate,
@@ -78,40 +74,6 @@ def plan_run(
 
     extra = [f"written to {final}"] if final else []
     out.result(data, *summary(found, data), *extra)
-
-
-def case_from(
-    case_path: Path | None, *, prompt: Path | None = None, inputs: Path | None = None, **flags: Any
-) -> Case:
-    """The case of the file with the flags over it."""
-    fails = flags.get("fails")
-    gpus = list(flags.get("gpu") or ())
-    return load_case(
-        case_path,
-        task={
-            "examples": prompt,
-            "inputs": inputs,
-            "system": text_or_file(flags.get("system")),
-            "instruction": text_or_file(flags.get("instruction")),
-            "fails": [f.strip() for f in fails.split(",") if f.strip()] if fails else None,
-            **{k: flags.get(k) for k in ("current", "target", "examples_at_hand")},
-        },
-        traffic={
-            **{k: flags.get(k) for k in ("rate", "peak_factor", "arrival_cv", "output_tokens", "offline")},
-            "slo": {
-                "ttft_ms": flags.get("slo_ttft"),
-                "tpot_ms": flags.get("slo_tpot"),
-                "e2e_ms": flags.get("slo_e2e"),
-            },
-        },
-        baseline={"api": flags.get("baseline"), "model": flags.get("baseline_model")},
-        candidate={
-            "model": flags.get("model"),
-            "gpu": gpus or None,
-            "precision": flags.get("precision"),
-        },
-        plan={"min_replicas": flags.get("min_replicas"), "cheaper_api": flags.get("cheaper_api")},
-    )
 
 
 def check_names(case: Case, settings: Settings) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from unshot.case import Task
+from unshot.case import TaskSettings
 from unshot.errors import InputError, nearest
 
 FAILS = ("facts", "tools", "format", "jargon", "reasoning", "latency", "cost")
@@ -57,7 +57,7 @@ class Triage(Struct, frozen=True):
     unknown: tuple[str, ...]
 
 
-def triage(task: Task, *, shots: int, economics: Economics | None, unfit: str = "") -> Triage:
+def triage(task: TaskSettings, *, shots: int, economics: Economics | None, unfit: str = "") -> Triage:
     """Judge from the questionnaire in `[task]`, the prompt's number of examples and the forecast.
 
     `unfit` says why no tuned option can run on the GPUs asked for, where none can. Raises `InputError` for an
@@ -176,7 +176,7 @@ def _answer(
     blocks: list[tuple[str, str, str]],
     grounds: list[tuple[str, str]],
     unknown: list[str],
-    task: Task,
+    task: TaskSettings,
     economics: Economics | None,
 ) -> Triage:
     if blocks:
@@ -223,7 +223,7 @@ def _list(options: tuple[tuple[str, float], ...]) -> str:
     return "; ".join(f"{name} at ${monthly:,.0f} a month" for name, monthly in options[:3])
 
 
-def _fails(task: Task) -> set[str]:
+def _fails(task: TaskSettings) -> set[str]:
     fails = {f.strip().lower() for f in task.fails}
     for name in fails:
         if name not in FAILS:
@@ -233,7 +233,7 @@ def _fails(task: Task) -> set[str]:
     return fails
 
 
-def _unknown(task: Task) -> list[str]:
+def _unknown(task: TaskSettings) -> list[str]:
     questions = []
     if not task.fails:
         questions.append(f"what fails today? ([task] fails: {', '.join(FAILS)})")

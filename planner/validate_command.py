@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from unshot.console import Output
-from unshot.options import common
+from unshot.options import PATH, common
 
 
 @click.command("validate")
-@click.argument("published", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("published", nargs=-1, required=True, type=PATH)
 @click.option(
     "--hold-out",
     type=click.Choice(["none", "gpu", "model"]),

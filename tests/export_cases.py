@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unshot.case import Tune
+from unshot.case import TuneSettings
 from unshot.contracts.manifest import Manifest
 from unshot.contracts.task import Task
 from unshot.data.rows import write_jsonl
@@ -57,5 +57,5 @@ def make_run(base: Path, folder: Path, **settings: Any) -> Path:
     (folder / "task.json").write_text(task.to_json())
     (folder / "metrics.json").write_text(json.dumps({"task": "risk"}))
     source = resolve(base)
-    Manifest("tune", base=source.fingerprint(), task=task, tune=Tune()).finish(folder)
+    Manifest("tune", base=source.fingerprint(), task=task, tune=TuneSettings()).finish(folder)
     return folder

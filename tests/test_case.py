@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from msgspec.structs import fields
 from unshot.case import Case, load_case
 from unshot.contracts.record import Record
 from unshot.errors import InputError
-from unshot.init import TEMPLATE
+from unshot.init import template
 
 
 def sections(model: type[Record], path: str = "") -> Iterator[tuple[str, str]]:
@@ -25,31 +26,28 @@ def sections(model: type[Record], path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def test_the_template_mentions_every_key_and_its_values_are_valid(tmp_path: Path) -> None:
+    text = template()
     for table, key in sections(Case):
-        start = TEMPLATE.index(f"\n[{table}]")
-        end = TEMPLATE.find("\n[", start + 1)
-        assert f"\n{key} = " in TEMPLATE[start:end].replace("\n# ", "\n"), (
+        start = text.index(f"\n[{table}]")
+        end = text.find("\n[", start + 1)
+        assert f"\n{key} = " in text[start:end].replace("\n# ", "\n"), (
             f"[{table}] {key} is not in the template"
         )
     path = tmp_path / "unshot.toml"
-    path.write_text(TEMPLATE)
+    path.write_text(text)
     case = load_case(path)
     assert case.traffic.rate == 5.0
     assert case.task.examples == tmp_path / "few_shot.jsonl"
 
 
 def test_commented_keys_of_the_template_are_valid_too() -> None:
-    lines = [
-        line[2:] if line.startswith("# ") and " = " in line.split("#")[1][:28] else line
-        for line in TEMPLATE.splitlines()
-    ]
-    Case.of(tomllib.loads("\n".join(lines)))
+    Case.of(tomllib.loads(re.sub(r"^# (\w+ = )", r"\1", template(), flags=re.MULTILINE)))
 
 
 def test_flags_override_the_file(tmp_path: Path) -> None:
     path = tmp_path / "case.toml"
     path.write_text("[traffic]\nrate = 3\npeak_factor = 4\n")
-    case = load_case(path, traffic={"rate": 9.0, "peak_factor": None})
+    case = load_case(path, {"traffic.rate": 9.0, "traffic.peak_factor": None})
     assert (case.traffic.rate, case.traffic.peak_factor) == (9.0, 4.0)
 
 

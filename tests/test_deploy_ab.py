@@ -110,7 +110,7 @@ def test_a_plan_that_changes_after_a_look_is_told(capsys: Capture, tmp_path: Pat
 
 def test_bad_input_is_one_line(capsys: Capture, tmp_path: Path) -> None:
     for arguments, word in (
-        ((tmp_path / "none",), "no requests-*.jsonl"),
+        ((tmp_path / "none",), "no such directory"),
         ((tmp_path, "--alpha", "2"), "--alpha is 2"),
         ((tmp_path, "--since", "yesterday"), "give ISO 8601"),
         ((tmp_path, "--margin", "0"), "--effect"),

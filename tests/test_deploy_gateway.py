@@ -20,7 +20,7 @@ pytest.importorskip("prometheus_client")
 from deploy.serve.breaker import Breaker
 from deploy.serve.check import Checker
 from deploy.serve.exchange import Routing, unit_of
-from deploy.serve.target import Price, parse_price
+from deploy.serve.target import Price, price_of
 from tests.conftest import Run
 from tests.gateways import Running, gateway, scripted, until
 from unshot.__main__ import main
@@ -28,6 +28,7 @@ from unshot.contracts.request_log import read_feedback, read_requests
 from unshot.contracts.task import Task
 from unshot.engines.server import free_port
 from unshot.errors import InputError
+from unshot.prices import parse_prices
 
 CASE = """
 [task]
@@ -452,9 +453,10 @@ def test_checks_of_labels_fields_and_schemas() -> None:
 
 
 def test_prices() -> None:
-    assert parse_price("1,4", None) == Price(1, 4) and parse_price(None, 2.0) == Price(hour=2.0)
+    assert price_of(parse_prices("1,4"), None, None) == Price(1, 4)
+    assert price_of(None, 2.0, None) == Price(hour=2.0)
     assert Price(1, 4, 0.5).of(1_000_000, 400_000, 500_000, 9) == pytest.approx(0.6 + 0.2 + 2.0)
     assert Price(hour=3.6).of(None, None, None, 1000) == pytest.approx(1.0)
     for bad in ("1", "1,2,3,4", "a,b", "-1,2"):
         with pytest.raises(InputError, match="a price is"):
-            parse_price(bad, None)
+            parse_prices(bad)

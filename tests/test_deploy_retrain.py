@@ -17,7 +17,7 @@ from deploy.retrain.champion import find_champion
 from deploy.retrain.collect import Collected, collect, completion, drop_alike
 from deploy.retrain.run import KEEP, PROPOSE, blocks, weigh
 from tests.logs import request, run_here
-from unshot.case import Case, Tune
+from unshot.case import Case, TuneSettings
 from unshot.contracts.gates import Gate, add_gate
 from unshot.contracts.manifest import BaseModel, Manifest, Score
 from unshot.contracts.request_log import Feedback, Request, Writer
@@ -169,7 +169,9 @@ def champion(tmp_path: Path) -> Path:
     )
     (folder / "task.json").write_text(TASK.to_json())
     score = Score("macro_f1", 0.8, 0.7, 0.9, 5)
-    Manifest("tune", base=BaseModel("some-base"), tune=Tune(rank=4, seed=3), score=score).finish(folder)
+    Manifest("tune", base=BaseModel("some-base"), tune=TuneSettings(rank=4, seed=3), score=score).finish(
+        folder
+    )
     return folder
 
 

@@ -172,7 +172,7 @@ def test_rows_of_another_task_are_refused_before_they_are_read(
 
 
 def test_answers_are_held_to_the_case_s_schema(tmp_path: Path) -> None:
-    from unshot.case import Task as Section
+    from unshot.case import TaskSettings as Section
     from unshot.contracts.task import derive_task
     from unshot.data.rows import Example
     from unshot.errors import InputError

@@ -32,8 +32,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def case(folder: Path, shots: int = 12) -> Case:
     prompt, rows = few_shot(folder / "shots.jsonl", shots), inputs(folder / "inputs.jsonl")
-    task = {"examples": prompt, "inputs": rows, "system": "A secret system prompt."}
-    return load_case(None, task=task, baseline={"model": "smollm2-135m"}, candidate={"model": "smollm2-135m"})
+    given = {"task.examples": prompt, "task.inputs": rows, "task.system": "A secret system prompt."}
+    return load_case(None, {**given, "baseline.model": "smollm2-135m", "candidate.model": "smollm2-135m"})
 
 
 def count(found: Case, model: Path) -> Any:

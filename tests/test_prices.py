@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from planner.prices import Overrides, api_price, cheaper, fine_tuned, hit_rate, request_cost
 from unshot.catalog.tables import table
 from unshot.errors import InputError
+from unshot.prices import parse_prices
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
@@ -148,3 +152,67 @@ def test_a_price_is_dated() -> None:
     price = api_price("gpt-4o")
     assert price.source.startswith("genai-prices ") and price.date >= "2026-10-01"
     assert math.isfinite(price.input)
+
+
+SAME = [
+    "input=2.5,output=10,cached=1.25", "gpt-4o:input=2.5,output=10,cached=1.25", "2.5,10,1.25", "2.5:10:1.25",
+    " input = 2.5 , output = 10, cached = 1.25", "{toml}", "{json}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_a_price_has_one_meaning_in_all_its_forms(tmp_path: Path, text: str) -> None:
+    toml, other = tmp_path / "prices.toml", tmp_path / "prices.json"
+    toml.write_text('["gpt-4o"]\ninput = 2.5\noutput = 10\ncached = 1.25\n["other"]\ninput = 1\noutput = 1\n')
+    other.write_text('{"gpt-4o": {"input": 2.5, "output": 10, "cached": 1.25}}')
+    price = parse_prices(text.format(toml=toml, json=other)).of("gpt-4o")
+    assert (price.input, price.output, price.cached) == (2.5, 10, 1.25)
+    assert price.of(1_000_000, 100_000, 400_000) == pytest.approx(0.6 * 2.5 + 0.4 * 1.25 + 1)
+    assert price.of(1_000_000, 0, None) == 2.5
+
+
+def test_no_discount_is_given_where_none_was_named() -> None:
+    price = parse_prices("2,8").of()
+    assert price.cached is None and price.of(1_000_000, 0, 1_000_000) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("input=2.5", "no `output` price"),
+        ("a:input=1,output=1", ""),
+        ("input=1,output=2,write=3", "write is not counted here"),
+    ],
+)
+def test_one_api_price_is_whole_or_refused(text: str, words: str) -> None:
+    if not words:
+        assert parse_prices(text).of("b").input == 1  # the only price there is
+        return
+    with pytest.raises(InputError, match=words):
+        parse_prices(text).of()
+
+
+def test_every_command_takes_a_price_in_the_same_forms() -> None:
+    from tests.test_flags import COMMANDS
+    from unshot.options import PRICE
+
+    found = {
+        (path, name)
+        for path, command in COMMANDS
+        for parameter in command.params
+        for name in parameter.opts
+        if parameter.type is PRICE
+    }
+    assert found >= {
+        ("unshot plan", "--price"), ("unshot bench", "--baseline-price"), ("unshot bench", "--candidate-price"),
+        ("unshot bench", "--baseline-token-price"), ("unshot deploy serve", "--baseline-price"),
+        ("unshot deploy serve", "--candidate-price"),
+    }  # fmt: skip
+
+
+@given(st.text(max_size=40))
+@settings(deadline=None)
+def test_any_text_is_a_price_or_refused(text: str) -> None:
+    with contextlib.suppress(InputError):
+        for row in parse_prices(text).by_model.values():
+            assert all(math.isfinite(v) and v >= 0 for v in row.values())

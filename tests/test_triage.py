@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from planner.triage import Economics, triage
-from unshot.case import Task
+from unshot.case import TaskSettings
 from unshot.errors import InputError
 
 PAYS = Economics(
@@ -23,7 +23,7 @@ COSTS = replace(PAYS, keep_monthly=1_000, break_even=20.0, payback_months=None)
 
 
 def ask(shots: int = 10, economics: Economics | None = PAYS, **task: object) -> tuple[str, str, str, str]:
-    found = triage(Task.of(task), shots=shots, economics=economics)
+    found = triage(TaskSettings.of(task), shots=shots, economics=economics)
     return found.answer, found.headline, " ".join(found.reasons), " ".join(found.would_change)
 
 
@@ -81,9 +81,9 @@ def test_never_breaking_even_is_said() -> None:
 
 
 def test_questions_not_answered_are_listed() -> None:
-    found = triage(Task(), shots=5, economics=PAYS)
+    found = triage(TaskSettings(), shots=5, economics=PAYS)
     assert len(found.unknown) == 4
-    full = Task(fails=["cost"], current=0.8, target=0.9, examples_at_hand=100)
+    full = TaskSettings(fails=["cost"], current=0.8, target=0.9, examples_at_hand=100)
     assert triage(full, shots=5, economics=PAYS).unknown == ()
 
 
@@ -93,5 +93,5 @@ def test_an_unknown_failure_names_the_accepted_ones() -> None:
 
 
 def test_a_model_that_fits_nowhere_is_said() -> None:
-    found = triage(Task(), shots=5, economics=None, unfit="70b needs 140 GB; t4 has 16 GB")
+    found = triage(TaskSettings(), shots=5, economics=None, unfit="70b needs 140 GB; t4 has 16 GB")
     assert found.answer == "not yet" and "does not run" in found.headline and "140 GB" in found.reasons[0]

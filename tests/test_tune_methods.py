@@ -22,7 +22,7 @@ from tune.defaults import choose_defaults, learning_rate
 from tune.loss import pack_loss, soft_prompt, with_virtual
 from tune.memory import Load, estimate
 from tune.model import load_base, load_tuned, prepare_model
-from unshot.case import Tune
+from unshot.case import TuneSettings
 from unshot.contracts.task import Task
 from unshot.data.rows import read_examples
 from unshot.models import resolve
@@ -100,7 +100,7 @@ def test_export_refuses_a_soft_prompt(runs: Any, unshot: Run, tmp_path: Path) ->
 
 
 def test_packed_soft_prompts_give_the_loss_of_peft_itself(tiny_model: Path, rows: list[Encoded]) -> None:
-    settings = Tune(method="prompt", virtual_tokens=5)
+    settings = TuneSettings(method="prompt", virtual_tokens=5)
     net = prepare_model(load_base(resolve(tiny_model), "cpu"), settings)
     assert [n for n, p in net.named_parameters() if p.requires_grad] == [
         "prompt_encoder.default.embedding.weight"
@@ -131,7 +131,8 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(runs: Any, tiny_
     assert plain[1]["losses"] == pytest.approx(checked[1]["losses"], rel=1e-6)
     load = Load(tokens=384, targets=40, packs=2, prompt=100, batch=6)
     usual, less = (
-        estimate(resolve(tiny_model), Tune(rank=4), load, "cpu", checkpointing=flag) for flag in (False, True)
+        estimate(resolve(tiny_model), TuneSettings(rank=4), load, "cpu", checkpointing=flag)
+        for flag in (False, True)
     )
     assert less.activations < usual.activations
     assert (less.weights, less.adam) == (usual.weights, usual.adam)
@@ -141,11 +142,11 @@ def test_the_estimate_counts_parameters_as_the_method_trains_them(tiny_model: Pa
     load = Load(tokens=64, targets=8, packs=1, prompt=64, batch=4)
     base = load_base(resolve(tiny_model), "cpu")
     count = sum(p.numel() for p in base.parameters())
-    full = estimate(resolve(tiny_model), Tune(method="full"), load, "cpu", checkpointing=False)
+    full = estimate(resolve(tiny_model), TuneSettings(method="full"), load, "cpu", checkpointing=False)
     assert (full.weights, full.trained, full.gradients, full.adam) == (4 * count, 0, 4 * count, 8 * count)
-    net = prepare_model(base, Tune(rank=4))
+    net = prepare_model(base, TuneSettings(rank=4))
     moving = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    lora = estimate(resolve(tiny_model), Tune(rank=4), load, "cpu", checkpointing=False)
+    lora = estimate(resolve(tiny_model), TuneSettings(rank=4), load, "cpu", checkpointing=False)
     assert (lora.weights, lora.trained, lora.adam) == (4 * count, 4 * moving, 8 * moving)
     assert lora.activations > 0 and lora.answering > lora.weights
 
@@ -168,7 +169,7 @@ def test_defaults_follow_method_and_width() -> None:
     assert learning_rate("lora", 2000)[0] == pytest.approx(5e-4)
     assert learning_rate("lora", 4096)[0] < learning_rate("lora", 576)[0]
     config = {"hidden_size": 576, "num_hidden_layers": 30}
-    chosen = choose_defaults(Tune(method="prompt"), config, 300)
+    chosen = choose_defaults(TuneSettings(method="prompt"), config, 300)
     assert chosen.learning_rate == 3e-2 and "cannot be merged" in chosen.reasons["trained"]
 
 

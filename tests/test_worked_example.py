@@ -15,7 +15,7 @@ from planner.options import SECONDS_PER_MONTH, Option, Shape
 from planner.prices import ApiPrice, CacheRule, request_cost
 from planner.serving import Serving
 from planner.usage import Spread, Usage
-from unshot.case import Plan
+from unshot.case import PlanSettings
 
 DOCS = Path(__file__).parent.parent / "docs" / "planner.md"
 RATE, PARAMS, L4_HOUR, L4_FLOPS = 2.0, 8.03e9, 0.80, 121e12
@@ -92,7 +92,7 @@ def tuned() -> Option:
         one=cast(Any, None),
     )
     costs = oneoff.self_hosted(
-        Plan(),
+        PlanSettings(),
         examples_at_hand=0,
         tokens_per_example=160,
         epochs=5,
@@ -112,7 +112,7 @@ def tuned() -> Option:
         costs=costs,
         shape=Shape.of(1.0),
         serving=serving,
-        min_replicas=Plan().min_replicas,
+        min_replicas=PlanSettings().min_replicas,
     )
 
 

@@ -7,36 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tune.assess.options import assess_options, assess_settings
-from unshot.options import case_option, common, row_options
+from unshot.options import PATH, case_flags, common, row_options
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.argument("data", type=PATH, required=False)
 @click.option("--base", help="Base model: a directory, a hub name, or smollm2-135m (embedded).")
-@click.option("--out", "final", type=click.Path(path_type=Path), help="Run directory to write.")
+@click.option("--out", "final", type=PATH, help="Run directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the run directory where it exists.")
-@click.option("--instruction", help="The tuned model's short system prompt.")
-@click.option("--labels", help="The classes, comma-separated; default: from the data.")
-@click.option("--answer-field", help="Field of a JSON answer that holds the label.")
-@click.option("--metric", help="macro_f1, accuracy or exact_match.")
-@click.option("--target", type=float, help="Stop when validation reaches this score (0 to 1).")
-@click.option("--method", help="lora (default), dora, qlora (CUDA), full or prompt.")
-@click.option("--rank", type=int, help="LoRA rank.")
-@click.option("--layers", type=int, help="Adapt only the last so many layers; default: all.")
-@click.option("--virtual-tokens", type=int, help="Vectors of prompt tuning.")
-@click.option("--learning-rate", type=float, help="Default: by method and model width.")
-@click.option("--epochs", type=int, help="At most; training stops at the plateau.")
-@click.option("--patience", type=int, help="Epochs without improvement before stopping.")
-@click.option("--max-length", type=int, help="Longest row, tokens.")
-@click.option(
-    "--gradient-checkpointing/--no-gradient-checkpointing",
-    default=None,
-    help="Less memory for a third more work; default: where the estimate asks for it.",
-)
+@case_flags(
+    "--instruction", "--labels", "--answer-field", "--metric", "--target", "--method", "--rank", "--layers",
+    "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length", "--gradient-checkpointing",
+    "--mix", "--mix-share", "--augment-format", "--embedder", "--strict",
+    seed="tune.seed",
+)  # fmt: skip
 @click.option("--fsdp", is_flag=True, help="Under torchrun: share the model between the processes.")
 @click.option(
     "--dry-run", is_flag=True, help="Show settings with reasons and the memory needed; train nothing."
@@ -45,18 +33,21 @@ if TYPE_CHECKING:
     "--learning-curve", is_flag=True, help="Also train on parts of the rows: what would more rows buy?"
 )
 @click.option("--report-to", help="tensorboard, mlflow, wandb: comma-separated.")
-@click.option("--log-dir", type=click.Path(path_type=Path), help="TensorBoard's events; default: OUT-logs.")
-@assess_options
-@click.option("--seed", type=int, help="Seed of split, initialisation and order.")
+@click.option("--log-dir", type=PATH, help="TensorBoard's events; default: OUT-logs.")
+@click.option(
+    "--gates/--no-gates",
+    default=None,
+    help="Measure forgetting and robustness; default: as the case says, yes.",
+)
 @row_options
-@case_option
 @common
 def tune(
     data: Path | None,
     base: str | None,
     final: Path | None,
     overwrite: bool,
-    case_path: Path | None,
+    case: Case,
+    gates: bool | None,
     out: Output,
     **flags: Any,
 ) -> None:
@@ -66,25 +57,10 @@ def tune(
     The same command after an interruption goes on where it stopped. Several processes: `torchrun -m unshot tune ...`.
     """
     from tune.run import Options, tune_run
-    from unshot.case import load_case
     from unshot.errors import GateError, InputError
 
-    labels = flags.pop("labels")
-    case = load_case(
-        case_path,
-        task={
-            "labels": [x.strip() for x in labels.split(",") if x.strip()] if labels else None,
-            **{k: flags.pop(k) for k in ("instruction", "answer_field", "metric", "target")},
-        },
-        tune={
-            k: flags.pop(k)
-            for k in (
-                "method", "rank", "layers", "virtual_tokens", "learning_rate", "epochs", "patience", "max_length",
-                "gradient_checkpointing", "seed",
-            )
-        }
-        | assess_settings(flags),
-    )  # fmt: skip
+    if gates is not None:
+        case.tune.forgetting = case.tune.robustness = gates
     options = Options(
         **{k: flags.pop(k) for k in ("dry_run", "learning_curve", "report_to", "log_dir", "fsdp")}
     )

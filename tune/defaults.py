@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from unshot.case import Tune
+from unshot.case import TuneSettings
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Defaults:
     reasons: dict[str, str]
 
 
-def choose_defaults(settings: Tune, config: dict[str, Any], rows: int) -> Defaults:
+def choose_defaults(settings: TuneSettings, config: dict[str, Any], rows: int) -> Defaults:
     """Learning rate and batch size for a model `config` and a number of training rows."""
     hidden = config["hidden_size"]
     reasons = {}
@@ -51,7 +51,7 @@ def learning_rate(method: str, hidden: int) -> tuple[float, str]:
     )
 
 
-def trained(settings: Tune, config: dict[str, Any]) -> str:
+def trained(settings: TuneSettings, config: dict[str, Any]) -> str:
     """What the method trains, in words."""
     layers, hidden = config["num_hidden_layers"], config["hidden_size"]
     if settings.method == "full":

@@ -9,7 +9,7 @@ from typing import Any
 from tune.assess.forgetting import read_general
 from tune.mix import draw
 from tune.wrapping import augment
-from unshot.case import Tune
+from unshot.case import TuneSettings
 from unshot.data.rows import Example
 
 
@@ -22,7 +22,7 @@ class Extras:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def add_extras(train: Sequence[Example], settings: Tune) -> Extras:
+def add_extras(train: Sequence[Example], settings: TuneSettings) -> Extras:
     """Apply `augment_format` and `mix` to the training rows; validation and test rows are never touched.
 
     General rows are asked without the task's instruction. Raises `InputError` for a bad mix file.

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tune.batches import Pack
 from tune.loss import core, pack_loss
 from tune.model import checkpoint_layers, fast_bf16, prepare_model
-from unshot.case import Tune
+from unshot.case import TuneSettings
 from unshot.machine import free_memory
 from unshot.models import Source
 
@@ -118,7 +118,9 @@ class Load:
     batch: int  # prompts answered together
 
 
-def estimate(source: Source, settings: Tune, load: Load, device: str, *, checkpointing: bool) -> Estimate:
+def estimate(
+    source: Source, settings: TuneSettings, load: Load, device: str, *, checkpointing: bool
+) -> Estimate:
     """Peak memory of a run on `device`, bytes."""
     from transformers import AutoConfig
 
@@ -167,7 +169,7 @@ def lean_malloc() -> None:
         ctypes.CDLL("libc.so.6").mallopt(-3, 256 * 1024)  # M_MMAP_THRESHOLD
 
 
-def surely_fits(source: Source, settings: Tune, load: Load, device: str) -> bool:
+def surely_fits(source: Source, settings: TuneSettings, load: Load, device: str) -> bool:
     """Whether a bound far above any method's needs is below what is free, so that nothing need be simulated."""
     config = source.config()
     weights = sum(f.stat().st_size for f in source.weight_files())
@@ -187,7 +189,7 @@ def line(measure: Any, layers: int) -> float:
     return first + (second - first) / (high - low) * (layers - low)
 
 
-def skeleton(config: Any, settings: Tune, device: str, layers: int) -> Any:
+def skeleton(config: Any, settings: TuneSettings, device: str, layers: int) -> Any:
     """The model of a method without memory (meta device), `layers` deep, all of them trained."""
     import copy
 
@@ -231,7 +233,9 @@ def materialise(net: Any, device: str) -> None:
                 table[name] = made[id(value)]
 
 
-def step_bytes(config: Any, settings: Tune, load: Load, device: str, layers: int, checkpointing: bool) -> int:
+def step_bytes(
+    config: Any, settings: TuneSettings, load: Load, device: str, layers: int, checkpointing: bool
+) -> int:
     """Peak of a step beyond weights, gradients and moments, for a model `layers` deep with all of them trained."""
     net = skeleton(config, settings.changed(layers=None), device, layers)
     if checkpointing:
@@ -261,7 +265,7 @@ def step_bytes(config: Any, settings: Tune, load: Load, device: str, layers: int
     return top - static - 12 * sum(p.numel() for p in moving)
 
 
-def answer_bytes(config: Any, settings: Tune, load: Load, device: str, layers: int) -> int:
+def answer_bytes(config: Any, settings: TuneSettings, load: Load, device: str, layers: int) -> int:
     """Peak of answering one batch beyond the weights: the cache, the prefill's workspace, the logits."""
     net = core(skeleton(config, settings.changed(layers=None), device, layers))
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live, torch.no_grad():

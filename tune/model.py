@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from unshot.case import Tune
+from unshot.case import TuneSettings
 from unshot.errors import InputError, OutsideError
 from unshot.models import Source
 
@@ -73,7 +73,7 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def prepare_model(model: Any, settings: Tune) -> Any:
+def prepare_model(model: Any, settings: TuneSettings) -> Any:
     """Make the method's parameters trainable, and only those; seeds torch first.
 
     `full` trains the model itself; the others return it in a peft wrapper.
@@ -90,7 +90,7 @@ def prepare_model(model: Any, settings: Tune) -> Any:
     return _low_rank(model, settings)
 
 
-def _low_rank(model: Any, settings: Tune) -> Any:
+def _low_rank(model: Any, settings: TuneSettings) -> Any:
     """A fresh LoRA adapter (fp32) on every linear layer but the head.
 
     `settings.layers` keeps it to the top of the model, so that no gradient runs through what lies below.
@@ -113,7 +113,7 @@ def _low_rank(model: Any, settings: Tune) -> Any:
     return get_peft_model(model, config)
 
 
-def _soft_prompt(model: Any, settings: Tune) -> Any:
+def _soft_prompt(model: Any, settings: TuneSettings) -> Any:
     """`virtual_tokens` trained vectors before each row, begun from vectors of the vocabulary.
 
     Lester et al. 2021 (arXiv 2104.08691): starting from vocabulary beats random vectors. Rows of the embedding are

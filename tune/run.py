@@ -18,7 +18,7 @@ from tune.job import Job, Options, digest, forecast, prepare, remember, request,
 from tune.meaning import by_meaning
 from tune.processes import World
 from tune.split import split
-from unshot.case import Case, Tune
+from unshot.case import Case, TuneSettings
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, Score, describe_file, staged, write_text
 from unshot.contracts.task import Task, derive_task
@@ -96,7 +96,7 @@ def tune_run(
     return result
 
 
-def separate_split(examples: Sequence[Example], task: Task, settings: Tune, out: Output) -> Cleaned:
+def separate_split(examples: Sequence[Example], task: Task, settings: TuneSettings, out: Output) -> Cleaned:
     """80/10/10 by class, then without near-duplicates across the parts."""
 
     def stratum(example: Example) -> str:

@@ -1,200 +1,283 @@
 """The case file: one TOML file that describes one prompt, its traffic, and what should replace it.
 
-Flags override the file. Paths in the file are relative to the file. Errors name the file, the key and the
-accepted values.
+Flags override the file. Paths in the file are relative to the file. Errors name the file, the key and the accepted
+values. What stands here about a key (`about`) is what `--help`, `unshot init` and the documents say about it.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
+import msgspec.inspect
 from msgspec import Meta, field
 
+from unshot.console import Output
 from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, RecordError, Share
 from unshot.data.prompts import Prompt, load_prompt
 from unshot.data.rows import read_text
-from unshot.errors import InputError
-from unshot.metrics import thresholds
+from unshot.errors import InputError, nearest
 
 DEFAULT_FILE = Path("unshot.toml")
 
 Metric = Literal["macro_f1", "accuracy", "exact_match", "json_f1", "rouge_l"]
 Method = Literal["lora", "qlora", "dora", "full", "prompt"]
+FAILS = ("facts", "tools", "format", "jargon", "reasoning", "latency", "cost")
 Whole = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]
-# One text stands for a list of one.
-_LISTS = (("task", "fails"), ("candidate", "gpu"), ("export", "to"))
 
 
-class Task(Record):
-    """What is asked and how an answer is judged."""
+def about(text: str, **more: Any) -> Meta:
+    """What a key means. `init`: the value that `unshot init` writes; `sample`: what it shows in a comment where there
+    is no default; `text_or_file`: the value may name a file whose text is meant."""
+    return Meta(description=text, extra=more or None)
 
-    name: str = "case"
-    # The system prompt that goes with the few-shot examples, and these: JSONL, JSON, CSV or a text with a slot.
-    system: str | None = None
-    examples: Path | None = None
-    # The tuned model's short system prompt.
-    instruction: str | None = None
-    # Labelled rows to tune and test on; a sample of real inputs (and answers) for token counts.
-    data: Path | None = None
-    inputs: Path | None = None
-    # The classes of the answer, its JSON schema, and the field of a JSON answer that holds the class.
-    labels: list[str] | None = None
-    answer_schema: Path | None = None
-    answer_field: str | None = None
-    # None: macro-F1 where there are classes, else exact match.
-    metric: Metric | None = None
-    # What is good enough, and what the prompt reaches today, on the metric.
-    target: Share | None = None
-    current: Share | None = None
-    # What fails today: facts, tools, format, jargon, reasoning, latency, cost.
-    fails: list[str] = field(default_factory=list)
-    # Labelled examples that could be had.
-    examples_at_hand: Whole | None = None
+
+class TaskSettings(Record):
+    """What is asked, and how an answer is judged."""
+
+    name: Annotated[str, about("Name of the task in reports.", init="clauses")] = "case"
+    system: Annotated[
+        str | None,
+        about(
+            "System prompt of the long prompt: a text or a file.",
+            init="Classify the contract clause ...",
+            text_or_file=True,
+        ),
+    ] = None
+    examples: Annotated[
+        Path | None,
+        about(
+            "The long prompt's few-shot examples: JSONL, JSON or CSV rows, or a text with a {{slot}}.",
+            init="few_shot.jsonl",
+        ),
+    ] = None
+    instruction: Annotated[
+        str | None,
+        about(
+            "The tuned model's short system prompt: a text or a file.",
+            init="Classify the risk of the contract clause.",
+            text_or_file=True,
+        ),
+    ] = None
+    data: Annotated[
+        Path | None,
+        about(
+            "Labelled rows to tune and test on: JSONL with `messages` or `prompt` + `completion`, or CSV.",
+            init="data.jsonl",
+        ),
+    ] = None
+    inputs: Annotated[
+        Path | None,
+        about(
+            "Sample of real inputs (and answers) to count tokens on; default: `data`.", sample="inputs.jsonl"
+        ),
+    ] = None
+    labels: Annotated[
+        list[str] | None, about("The classes of the answer; default: from the data.", sample=["low", "high"])
+    ] = None
+    answer_schema: Annotated[
+        Path | None, about("JSON schema that every answer must fit.", sample="answer.schema.json")
+    ] = None
+    answer_field: Annotated[
+        str | None, about("Field of a JSON answer that holds the class.", sample="risk")
+    ] = None
+    metric: Annotated[
+        Metric | None, about("How answers are scored; default: by the answers.", sample="macro_f1")
+    ] = None
+    target: Annotated[
+        Share | None,
+        about("Tuning stops where validation reaches this score; the test split must reach it.", sample=0.9),
+    ] = None
+    current: Annotated[Share | None, about("What the prompt reaches today on the metric.", sample=0.8)] = None
+    fails: Annotated[
+        list[str],
+        about(
+            "What fails today.",
+            sample=["cost", "latency"],
+            choices="unshot.case:FAILS",
+        ),
+    ] = field(default_factory=list)
+    examples_at_hand: Annotated[Whole | None, about("Labelled examples that could be had.", sample=300)] = (
+        None
+    )
 
 
 class Slo(Record):
-    """Service-level objective; times in milliseconds at a percentile."""
+    """Service-level objective: times in milliseconds at a percentile."""
 
-    ttft_ms: Positive | None = None
-    tpot_ms: Positive | None = None
-    e2e_ms: Positive | None = None
-    percentile: Annotated[float, Meta(gt=0, lt=100)] = 95.0
+    ttft_ms: Annotated[Positive | None, about("Time to first token, ms.", sample=500)] = None
+    tpot_ms: Annotated[Positive | None, about("Time per output token, ms.", sample=50)] = None
+    e2e_ms: Annotated[Positive | None, about("End-to-end time, ms.", sample=2000)] = None
+    percentile: Annotated[float, Meta(gt=0, lt=100), about("The percentile that must hold them.")] = 95.0
 
 
-class Traffic(Record):
+class TrafficSettings(Record):
     """Requests and what is expected of them."""
 
-    # Mean requests per second, and the busiest hour over it.
-    rate: Positive = 1.0
-    peak_factor: Annotated[float, Meta(ge=1, le=LARGEST)] = 2.0
-    # Spread of the gaps between requests: 1 is Poisson, more is bursty.
-    arrival_cv: Positive = 1.0
-    # Answer length where no answers are at hand.
-    output_tokens: Positive | None = None
-    # Answers may wait a day, so that batch prices apply.
-    offline: bool = False
+    rate: Annotated[Positive, about("Mean requests per second.", init=5.0)] = 1.0
+    peak_factor: Annotated[
+        float, Meta(ge=1, le=LARGEST), about("Rate of the busiest hour over the mean.")
+    ] = 2.0
+    arrival_cv: Annotated[
+        Positive,
+        about("Coefficient of variation of the gaps between requests: 1 is Poisson, more is bursty."),
+    ] = 1.0
+    output_tokens: Annotated[
+        Positive | None, about("Answer length in tokens where no answers are at hand.", sample=40)
+    ] = None
+    offline: Annotated[bool, about("Answers may wait a day, so that batch prices apply.")] = False
     slo: Slo = field(default_factory=Slo)
 
 
-class Baseline(Record):
-    """What runs today: an API model by name, or a base model, with the long prompt."""
+class BaselineSettings(Record):
+    """What runs today with the long prompt: an API model, or an open model on a GPU."""
 
-    api: str | None = None
-    model: str | None = None
-    gpu: str | None = None
-    precision: str | None = None
-
-
-class Candidate(Record):
-    """The small model the prompt would move into."""
-
-    model: str = "llama-3.1-8b"
-    gpu: list[str] = field(default_factory=lambda: ["h100-sxm"])
-    precision: str = "fp16"
+    api: Annotated[str | None, about("API model by name.", init="gpt-4o")] = None
+    model: Annotated[str | None, about("Open model by name.", sample="llama-3.1-8b")] = None
+    gpu: Annotated[str | None, about("GPU (or cpu) that serves the open model.", sample="h100-sxm")] = None
+    precision: Annotated[str | None, about("Precision of the open model.", sample="fp16")] = None
 
 
-class Tune(Record):
+class CandidateSettings(Record):
+    """The small model that the prompt would move into."""
+
+    model: Annotated[
+        str,
+        about(
+            "The base model: a name of the catalog, a hub name or a directory.",
+            init="meta-llama/Llama-3.1-8B-Instruct",
+            name_or_path=True,
+        ),
+    ] = "llama-3.1-8b"
+    gpu: Annotated[list[str], about("GPUs (or cpu) to serve it on.", init=["h100-sxm", "l4"])] = field(
+        default_factory=lambda: ["h100-sxm"]
+    )
+    precision: Annotated[str, about("fp32, fp16, bf16, fp8, int8, int4 or a GGUF format.", init="fp16")] = (
+        "fp16"
+    )
+
+
+class TuneSettings(Record):
     """How to fine-tune."""
 
-    method: Method = "lora"
-    rank: Count = 16
-    # Adapt only the last so many layers; None: all.
-    layers: Count | None = None
-    # None: twice the rank.
-    alpha: Positive | None = None
-    dropout: Share = 0.0
-    # Vectors of prompt tuning.
-    virtual_tokens: Count = 20
-    # None: by method and model size.
-    learning_rate: Positive | None = None
-    # At most; training stops at the plateau: so many epochs without improvement.
-    epochs: Count = 5
-    patience: Count = 2
-    # Tokens per optimiser step, and of the longest row.
-    batch_tokens: Annotated[int, Meta(ge=64)] = 2048
-    max_length: Annotated[int, Meta(ge=16)] = 2048
-    # General rows to train on beside the task's, against forgetting, and their share of the training rows.
-    mix: Path | None = None
-    mix_share: Annotated[float, Meta(gt=0, lt=1)] = 0.1
-    # Vary wrapping and whitespace of half the training prompts.
-    augment_format: bool = False
-    # Finds test rows like train rows in other words: a directory, a package's name or off.
-    embedder: str | None = None
-    # Measure general abilities before and after, on these rows (None: the shipped ones); how far they may fall.
-    forgetting: bool = True
-    general: Path | None = None
-    forgetting_drop: Share = thresholds.FORGETTING_DROP.value
-    # Ask test rows again in another form; how far the score may fall there.
-    robustness: bool = True
-    robustness_gap: Share = thresholds.ROBUSTNESS_GAP.value
-    # Exit code 1 where a gate fails.
-    strict: bool = False
-    # Less memory for a third more work; None: where the estimate asks for it.
-    gradient_checkpointing: bool | None = None
-    seed: Whole = 0
+    method: Annotated[Method, about("How to fine-tune; qlora needs CUDA.")] = "lora"
+    rank: Annotated[Count, about("LoRA rank.")] = 16
+    layers: Annotated[Count | None, about("Adapt only the last so many layers; default: all.", sample=20)] = (
+        None
+    )
+    alpha: Annotated[Positive | None, about("LoRA alpha; default: twice the rank.", sample=32)] = None
+    dropout: Annotated[Share, about("LoRA dropout.")] = 0.0
+    virtual_tokens: Annotated[Count, about("Trained vectors before each row with method `prompt`.")] = 20
+    learning_rate: Annotated[
+        Positive | None, about("Learning rate; default: by method and model width.", sample=5e-4)
+    ] = None
+    epochs: Annotated[Count, about("Epochs at most; training stops at the plateau.")] = 5
+    patience: Annotated[Count, about("Epochs without improvement before it stops.")] = 2
+    batch_tokens: Annotated[int, Meta(ge=64), about("Longest packed sequence, tokens.")] = 2048
+    max_length: Annotated[int, Meta(ge=16), about("Longest row, tokens.")] = 2048
+    mix: Annotated[
+        Path | None, about("General rows to train on too, against forgetting.", sample="general.jsonl")
+    ] = None
+    mix_share: Annotated[float, Meta(gt=0, lt=1), about("Their share of the training rows.")] = 0.1
+    augment_format: Annotated[bool, about("Vary wrapping and whitespace of half the training prompts.")] = (
+        False
+    )
+    embedder: Annotated[
+        str | None,
+        about(
+            "Finds test rows like training rows in other words: a name, a directory, or off.",
+            sample="all-minilm-l6-v2",
+            name_or_path=True,
+        ),
+    ] = None
+    forgetting: Annotated[bool, about("Measure general abilities before and after tuning.")] = True
+    general: Annotated[
+        Path | None, about("Rows for that; default: the shipped ones.", sample="held-out.jsonl")
+    ] = None
+    forgetting_drop: Annotated[Share, about("How far the accuracy on them may fall.")] = 0.1
+    robustness: Annotated[bool, about("Ask test rows again in another form.")] = True
+    robustness_gap: Annotated[Share, about("How far the score may fall there.")] = 0.05
+    strict: Annotated[bool, about("Exit code 1 if a gate fails.")] = False
+    gradient_checkpointing: Annotated[
+        bool | None,
+        about("Less memory for a third more work; default: if the memory estimate asks for it.", sample=True),
+    ] = None
+    seed: Annotated[Whole, about("Seed of split, initialisation and order.")] = 0
 
 
-class Export(Record):
+class ExportSettings(Record):
     """Which files to write."""
 
-    to: list[str] = field(default_factory=lambda: ["gguf:q8_0"])
+    to: Annotated[
+        list[str], about("Formats: gguf:f16, gguf:q8_0, gguf:q4_k_m, onnx:fp32, genai:int4, ...")
+    ] = field(default_factory=lambda: ["gguf:q8_0"])
 
 
-class Plan(Record):
+class PlanSettings(Record):
     """What the forecast assumes about people, data and operation; dollars are US dollars."""
 
-    # Labelled examples the tuned model needs, who writes the missing ones, $ each (None: by who writes them).
-    examples: Count = 300
-    labels_by: Literal["expert", "llm_reviewed"] = "expert"
-    example_cost: NotNegative | None = None
-    # $ per engineering day, days to the first deployment, days per month to run own GPUs.
-    engineer_day: NotNegative = 800.0
-    engineering_days: NotNegative = 10.0
-    operations_days: NotNegative = 1.0
-    # Answers an expert judges before a release.
-    evaluation_answers: Whole = 200
-    retrain_per_year: NotNegative = 4.0
-    # Replicas kept up for availability.
-    min_replicas: Count = 2
-    # Tuned tasks that share one base in the many-adapters option.
-    adapters: Count = 8
-    # Months over which one-off costs are spread.
-    horizon_months: Positive = 12.0
-    # Cheaper API model to compare with; `none` leaves it out.
-    cheaper_api: str | None = None
+    examples: Annotated[Count, about("Labelled examples that the tuned model needs.")] = 300
+    labels_by: Annotated[
+        Literal["expert", "llm_reviewed"], about("Who writes the examples that are missing.")
+    ] = "expert"
+    example_cost: Annotated[
+        NotNegative | None, about("$ per example; default: by labels_by.", sample=4.0)
+    ] = None
+    engineer_day: Annotated[NotNegative, about("$ per engineering day.")] = 800.0
+    engineering_days: Annotated[NotNegative, about("Engineering days to the first deployment.")] = 10.0
+    operations_days: Annotated[NotNegative, about("Engineering days per month to run own GPUs.")] = 1.0
+    evaluation_answers: Annotated[Whole, about("Answers that an expert judges before a release.")] = 200
+    retrain_per_year: Annotated[NotNegative, about("Retrainings per year.")] = 4.0
+    min_replicas: Annotated[Count, about("Replicas kept up for availability.")] = 2
+    adapters: Annotated[Count, about("Tuned tasks that share one base in the many-adapters option.")] = 8
+    horizon_months: Annotated[Positive, about("Months over which one-off costs are spread.")] = 12.0
+    cheaper_api: Annotated[
+        str | None,
+        about(
+            "Cheaper API model to compare with; none leaves it out; default: by the catalog.",
+            sample="gpt-4o-mini",
+        ),
+    ] = None
 
 
 class Claim(Record):
-    """The ratio that was promised: faster and cheaper by `low` to `high`."""
+    """The factor that was promised: `low` to `high` times faster and cheaper."""
 
-    low: Positive = 5.0
-    high: Positive = 10.0
+    low: Annotated[Positive, about("The least factor.")] = 5.0
+    high: Annotated[Positive, about("The greatest factor.")] = 10.0
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"Expected `low` at most `high`, got {self.low:g} and {self.high:g}")
 
 
-class Bench(Record):
+class BenchSettings(Record):
     """How to measure."""
 
-    requests: Count = 64
-    concurrency: Count = 1
-    # How much worse the candidate's metric may be.
-    margin: Share = thresholds.MARGIN.value
-    seed: Whole = 0
+    requests: Annotated[int, Meta(ge=2), about("Timed requests per side with the prefix cache on.")] = 64
+    concurrency: Annotated[Count, about("Servers: requests at a time.")] = 1
+    margin: Annotated[Share, about("How much worse the candidate's metric may be.")] = 0.02
+    seed: Annotated[Whole, about("Seed of bootstrap draws and row sampling.")] = 0
     claim: Claim = field(default_factory=Claim)
 
 
 class Case(Record):
     """The whole case file."""
 
-    task: Task = field(default_factory=Task)
-    traffic: Traffic = field(default_factory=Traffic)
-    baseline: Baseline = field(default_factory=Baseline)
-    candidate: Candidate = field(default_factory=Candidate)
-    plan: Plan = field(default_factory=Plan)
-    tune: Tune = field(default_factory=Tune)
-    export: Export = field(default_factory=Export)
-    bench: Bench = field(default_factory=Bench)
+    task: TaskSettings = field(default_factory=TaskSettings)
+    traffic: TrafficSettings = field(default_factory=TrafficSettings)
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
+    candidate: CandidateSettings = field(default_factory=CandidateSettings)
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    tune: TuneSettings = field(default_factory=TuneSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+    bench: BenchSettings = field(default_factory=BenchSettings)
 
     def long_prompt(self) -> Prompt:
         """The few-shot prompt of `[task]`."""
@@ -205,59 +288,186 @@ class Case(Record):
         return Prompt(system=self.task.instruction)
 
 
-def load_case(path: Path | None, **flags: dict[str, Any]) -> Case:
+class Key(msgspec.Struct, frozen=True):
+    """One key of the case file: its dotted name, type, default (None: no default) and what is said about it."""
+
+    name: str
+    kind: msgspec.inspect.Type
+    default: Any
+    text: str
+    init: Any = None
+    sample: Any = None
+    text_or_file: bool = False
+    # "module:object" whose items are the accepted values: a registry.
+    choices: str | None = None
+    # A name, or a directory.
+    name_or_path: bool = False
+
+    @property
+    def optional(self) -> bool:
+        """Whether nothing may stand there."""
+        return any(isinstance(k, msgspec.inspect.NoneType) for k in _alternatives(self.kind))
+
+    @property
+    def inner(self) -> msgspec.inspect.Type:
+        """The type without the `None` of an optional key."""
+        return next(k for k in _alternatives(self.kind) if not isinstance(k, msgspec.inspect.NoneType))
+
+    def accepted(self) -> tuple[str, ...]:
+        """The values that an enumerated key accepts; empty for any other."""
+        if self.choices is not None:
+            module, _, attribute = self.choices.partition(":")
+            return tuple(getattr(importlib.import_module(module), attribute))
+        return (
+            tuple(map(str, self.inner.values)) if isinstance(self.inner, msgspec.inspect.LiteralType) else ()
+        )
+
+
+def _alternatives(kind: msgspec.inspect.Type) -> tuple[msgspec.inspect.Type, ...]:
+    while isinstance(kind, msgspec.inspect.Metadata):
+        kind = kind.type
+    return kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+
+
+@functools.cache
+def keys() -> dict[str, Key]:
+    """Every key of the case file by its dotted name (`tune.rank`), in the file's order."""
+    return {key.name: key for key in _keys(Case, "")}
+
+
+def _keys(record: type[msgspec.Struct], prefix: str) -> Iterator[Key]:
+    info = msgspec.inspect.type_info(record)
+    assert isinstance(info, msgspec.inspect.StructType)
+    values = record()
+    for item in info.fields:
+        name = f"{prefix}{item.name}"
+        if isinstance(item.type, msgspec.inspect.StructType):
+            yield from _keys(item.type.cls, f"{name}.")
+            continue
+        assert isinstance(item.type, msgspec.inspect.Metadata), f"{name}: say what it is about"
+        text = (item.type.extra_json_schema or {})["description"]
+        yield Key(name, item.type, getattr(values, item.name), text, **(item.type.extra or {}))
+
+
+def load_case(path: Path | None, given: Mapping[str, Any] | None = None, out: Output | None = None) -> Case:
     """Read the case file and put the flags over it.
 
-    `path` None means `./unshot.toml` where it exists, else an empty case. Each keyword is a section, its dict
-    the flags for it; None values are flags that were not given. Raises `InputError`.
+    `path` None means `./unshot.toml` if it is there, else an empty case. `given` holds flags by the key that they
+    stand for (`tune.rank`); None is a flag that was not given. What was read from where is logged. Raises `InputError`.
     """
     raw: dict[str, Any] = {}
+    log = (out or Output(verbosity=-1)).log
     if path is None and DEFAULT_FILE.is_file():
         path = DEFAULT_FILE
+        log(f"case: {path}")
     if path is not None:
         import tomllib
 
         try:
             raw = tomllib.loads(read_text(path))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not valid TOML ({error})") from None
-    case = _checked(raw, str(path))
-    if path is not None:
-        _anchor(case, path.parent)
-    given = {section: {k: v for k, v in values.items() if v is not None} for section, values in flags.items()}
-    if any(given.values()):
-        merged = case.plain()
-        for section, values in given.items():
-            _merge(merged[section], values)
-        case = _checked(merged, "command line")
-    return case
+        raw = _read(raw, path, log)
+    over = {name: value for name, value in (given or {}).items() if value is not None}
+    if over:
+        raw = _checked(raw, str(path)).plain()
+    for name, value in over.items():
+        table = raw
+        *sections, last = name.split(".")
+        for section in sections:
+            table = table.setdefault(section, {})
+        if isinstance(value, FileText):
+            log(f"{last}: {value.origin}")
+        table[last] = str(value) if isinstance(value, str | Path) else value
+    return _checked(raw, "command line" if over else str(path))
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], {k: v for k, v in value.items() if v is not None})
-        else:
-            base[key] = value
-
-
-def _anchor(case: Case, folder: Path) -> None:
-    for key in ("examples", "data", "inputs", "answer_schema"):
-        value = getattr(case.task, key)
-        if value is not None and not value.is_absolute():
-            setattr(case.task, key, folder / value)
-    for key in ("mix", "general"):
-        value = getattr(case.tune, key)
-        if value is not None and not value.is_absolute():
-            setattr(case.tune, key, folder / value)
+def _read(raw: dict[str, Any], path: Path, log: Callable[[str], None]) -> dict[str, Any]:
+    """The file's tables with paths made relative to it, files read whose texts are meant, and lists of one."""
+    for name, key in keys().items():
+        *sections, last = name.split(".")
+        table: Any = raw
+        for section in sections:
+            table = table.get(section) if isinstance(table, dict) else None
+        value = table.get(last) if isinstance(table, dict) else None
+        if not isinstance(value, str):
+            continue
+        if "\0" in value:
+            raise InputError(f"{path}: `{name}` holds a NUL character")
+        if key.text_or_file:
+            try:
+                text = text_or_file(value, path.parent)
+            except InputError as error:
+                raise InputError(f"{path}: `{name}`: {error}") from None
+            if isinstance(text, FileText):
+                log(f"{name}: {text.origin}")
+            table[last] = str(text)
+        elif isinstance(key.inner, msgspec.inspect.CustomType) or (
+            key.name_or_path and (value.startswith(("./", "../", "~")) or (path.parent / value).is_dir())
+        ):
+            table[last] = str(path.parent / Path(value).expanduser())
+        elif isinstance(key.inner, msgspec.inspect.ListType):
+            table[last] = [value]
+    return raw
 
 
 def _checked(raw: dict[str, Any], where: str) -> Case:
-    for section, key in _LISTS:
-        table = raw.get(section)
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = [table[key]]
     try:
-        return Case.of(raw)
+        case = Case.of(raw)
     except RecordError as error:
         raise InputError(f"{where}: {error}") from None
+    for name, key in keys().items():
+        if key.choices is None:
+            continue
+        section, _, last = name.rpartition(".")
+        value = getattr(getattr(case, section), last)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one.strip().lower() not in key.accepted():
+                raise InputError(f"{where}: `{name}` is {one!r}; {nearest(str(one), key.accepted())}")
+    return case
+
+
+class FileText(str):
+    """A text that was read from a file; `origin` says which."""
+
+    origin: str = ""
+
+
+# A value of one line that ends so is the name of a file, not a text.
+_FILE_NAME = re.compile(
+    r"\.(txt|text|md|markdown|rst|prompt|tmpl|template|tpl|jinja2?|j2|mustache|jsonl?|ya?ml|toml|csv|tsv|html?|xml)$",
+    re.IGNORECASE,
+)
+LONGEST_PATH = 1024
+
+
+def text_or_file(value: str, folder: Path = Path()) -> str:
+    """The text that a flag or a key means: of the file that the value names, else the value itself.
+
+    It names a file if that is there (relative to `folder`), or if it looks like a path: it begins with `/`, `./`,
+    `../`, `~/` or `@`, or is one line that ends as text files do (.txt, .md, ...). Raises `InputError` for a value that
+    looks like a path to no file, and for a file that is empty or not text. A file's text comes as `FileText`.
+    """
+    marked = value.startswith("@")
+    name = value[1:] if marked else value
+    one_line = "\n" not in value and 0 < len(name) <= LONGEST_PATH
+    looks = one_line and (
+        marked or name.startswith(("/", "./", "../", "~/")) or _FILE_NAME.search(name.rstrip()) is not None
+    )
+    if not one_line or not name.strip():
+        return value
+    path = folder / Path(name).expanduser()
+    try:
+        there, directory = path.is_file(), path.is_dir()
+    except (OSError, ValueError):  # too long for a name, or with a NUL: no path
+        there = directory = False
+    if not there:
+        if not looks:
+            return value
+        what = "is a directory; give a file" if directory else "no such file"
+        raise InputError(f"{path}: {what} (a text that looks like a path: put a line break at its end)")
+    text = FileText(read_text(path).strip())
+    if not text:
+        raise InputError(f"{path}: empty; it needs a text")
+    text.origin = f"read from {path} ({len(text):,} characters)"
+    return text

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unshot import embedded
+from unshot import catalog, embedded
 from unshot.console import Output
 from unshot.contracts.manifest import BaseModel, sha256
 from unshot.errors import InputError, OutsideError, nearest
@@ -38,7 +38,7 @@ class Source:
 
 
 def resolve(name: str | Path, out: Output | None = None, *, need_weights: bool = True) -> Source:
-    """Find a base model by directory, embedded name or hub name (`org/model`).
+    """Find a base model by directory, embedded name, hub name (`org/model`) or the catalog's name of one.
 
     Raises `InputError` for something that is no model, `OutsideError` where the hub cannot be reached.
     """
@@ -50,9 +50,17 @@ def resolve(name: str | Path, out: Output | None = None, *, need_weights: bool =
         return _local(path.expanduser(), need_weights)
     if text.count("/") == 1:
         return _hub(text, need_weights)
-    raise InputError(
-        f"unknown model '{text}': no such directory, and not a hub name (org/model); {nearest(text, [embedded.NAME])}"
-    )
+    try:
+        repository = catalog.model(text).repo
+    except InputError:
+        known = [embedded.NAME, *catalog.models()]
+        raise InputError(
+            f"unknown model '{text}': no such directory, no hub name (org/model), and not in the catalog; "
+            f"{nearest(text, known)}"
+        ) from None
+    if out is not None:
+        out.log(f"{text}: {repository} on the model hub")
+    return _hub(repository, need_weights)
 
 
 def _local(path: Path, need_weights: bool) -> Source:

@@ -23,7 +23,7 @@ from unshot.contracts.gates import read_gates
 from unshot.contracts.manifest import Gate, read_manifest, sha256, write_text
 from unshot.contracts.record import Record
 from unshot.errors import GateError, InputError
-from unshot.options import case_option, common
+from unshot.options import PATH, case_option, common
 from unshot.report import page
 from unshot.stages import StageRun, run_stage
 
@@ -200,7 +200,7 @@ def _gates(line: StageLine) -> str:
 
 
 @click.command(name="run")
-@click.option("--out", "final", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
 @click.option(
     "--until", type=click.Choice(STAGES), default="bench", show_default=True, help="The last stage to run."
 )

@@ -7,26 +7,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unshot.metrics.thresholds import AB_ERROR, AB_POWER
-from unshot.options import case_option, common
+from unshot.options import INNER_SHARE, PATH, case_flags, common
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
 
 
 @click.command()
-@click.argument("folder", metavar="LOGDIR", type=click.Path(path_type=Path))
-@click.option("--margin", type=float, help="How much worse the candidate's share right may be; default 0.02.")
-@click.option("--effect", type=float, help="Difference the sample size is planned for; default: the margin.")
+@click.argument("folder", metavar="LOGDIR", type=PATH)
+@case_flags("--margin", help={"--margin": "How much worse the candidate's share right may be."})
 @click.option(
-    "--alpha",
-    type=float,
-    default=AB_ERROR.value,
-    show_default=True,
-    help="Error rate over all looks together.",
+    "--effect", type=INNER_SHARE, help="Difference the sample size is planned for; default: the margin."
 )
 @click.option(
-    "--power", type=float, default=AB_POWER.value, show_default=True, help="Power at the planned sample size."
+    "--alpha", type=INNER_SHARE, default=0.05, show_default=True, help="Error rate over all looks together."
+)
+@click.option(
+    "--power", type=INNER_SHARE, default=0.8, show_default=True, help="Power at the planned sample size."
 )
 @click.option(
     "--design",
@@ -35,21 +33,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Compare the arms that units were drawn into, or shadowed pairs; auto: pairs where nothing is split.",
 )
-@click.option(
-    "--task", "task_path", type=click.Path(path_type=Path), help="task.json (or its run) that reads answers."
-)
+@click.option("--task", "task_path", type=PATH, help="task.json (or its run) that reads answers.")
 @click.option("--by", multiple=True, help="Only feedback of this source, repeatable: user, reviewer, judge.")
 @click.option("--since", help="Only requests from this time on (ISO 8601 or seconds).")
 @click.option("--until", help="Only requests before this time.")
-@click.option(
-    "--out", "final", type=click.Path(path_type=Path), help="Directory for report.html and ab.json."
-)
+@click.option("--out", "final", type=PATH, help="Directory for report.html and ab.json.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
-@case_option
 @common
 def ab(
     folder: Path,
-    margin: float | None,
     effect: float | None,
     alpha: float,
     power: float,
@@ -60,7 +52,7 @@ def ab(
     until: str | None,
     final: Path | None,
     overwrite: bool,
-    case_path: Path | None,
+    case: Case,
     out: Output,
 ) -> None:
     """Compare the arms of a request log: quality, failures, latency and cost.
@@ -72,17 +64,10 @@ def ab(
     from deploy.ab.run import BETTER, NOT_WORSE, ab_run
     from deploy.answers import find_task
     from deploy.times import moment
-    from unshot.case import load_case
     from unshot.console import dumps
     from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
     from unshot.errors import GateError, InputError
 
-    for name, value in (("--alpha", alpha), ("--power", power)):
-        if not 0 < value < 1:
-            raise InputError(f"{name} is {value:g}; it must be between 0 and 1")
-    if effect is not None and not 0 < effect < 1:
-        raise InputError(f"--effect is {effect:g}; it must be between 0 and 1")
-    case = load_case(case_path, bench={"margin": margin})
     if case.bench.margin == 0 and effect is None:
         raise InputError("--margin 0 leaves nothing to plan for; give --effect, e.g. --effect 0.05")
     report, analysed = ab_run(

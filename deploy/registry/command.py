@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import Command, common
+from unshot.options import PATH, Command, common
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -29,7 +29,7 @@ def store_options(function: Command) -> Command:
     )(function)
     return click.option(
         "--store",
-        type=click.Path(path_type=Path),
+        type=PATH,
         default=Path("unshot-registry"),
         show_default=True,
         help="Directory of the registry.",
@@ -42,11 +42,9 @@ def registry() -> None:
 
 
 @registry.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "--run", type=click.Path(path_type=Path), help="Run it was exported from; default: as exported."
-)
-@click.option("--bench", type=click.Path(path_type=Path), help="Bench report on it.")
+@click.argument("artifact", type=PATH)
+@click.option("--run", type=PATH, help="Run it was exported from; default: as exported.")
+@click.option("--bench", type=PATH, help="Bench report on it.")
 @click.option("--by", help="Who adds it; default: the login name.")
 @click.option("--note", default="", help="One line for the history.")
 @click.option("--link", is_flag=True, help="Hard-link the files in place of copying them (one disk).")

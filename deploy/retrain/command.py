@@ -8,48 +8,44 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploy.registry.command import store_options
-from unshot.metrics.thresholds import MARGIN
-from unshot.options import common
+from unshot.options import PATH, SHARE, common, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
 
 
 @click.command()
-@click.argument("folder", metavar="LOGDIR", type=click.Path(path_type=Path), required=False)
+@click.argument("folder", metavar="LOGDIR", type=PATH, required=False)
 @click.option(
     "--champion", metavar="VERSION|RUN", default="champion", show_default=True, help="What is to be beaten."
 )
-@click.option("--data", type=click.Path(path_type=Path), help="The rows that the champion was tuned on.")
-@click.option("--out", "final", type=click.Path(path_type=Path), help="Directory for stages and proposal.")
+@click.option("--data", type=PATH, help="The rows that the champion was tuned on.")
+@click.option("--out", "final", type=PATH, help="Directory for stages and proposal.")
 @click.option("--base", help="Where the base model lies now; default: where the champion was tuned.")
 @click.option(
-    "--margin",
-    type=float,
-    default=MARGIN.value,
+    "--margin", type=SHARE, default=0.02, show_default=True, help="How much worse the new score may be."
+)
+@click.option(
+    "--target", type=SHARE, help="Nothing is done where the champion meets it; default: the case's target."
+)
+@click.option(
+    "--min-rows",
+    "least",
+    type=whole(0),
+    default=10,
     show_default=True,
-    help="How much worse the new score may be.",
-)
-@click.option(
-    "--target", type=float, help="Nothing is done where the champion meets it; default: the case's target."
-)
-@click.option(
-    "--min-rows", "least", type=int, default=10, show_default=True, help="Fewer new rows: nothing is done."
+    help="Fewer new rows: nothing is done.",
 )
 @click.option("--force", is_flag=True, help="Retrain although the target is met or new rows are few.")
 @click.option(
     "--check-rows",
-    type=click.IntRange(1),
+    type=whole(1),
     default=32,
     show_default=True,
     help="Rows of the export's parity gate.",
 )
-@click.option(
-    "--requests", type=click.IntRange(2), default=32, show_default=True, help="Timed requests of the bench."
-)
-@click.option(
-    "--case", "case_path", type=click.Path(path_type=Path), help="Tune and export with this case file."
-)
+@click.option("--requests", type=whole(2), default=32, show_default=True, help="Timed requests of the bench.")
+@click.option("--case", "case_path", type=PATH, help="Tune and export with this case file.")
 @click.option(
     "--schedule", "kind", type=click.Choice(["cron", "github", "airflow"]), help="Only print a schedule."
 )
@@ -100,7 +96,7 @@ def retrain(
     from unshot.errors import GateError
 
     if settings["target"] is None and case_path is not None:
-        settings["target"] = load_case(case_path).task.target
+        settings["target"] = load_case(case_path, out=out).task.target
     beaten = find_champion(champion, store, tracking)
     report = retrain_run(folder, beaten, data, final, Settings(case=case_path, **settings), out)
     shown = tables(report)

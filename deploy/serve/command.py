@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploy.registry.command import store_options
-from unshot.options import Command, case_option, common
+from unshot.options import (
+    NOT_NEGATIVE,
+    PATH,
+    PORT,
+    PRICE,
+    SECONDS,
+    Command,
+    Number,
+    case_option,
+    common,
+    whole,
+)
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -21,13 +32,10 @@ def arm_options(arm: str, prompt: str, what: str) -> Any:
 
     def add(function: Command) -> Command:
         for name, settings in (
-            (f"--{arm}-hour", {"type": click.FloatRange(0), "help": "$ per hour of its server."}),
+            (f"--{arm}-hour", {"type": NOT_NEGATIVE, "help": "$ per hour of its server."}),
             (
                 f"--{arm}-price",
-                {
-                    "metavar": "IN,OUT[,CACHED]",
-                    "help": "$ per million prompt and answer (and cached prompt) tokens.",
-                },
+                {"type": PRICE, "help": "$ per million tokens."},
             ),
             (
                 f"--{arm}-key-env",
@@ -58,71 +66,61 @@ def arm_options(arm: str, prompt: str, what: str) -> Any:
 )
 @click.option(
     "--split",
-    type=click.FloatRange(0, 100),
+    type=Number(ge=0, le=100),
     default=100.0,
     show_default=True,
     help="Percent of users that the candidate answers; `unshot deploy split` changes it while serving.",
 )
 @click.option("--shadow", is_flag=True, help="Run the other arm too, behind the answer; only logged.")
-@click.option(
-    "--timeout", type=click.FloatRange(0.05), default=60.0, show_default=True, help="Seconds an arm has."
-)
+@click.option("--timeout", type=SECONDS, default=60.0, show_default=True, help="Seconds an arm has.")
 @click.option(
     "--candidate-timeout",
-    type=click.FloatRange(0.05),
+    type=SECONDS,
     help="Seconds until the baseline answers instead; default: --timeout.",
 )
 @click.option(
     "--cooldown",
-    type=click.FloatRange(0.05),
+    type=SECONDS,
     default=5.0,
     show_default=True,
     help="Seconds an arm rests after five failures in a row, before it is probed.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port to listen on."
-)
+@click.option("--port", type=PORT, default=8080, show_default=True, help="Port to listen on.")
 @click.option(
     "--key-env",
     metavar="VARIABLE",
     help="Environment variable with the key that users must send; default: none.",
 )
-@click.option(
-    "--log", "log_dir", type=click.Path(path_type=Path), help="Write a request log here, without texts."
-)
+@click.option("--log", "log_dir", type=PATH, help="Write a request log here, without texts.")
 @click.option("--log-texts", is_flag=True, help="Log inputs and answers too, personal data replaced.")
 @click.option("--phone-region", default="US", show_default=True, help="Country of national phone numbers.")
 @click.option("--logprobs", is_flag=True, help="Ask back ends for log-probabilities, for `deploy drift`.")
 @click.option(
     "--max-tokens",
-    type=click.IntRange(1),
+    type=whole(1),
     help="Longest answer where a user asks for none; default: the task's.",
 )
-@click.option(
-    "--max-body", type=click.IntRange(1), default=1 << 20, show_default=True, help="Bytes of a request."
-)
+@click.option("--max-body", type=whole(1), default=1 << 20, show_default=True, help="Bytes of a request.")
 @click.option(
     "--concurrency",
-    type=click.IntRange(1),
+    type=whole(1),
     default=64,
     show_default=True,
     help="Requests at once; more get 429.",
 )
-@click.option("--threads", type=click.IntRange(1), help="Cores of each local server; default: all usable.")
+@click.option("--threads", type=whole(1), help="Cores of each local server; default: all usable.")
 @click.option(
     "--slots",
-    type=click.IntRange(1),
+    type=whole(1),
     default=1,
     show_default=True,
     help="Requests a local llama-server runs at once.",
 )
-@click.option(
-    "--context", type=click.IntRange(64), default=8192, show_default=True, help="Tokens of each slot."
-)
+@click.option("--context", type=whole(64), default=8192, show_default=True, help="Tokens of each slot.")
 @click.option(
     "--keep-warm",
-    type=click.FloatRange(0),
+    type=NOT_NEGATIVE,
     default=300.0,
     show_default=True,
     help="Seconds a replaced local server stays ready for a rollback.",

@@ -21,7 +21,7 @@ from deploy.serve.gateway import Gateway
 from deploy.serve.journal import Journal
 from deploy.serve.metrics import Metrics
 from deploy.serve.supervisor import Supervisor
-from deploy.serve.target import Place, Resolver, parse_price
+from deploy.serve.target import Place, Resolver, price_of
 from unshot.case import load_case
 from unshot.console import Output
 from unshot.contracts.request_log import Arm, Writer
@@ -47,7 +47,7 @@ def places(options: dict[str, Any], *, has_registry: bool) -> dict[Arm, Place]:
             prompt=options[f"{arm}_prompt"],
             model=options[f"{arm}_model"],
             key_env=options[f"{arm}_key_env"],
-            price=parse_price(options[f"{arm}_price"], options[f"{arm}_hour"]),
+            price=price_of(options[f"{arm}_price"], options[f"{arm}_hour"], options[f"{arm}_model"]),
         )
         if place.follows and not has_registry:
             raise InputError(
@@ -76,7 +76,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(case_path: Path | None, store: Path, tracking: str | None, out: Output, **options: Any) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are finished. Raises `InputError` or `OutsideError`."""
-    case = load_case(case_path)
+    case = load_case(case_path, out=out)
     registry = open_registry(store, tracking=tracking, must_exist=False)
     known = bool(tracking) or registry.path.is_file()
     where = places(options, has_registry=known)

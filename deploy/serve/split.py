@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from deploy.registry.command import store_options
-from unshot.options import common
+from unshot.options import Number, common
 
 if TYPE_CHECKING:
     from unshot.console import Output
 
 
 @click.command()
-@click.argument("percent", type=click.FloatRange(0, 100))
+@click.argument("percent", type=Number(ge=0, le=100))
 @click.option("--by", help="Who changes it; default: the login name.")
 @click.option("--why", default="", help="One line for the history.")
 @store_options

@@ -17,6 +17,7 @@ from unshot.contracts.task import Task
 from unshot.data.prompts import Prompt
 from unshot.engines.http import parse_url, read_key
 from unshot.errors import InputError
+from unshot.prices import Prices
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,12 @@ class Price:
         return tokens / 1e6 + self.hour * seconds / 3600
 
 
-def parse_price(text: str | None, hour: float | None) -> Price | None:
-    """`0.15,0.60` or `0.15,0.60,0.075` (prompt, answer, cached prompt). Raises `InputError`."""
-    if text is None:
+def price_of(given: Prices | None, hour: float | None, model: str | None) -> Price | None:
+    """What an arm costs: by the token, by the hour of its server, or both. Raises `InputError`."""
+    if given is None:
         return Price(hour=hour) if hour else None
-    try:
-        values = [float(part) for part in text.split(",")]
-        if len(values) not in (2, 3) or min(values) < 0:
-            raise ValueError
-    except ValueError:
-        raise InputError(
-            f"a price is `{text}`; give dollars per million tokens as PROMPT,ANSWER or PROMPT,ANSWER,CACHED"
-        ) from None
-    return Price(values[0], values[1], values[2] if len(values) == 3 else None, hour or 0.0)
+    tokens = given.of(model)
+    return Price(tokens.input, tokens.output, tokens.cached, hour or 0.0)
 
 
 @dataclass(frozen=True)

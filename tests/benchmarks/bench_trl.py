@@ -53,10 +53,10 @@ def rows(count: int) -> tuple[list[Any], list[Any]]:
 def network() -> Any:
     """The embedded model with a fresh LoRA adapter, rank 16 on all linear layers."""
     from tune.model import load_base, pick_device, prepare_model
-    from unshot.case import Tune
+    from unshot.case import TuneSettings
     from unshot.models import resolve
 
-    return prepare_model(load_base(resolve("smollm2-135m"), pick_device()), Tune(seed=SEED))
+    return prepare_model(load_base(resolve("smollm2-135m"), pick_device()), TuneSettings(seed=SEED))
 
 
 def rate() -> float:

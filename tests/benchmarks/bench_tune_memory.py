@@ -134,7 +134,7 @@ def main() -> None:
     from tune.memory import Load, estimate, lean_malloc
     from tune.model import checkpoint_layers, fast_bf16, pick_device, prepare_model
     from tune.train import Plan, Trainer
-    from unshot.case import Tune
+    from unshot.case import TuneSettings
     from unshot.text.chat import Chat, Encoded, load_tokenizer
 
     if not args.keep_freed:
@@ -144,7 +144,7 @@ def main() -> None:
     if shape == "7b" and device == "cpu":
         parser.error("the 7B shape needs a GPU")
     capacity = args.tokens or pack_capacity(2048 if shape == "135m" else 4096, device)
-    settings = Tune(method=args.method, gradient_checkpointing=args.checkpointing)
+    settings = TuneSettings(method=args.method, gradient_checkpointing=args.checkpointing)
     draw = np.random.default_rng(0)
     answer = args.row // 8
     rows = [

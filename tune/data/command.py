@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import Command, case_option, common, row_options
+from unshot.options import PATH, Number, case_flags, common, row_options, whole
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
     from unshot.data.rows import Example
 
@@ -21,28 +22,18 @@ def data() -> None:
     """Check a data set before training, and split it without fooling oneself."""
 
 
-def columns(function: Command) -> Command:
-    """The options that say how rows are read, and how answers and meaning are compared."""
-    function = case_option(row_options(function))
-    function = click.option(
-        "--embedder",
-        help="Compare meaning with it: a directory, all-minilm-l6-v2, or off; default: what is installed.",
-    )(function)
-    return click.option("--answer-field", help="Field of a JSON answer that holds the label.")(function)
-
-
 @data.command()
-@click.argument("path", metavar="DATA", type=click.Path(path_type=Path))
-@click.option("--out", "final", type=click.Path(path_type=Path), help="Directory for the full lists.")
+@click.argument("path", metavar="DATA", type=PATH)
+@click.option("--out", "final", type=PATH, help="Directory for the full lists.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @click.option("--redact", is_flag=True, help="Write redacted.jsonl to --out, personal data replaced.")
 @click.option("--phone-region", default="US", show_default=True, help="Country of national phone numbers.")
 @click.option("--base", help="Count tokens with this model's tokenizer, against its context.")
-@click.option("--max-length", type=click.IntRange(16), help="Context in tokens; default: the base model's.")
-@click.option("--similar", type=click.FloatRange(0.3, 1), help="Near-duplicates from here on; default 0.7.")
-@click.option("--instruction", help="The tuned model's short system prompt: text, or a text file.")
+@click.option("--max-length", type=whole(16), help="Context in tokens; default: the base model's.")
+@click.option("--similar", type=Number(ge=0.3, le=1), help="Near-duplicates from here on; default 0.7.")
 @click.option("--annotator", default="annotator", show_default=True, help="Column with who labelled the row.")
-@columns
+@case_flags("--instruction", "--answer-field", "--embedder")
+@row_options
 @common
 def check(
     path: Path,
@@ -52,9 +43,7 @@ def check(
     max_length: int | None,
     phone_region: str,
     similar: float | None,
-    answer_field: str | None,
-    instruction: str | None,
-    case_path: Path | None,
+    case: Case,
     out: Output,
     **settings: Any,
 ) -> None:
@@ -63,10 +52,8 @@ def check(
     Exit code 1 where rows are malformed or fewer than 50 are usable.
     """
     from tune.data.check import check_file
-    from unshot.case import load_case
     from unshot.console import dumps
     from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
-    from unshot.data.rows import text_or_file
     from unshot.errors import InputError
 
     if settings["redact"] and final is None:
@@ -74,10 +61,13 @@ def check(
     if max_length and not base:
         raise InputError("--max-length counts tokens; give --base too")
     settings["out"] = out
-    settings |= {"region": phone_region.upper(), "field": answer_field}
+    settings |= {
+        "region": phone_region.upper(),
+        "field": case.task.answer_field,
+        "embedder": case.tune.embedder,
+    }
     if similar is not None:
         settings["threshold"] = similar
-    case = load_case(case_path, task={"instruction": text_or_file(instruction)})
     long, instruction = case.long_prompt(), case.task.instruction
     settings |= {"prompt": long if long.given else None, "instruction": instruction}
     if base:
@@ -104,21 +94,21 @@ def check(
 
 
 @data.command()
-@click.argument("path", metavar="DATA", type=click.Path(path_type=Path))
-@click.option("--out", "final", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+@click.argument("path", metavar="DATA", type=PATH)
+@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @click.option("--group-by", metavar="COL", help="Keep the rows of each value of this column together.")
 @click.option("--time", metavar="COL", help="Train on the oldest rows, test on the newest.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the order.")
+@click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the order.")
 @click.option("--shares", default="80/10/10", show_default=True, help="Train/validation/test.")
-@columns
+@case_flags("--answer-field", "--embedder")
+@row_options
 @common
 def split(
     path: Path,
     final: Path,
     shares: str,
-    answer_field: str | None,
-    case_path: Path | None,
+    case: Case,
     out: Output,
     **settings: Any,
 ) -> None:
@@ -126,11 +116,13 @@ def split(
     from tune.data.split import parse_shares, split_file
     from tune.data.tables import split_tables
     from tune.data.variety import WARN
-    from unshot.case import load_case
 
-    long = load_case(case_path).long_prompt()
+    long = case.long_prompt()
+    settings["embedder"] = case.tune.embedder
     settings["prompt"] = long if long.given else None
-    result = split_file(path, final, shares=parse_shares(shares), field=answer_field, out=out, **settings)
+    result = split_file(
+        path, final, shares=parse_shares(shares), field=case.task.answer_field, out=out, **settings
+    )
     if result["rows"]["test"] < result["before"]["test"] / 2:
         out.warn(
             f"{result['before']['test'] - result['rows']['test']} of {result['before']['test']} test rows were too "

@@ -7,51 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.metrics.thresholds import REVIEW_ACCEPT
-from unshot.options import common, row_options
+from unshot.options import PATH, SHARE, common, row_options, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
 
 
 @click.command("eval")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Rows to score on; default: the run's test split."
-)
-@click.option(
-    "--compare", "other", metavar="RUN", type=click.Path(path_type=Path), help="A second run, same rows."
-)
+@click.argument("run", type=PATH)
+@click.option("--data", type=PATH, help="Rows to score on; default: the run's test split.")
+@click.option("--compare", "other", metavar="RUN", type=PATH, help="A second run, same rows.")
 @click.option("--base", help="Where the base model lies, if not where it was tuned.")
-@click.option("--out", "final", type=click.Path(path_type=Path), help="Directory for scores and answers.")
+@click.option("--out", "final", type=PATH, help="Directory for scores and answers.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option("--embedder", help="For BERTScore and paraphrases: a directory, all-minilm-l6-v2, or off.")
 @click.option("--judge", "judge_spec", metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH.")
 @click.option("--judge-model", metavar="NAME", help="The judge's name at its server.")
 @click.option("--judge-key-env", metavar="NAME", help="Environment variable that holds the judge's key.")
-@click.option(
-    "--judge-rows", type=click.IntRange(1), default=50, show_default=True, help="Rows for the judge."
-)
+@click.option("--judge-rows", type=whole(1), default=50, show_default=True, help="Rows for the judge.")
 @click.option(
     "--review",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Draw a blinded sheet for people: FILE.csv or FILE.html.",
 )
-@click.option(
-    "--review-rows", type=click.IntRange(1), default=50, show_default=True, help="Rows of the sheet."
-)
+@click.option("--review-rows", type=whole(1), default=50, show_default=True, help="Rows of the sheet.")
 @click.option(
     "--from-review",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     metavar="SHEET",
     help="Read a filled sheet back (several: several reviewers); no answer is generated.",
 )
 @click.option(
     "--accept",
-    type=click.FloatRange(0, 1),
-    default=REVIEW_ACCEPT.value,
+    type=SHARE,
+    default=0.8,
     show_default=True,
     help="Share of answers that reviewers must accept.",
 )

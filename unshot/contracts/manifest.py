@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 from msgspec import field
 
 from unshot import __version__
-from unshot.case import Tune
+from unshot.case import TuneSettings
 from unshot.console import jsonable
 from unshot.contracts.document import Document
 from unshot.contracts.record import Record, RecordError
@@ -164,7 +164,7 @@ class Manifest(Document):
     base: BaseModel | None = None
     # The task that answers are scored by, and how it was tuned.
     task: Task | None = None
-    tune: Tune | None = None
+    tune: TuneSettings | None = None
     # The run that an export was made from; the candidate's spec that a bench measured.
     run: str | None = None
     candidate: str | None = None

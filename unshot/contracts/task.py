@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unshot.case import Metric
-from unshot.case import Task as TaskSection
+from unshot.case import Metric, TaskSettings
 from unshot.contracts.record import Record, RecordError
 from unshot.data.rows import Example, read_text
 from unshot.errors import InputError, OutsideError
@@ -61,7 +60,7 @@ class Task(Record):
         }
 
 
-def derive_task(section: TaskSection, examples: Sequence[Example]) -> Task:
+def derive_task(section: TaskSettings, examples: Sequence[Example]) -> Task:
     """Fill what the case leaves open from the data: a label field, the labels, the metric.
 
     A JSON answer's label field must be named; without one the whole answer is the label where few distinct

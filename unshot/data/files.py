@@ -66,13 +66,6 @@ def not_utf8(raw: bytes, at: int) -> str:
     return f"not UTF-8 (byte {at}); convert it, e.g. `iconv -f latin1 -t utf-8`"
 
 
-def text_or_file(value: str | None) -> str | None:
-    """A flag that is a text, or the path of a text file that exists."""
-    if value is None or "\n" in value or len(value) > 255 or not Path(value).is_file():
-        return value
-    return read_text(Path(value)).strip()
-
-
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as JSONL (UTF-8, one object a line)."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unshot.data.example import Example, Fault, Message
-from unshot.data.files import Problem, kind_of, raw_rows, read_text, text_or_file, write_jsonl
+from unshot.data.files import Problem, kind_of, raw_rows, read_text, write_jsonl
 from unshot.data.formats import Columns, read_row
 from unshot.errors import InputError
 
 __all__ = [
     "Columns", "Example", "Fault", "Message", "RowOptions", "Summary", "read_examples", "read_rows", "read_text",
-    "scan", "text_or_file", "write_jsonl",
+    "scan", "write_jsonl",
 ]  # fmt: skip
 
 

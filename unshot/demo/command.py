@@ -11,7 +11,7 @@ from unshot.case import load_case
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import write_text
 from unshot.errors import GateError
-from unshot.options import common
+from unshot.options import PATH, common
 from unshot.pipeline import Pipeline, run_pipeline
 
 HERE = Path(__file__).parent
@@ -24,7 +24,7 @@ FEW = ("--check-rows", "8")
 @click.option(
     "--out",
     "final",
-    type=click.Path(path_type=Path),
+    type=PATH,
     default=Path("unshot-demo"),
     show_default=True,
     help="Directory to write.",

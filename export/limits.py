@@ -1,0 +1,66 @@
+"""How far an exported file may drift from the model that was evaluated, by precision, and why.
+
+The figures compare next-token distributions at the same positions of the same token sequences:
+`kl` mean Kullback-Leibler divergence in nats (reference to export), `top1` share of positions with the same most
+likely token, near-ties aside, `cosine` mean cosine of the centred logits, `perplexity` ratio of the export's
+perplexity on the text to the reference's, `greedy` share of equal greedy answers, near-ties aside, and `task` the
+loss in the task's score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A failing value is beyond its limit; `tie` is the logit gap below which two tokens count as equal."""
+
+    kl: float
+    top1: float
+    cosine: float
+    perplexity: float
+    greedy: float
+    task: float
+    tie: float
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The limits for the report."""
+        return asdict(self)
+
+
+EXACT = Limits(
+    1e-4, 0.999, 0.9999, 1.002, 0.99, 0.0, 0.02,
+    "the same numbers in another order of summation: only rounding may differ (llama.cpp's f32 path keeps the KV "
+    "cache in fp16 and rounds some activations)",
+)  # fmt: skip
+LIMITS: dict[str, Limits] = {
+    "f32": EXACT,
+    "fp32": EXACT,
+    "f16": Limits(
+        1e-3, 0.995, 0.9998, 1.005, 0.95, 0.02, 0.05, "weights keep 11 bits: relative error below 5e-4 per weight"
+    ),
+    "fp16": Limits(
+        5e-3, 0.99, 0.9995, 1.01, 0.95, 0.02, 0.1, "weights and activations keep 11 bits, sums may be fp16 too"
+    ),
+    "bf16": Limits(
+        5e-3, 0.98, 0.9995, 1.02, 0.9, 0.02, 0.1, "weights keep 8 bits: relative error below 4e-3 per weight"
+    ),
+    "q8_0": Limits(
+        0.02, 0.97, 0.995, 1.03, 0.9, 0.03, 0.3,
+        "8 bits and one scale per 32 weights, activations too in llama.cpp; SmolLM2-135M, a hard case for its size, "
+        "shows KL 0.005 and cosine 0.9988",
+    ),
+}  # fmt: skip
+LIMITS["int8"] = LIMITS["q8_0"]
+# Four bits and fewer are for `--allow-drift` or for a search by task score; these catch a broken file.
+COARSE = Limits(
+    0.5, 0.75, 0.97, 1.5, 0.5, 0.1, 1.0, "4 to 6 bits: the task's score decides, the rest catches damage"
+)
+
+
+def limits(precision: str) -> Limits:
+    """The limits of a precision."""
+    return LIMITS.get(precision, COARSE)
