@@ -11,41 +11,24 @@ import numpy as np
 from bench.quality import FAILED, PASSED
 from bench.records import Record
 from unshot.case import Claim
-from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET, Ratio, bootstrap_ratio, fieller, pairs_needed
-
-ENOUGH_TO_RESAMPLE = 20
-
-
-def service_ratio(baseline: Sequence[Record], candidate: Sequence[Record], *, seed: int = 0) -> Ratio:
-    """Mean end-to-end time of the baseline over the candidate's, on pairs of the same request.
-
-    Fieller's interval and the studentised bootstrap are both computed; the wider bound of the two counts.
-    """
-    a, b = [r.e2e for r in baseline], [r.e2e for r in candidate]
-    return widest(a, b, seed=seed)
+from unshot.metrics.intervals import (
+    INCONCLUSIVE,
+    MET,
+    NOT_MET,
+    Clustered,
+    Interval,
+    ratio_of_means,
+    t_quantile,
+    units_to_settle,
+)
 
 
-def widest(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> Ratio:
-    """Ratio of means with the wider bounds of Fieller's interval and the bootstrap's.
-
-    Below `ENOUGH_TO_RESAMPLE` pairs Fieller's alone: resampling so few says nothing about their spread.
-    """
-    first = fieller(a, b)
-    if first.pairs < ENOUGH_TO_RESAMPLE:
-        return first
-    second = bootstrap_ratio(a, b, seed=seed)
-    return Ratio(
-        first.value,
-        min(first.low, second.low),
-        max(first.high, second.high),
-        first.pairs,
-        "fieller and studentised bootstrap, wider bounds",
-    )
+def service_ratio(baseline: Sequence[Record], candidate: Sequence[Record]) -> Interval:
+    """Mean end-to-end time of the baseline over the candidate's, on pairs of the same request."""
+    return ratio_of_means([r.e2e for r in baseline], [r.e2e for r in candidate])
 
 
-def side_ratio(
-    baseline: Sequence[Record], candidate: Sequence[Record], figure: str, *, seed: int = 0
-) -> dict[str, Any] | None:
+def side_ratio(baseline: Sequence[Record], candidate: Sequence[Record], figure: str) -> dict[str, Any] | None:
     """Ratio of the means of another figure (`ttft`, `tpot`, `prompt_tokens`, ...) for information."""
     rows = [
         (float(getattr(a, figure)), float(getattr(b, figure)))
@@ -54,16 +37,16 @@ def side_ratio(
     rows = [(a, b) for a, b in rows if math.isfinite(a) and math.isfinite(b) and a > 0 and b > 0]
     if len(rows) < 2:
         return None
-    return shown(widest([a for a, _ in rows], [b for _, b in rows], seed=seed))
+    return shown(ratio_of_means([a for a, _ in rows], [b for _, b in rows]))
 
 
-def shown(ratio: Ratio) -> dict[str, Any]:
+def shown(ratio: Interval) -> dict[str, Any]:
     """A ratio as the report keeps it."""
     return {
         "value": ratio.value,
         "low": ratio.low,
         "high": ratio.high if math.isfinite(ratio.high) else None,
-        "pairs": ratio.pairs,
+        "pairs": ratio.n,
         "method": ratio.method,
         "level": ratio.level,
     }
@@ -104,7 +87,7 @@ def per_correct_ratio(
     }
 
 
-def check(speed: Ratio, cost: Ratio, claim: Claim) -> dict[str, Any]:
+def check(speed: Interval, cost: Interval, claim: Claim) -> dict[str, Any]:
     """Verdict of one mode: both ratios at least `claim.low`."""
     verdicts = (speed.verdict(claim.low), cost.verdict(claim.low))
     if all(v == MET for v in verdicts):
@@ -120,7 +103,7 @@ def check(speed: Ratio, cost: Ratio, claim: Claim) -> dict[str, Any]:
     }
     if verdict == INCONCLUSIVE:
         needed = [
-            pairs_needed(r, claim.low)
+            _pairs_needed(r, claim.low)
             for r, v in zip((speed, cost), verdicts, strict=True)
             if v == INCONCLUSIVE
         ]
@@ -128,6 +111,17 @@ def check(speed: Ratio, cost: Ratio, claim: Claim) -> dict[str, Any]:
     if speed.value > claim.high and cost.value > claim.high:
         result["above_range"] = True
     return result
+
+
+def _pairs_needed(ratio: Interval, claim: float) -> int | None:
+    """How many pairs would settle the verdict with probability 0.8, if mean and spread stay as measured."""
+    half = math.log(ratio.high / ratio.low) / 2 if ratio.low > 0 and math.isfinite(ratio.high) else math.inf
+    if not math.isfinite(half):
+        return None
+    error = half / t_quantile(0.5 + ratio.level / 2, ratio.n - 1)
+    log = Clustered(math.log(ratio.value), error**2, ratio.n - 1, ratio.n, ratio.n, "pairs")
+    needed = units_to_settle(log, math.log(claim))
+    return None if needed is None else max(needed, ratio.n + 1)
 
 
 def overall(modes: dict[str, dict[str, Any]], gate: str | None) -> tuple[str, str]:

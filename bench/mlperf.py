@@ -16,7 +16,6 @@ from bench.records import Record
 from bench.schedule import Load
 from unshot.contracts.manifest import write_text
 from unshot.errors import InputError
-from unshot.metrics.intervals import binomial_cdf
 
 # MLPerf inference's own (mlperf.conf and TestSettings): a run shorter than that is INVALID there.
 MIN_DURATION_MS, MIN_QUERIES = 600_000, 100
@@ -55,13 +54,15 @@ def queries_to_pass(late: int, percentile: float) -> int:
     The smallest h with P(at most `late` of h + `late` are late) at most 1%, where one in 1 - percentile is late
     (early_stopping.cc; 64 queries in all at the 90th percentile with one late, 662 at the 99th).
     """
+    from scipy.special import bdtr
+
     high = 1
-    while binomial_cdf(late, high + late, 1 - percentile) > 1 - CONFIDENCE:
+    while bdtr(late, high + late, 1 - percentile) > 1 - CONFIDENCE:
         high *= 2
     low = 0
     while high - low > 1:
         middle = (low + high) // 2
-        if binomial_cdf(late, middle + late, 1 - percentile) <= 1 - CONFIDENCE:
+        if bdtr(late, middle + late, 1 - percentile) <= 1 - CONFIDENCE:
             high = middle
         else:
             low = middle

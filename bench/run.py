@@ -31,7 +31,7 @@ from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, read_examples, write_jsonl
 from unshot.errors import InputError, OutsideError
 from unshot.machine import usable_cores
-from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET
+from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET, ratio_of_means
 from unshot.prices import TokenPrice
 
 DEFAULT_MAX_TOKENS = 64
@@ -349,13 +349,12 @@ def _mode(
             **costs(dollars[side], quality["correct_share"][side]),
             "machine_seconds_per_request": busy / max(1, facts[side]["answered"]),
         }
-    speed = claims.service_ratio(a, b, seed=seed)
-    cost = claims.widest(dollars["baseline"], dollars["candidate"], seed=seed)
+    speed = claims.service_ratio(a, b)
+    cost = ratio_of_means(dollars["baseline"], dollars["candidate"])
     facts["claim"] = claims.check(speed, cost, case.bench.claim)
     facts["ratios"] = {
         **{
-            name: claims.side_ratio(a, b, name, seed=seed)
-            for name in ("ttft", "tpot", "prompt_tokens", "output_tokens")
+            name: claims.side_ratio(a, b, name) for name in ("ttft", "tpot", "prompt_tokens", "output_tokens")
         },
         "cost_per_correct": claims.per_correct_ratio(
             (dollars["baseline"], dollars["candidate"]), (right["baseline"], right["candidate"]), seed=seed

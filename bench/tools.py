@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.metrics.thresholds import SLOWER
 from unshot.options import NOT_NEGATIVE, PATH, SECONDS, SEED, TEXT_OR_FILE, common, whole
 
 if TYPE_CHECKING:
@@ -118,7 +119,11 @@ def sweep(out: Output, **options: Any) -> None:
 @click.argument("new", type=PATH)
 @click.option("--side", type=click.Choice(["baseline", "candidate"]), default="candidate", show_default=True)
 @click.option(
-    "--threshold", type=NOT_NEGATIVE, default=0.05, show_default=True, help="Slower by more than this share."
+    "--threshold",
+    type=NOT_NEGATIVE,
+    default=SLOWER.value,
+    show_default=True,
+    help="Slower by more than this share.",
 )
 @click.option("--junit", type=PATH, help="Also write JUnit XML.")
 @click.option("--markdown", type=PATH, help="Also write Markdown.")

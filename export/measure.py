@@ -47,7 +47,7 @@ class Drift:
         self.tokens += count
 
     def figures(self) -> dict[str, float | int | None]:
-        """The figures of `export.limits`, plus percentiles."""
+        """The figures of `unshot.metrics.thresholds.Limits`, plus percentiles."""
         ratio = float(np.exp((self.export_nll - self.reference_nll) / self.tokens)) if self.tokens else None
         return {
             "positions": self.positions,

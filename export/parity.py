@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from export.engines import Engine
-from export.limits import limits
 from export.measure import Drift
 from export.probes import probe_strings
 from export.source import Model
 from export.targets import Target
+from unshot.metrics.thresholds import limits
 
 BATCH = 8  # rows the reference runs together
 WINDOW = 48  # positions compared at the end of each prompt, besides those of the answer

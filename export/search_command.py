@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.metrics.thresholds import SEARCH_LOSS
 from unshot.options import INNER_SHARE, PATH, common, whole
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     "--loss",
     "limit",
     type=INNER_SHARE,
-    default=0.02,
+    default=SEARCH_LOSS.value,
     show_default=True,
     help="How much of the score may be lost.",
 )

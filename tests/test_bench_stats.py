@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,16 +14,18 @@ from unshot.metrics.intervals import (
     INCONCLUSIVE,
     MET,
     NOT_MET,
-    Ratio,
-    fieller,
+    Interval,
+    log_ratio,
+    looks,
     paired_score_difference,
-    pairs_needed,
     percentile_interval,
-    t_quantile,
+    ratio_of_means,
+    score_difference,
+    units_to_settle,
 )
 from unshot.metrics.scores import macro_f1
 
-TRIALS = 2000
+TRIALS = 1000
 PAIRS = 32
 
 
@@ -39,65 +42,116 @@ def service_times(
     return a, b
 
 
+def shared_noise(
+    generator: np.random.Generator,
+    rows: int,
+    repeats: int,
+    block: int,
+    *,
+    ratio: float = 5.0,
+    spread: tuple[float, float, float] = (0.3, 0.2, 0.1),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Times of pairs, their rows and blocks: log-normal noise of a row (partly shared by the sides), of a side's block
+    and of a request, of the spreads given; the means over the population of rows have `ratio`."""
+    count = rows * repeats
+    row = np.concatenate([generator.permutation(rows) for _ in range(repeats)])
+    group = np.arange(count) // block
+    r, b, e = spread
+
+    def noise(width: float, size: int) -> np.ndarray:
+        drawn: np.ndarray = np.exp(width * generator.standard_normal(size) - width**2 / 2)
+        return drawn
+
+    common = generator.standard_normal(rows)
+    sides = []
+    for share in (1.0, 0.5):
+        own = r * (share * common + math.sqrt(1 - share**2) * generator.standard_normal(rows))
+        sides.append(np.exp(own - r**2 / 2)[row] * noise(b, int(group[-1]) + 1)[group] * noise(e, count))
+    return ratio * sides[0], sides[1], row, group
+
+
 @pytest.mark.parametrize("truth", [1.0, 3.0, 5.0, 10.0])
-def test_interval_covers_the_true_ratio_and_seldom_says_met_wrongly(
-    truth: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = claims.bootstrap_ratio
-    monkeypatch.setattr(claims, "bootstrap_ratio", lambda a, b, seed=0: real(a, b, draws=500, seed=seed))
+def test_interval_covers_the_true_ratio_and_seldom_says_met_wrongly(truth: float) -> None:
     generator = np.random.default_rng(int(truth))
     a, b = service_times(generator, PAIRS, truth, trials=TRIALS)
     covered = wrong = 0
     for i in range(TRIALS):
-        ratio = claims.widest(a[i], b[i], seed=i)
+        ratio = ratio_of_means(a[i], b[i])
         covered += ratio.low <= truth <= ratio.high
         # A claim a hair above the truth is false, and the hardest false one to tell.
         wrong += ratio.verdict(truth * 1.0001) == MET
     assert 0.93 <= covered / TRIALS <= 0.97
-    assert wrong / TRIALS <= 0.05
+    assert wrong / TRIALS <= 0.04
+
+
+@pytest.mark.parametrize(("rows", "repeats"), [(64, 1), (8, 8), (8, 32), (35, 10)])
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_noise_shared_in_blocks_and_rows_asked_again_are_covered(rows: int, repeats: int, block: int) -> None:
+    generator = np.random.default_rng(rows * repeats + block)
+    trials = 250
+    covered = wrong = 0
+    for _ in range(trials):
+        ratio = ratio_of_means(*shared_noise(generator, rows, repeats, block, ratio=5.0))
+        covered += ratio.low <= 5.0 <= ratio.high
+        wrong += ratio.verdict(5.0005) == MET
+    # Within what 250 trials tell; 2,000 stand in docs/evaluation.md.
+    assert 0.91 <= covered / trials <= 0.99
+    assert wrong / trials <= 0.05
+
+
+def test_rows_asked_again_do_not_become_more_rows() -> None:
+    generator = np.random.default_rng(1)
+    right = generator.random((2, 8)) < 0.7
+    difference = np.subtract(*right[::-1].astype(float))
+    once = score_difference(difference, np.arange(8))
+    often = score_difference(np.tile(difference, 32), np.tile(np.arange(8), 32), np.arange(256) // 4)
+    assert often.high - often.low >= once.high - once.low - 1e-9 and often.n == 8
+
+
+def test_looks_spend_the_error_once() -> None:
+    plan = list(looks(4, 64))
+    assert [n for n, _ in plan] == [4, 8, 16, 32, 64]
+    assert sum(1 - level for _, level in plan) == pytest.approx(0.05)
+    generator = np.random.default_rng(7)
+    wrong = 0
+    for _ in range(1000):  # the claim is a hair above the truth: each look may say so wrongly
+        a, b = service_times(generator, 64, 5.0)
+        wrong += any(ratio_of_means(a[0, :n], b[0, :n], level=v).verdict(5.0005) == MET for n, v in plan)
+    assert wrong / 1000 <= 0.035
 
 
 def test_drift_of_the_machine_cancels_in_pairs() -> None:
     generator = np.random.default_rng(3)
     a, b = service_times(generator, PAIRS, 5.0, trials=500, drift=0.4)
-    covered = sum((r := fieller(x, y)).low <= 5.0 <= r.high for x, y in zip(a, b, strict=True))
+    covered = sum((r := ratio_of_means(x, y)).low <= 5.0 <= r.high for x, y in zip(a, b, strict=True))
     assert covered / 500 >= 0.92
 
 
-@pytest.mark.parametrize(
-    ("p", "df", "expected"),
-    # scipy.stats.t.ppf
-    [(0.975, 1, 12.706204736), (0.975, 7, 2.364624252), (0.95, 30, 1.697260887), (0.1, 3, -1.637744354)],
-)
-def test_t_quantile(p: float, df: int, expected: float) -> None:
-    assert t_quantile(p, df) == pytest.approx(expected, abs=1e-7)
-
-
-def test_fieller_is_unbounded_where_the_denominator_may_be_zero() -> None:
-    ratio = fieller([5.0, 6.0, 7.0], [0.01, 3.0, 0.01])
-    assert math.isinf(ratio.high)
-    assert ratio.verdict(5) == INCONCLUSIVE
+def test_few_pairs_have_wide_but_finite_bounds() -> None:
+    ratio = ratio_of_means([5.0, 6.0, 7.0], [0.01, 3.0, 0.01])
+    assert 0 < ratio.low < ratio.value < ratio.high < math.inf and ratio.verdict(5) == INCONCLUSIVE
+    with pytest.raises(ValueError, match="two pairs"):
+        ratio_of_means([1.0], [1.0])
 
 
 def test_verdict_follows_the_interval() -> None:
-    assert Ratio(6, 5.0, 7, 10, "x").verdict(5) == MET
-    assert Ratio(6, 4.9, 7, 10, "x").verdict(5) == INCONCLUSIVE
-    assert Ratio(4, 3, 4.99, 10, "x").verdict(5) == NOT_MET
+    assert Interval(6, 5.0, 7).verdict(5) == MET
+    assert Interval(6, 4.9, 7).verdict(5) == INCONCLUSIVE
+    assert Interval(4, 3, 4.99).verdict(5) == NOT_MET
 
 
 def test_as_many_pairs_as_named_settle_the_verdict_about_as_often_as_promised() -> None:
     generator = np.random.default_rng(5)
     a, b = service_times(generator, 20, 5.3, trials=200)
-    widths = [math.log(r.high / r.low) / 2 for r in (fieller(x, y) for x, y in zip(a, b, strict=True))]
-    # The plan is made at the true ratio and the usual width, so that only the size formula is under test.
-    half = float(np.mean(widths))
-    plan = Ratio(5.3, 5.3 * math.exp(-half), 5.3 * math.exp(half), 20, "fieller")
-    assert plan.verdict(5) == INCONCLUSIVE
-    needed = pairs_needed(plan, 5.0)
-    assert needed is not None
+    # The plan is made at the true ratio and the usual spread, so that only the size formula is under test.
+    plan = log_ratio(a[0], b[0])
+    spread = float(np.mean([log_ratio(x, y).variance for x, y in zip(a, b, strict=True)]))
+    needed = units_to_settle(replace(plan, value=math.log(5.3), variance=spread), math.log(5))
+    assert needed is not None and needed > 20
     a, b = service_times(generator, needed, 5.3, trials=400)
-    settled = sum(fieller(x, y).verdict(5.0) == MET for x, y in zip(a, b, strict=True))
+    settled = sum(ratio_of_means(x, y).verdict(5.0) == MET for x, y in zip(a, b, strict=True))
     assert 0.7 <= settled / 400 <= 0.92
+    assert units_to_settle(replace(plan, value=math.log(5)), math.log(5)) is None
 
 
 def test_percentile_interval_covers_the_percentile() -> None:
@@ -165,10 +219,10 @@ def test_overall_needs_every_mode_and_the_gate(on: str, off: str, gate: str, exp
 
 
 def test_claim_check_asks_for_speed_and_cost() -> None:
-    fast, slow = Ratio(7, 6, 8, 20, "x"), Ratio(3, 2.5, 3.5, 20, "x")
+    fast, slow = Interval(7, 6, 8, n=20), Interval(3, 2.5, 3.5, n=20)
     assert claims.check(fast, fast, Claim())["verdict"] == MET
     assert claims.check(fast, slow, Claim())["verdict"] == NOT_MET
-    unsure = Ratio(5.5, 4.5, 6.5, 20, "x")
+    unsure = Interval(5.5, 4.5, 6.5, n=20)
     checked = claims.check(fast, unsure, Claim())
     assert checked["verdict"] == INCONCLUSIVE
     assert checked["pairs_to_settle"] > 20

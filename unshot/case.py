@@ -22,6 +22,7 @@ from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, Reco
 from unshot.data.prompts import Prompt, load_prompt
 from unshot.data.rows import read_text
 from unshot.errors import InputError, nearest
+from unshot.metrics import thresholds
 
 DEFAULT_FILE = Path("unshot.toml")
 
@@ -200,9 +201,13 @@ class TuneSettings(Record):
     general: Annotated[
         Path | None, about("Rows for that; default: the shipped ones.", sample="held-out.jsonl")
     ] = None
-    forgetting_drop: Annotated[Share, about("How far the accuracy on them may fall.")] = 0.1
+    forgetting_drop: Annotated[Share, about("How far the accuracy on them may fall.")] = (
+        thresholds.FORGETTING_DROP.value
+    )
     robustness: Annotated[bool, about("Ask test rows again in another form.")] = True
-    robustness_gap: Annotated[Share, about("How far the score may fall there.")] = 0.05
+    robustness_gap: Annotated[Share, about("How far the score may fall there.")] = (
+        thresholds.ROBUSTNESS_GAP.value
+    )
     strict: Annotated[bool, about("Exit code 1 if a gate fails.")] = False
     gradient_checkpointing: Annotated[
         bool | None,
@@ -262,7 +267,7 @@ class BenchSettings(Record):
 
     requests: Annotated[int, Meta(ge=2), about("Timed requests per side with the prefix cache on.")] = 64
     concurrency: Annotated[Count, about("Servers: requests at a time.")] = 1
-    margin: Annotated[Share, about("How much worse the candidate's metric may be.")] = 0.02
+    margin: Annotated[Share, about("How much worse the candidate's metric may be.")] = thresholds.MARGIN.value
     seed: Annotated[Whole, about("Seed of bootstrap draws and row sampling.")] = 0
     claim: Claim = field(default_factory=Claim)
 

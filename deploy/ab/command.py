@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unshot.metrics.thresholds import AB_ERROR, AB_POWER
 from unshot.options import INNER_SHARE, PATH, case_flags, common
 
 if TYPE_CHECKING:
@@ -21,10 +22,18 @@ if TYPE_CHECKING:
     "--effect", type=INNER_SHARE, help="Difference the sample size is planned for; default: the margin."
 )
 @click.option(
-    "--alpha", type=INNER_SHARE, default=0.05, show_default=True, help="Error rate over all looks together."
+    "--alpha",
+    type=INNER_SHARE,
+    default=AB_ERROR.value,
+    show_default=True,
+    help="Error rate over all looks together.",
 )
 @click.option(
-    "--power", type=INNER_SHARE, default=0.8, show_default=True, help="Power at the planned sample size."
+    "--power",
+    type=INNER_SHARE,
+    default=AB_POWER.value,
+    show_default=True,
+    help="Power at the planned sample size.",
 )
 @click.option(
     "--design",

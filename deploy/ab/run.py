@@ -44,6 +44,7 @@ from unshot.contracts.manifest import write_text
 from unshot.contracts.request_log import read_feedback, read_requests
 from unshot.contracts.task import Task
 from unshot.errors import InputError
+from unshot.metrics.thresholds import AB_ERROR, AB_POWER
 
 BETTER, NOT_WORSE, WORSE, OPEN = (
     "candidate better",
@@ -86,8 +87,8 @@ def ab_run(
     *,
     margin: float,
     effect: float | None = None,
-    alpha: float = 0.05,
-    power: float = 0.8,
+    alpha: float = AB_ERROR.value,
+    power: float = AB_POWER.value,
     how: str = "auto",
     task: Task | None = None,
     by: Collection[str] = (),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unshot.metrics.thresholds import DRIFT_ALARMS
 from unshot.options import INNER_SHARE, PATH, case_option, common, whole
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--alpha",
     type=INNER_SHARE,
-    default=0.01,
+    default=DRIFT_ALARMS.value,
     show_default=True,
     help="Rate of false alarms over --looks looks.",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deploy.registry.command import store_options
+from unshot.metrics.thresholds import MARGIN
 from unshot.options import PATH, SHARE, common, whole
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=PATH, help="Directory for stages and proposal.")
 @click.option("--base", help="Where the base model lies now; default: where the champion was tuned.")
 @click.option(
-    "--margin", type=SHARE, default=0.02, show_default=True, help="How much worse the new score may be."
+    "--margin",
+    type=SHARE,
+    default=MARGIN.value,
+    show_default=True,
+    help="How much worse the new score may be.",
 )
 @click.option(
     "--target", type=SHARE, help="Nothing is done where the champion meets it; default: the case's target."

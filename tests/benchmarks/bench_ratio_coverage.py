@@ -1,4 +1,4 @@
-"""How often the ratio's interval holds the truth, and how often `met` is said wrongly.
+"""How often the interval of a ratio of means holds the truth under shared noise, and how often `met` is said wrongly.
 
 Run: python -m tests.benchmarks.bench_ratio_coverage [TRIALS]
 """
@@ -9,32 +9,31 @@ import sys
 
 import numpy as np
 
-from bench import claim as claims
-from tests.test_bench_stats import service_times
-from unshot.metrics.intervals import MET, bootstrap_ratio, fieller
+from tests.test_bench_stats import shared_noise
+from unshot.metrics.intervals import MET, ratio_of_means
+
+SPREADS = {"rows and blocks": (0.3, 0.2, 0.1), "blocks": (0.0, 0.3, 0.1), "rows": (0.3, 0.0, 0.2)}
 
 
 def main() -> None:
-    """Print coverage and false `met` by true ratio and number of pairs."""
+    """Print coverage and false `met` by rows x repeats, block size and what is shared, as a Markdown table."""
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    real = bootstrap_ratio
-    claims.bootstrap_ratio = lambda a, b, seed=0: real(a, b, draws=1000, seed=seed)  # type: ignore[assignment,misc]
-    print("pairs ratio  fieller  bootstrap  used   met wrongly")
-    for pairs in (8, 24, 70):
-        for truth in (1.0, 3.0, 5.0, 10.0):
-            a, b = service_times(np.random.default_rng(int(truth * 100 + pairs)), pairs, truth, trials=trials)
-            hits = np.zeros(4)
-            for i in range(trials):
-                used = claims.widest(a[i], b[i], seed=i)
-                plain, boot = fieller(a[i], b[i]), real(a[i], b[i], draws=1000, seed=i)
-                hits += [
-                    plain.low <= truth <= plain.high,
-                    boot.low <= truth <= boot.high,
-                    used.low <= truth <= used.high,
-                    used.verdict(truth * 1.0001) == MET,
-                ]
-            share = hits / trials
-            print(f"{pairs:5d} {truth:5g}  {share[0]:7.3f}  {share[1]:9.3f}  {share[2]:.3f}  {share[3]:.3f}")
+    print("| rows x repeats | block | " + " | ".join(f"noise of {name}" for name in SPREADS) + " |")
+    print("|---|---|" + "---|" * len(SPREADS))
+    for rows, repeats in ((64, 1), (256, 1), (8, 8), (8, 32), (35, 10)):
+        for block in (1, 4, 16):
+            cells = []
+            for spread in SPREADS.values():
+                generator = np.random.default_rng([rows, repeats, block])
+                covered = wrong = 0
+                for _ in range(trials):
+                    ratio = ratio_of_means(
+                        *shared_noise(generator, rows, repeats, block, ratio=5.0, spread=spread)
+                    )
+                    covered += ratio.low <= 5.0 <= ratio.high
+                    wrong += ratio.verdict(5.0 * (1 + 1e-9)) == MET
+                cells.append(f"{covered / trials:.1%}, {wrong / trials:.1%}")
+            print(f"| {rows} x {repeats} | {block} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

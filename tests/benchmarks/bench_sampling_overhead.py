@@ -12,10 +12,10 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from bench.claim import widest
 from bench.resources import Monitor
 from unshot import embedded
 from unshot.engines.llama_cpp import GgufEngine
+from unshot.metrics.intervals import ratio_of_means
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
                 if monitor:
                     facts = monitor.facts()
                     looks, cpu = looks + facts["samples"], cpu + facts["sampling_cpu_seconds"]
-    ratio = widest(times[True], times[False])
+    ratio = ratio_of_means(times[True], times[False])
     print(
         f"with / without watching: {ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}] over {pairs} pairs of "
         f"{np.median(times[False]) * 1000:.0f} ms; {cpu / looks * 1e6:.0f} us of CPU a look, {looks:.0f} looks"

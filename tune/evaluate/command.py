@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.metrics.thresholds import REVIEW_ACCEPT
 from unshot.options import PATH, SHARE, common, row_options, whole
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--accept",
     type=SHARE,
-    default=0.8,
+    default=REVIEW_ACCEPT.value,
     show_default=True,
     help="Share of answers that reviewers must accept.",
 )

@@ -10,20 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from unshot.metrics.intervals import Interval
+
 INVALID = "(invalid)"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A point estimate with the bounds of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
-    level: float = 0.95
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def parse_answer(text: str, *, labels: Sequence[str] | None = None, field: str | None = None) -> str:
