@@ -13,6 +13,7 @@ from unshot.data.prompts import Prompt
 from unshot.engines import open_engine
 from unshot.engines.http import read_key
 from unshot.errors import InputError
+from unshot.secret import remember_in
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ def request_extra(text: str | None) -> dict[str, Any]:
     """`--request-extra`: a JSON object for every request's body. Raises `InputError`."""
     try:
         value = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise InputError(
-            f"--request-extra is `{text}`; give a JSON object, e.g. '{{\"repeat_penalty\": 1.0}}'"
-        )
+        # Not shown: it may hold a key.
+        raise InputError("--request-extra is not a JSON object; give e.g. '{\"repeat_penalty\": 1.0}'")
+    remember_in(value)
     return value
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("prometheus_client")
 
 from deploy.serve.breaker import Breaker
 from deploy.serve.check import Checker
-from deploy.serve.exchange import Routing, unit_of
+from deploy.serve.exchange import Routing, position_of
 from deploy.serve.target import Price, price_of
 from tests.conftest import Run
 from tests.gateways import Running, gateway, scripted, until
@@ -71,7 +71,9 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, servers: tuple[str, str])
         "new",
     ]
     more = ["--timeout", 5, "--candidate-timeout", 0.4, "--log", folder / "log", "--log-texts"]
-    with gateway(folder, "--case", write_case(folder), *arms, *more, "--max-body", 4000) as running:
+    more += ["--max-body", 4000, "--reviewer-key-env", "REVIEWERS"]
+    case = write_case(folder)
+    with gateway(folder, "--case", case, *arms, *more, REVIEWERS="reviewers-own-key") as running:
         yield running
 
 
@@ -176,8 +178,8 @@ def test_bad_requests_are_refused_in_the_apis_words(labelled: Running) -> None:
         ([], 400, "not a JSON object"),
         ({}, 400, "`messages`"),
         ({"messages": []}, 400, "`messages`"),
-        ({"messages": [{"role": "me", "content": "x"}]}, 400, "`role`"),
-        ({"messages": [{"role": "user", "content": 3}]}, 400, "`content`"),
+        ({"messages": [{"role": "me", "content": "x"}]}, 400, "`messages[0].role`"),
+        ({"messages": [{"role": "user", "content": 3}]}, 400, "`messages[0].content`"),
         ({"messages": [{"role": "system", "content": "x"}]}, 400, "user's own messages only"),
         ({"messages": [{"role": "user", "content": "x"}], "n": 2}, 400, "`n`"),
         ({"messages": [{"role": "user", "content": "x"}], "model": "gpt-4o"}, 404, "ask for `risk`"),
@@ -214,7 +216,9 @@ def test_texts_are_logged_only_when_asked_and_redacted(labelled: Running, free: 
     )
     (line,) = lines(labelled)[got.body["id"]]
     assert line["input"] == "candidate=say low;mail [EMAIL] or [PHONE]" and line["answer"] == "low"
-    assert line["slice"] == "mail" and line["unit"] == unit_of("wilhelmina") and line["input_words"] == 8
+    again = labelled.ask("candidate=say low", user="wilhelmina")
+    assert lines(labelled)[again.body["id"]][0]["unit"] == line["unit"] != position_of("wilhelmina")
+    assert line["slice"] == "mail" and line["input_words"] == 8 and line["share"] == 1.0
     assert line["prompt_tokens"] and line["e2e_s"] >= line["queue_s"] >= 0
     got = free.ask("candidate=say my number is 415 555 2671")
     (line,) = lines(free)[got.body["id"]]
@@ -236,14 +240,26 @@ def test_cost_cached_tokens_and_logprob(free: Running) -> None:
 
 
 def test_feedback_reaches_the_log(labelled: Running) -> None:
-    number = labelled.ask("candidate=say low").body["id"]
-    given = {"id": number, "correct": False, "correction": "high, says bob@example.com", "by": "reviewer"}
+    got = labelled.ask("candidate=say low")
+    number, token = got.body["id"], got.headers["x-unshot-feedback-token"]
+    given = {"id": number, "correct": False, "correction": "high, says bob@example.com", "token": token}
     assert labelled.call("/v1/feedback", given).body == {"id": number, "recorded": True}
     assert until(written(labelled))
     found = read_feedback(labelled.output.parent / "log")[number]
-    assert (found.correct, found.correction, found.by) == (False, "high, says [EMAIL]", "reviewer")
+    assert (found.correct, found.correction, found.by) == (False, "high, says [EMAIL]", "user")
     for bad in ({"id": number}, {"correct": True}, {"id": number, "correct": True, "score": 3}, []):
         assert labelled.call("/v1/feedback", bad).status == 400
+    other = labelled.ask("candidate=say low").headers["x-unshot-feedback-token"]
+    for bad in ({"token": ""}, {"token": other}, {"token": "\u00e9"}, {"token": token, "by": "reviewer"}):
+        refused = labelled.call("/v1/feedback", {"id": number, "correct": True, **bad})
+        assert refused.status == 403, bad
+    reviewer = {"Authorization": "Bearer reviewers-own-key"}
+    given = {"id": number, "correction": "low", "by": "expert"}
+    assert labelled.call("/v1/feedback", given, **reviewer).status == 200
+    assert labelled.call("/v1/feedback", {"id": number, "correct": True, "token": token}).status == 200
+    assert until(written(labelled))
+    found = read_feedback(labelled.output.parent / "log")[number]
+    assert (found.correction, found.by) == ("low", "expert")  # a user's later word does not undo an expert's
 
 
 def test_streams_of_free_text_pass_as_they_come(free: Running) -> None:
@@ -267,7 +283,7 @@ def test_a_client_that_leaves_frees_its_place(free: Running) -> None:
     body = json.dumps(
         {"messages": [{"role": "user", "content": "baseline=hang;candidate=hang"}], "stream": True}
     )
-    connection.request("POST", "/v1/chat/completions", body)
+    connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
     connection.close()
     assert until(lambda: free.metric("unshot_answers_total", outcome="client gone") >= 1, 10)
     assert free.metric("unshot_active_requests") == 0
@@ -306,6 +322,7 @@ def test_units_stay_in_their_arm_and_the_share_moves_them_one_way(
     tmp_path: Path, servers: tuple[str, str], unshot: Run
 ) -> None:
     store = tmp_path / "store"
+    assert unshot("deploy", "registry", "init", "--store", store).returncode == 0
     assert unshot("deploy", "split", "30", "--store", store).returncode == 0
     arms = ["--baseline", servers[0], "--candidate", servers[1], "--store", store]
     with gateway(tmp_path, *arms, "--key-env", "MY_KEY", MY_KEY="s3cret-key") as running:
@@ -431,7 +448,7 @@ def test_breaker_waits_longer_after_each_failed_probe() -> None:
 def test_the_draw_follows_the_share() -> None:
     backend = object()
     routing = Routing(backend, backend, 0.25)  # type: ignore[arg-type]
-    drawn = Counter(routing.draw(unit_of(f"user {n}")) for n in range(20_000))
+    drawn = Counter(routing.draw(position_of(f"user {n}")) for n in range(20_000))
     assert 0.24 < drawn["candidate"] / 20_000 < 0.26
     assert Routing(backend, backend, 0.0).draw("f" * 16) == "baseline"  # type: ignore[arg-type]
     assert Routing(backend, backend, 1.0).draw("f" * 16) == "candidate"  # type: ignore[arg-type]

@@ -94,7 +94,7 @@ def training_texts(path: Path, *, most: int, seed: int = 0) -> list[str]:
     if len(texts) > most:
         chosen = np.random.default_rng(seed).choice(len(texts), size=most, replace=False)
         texts = [texts[i] for i in sorted(chosen)]
-    return [pii.redact(text, pii.find(text)) for text in texts]
+    return [pii.redacted(text) for text in texts]
 
 
 @functools.lru_cache(maxsize=20_000)

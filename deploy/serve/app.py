@@ -1,53 +1,73 @@
-"""The gateway's HTTP side: OpenAI-compatible routes, feedback, health and metrics, and what is refused at the door."""
+"""The gateway's HTTP side: OpenAI-compatible routes, feedback, health, metrics, and what is refused before an arm."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import hmac
-import json
+import ipaddress
 import time
+import urllib.parse
 import uuid
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from msgspec import Meta
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from deploy.serve.backend import Failure
-from deploy.serve.exchange import Asked, Shown, unit_of
-from deploy.serve.gateway import Gateway, problem
+from deploy.serve.exchange import Asked, Shown, position_of
+from deploy.serve.failure import Failure
+from deploy.serve.gateway import Gateway
+from deploy.serve.known_prompt import own_messages
 from deploy.serve.metrics import BREAKER
+from deploy.serve.parameters import LONGEST_KEY, ChatRequest, bad, checked, decoded, passed_on
 from deploy.serve.target import encode
 from unshot.contracts.record import Record, RecordError
-from unshot.contracts.request_log import Feedback
+from unshot.contracts.request_log import USER, Feedback
+from unshot.data.prompts import Prompt
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-LONGEST_KEY = 256
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OUT_OF_SCOPE = {
+    "responses": "the responses API", "embeddings": "embeddings", "completions": "the old completions API",
+    "images": "images", "audio": "audio", "files": "files", "batches": "batches", "moderations": "moderations",
+    "assistants": "assistants", "threads": "threads", "fine_tuning": "fine-tuning", "vector_stores": "vector stores",
+    "uploads": "uploads", "realtime": "the realtime API", "conversations": "conversations",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the gateway takes. `body` in bytes."""
+    """What the gateway takes. `body` in bytes, `read_timeout` seconds for a request to have come whole.
+
+    `host` is the address that it listens on, `hosts` the names that it goes by, `origins` the pages that may ask it.
+    `unknown` says what happens to parameters that are not passed on: `refuse` or `drop`.
+    """
 
     body: int = 1 << 20
     concurrency: int = 64
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
+    reviewer_key: str | None = field(default=None, repr=False)
+    read_timeout: float = 10.0
+    host: str = "127.0.0.1"
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    unknown: str = "refuse"
 
 
-class Given(Record):
-    """The body of POST /v1/feedback."""
+class FeedbackBody(Record):
+    """The body of POST /v1/feedback. `token` is what the answer came with (`x-unshot-feedback-token`)."""
 
     id: Annotated[str, Meta(min_length=1, max_length=100)]
     correct: bool | None = None
     correction: Annotated[str, Meta(max_length=100_000)] | None = None
-    by: Annotated[str, Meta(max_length=100)] = "user"
+    by: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
+    token: Annotated[str, Meta(max_length=100)] | None = None
 
 
 class Events(StreamingResponse):
@@ -66,125 +86,237 @@ class Events(StreamingResponse):
             self._over()
 
 
-class Door:
-    """The routes of one gateway."""
+class Api:
+    """The routes of one gateway. `known_prompt` is the long prompt that clients may send themselves."""
 
-    def __init__(self, gateway: Gateway, limits: Limits, health: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        limits: Limits,
+        health: Callable[[], object],
+        *,
+        known_prompt: Prompt | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.gateway = gateway
         self.limits = limits
         self.health = health
+        self.known_prompt = known_prompt
+        self.warn = warn
         self.active = 0
+        self._stopping = False
+        self._reading: set[asyncio.Timeout] = set()
 
-    def app(self, lifespan: Callable[[Any], AbstractAsyncContextManager[None]]) -> Starlette:
+    def app(self, lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None) -> Starlette:
         """The ASGI application."""
         routes = [
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{name:path}", self.model),
-            Route("/v1/feedback", self.feedback, methods=["POST"]),
-            Route("/metrics", self.show_metrics),
-            Route("/healthz", self.healthz),
+            Route("/v1/chat/completions", self._guarded(self.chat), methods=["POST"]),
+            Route("/v1/models", self._guarded(self.models)),
+            Route("/v1/models/{name:path}", self._guarded(self.model)),
+            Route("/v1/feedback", self._guarded(self.feedback), methods=["POST"]),
+            Route("/metrics", self._guarded(self.show_metrics)),
+            Route("/healthz", self._guarded(self.healthz)),
         ]
-        handlers: dict[Any, Any] = {404: _not_found, 405: _not_found, Failure: self.refuse}
+        handlers: dict[Any, Any] = {404: self._not_found, 405: self._not_found}
         return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+
+    def stop(self) -> None:
+        """Give up on requests whose body has not come yet: the gateway is about to end."""
+        self._stopping = True
+        for timeout in list(self._reading):
+            with contextlib.suppress(RuntimeError):
+                timeout.reschedule(asyncio.get_running_loop().time())
+
+    def _guarded(
+        self, work: Callable[[Request], Coroutine[Any, Any, Response]]
+    ) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """A route that answers every failure in the API's words."""
+
+        async def route(request: Request) -> Response:
+            try:
+                self._check_source(request)
+                return await work(request)
+            except Failure as failure:
+                return self._refusal(failure)
+            except ClientDisconnect:
+                return self._refusal(Failure("client gone", status=499))
+            except Exception as error:  # a fault of ours: said, counted, and answered
+                self.warn(f"a request ended in {type(error).__name__}: {str(error)[:200]}; please report it")
+                self.gateway.metrics.failed.labels("internal").inc()
+                return self._refusal(Failure("internal", "the gateway failed at this request", status=500))
+
+        return route
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         arrival = time.perf_counter()
         self._check_key(request)
+        body, safe = self._checked(await self._read(request))
+        number = f"chatcmpl-{uuid.uuid4().hex}"
+        asked = self._asked(request, body, safe, number, arrival)
+        # Only now: a client that sends nothing, or slowly, takes nobody's place.
         if self.active >= self.limits.concurrency:
             raise self._rejected("busy", f"{self.active} requests are under way; try again", 429, "1")
-        self.active += 1
-        self.gateway.metrics.active.set(self.active)
-        begun = False
+        self._begun()
         try:
-            body = self._body(await self._read(request))
-            number = f"chatcmpl-{uuid.uuid4().hex}"
-            key = request.headers.get("x-unshot-user") or body.get("user") or number
-            asked = Asked(
-                number,
-                body,
-                unit_of(str(key)[:LONGEST_KEY]),
-                self.gateway.routing,
-                arrival,
-                slice=(request.headers.get("x-unshot-slice") or "")[:LONGEST_KEY] or None,
-            )
-            begun = True
             shown = await while_there(request, self.gateway.answer(asked, self._ended))
         except Failure as failure:
-            if begun:
-                self.gateway.metrics.failed.labels(failure.kind).inc()
+            self.gateway.metrics.failed.labels(failure.kind).inc()
             raise
-        finally:
-            if not begun:
-                self._ended()
-        headers = {"x-unshot-version": shown.version, "x-unshot-arm": shown.arm, "x-request-id": asked.id}
+        headers = {
+            "x-unshot-version": header(shown.version),
+            "x-unshot-arm": shown.arm,
+            "x-request-id": number,
+        }
+        if self.gateway.log is not None:
+            headers["x-unshot-feedback-token"] = self.gateway.log.token_of(number)
         if shown.events is not None:
             headers["cache-control"] = "no-cache"
             return Events(shown, headers)
         return answer(shown.whole, headers=headers)
+
+    def _asked(
+        self, request: Request, body: ChatRequest, safe: ChatRequest | None, number: str, arrival: float
+    ) -> Asked:
+        key = (request.headers.get("x-unshot-user") or body.user or number)[:LONGEST_KEY]
+        log = self.gateway.log
+        own, drawn = self._own_messages(body)
+        return Asked(
+            number,
+            body,
+            position_of(key),
+            log.unit_of(key) if log is not None else "",
+            self.gateway.routing,
+            arrival,
+            slice=(request.headers.get("x-unshot-slice") or "")[:LONGEST_KEY] or None,
+            own_messages=own,
+            drawn=drawn and safe is not None,
+            checked_request=safe,
+            authorization=request.headers.get("authorization") if self.gateway.record else None,
+        )
+
+    def _own_messages(self, body: ChatRequest) -> tuple[list[dict[str, object]], bool]:
+        """The user's own messages, and whether the candidate may get them in place of the whole request.
+
+        Of a request that begins with the task's long prompt, message by message, each arm brings the prompt itself.
+        Any other prompt of the client's stays what it is: only the baseline of a recording gateway takes it.
+        """
+        known = own_messages(body.messages, self.known_prompt)
+        if known is not None:
+            return known, True
+        if self.gateway.record:
+            return body.messages, False
+        if body.brings_prompt and self._brings_prompt():
+            place = next(i for i, m in enumerate(body.messages) if m["role"] in ("system", "developer"))
+            message = (
+                "send the user's own messages only, or the task's long prompt as it is in the case file: the gateway "
+                "puts the task's prompt in front"
+            )
+            self.gateway.metrics.rejected.labels("bad request").inc()
+            raise bad(message, f"messages[{place}]")
+        return body.messages, True
+
+    def _begun(self) -> None:
+        self.active += 1
+        self.gateway.metrics.active.set(self.active)
 
     def _ended(self) -> None:
         self.active -= 1
         self.gateway.metrics.active.set(self.active)
 
     async def _read(self, request: Request) -> bytes:
-        """The body, refused as soon as it is too long."""
+        """The body, in time, and refused as soon as it is known to be too long."""
+        limits = self.limits
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise self._rejected("content type", "send the body as `Content-Type: application/json`", 415)
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > limits.body:
+            raise self._rejected("too long", f"the body has more than {limits.body} bytes", 413)
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self.limits.body:
-                raise self._rejected("too long", f"the body has more than {self.limits.body} bytes", 413)
-            parts.append(part)
+        try:
+            async with asyncio.timeout(0 if self._stopping else limits.read_timeout) as timeout:
+                self._reading.add(timeout)
+                try:
+                    async for part in request.stream():
+                        size += len(part)
+                        if size > limits.body:
+                            raise self._rejected(
+                                "too long", f"the body has more than {limits.body} bytes", 413
+                            )
+                        parts.append(part)
+                finally:
+                    self._reading.discard(timeout)
+        except TimeoutError:
+            if self._stopping:
+                raise self._rejected("stopping", "the gateway is stopping", 503) from None
+            raise self._rejected(
+                "too slow", f"the body did not come within {limits.read_timeout:g} s", 408
+            ) from None
         return b"".join(parts)
 
-    def _body(self, raw: bytes) -> dict[str, Any]:
-        """A request that an arm can take. Raises `Failure` 400."""
+    def _checked(self, raw: bytes) -> tuple[ChatRequest, ChatRequest | None]:
+        """A request that the baseline can take, and in the form that any arm can; None where there is no such form.
+
+        Raises `Failure` 400 or 404.
+        """
         try:
-            body = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise self._bad("the body is not JSON") from None
-        if not isinstance(body, dict):
-            raise self._bad("the body is not a JSON object")
-        messages = body.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise self._bad("`messages` must be a list with at least one message")
-        for message in messages:
-            if not isinstance(message, dict) or message.get("role") not in ROLES:
-                raise self._bad(f"each message needs a `role` ({', '.join(ROLES)}) and a `content`")
-            if message["role"] in ("system", "developer") and self._brings_prompt():
-                raise self._bad(
-                    "send the user's own messages only: the gateway puts the task's prompt in front"
-                )
-            if not isinstance(message.get("content"), str | list) and message["role"] != "assistant":
-                raise self._bad("a message's `content` must be a text or a list of parts")
-        if body.get("n") not in (None, 1):
-            raise self._bad("`n` must be 1")
-        name = body.get("model")
-        if name not in (None, self.gateway.name):
+            body = decoded(raw)
+            if self.gateway.record:
+                found = passed_on(body)
+                with contextlib.suppress(Failure):
+                    return found, checked(body, unknown="drop")
+                return found, None
+            found = checked(body, unknown=self.limits.unknown)
+        except Failure as failure:
+            self.gateway.metrics.rejected.labels(failure.kind).inc()
+            raise
+        if found.model not in (None, self.gateway.name):
             raise self._rejected(
-                "model", f"no model `{str(name)[:80]}` here; ask for `{self.gateway.name}`", 404
+                "model", f"no model `{str(found.model)[:80]}` here; ask for `{self.gateway.name}`", 404
             )
-        return body
+        return found, found
 
     def _brings_prompt(self) -> bool:
         routing = self.gateway.routing
         return any(b and b.target.brings_prompt for b in (routing.baseline, routing.candidate))
 
-    def _bad(self, message: str) -> Failure:
-        return self._rejected("bad request", message, 400)
-
     def _rejected(self, reason: str, message: str, status: int, retry_after: str | None = None) -> Failure:
         self.gateway.metrics.rejected.labels(reason).inc()
         return Failure(reason, message, status=status, retry_after=retry_after)
 
-    def _check_key(self, request: Request) -> None:
-        key = self.limits.key
-        if key is None:
+    def _check_source(self, request: Request) -> None:
+        """Refuse what a web page of another site makes a browser send (DNS rebinding, cross-site requests)."""
+        name = host_name(request.headers.get("host", ""))
+        if not self._own_name(name):
+            raise self._rejected("host", f"no host `{name[:80]}` here; --allow-host NAME adds one", 421)
+        origin = request.headers.get("origin")
+        if origin is None or origin in self.limits.origins:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), key.encode()):
+        same = {f"{scheme}://{request.headers.get('host', '')}".lower() for scheme in ("http", "https")}
+        if origin.lower() not in same:
+            raise self._rejected(
+                "origin", "web pages of another origin are refused; --allow-origin ORIGIN adds one", 403
+            )
+
+    def _own_name(self, name: str) -> bool:
+        limits = self.limits
+        if name in limits.hosts or name == limits.host.lower():
+            return True
+        if limits.host in LOOPBACK:
+            return name in LOOPBACK
+        # A name that is not ours may lead here for a page's sake; an address cannot, and neither can a key be guessed.
+        return name in LOOPBACK or is_address(name) or (limits.key is not None and not limits.hosts)
+
+    def _check_key(self, request: Request, *, reviewer: bool = False) -> bool:
+        """Raise 401 unless the request has the users' key, where there is one; whether it has the reviewers'."""
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
+        own, theirs = self.limits.key, self.limits.reviewer_key
+        if reviewer and theirs is not None and hmac.compare_digest(given, theirs.encode()):
+            return True
+        if own is not None and not hmac.compare_digest(given, own.encode()):
             raise self._rejected("key", "the API key is missing or wrong", 401)
+        return False
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -199,21 +331,35 @@ class Door:
             raise Failure("model", f"no model `{name[:80]}` here; ask for `{self.gateway.name}`", status=404)
         return answer(self._model())
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self) -> dict[str, object]:
         return {"id": self.gateway.name, "object": "model", "created": 0, "owned_by": "unshot"}
 
     async def feedback(self, request: Request) -> Response:
         """POST /v1/feedback."""
-        self._check_key(request)
-        if self.gateway.journal is None:
+        reviewer = self._check_key(request, reviewer=True)
+        log = self.gateway.log
+        if log is None:
             raise Failure("no log", "feedback needs a log; start the gateway with --log DIR", status=409)
         try:
-            given = Given.from_json(await self._read(request))
-        except RecordError as error:
-            raise self._bad(str(error)) from None
+            given = FeedbackBody.from_json(await self._read(request))
+        except (RecordError, RecursionError) as error:
+            raise self._rejected("bad request", str(error)[:300], 400) from None
         if given.correct is None and given.correction is None:
-            raise self._bad("give `correct`, `correction`, or both")
-        self.gateway.journal.put(Feedback(time=time.time(), **given.plain()))
+            raise self._rejected("bad request", "give `correct`, `correction`, or both", 400)
+        if not reviewer:
+            token = (given.token or request.headers.get("x-unshot-feedback-token") or "").encode(
+                "utf-8", "replace"
+            )
+            if not hmac.compare_digest(token, log.token_of(given.id).encode()):
+                raise self._rejected(
+                    "token", "`token` must be the answer's own (its header x-unshot-feedback-token)", 403
+                )
+            if given.by not in (None, USER):
+                raise self._rejected(
+                    "token", "`by` other than `user` needs the reviewers' key (--reviewer-key-env)", 403
+                )
+        by = (given.by or "reviewer") if reviewer else USER
+        log.put(Feedback(given.id, time.time(), given.correct, given.correction, by))
         self.gateway.metrics.feedback.labels(str(given.correct).lower()).inc()
         return answer({"id": given.id, "recorded": True})
 
@@ -231,17 +377,30 @@ class Door:
         return Response(metrics.text(), media_type=metrics.content_type)
 
     async def healthz(self, request: Request) -> Response:
-        """GET /healthz: 503 where no arm has a server that runs."""
+        """GET /healthz: 503 where no arm has a server that answers."""
         facts = self.health()
-        return answer(facts, status=200 if facts["status"] == "ok" else 503)
+        good = isinstance(facts, dict) and facts.get("status") != "no back end"
+        return answer(facts, status=200 if good else 503)
 
-    async def refuse(self, request: Request, failure: Exception) -> Response:
+    def _refusal(self, failure: Failure) -> Response:
         """A `Failure` as the OpenAI API words it."""
-        assert isinstance(failure, Failure)
         headers = {}
         if failure.retry_after or failure.status in (429, 503):
             headers["retry-after"] = failure.retry_after or "1"
-        return answer({"error": problem(failure)}, status=failure.status, headers=headers)
+        if failure.status in (408, 413) or self._stopping:
+            headers["connection"] = "close"
+        return answer(failure.body(), status=failure.status, headers=headers)
+
+    async def _not_found(self, request: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 404)
+        path = request.url.path
+        name = path.removeprefix("/v1/").partition("/")[0]
+        if path.startswith("/v1/") and name in OUT_OF_SCOPE:
+            detail = f"{OUT_OF_SCOPE[name]} is out of this gateway's scope; use /v1/chat/completions"
+            failure = Failure("not supported", detail, status=404)
+        else:
+            failure = Failure("not found", f"no {request.method} {path[:200]} here", status=status)
+        return self._refusal(failure)
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, Shown]) -> Shown:
@@ -265,12 +424,28 @@ async def while_there(request: Request, work: Coroutine[Any, Any, Shown]) -> Sho
         task.cancel()
 
 
-async def _not_found(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    failure = Failure("not found", f"no {request.method} {request.url.path} here", status=status)
-    return answer({"error": problem(failure)}, status=status)
+def host_name(header: str) -> str:
+    """The name in a Host header, without its port and brackets, lower case."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.rpartition(":")[0].lower() if header.count(":") == 1 else header.lower()
 
 
-def answer(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def is_address(name: str) -> bool:
+    """Whether a name is an IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def header(value: str) -> str:
+    """A value as a header can hold it: printable ASCII, the rest escaped as in a URL."""
+    return urllib.parse.quote(value, safe=" !#$&'()*+,/:;=?@[]~<>{}|^`\"")[:1000]
+
+
+def answer(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response."""
-    return Response(encode(value), status_code=status, headers=headers, media_type="application/json")
+    content = encode(value).encode("utf-8", "replace")
+    return Response(content, status_code=status, headers=headers, media_type="application/json")

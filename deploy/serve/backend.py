@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any
 
 import aiohttp
 
 from deploy.serve.breaker import Breaker
+from deploy.serve.failure import Failure
+from deploy.serve.parameters import ChatRequest, Json
+from deploy.serve.reply import (
+    LARGEST,
+    Chunk,
+    Completion,
+    NotAnAnswer,
+    as_chunks,
+    decode,
+    read_chunk,
+    read_completion,
+    read_events,
+)
 from deploy.serve.target import Target, encode
 from unshot.engines.server import CONTEXT, START_LIMIT, LocalServer, free_port, server_command
-from unshot.engines.sse import DONE, Event, EventParser
+from unshot.engines.sse import EventParser
 
 # A child that cannot be started again is tried less and less often, seconds.
 LONGEST_WAIT = 30.0
 RESTART_AFTER_PROBES = 3
-
-
-class Failure(Exception):
-    """An answer that did not come: `kind` is what the log and the metrics count."""
-
-    def __init__(
-        self, kind: str, detail: str = "", *, status: int = 502, retry_after: str | None = None
-    ) -> None:
-        super().__init__(detail or kind)
-        self.kind = kind
-        self.detail = detail or kind
-        self.status = status
-        self.retry_after = retry_after
-
-    @property
-    def theirs(self) -> bool:
-        """Whether the back end is to blame, and not the request."""
-        return not 400 <= self.status < 500 or self.status in (401, 403, 404, 408, 429)
+# Seconds in which a server must list its models to be called up; tries on kept connections that turn out closed.
+HEALTH_LIMIT = 2.0
+RESENDS = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,40 @@ class Settings:
     failures: int = 5
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """What a back end is asked: the request, the user's own messages of it, and a client's key that is passed on."""
+
+    request: ChatRequest
+    own_messages: list[Json]
+    logprobs: bool = False
+    authorization: str | None = field(default=None, repr=False)
+
+
+@dataclass
+class Connection:
+    """Whether a request went out on a connection that had been used before."""
+
+    reused: bool = False
+
+
+def open_session() -> aiohttp.ClientSession:
+    """The connections to all back ends."""
+    trace = aiohttp.TraceConfig()
+
+    async def reused(session: object, context: object, params: object) -> None:
+        connection = getattr(context, "trace_request_ctx", None)
+        if isinstance(connection, Connection):
+            connection.reused = True
+
+    trace.on_connection_reuseconn.append(reused)
+    return aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+        trace_configs=[trace],
+    )
+
+
 @dataclass(eq=False)
 class Backend:
     """One server. `active` counts the requests that it has; `idle` is set while there are none."""
@@ -63,34 +93,44 @@ class Backend:
     active: int = 0
     restarts: int = 0
     server: LocalServer | None = None
+    # Whether it answered when it was last asked for its models; None before that.
+    reachable: bool | None = None
     breaker: Breaker = field(init=False)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     _url: str = ""
     _wait: float = 0.5
     _retry: float = 0.0
     _starting: bool = False
+    _checked: float = 0.0
+    # Some servers refuse `stream_options`; some take a schema in another place.
+    _stream_options: bool = True
+    _native_schema: bool = True
 
     def __post_init__(self) -> None:
         self.breaker = Breaker(failures=self.settings.failures, cooldown=self.settings.cooldown)
         self.idle.set()
         self._slots = asyncio.Semaphore(self.settings.slots if self.target.path else 1 << 30)
-        self._headers = {"Content-Type": "application/json"}
-        if self.target.key:
-            self._headers["Authorization"] = f"Bearer {self.target.key}"
+        if self.target.path is None:
+            self._url = str(self.target.url)
 
     @property
     def label(self) -> str:
         return self.target.label
 
     @property
-    def up(self) -> bool:
-        """Whether the server runs, as far as can be told without asking it."""
+    def running(self) -> bool:
+        """Whether there is a process (of a URL: always)."""
         return self.target.path is None or (self.server is not None and self.server.running)
+
+    @property
+    def up(self) -> bool:
+        """Whether the server runs and answered when it was last asked."""
+        return self.running and self.reachable is not False
 
     async def start(self) -> None:
         """Start the child and wait until it answers. A URL is taken as it is. Raises `OutsideError`."""
         if self.target.path is None:
-            self._url = f"{self.target.url}/chat/completions"
+            await self.check_health()
             return
         self._starting = True
         try:
@@ -102,21 +142,43 @@ class Backend:
                 self.settings.slots,
                 context=self.settings.context,
             )
+            self._native_schema = "llama_cpp.server" not in command
             # On this thread: the child ends with the thread that started it.
             self.server = LocalServer.start(self.label, command, port)
             await self.server.wait_async(limit=self.settings.start_limit)
-            self._url = f"{self.server.address.base}/chat/completions"
+            self._url = self.server.address.base
             self._wait = 0.5
+            self.reachable = True
         except BaseException:
             await self._kill()
             raise
         finally:
             self._starting = False
 
+    def health_due(self, every: float) -> bool:
+        """Whether it is time to ask; a server that is at work is known to be there."""
+        return not self.active and not self._starting and time.monotonic() - self._checked >= every
+
+    async def check_health(self) -> None:
+        """Ask for the models; any answer that is not a server's error will do."""
+        self._checked = time.monotonic()
+        try:
+            async with self.session.get(
+                f"{self._url}/models",
+                timeout=aiohttp.ClientTimeout(total=HEALTH_LIMIT),
+                headers=self._headers(None),
+                allow_redirects=False,
+            ) as response:
+                self.reachable = response.status < 500
+        except (aiohttp.ClientError, OSError, ValueError, TimeoutError):
+            if not self.active:
+                self.reachable = False
+        self._checked = time.monotonic()
+
     async def watch(self) -> bool:
         """Start the child again where it died or hangs; whether that was tried. Called a few times a second."""
         hangs = self.breaker.failed_probes >= RESTART_AFTER_PROBES
-        if self.target.path is None or self._starting or (self.up and not hangs):
+        if self.target.path is None or self._starting or (self.running and not hangs):
             return False
         now = time.monotonic()
         if now < self._retry:
@@ -140,46 +202,90 @@ class Backend:
         if server is not None:
             await asyncio.to_thread(server.end, grace=3.0)
 
-    def body(self, request: dict[str, Any], *, stream: bool) -> bytes:
+    def body(self, asked: Outgoing, *, stream: bool) -> bytes:
         """The request as the back end gets it: the arm's prompt in front, greedy where the user asks for nothing."""
-        target = self.target
-        asked = {k: v for k, v in request.items() if k not in ("model", "messages", "stream", "user")}
-        asked.setdefault("temperature", 0)
-        if target.max_tokens and not {"max_tokens", "max_completion_tokens"} & asked.keys():
-            asked["max_tokens"] = target.max_tokens
-        if target.path is not None and "max_completion_tokens" in asked:
-            asked["max_tokens"] = asked.pop("max_completion_tokens")
-        asked.pop("stream_options", None)
+        target, request = self.target, asked.request
+        sent: Json = dict(request.parameters)
+        if target.passes_through:
+            model = target.model or request.model
+            head: Json = {"model": model} if model else {}
+        else:
+            sent.setdefault("temperature", 0)
+            if target.max_tokens and request.limit is None:
+                sent["max_tokens"] = target.max_tokens
+            head = {"model": target.model or "default", **target.extra}
+        if target.path is not None:
+            self._for_llama_cpp(sent)
+        if asked.logprobs:
+            sent["logprobs"] = True
         if stream:
-            asked |= {"stream": True, "stream_options": {"include_usage": True}}
-        rest = encode({"model": target.model, **target.extra, **asked})
-        return f'{{"messages":{target.encoded(request["messages"])},{rest[1:]}'.encode()
+            sent["stream"] = True
+            if self._stream_options:
+                sent["stream_options"] = {"include_usage": True}
+        messages = target.encoded(request.messages if target.passes_through else asked.own_messages)
+        rest = encode({**head, **sent})
+        separator = "," if len(rest) > 2 else ""
+        return f'{{"messages":{messages}{separator}{rest[1:]}'.encode("utf-8", "replace")
 
-    async def whole(self, body: bytes, deadline: float, sent: list[float]) -> dict[str, Any]:
-        """The answer as one JSON object. Raises `Failure`. `sent` gets the time at which the server was asked."""
+    def _for_llama_cpp(self, sent: Json) -> None:
+        """What llama.cpp's servers name otherwise."""
+        if "max_completion_tokens" in sent:
+            sent["max_tokens"] = sent.pop("max_completion_tokens")
+        wanted = sent.get("response_format")
+        if isinstance(wanted, dict) and wanted.get("type") == "json_schema" and not self._native_schema:
+            sent["response_format"] = {"type": "json_object", "schema": wanted["json_schema"]["schema"]}
+
+    def _headers(self, authorization: str | None) -> dict[str, str]:
+        found = {"Content-Type": "application/json"}
+        if self.target.key:
+            found["Authorization"] = f"Bearer {self.target.key}"
+        elif authorization and self.target.passes_through:
+            found["Authorization"] = authorization
+        return found
+
+    async def _post(self, body: bytes, asked: Outgoing) -> aiohttp.ClientResponse:
+        """Send a request; again where a kept connection was closed just as it was used (RFC 9112, 9.3.1)."""
+        connection = Connection()
+        for left in range(RESENDS, -1, -1):
+            connection.reused = False
+            try:
+                return await self.session.post(
+                    f"{self._url}/chat/completions",
+                    data=body,
+                    headers=self._headers(asked.authorization),
+                    allow_redirects=False,
+                    trace_request_ctx=connection,
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError) as error:
+                refused = isinstance(error, aiohttp.ClientConnectorError)
+                if not left or refused or not connection.reused:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def whole(self, asked: Outgoing, deadline: float, sent: list[float]) -> Completion:
+        """The whole answer. Raises `Failure`. `sent` gets the time at which the server was asked."""
+        body = self.body(asked, stream=False)
         try:
             async with asyncio.timeout_at(deadline), self._slots:
                 sent.append(time.perf_counter())
-                async with self.session.post(self._url, data=body, headers=self._headers) as response:
-                    raw = await response.read()
+                response = await self._post(body, asked)
+                async with response:
+                    raw = await read_bounded(response)
                     if response.status != 200:
                         raise failed(response, raw)
         except TimeoutError:
             raise Failure("timeout", f"no answer within {self.timeout:g} s", status=504) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Failure(kind_of(error), str(error)) from None
+            raise self._broken(error) from None
+        self.reachable = True
         try:
-            answer = json.loads(raw)
-            choice = answer["choices"][0]
-            if not isinstance(choice["message"].get("content") or "", str):
-                raise TypeError
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            raise Failure("bad answer", "the back end's answer is not a chat completion") from None
-        return dict(answer)
+            return read_completion(raw)
+        except NotAnAnswer as error:
+            raise Failure("bad answer", f"the back end's answer is not a chat completion ({error})") from None
 
     async def pieces(
-        self, body: bytes, deadline: float, sent: list[float]
-    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        self, asked: Outgoing, deadline: float, sent: list[float]
+    ) -> AsyncGenerator[list[Chunk], None]:
         """The chunks of a streamed answer, as many together as came together. Raises `Failure`, also in mid-answer.
 
         `deadline` holds up to the first byte, then each gap may last `timeout`. No timeout spans a `yield`: another
@@ -192,43 +298,79 @@ class Backend:
                 await self._slots.acquire()
                 entered = True
                 sent.append(time.perf_counter())
-                response = await self.session.post(self._url, data=body, headers=self._headers)
-                if response.status != 200:
-                    raise failed(response, await response.read())
-            parser = EventParser()
-            while True:
+                response = await self._open_stream(asked)
+            self.reachable = True
+            if response.content_type == "application/json":
                 async with asyncio.timeout(self.timeout):
-                    data = await response.content.readany()
-                if not data:
-                    raise Failure("cut short", "the back end's stream ended without [DONE]")
-                chunks, done = read_events(parser.feed(data))
-                if chunks:
-                    yield chunks
-                if done:
-                    return
+                    raw = await read_bounded(response)
+                yield in_one_piece(raw)
+                return
+            async for chunks in self._events(response):
+                yield chunks
         except TimeoutError:
             raise Failure("timeout", f"nothing came for {self.timeout:g} s", status=504) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Failure(kind_of(error), str(error)) from None
-        except (ValueError, AttributeError):
-            raise Failure(
-                "bad answer", "the back end's stream is not made of chat completion chunks"
-            ) from None
+            raise self._broken(error) from None
+        except NotAnAnswer as error:
+            detail = f"the back end's stream is not made of chat completion chunks ({error})"
+            raise Failure("bad answer", detail) from None
         finally:
             if response is not None:
-                response.release()
+                response.close()
             if entered:
                 self._slots.release()
+
+    async def _open_stream(self, asked: Outgoing) -> aiohttp.ClientResponse:
+        """A response with status 200; without `stream_options` where the server does not take them."""
+        for with_options in (self._stream_options, False):
+            response = await self._post(self.body(asked, stream=True), asked)
+            if response.status == 200:
+                return response
+            async with response:
+                failure = failed(response, await read_bounded(response))
+            if not (with_options and response.status in (400, 422)):
+                break
+            self._stream_options = False
+        else:
+            self._stream_options = True  # refused without them too: they were not to blame
+        raise failure
+
+    async def _events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[list[Chunk], None]:
+        parser, finished = EventParser(), False
+        while True:
+            async with asyncio.timeout(self.timeout):
+                data = await response.content.readany()
+            # The end of the stream ends its last event too, as far as a back end's last `[DONE]` goes.
+            chunks, done = read_events(parser.feed(data or b"\n\n"))
+            finished = finished or any(c.finished for c in chunks)
+            if chunks:
+                yield chunks
+            if done:
+                return
+            if parser.pending > LARGEST:
+                raise NotAnAnswer("an event without an end")
+            if not data:
+                if finished:
+                    return
+                raise Failure("cut short", "the back end's stream ended without [DONE]")
+
+    def _broken(self, error: Exception) -> Failure:
+        """A connection's failure."""
+        kind = kind_of(error)
+        if kind == "connect":
+            self.reachable = False
+        return Failure(kind, str(error)[:200] or kind)
 
     async def probe(self) -> None:
         """Ask for one token, with the arm's own prompt; tells the breaker how it went."""
         self.breaker.probe()
-        request = {"messages": [{"role": "user", "content": "ping"}], "max_tokens": 1}
+        messages: list[Json] = [{"role": "user", "content": "ping"}]
+        asked = Outgoing(ChatRequest(messages, {"max_tokens": 1}), messages)
         loop = asyncio.get_running_loop()
         try:
-            await self.whole(self.body(request, stream=False), loop.time() + min(self.timeout, 10.0), [])
+            await self.whole(asked, loop.time() + min(self.timeout, 10.0), [])
         except Failure as failure:
-            if failure.theirs:
+            if not failure.request_fault:
                 self.breaker.probe_failed()
                 return
         except BaseException:
@@ -248,36 +390,51 @@ class Backend:
             self.idle.set()
 
 
-def read_events(events: Sequence[Event]) -> tuple[list[dict[str, Any]], bool]:
-    """The chunks in server-sent events, and whether the last of all was among them.
+async def read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    """A response's body. Raises `NotAnAnswer` where it does not end."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > LARGEST:
+            response.close()
+            raise Failure("bad answer", f"the back end's answer has more than {LARGEST} bytes")
+    return b"".join(parts)
 
-    Raises `ValueError` for what is no chunk, and `Failure` for an error that the server reports.
-    """
-    chunks: list[dict[str, Any]] = []
-    for event in events:
-        if event.data.strip() == DONE:
-            return chunks, True
-        if not event.data.strip():
-            continue
-        chunk = json.loads(event.data)
-        if chunk.get("error"):
-            raise Failure("server error", str(chunk["error"])[:200])
-        chunks.append(chunk)
-    return chunks, False
+
+def in_one_piece(raw: bytes) -> list[Chunk]:
+    """The chunks of an answer that a server gave whole where a stream was asked for. Raises `NotAnAnswer`."""
+    completion = read_completion(raw)
+    head = {k: v for k, v in completion.raw.items() if k not in ("choices", "usage", "object")}
+    chunks = [read_chunk(encode(c).encode()) for c in as_chunks(completion, head)]
+    if "usage" in completion.raw:
+        usage = {**head, "choices": [], "usage": completion.raw["usage"]}
+        chunks.append(read_chunk(encode(usage).encode()))
+    return chunks
 
 
 def failed(response: aiohttp.ClientResponse, raw: bytes) -> Failure:
-    """A status other than 200 as a failure, with the server's own words."""
+    """A status other than 200 as a failure, with the server's own words.
+
+    A client gets a 4xx only for what its own request is to blame for: a redirect, a wrong key or a missing model are
+    the gateway's affair.
+    """
+    status = response.status
     try:
-        error = json.loads(raw)["error"]
-        detail = str(error.get("message") if isinstance(error, dict) else error)
-    except (ValueError, KeyError, TypeError):
-        detail = raw[:200].decode(errors="replace")
+        error = decode(raw).get("error")
+        detail = str(error.get("message") if isinstance(error, dict) else error) if error else ""
+    except NotAnAnswer:
+        detail = ""
+    detail = detail or raw[:200].decode(errors="replace")
+    own = status in (400, 413, 422)
+    shown = {400: 400, 413: 413, 422: 400, 408: 504, 429: 429, 503: 503, 504: 504}.get(status, 502)
+    after = response.headers.get("Retry-After", "")
     return Failure(
-        f"http {response.status}",
-        detail[:300],
-        status=response.status,
-        retry_after=response.headers.get("Retry-After"),
+        "redirect" if 300 <= status < 400 else f"http {status}",
+        detail[:300] or f"the back end answered with status {status}",
+        status=shown,
+        retry_after=after if after.isascii() and after.isdigit() and len(after) < 6 else None,
+        request_fault=own,
     )
 
 

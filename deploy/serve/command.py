@@ -24,6 +24,7 @@ from unshot.options import (
 if TYPE_CHECKING:
     from unshot.console import Output
 
+ARM_SETTINGS = ("prompt", "model", "key_env", "price", "hour")
 PROMPTS = click.Choice(["long", "short", "none"])
 
 
@@ -71,6 +72,11 @@ def arm_options(arm: str, prompt: str, what: str) -> Any:
     show_default=True,
     help="Percent of users that the candidate answers; `unshot deploy split` changes it while serving.",
 )
+@click.option(
+    "--record",
+    is_flag=True,
+    help="Pass requests on to the baseline as they come, clients' prompts, parameters and keys included, and log them.",
+)
 @click.option("--shadow", is_flag=True, help="Run the other arm too, behind the answer; only logged.")
 @click.option("--timeout", type=SECONDS, default=60.0, show_default=True, help="Seconds an arm has.")
 @click.option(
@@ -92,9 +98,36 @@ def arm_options(arm: str, prompt: str, what: str) -> Any:
     metavar="VARIABLE",
     help="Environment variable with the key that users must send; default: none.",
 )
+@click.option(
+    "--reviewer-key-env",
+    metavar="VARIABLE",
+    help="Environment variable with the key of those whose feedback counts above users'; default: nobody.",
+)
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="A name that the gateway goes by; repeatable."
+)
+@click.option(
+    "--allow-origin", multiple=True, metavar="ORIGIN", help="A web page's origin that may ask it; repeatable."
+)
+@click.option(
+    "--unknown-parameters",
+    type=click.Choice(["refuse", "drop"]),
+    default="refuse",
+    show_default=True,
+    help="Parameters that are not of the OpenAI API: answer 400, or leave them out.",
+)
+@click.option(
+    "--read-timeout",
+    type=SECONDS,
+    default=10.0,
+    show_default=True,
+    help="Seconds that a request has to come in.",
+)
 @click.option("--log", "log_dir", type=PATH, help="Write a request log here, without texts.")
 @click.option("--log-texts", is_flag=True, help="Log inputs and answers too, personal data replaced.")
-@click.option("--phone-region", default="US", show_default=True, help="Country of national phone numbers.")
+@click.option(
+    "--phone-region", default="US", show_default=True, help="Country of national phone numbers, two letters."
+)
 @click.option("--logprobs", is_flag=True, help="Ask back ends for log-probabilities, for `deploy drift`.")
 @click.option(
     "--max-tokens",
@@ -135,10 +168,14 @@ def serve(case_path: Path | None, store: Path, tracking: str | None, out: Output
     the candidate. Where the candidate fails or breaks the task's labels or schema, the baseline answers.
     """
     try:
-        from deploy.serve.run import run
+        from deploy.serve.run import ArmOptions, ServeOptions, run
     except ImportError as error:
         from unshot.errors import OutsideError
 
         raise OutsideError(f"the gateway needs {error.name}; run `pip install 'unshot[deploy]'`") from None
 
-    run(case_path, store, tracking, out, **options)
+    arms = {
+        arm: ArmOptions(options.pop(arm), **{name: options.pop(f"{arm}_{name}") for name in ARM_SETTINGS})
+        for arm in ("baseline", "candidate")
+    }
+    run(case_path, store, tracking, out, ServeOptions(arms["baseline"], arms["candidate"], **options))

@@ -1,4 +1,4 @@
-"""What one request holds on its way: the arms of the moment, what was asked, each arm's try, what is shown."""
+"""What one request holds on its way: the arms of the moment, what was asked, each arm's attempt, what is shown."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from deploy.serve.backend import Backend, Failure
-from deploy.serve.target import text_of
+from deploy.serve.backend import Backend
+from deploy.serve.failure import Failure
+from deploy.serve.parameters import ChatRequest, Json, last_text
+from deploy.serve.reply import Completion, Usage
 from unshot.contracts.request_log import Arm
 
 
@@ -24,40 +25,54 @@ class Routing:
     def of(self, arm: Arm) -> Backend | None:
         return self.baseline if arm == "baseline" else self.candidate
 
-    def draw(self, unit: str) -> Arm:
+    @property
+    def drawn_share(self) -> float:
+        """The share of units that are drawn into the candidate now: all or none where one arm is missing."""
+        if self.candidate is None:
+            return 0.0
+        return self.share if self.baseline is not None else 1.0
+
+    def draw(self, position: str) -> Arm:
         """The arm of a unit. A larger share keeps all units that a smaller one had in the candidate."""
-        if self.candidate is None or self.baseline is None:
-            return "baseline" if self.candidate is None else "candidate"
-        return "candidate" if int(unit[:13], 16) < self.share * 16**13 else "baseline"
+        return "candidate" if int(position[:13], 16) < self.drawn_share * 16**13 else "baseline"
 
 
-def unit_of(key: str) -> str:
-    """The hash of a sticky key: tells units apart without telling who they are."""
-    return hashlib.sha256(b"unshot:" + key.encode()).hexdigest()[:16]
+def position_of(key: str) -> str:
+    """Where a sticky key stands among all of them, 16 hexadecimal digits; the same in every gateway, never logged."""
+    return hashlib.sha256(b"unshot:" + key.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 @dataclass
 class Asked:
-    """A request as it came. `arrival` is `time.perf_counter()` seconds, `at` seconds since 1970."""
+    """A request as it came. `arrival` is `time.perf_counter()` seconds, `at` seconds since 1970.
+
+    `own_messages` are the user's own, without the task's long prompt where the client sent it. `drawn` False: only the
+    baseline can answer (the client sent a prompt that is not the known one, or what the candidate does not take).
+    `checked_request` is what an arm gets that requests are not passed through to.
+    """
 
     id: str
-    request: dict[str, Any]
+    request: ChatRequest
+    position: str
     unit: str
     routing: Routing
     arrival: float
     at: float = field(default_factory=time.time)
     slice: str | None = None
+    own_messages: list[Json] = field(default_factory=list)
+    drawn: bool = True
+    checked_request: ChatRequest | None = None
+    authorization: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.assigned: Arm = self.routing.draw(self.unit)
-        self.stream = self.request.get("stream") is True
-        self.text = text_of(self.request["messages"][-1])
-        options = self.request.get("stream_options")
-        self.usage = isinstance(options, dict) and options.get("include_usage") is True
+        self.own_messages = self.own_messages or self.request.messages
+        self.share = self.routing.drawn_share if self.drawn else 0.0
+        self.assigned: Arm = self.routing.draw(self.position) if self.drawn else "baseline"
+        self.text = last_text(self.own_messages)
 
 
 @dataclass
-class Try:
+class Attempt:
     """One arm's answer, or why there is none."""
 
     arm: Arm
@@ -65,11 +80,12 @@ class Try:
     begin: float
     error: Failure | None = None
     kind: str | None = None
-    raw: dict[str, Any] = field(default_factory=dict)
+    completion: Completion | None = None
     text: str = ""
     ok: bool | None = None
     label: str | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
+    request_fault: bool = False
+    usage: Usage = field(default_factory=Usage)
     queued: float | None = None
     ttft: float | None = None
     e2e: float | None = None
@@ -77,6 +93,7 @@ class Try:
 
     def fail(self, failure: Failure) -> None:
         self.error, self.kind = failure, failure.kind
+        self.request_fault = self.request_fault or failure.request_fault
 
 
 @dataclass
@@ -85,13 +102,13 @@ class Shown:
 
     arm: Arm
     version: str
-    whole: dict[str, Any] | None = None
+    whole: Json | None = None
     events: AsyncGenerator[bytes, None] | None = None
     over: Callable[[], None] | None = None
 
 
-def left(arm: Arm, backend: Backend, begin: float) -> Try:
-    """A try that the client did not wait for."""
-    tried = Try(arm, backend, begin, e2e=time.perf_counter() - begin)
-    tried.fail(Failure("client gone", status=499))
-    return tried
+def abandoned(arm: Arm, backend: Backend, begin: float) -> Attempt:
+    """An attempt that the client did not wait for."""
+    attempt = Attempt(arm, backend, begin, e2e=time.perf_counter() - begin)
+    attempt.fail(Failure("client gone", status=499))
+    return attempt

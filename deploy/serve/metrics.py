@@ -30,7 +30,7 @@ class Metrics:
                                "arm", "version", "outcome")  # fmt: skip
         self.fallbacks = counter("fallbacks", "Baseline answers in place of the candidate's", "reason")
         self.failed = counter("failed_requests", "Requests that no arm answered", "reason")
-        self.rejected = counter("rejected_requests", "Requests refused at the door", "reason")
+        self.rejected = counter("rejected_requests", "Requests refused before an arm was asked", "reason")
         self.shadows = counter("shadows", "Shadow answers, by outcome; dropped: no room", "arm", "outcome")
         self.tokens = counter("tokens", "Tokens as the back ends count them", "arm", "kind")
         self.cost = counter("cost_usd", "US dollars at the prices given", "arm")

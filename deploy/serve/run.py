@@ -7,47 +7,101 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
 
-from deploy.registry import open_registry
-from deploy.serve.app import Door, Limits
+from deploy.registry.locate import open_registry
+from deploy.serve.app import LOOPBACK, Api, Limits
 from deploy.serve.backend import Settings
 from deploy.serve.check import read_schema
+from deploy.serve.connection import with_deadline
 from deploy.serve.gateway import Gateway
-from deploy.serve.journal import Journal
 from deploy.serve.metrics import Metrics
+from deploy.serve.request_log import LogSettings, RequestLog
 from deploy.serve.supervisor import Supervisor
-from deploy.serve.target import Place, Resolver, price_of
+from deploy.serve.target import ArmSpec, Resolver, price_of
 from unshot.case import load_case
 from unshot.console import Output
-from unshot.contracts.request_log import Arm, Writer
+from unshot.contracts.request_log import Arm
+from unshot.data.personal import check_region
 from unshot.engines.http import read_key
 from unshot.errors import InputError, OutsideError
 from unshot.machine import usable_cores
+from unshot.prices import Prices
 
+# Seconds that requests under way have at the end.
 GRACE = 60
 
 
-def places(options: dict[str, Any], *, has_registry: bool) -> dict[Arm, Place]:
+@dataclass(frozen=True)
+class ArmOptions:
+    """What the command line says of one arm."""
+
+    spec: str | None = None
+    prompt: str = "long"
+    model: str | None = None
+    key_env: str | None = None
+    price: Prices | None = None
+    hour: float | None = None
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """The command line of `unshot deploy serve`; `split` in percent, times in seconds."""
+
+    baseline: ArmOptions
+    candidate: ArmOptions
+    record: bool = False
+    split: float = 100.0
+    shadow: bool = False
+    timeout: float = 60.0
+    candidate_timeout: float | None = None
+    cooldown: float = 5.0
+    host: str = "127.0.0.1"
+    port: int = 8080
+    allow_host: tuple[str, ...] = ()
+    allow_origin: tuple[str, ...] = ()
+    key_env: str | None = None
+    reviewer_key_env: str | None = None
+    log_dir: Path | None = None
+    log_texts: bool = False
+    phone_region: str = "US"
+    logprobs: bool = False
+    unknown_parameters: str = "refuse"
+    max_tokens: int | None = None
+    max_body: int = 1 << 20
+    read_timeout: float = 10.0
+    concurrency: int = 64
+    threads: int | None = None
+    slots: int = 1
+    context: int = 8192
+    keep_warm: float = 300.0
+
+
+def arm_specs(options: ServeOptions, *, has_registry: bool) -> dict[Arm, ArmSpec]:
     """What each arm runs. Raises `InputError` where neither is given."""
-    found: dict[Arm, Place] = {}
-    arms: tuple[Arm, Arm] = ("baseline", "candidate")
-    for arm in arms:
-        spec = options[arm]
+    found: dict[Arm, ArmSpec] = {}
+    given: tuple[tuple[Arm, ArmOptions], ...] = (
+        ("baseline", options.baseline),
+        ("candidate", options.candidate),
+    )
+    for arm, own in given:
+        spec = own.spec
         if spec is None and arm == "candidate" and has_registry:
             spec = "champion"
         if spec is None:
             continue
-        place = Place(
+        passes_through = options.record and arm == "baseline"
+        place = ArmSpec(
             spec=spec,
-            prompt=options[f"{arm}_prompt"],
-            model=options[f"{arm}_model"],
-            key_env=options[f"{arm}_key_env"],
-            price=price_of(options[f"{arm}_price"], options[f"{arm}_hour"], options[f"{arm}_model"]),
+            prompt="client" if passes_through else own.prompt,
+            model=own.model,
+            key_env=own.key_env,
+            price=price_of(own.price, own.hour, own.model),
         )
         if place.follows and not has_registry:
             raise InputError(
@@ -56,44 +110,58 @@ def places(options: dict[str, Any], *, has_registry: bool) -> dict[Arm, Place]:
         found[arm] = place
     if not found:
         raise InputError("nothing to serve: give --baseline, --candidate, or a --store with a registry")
+    if options.record and "baseline" not in found:
+        raise InputError("--record needs --baseline, the API that answers today")
     return found
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is told before any model is loaded. Raises `OutsideError`."""
+    """A bound socket, so that a taken port is reported before any model is loaded. Raises `OutsideError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError, ValueError) as error:
         bound.close()
+        why = error.strerror if isinstance(error, OSError) else "not an address"
         raise OutsideError(
-            f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"
+            f"cannot listen on {host}:{port} ({why}); choose another --port or --host"
         ) from None
     return bound
 
 
-def run(case_path: Path | None, store: Path, tracking: str | None, out: Output, **options: Any) -> None:
+def run(
+    case_path: Path | None, store: Path, tracking: str | None, out: Output, options: ServeOptions
+) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are finished. Raises `InputError` or `OutsideError`."""
     case = load_case(case_path, out=out)
     registry = open_registry(store, tracking=tracking, must_exist=False)
-    known = bool(tracking) or registry.path.is_file()
-    where = places(options, has_registry=known)
-    if options["log_texts"] and not options["log_dir"]:
+    specs = arm_specs(options, has_registry=registry.exists())
+    if options.log_texts and not options.log_dir:
         raise InputError("--log-texts needs --log DIR")
     schema = read_schema(case.task.answer_schema) if case.task.answer_schema else None
-    resolver = Resolver(case, registry, schema, options["max_tokens"])
-    key = read_key(options["key_env"])
-    if key is None and options["host"] not in ("127.0.0.1", "localhost", "::1"):
-        out.warn(f"listening on {options['host']} without --key-env: whoever reaches the port is answered")
-    bound = listen(options["host"], options["port"])
-    with bound, _loop(out) as runner:
-        runner.run(_serve(case.task.name, resolver, where, bound, key, out, options))
+    resolver = Resolver(case, registry, schema, options.max_tokens)
+    limits = Limits(
+        body=options.max_body,
+        concurrency=options.concurrency,
+        key=read_key(options.key_env),
+        reviewer_key=read_key(options.reviewer_key_env, "--reviewer-key-env"),
+        read_timeout=options.read_timeout,
+        host=options.host,
+        hosts=tuple(name.lower() for name in options.allow_host),
+        origins=options.allow_origin,
+        unknown=options.unknown_parameters,
+    )
+    if limits.key is None and options.host not in LOOPBACK:
+        out.warn(f"listening on {options.host} without --key-env: whoever reaches the port is answered")
+    bound = listen(options.host, options.port)
+    with bound, _runner() as runner:
+        runner.run(_serve(case.task.name, resolver, specs, bound, limits, out, options))
 
 
 @contextlib.contextmanager
-def _loop(out: Output) -> Any:
+def _runner() -> Iterator[asyncio.Runner]:
     """uvloop where it is installed."""
     factory = None
     with contextlib.suppress(ImportError):
@@ -104,49 +172,98 @@ def _loop(out: Output) -> Any:
         yield runner
 
 
+def open_log(options: ServeOptions, metrics: Metrics, out: Output) -> RequestLog | None:
+    """The request log where one is asked for. Raises `InputError` or `OutsideError`."""
+    if options.log_dir is None:
+        return None
+    return RequestLog(
+        LogSettings(options.log_dir, options.log_texts, check_region(options.phone_region)),
+        counted=lambda outcome: metrics.log_lines.labels(outcome).inc(),
+        warn=out.warn,
+    )
+
+
 async def _serve(
     name: str,
     resolver: Resolver,
-    where: dict[Arm, Place],
+    specs: dict[Arm, ArmSpec],
     bound: socket.socket,
-    key: str | None,
+    limits: Limits,
     out: Output,
-    options: dict[str, Any],
+    options: ServeOptions,
 ) -> None:
     metrics = Metrics()
-    journal = None
-    if options["log_dir"]:
-        journal = Journal(
-            Writer(options["log_dir"]),
-            texts=options["log_texts"],
-            region=options["phone_region"],
-            counted=lambda outcome: metrics.log_lines.labels(outcome).inc(),
-            warn=out.warn,
-        )
-    gateway = Gateway(name, metrics, journal=journal, shadow=options["shadow"], logprobs=options["logprobs"])
+    log = open_log(options, metrics, out)
+    gateway = Gateway(
+        name, metrics, log=log, shadow=options.shadow, logprobs=options.logprobs, record=options.record
+    )
     supervisor = Supervisor(
         gateway,
         resolver,
-        where,
+        specs,
         Settings(
-            timeout=options["timeout"],
-            threads=options["threads"] or usable_cores(),
-            slots=options["slots"],
-            context=options["context"],
-            cooldown=options["cooldown"],
+            timeout=options.timeout,
+            threads=options.threads or usable_cores(),
+            slots=options.slots,
+            context=options.context,
+            cooldown=options.cooldown,
         ),
-        {
-            "baseline": options["timeout"],
-            "candidate": options["candidate_timeout"] or options["timeout"],
-        },
-        options["split"] / 100,
-        options["keep_warm"],
+        {"baseline": options.timeout, "candidate": options.candidate_timeout or options.timeout},
+        options.split / 100,
+        options.keep_warm,
         out,
     )
-    limits = Limits(options["max_body"], options["concurrency"], key)
+    api = Api(gateway, limits, supervisor.health, known_prompt=resolver.long, warn=out.warn)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.wake.set)
+    stopping = asyncio.create_task(_wait(stop))
+    try:
+        if await _started(supervisor, stopping):
+            server = _server(api, supervisor, options)
+            serving = asyncio.create_task(server.serve(sockets=[bound]))
+            address = bound.getsockname()
+            out.log(f"serving {name} on http://{options.host}:{address[1]}/v1 (process {os.getpid()})")
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not serving.done():
+                out.log("stopping; requests under way are finished")
+                api.stop()
+                server.should_exit = True
+            await serving
+        else:
+            out.log("stopped before it served")
+    finally:
+        stopping.cancel()
+        await gateway.settle()
+        await supervisor.close()
+        if log is not None:
+            await asyncio.to_thread(log.close)
+
+
+async def _wait(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def _started(supervisor: Supervisor, stopping: asyncio.Task[None]) -> bool:
+    """Start every back end; whether that was done before the gateway was told to stop."""
+    starting = asyncio.create_task(supervisor.begin())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        return False
+    await starting
+    return not stopping.done()
+
+
+def _server(api: Api, supervisor: Supervisor, options: ServeOptions) -> _Server:
+    """The HTTP server; it follows the registry as long as it runs."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         follower = asyncio.create_task(supervisor.run())
         try:
             yield
@@ -155,48 +272,22 @@ async def _serve(
             with contextlib.suppress(asyncio.CancelledError):
                 await follower
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, supervisor.wake.set)
-    try:
-        starting = asyncio.create_task(supervisor.begin())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-        await starting
-        config = uvicorn.Config(
-            Door(gateway, limits, supervisor.health).app(lifespan),
-            log_level="warning",
-            access_log=False,
-            lifespan="on",
-            timeout_graceful_shutdown=GRACE,
-            backlog=1024,
-        )
-        server = _Server(config)
-        serving = asyncio.create_task(server.serve(sockets=[bound]))
-        address = bound.getsockname()
-        out.log(f"serving {name} on http://{options['host']}:{address[1]}/v1 (process {os.getpid()})")
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done():
-            out.log("stopping; requests under way are finished")
-            server.should_exit = True
-        await serving
-        stopping.cancel()
-    except asyncio.CancelledError:
-        out.log("stopped before it served")
-    finally:
-        await gateway.settle()
-        await supervisor.close()
-        if journal is not None:
-            await asyncio.to_thread(journal.close)
+    config = uvicorn.Config(
+        api.app(lifespan),
+        http=with_deadline(options.read_timeout),
+        log_level="error",
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=GRACE,
+        backlog=1024,
+        server_header=False,
+    )
+    return _Server(config)
 
 
 class _Server(uvicorn.Server):
     """uvicorn's server without its own signal handlers: ours end it, with exit code 0."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Any:
+    def capture_signals(self) -> Iterator[None]:
         yield

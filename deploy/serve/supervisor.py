@@ -11,22 +11,45 @@ import contextlib
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import aiohttp
 
-from deploy.serve.backend import Backend, Settings
+from deploy.serve.backend import Backend, Settings, open_session
 from deploy.serve.exchange import Routing
 from deploy.serve.gateway import Gateway
-from deploy.serve.target import Place, Resolver, Target
+from deploy.serve.target import ArmSpec, Resolver, Target
 from unshot.console import Output
 from unshot.contracts.request_log import Arm
-from unshot.errors import UnshotError
+from unshot.errors import OutsideError, UnshotError
 
 POLL = 0.1
 RETRY = 15.0
+# Seconds between looks whether a server that has nothing to do is there.
+HEALTH_EVERY = 2.0
 DRAIN_LIMIT = 300.0
 ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
+
+
+class ArmHealth(TypedDict):
+    """One arm in /healthz."""
+
+    version: str
+    up: bool
+    breaker: str
+    active: int
+    restarts: int
+
+
+class Health(TypedDict):
+    """What /healthz says; `split` in percent."""
+
+    status: str
+    model: str
+    arms: dict[Arm, ArmHealth]
+    split: float
+    shadow: bool
+    registry: str
 
 
 class _Changed(Exception):
@@ -34,7 +57,7 @@ class _Changed(Exception):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Desired:
     """What both arms should run, and the candidate's share, 0 to 1; `stamp` is the registry's when it was read.
 
     `wrong` says why an arm's version cannot be served.
@@ -57,17 +80,19 @@ class Supervisor:
 
     gateway: Gateway
     resolver: Resolver
-    places: dict[Arm, Place]
+    places: dict[Arm, ArmSpec]
     settings: Settings
     timeouts: dict[Arm, float]
     share: float
     warm: float
     out: Output
     session: aiohttp.ClientSession = field(init=False)
+    registry_gone: bool = False
     _seen: object = None
+    _had_registry: bool = False
     _retry_at: float | None = None
     _kept: dict[str, tuple[Backend, float]] = field(default_factory=dict)
-    _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _busy: set[Backend] = field(default_factory=set)
     _owned: set[Backend] = field(default_factory=set)
 
@@ -76,10 +101,7 @@ class Supervisor:
 
     async def begin(self) -> None:
         """Start everything once. Raises what is wrong: a gateway that cannot serve what it was told must not start."""
-        self.session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
-        )
+        self.session = open_session()
         wanted = await self._wanted()
         for error in wanted.wrong.values():
             raise error
@@ -110,12 +132,26 @@ class Supervisor:
         self.out.warn(f"{error or type(error).__name__}; what is served stays as it is")
 
     def _changed(self) -> bool:
-        return self.resolver.registry.stamp() != self._seen
+        """Whether the registry is another one than last time; one that has vanished is reported and changes nothing."""
+        stamp = self.resolver.registry.stamp()
+        gone = stamp is None and self._had_registry
+        if gone != self.registry_gone:
+            self.registry_gone = gone
+            place = self.resolver.registry.place
+            if gone:
+                self.out.warn(f"{place}: the registry is gone (unmounted?); what is served stays as it is")
+            else:
+                self.out.log(f"{place}: the registry is there again")
+        self._had_registry = self._had_registry or stamp is not None
+        return stamp != self._seen and not gone
 
-    async def _wanted(self) -> Wanted:
+    async def _wanted(self) -> Desired:
         registry = self.resolver.registry
         # The stamp first: a change that comes while the state is read is then seen as one.
         stamp = registry.stamp()
+        if stamp is None and self._had_registry:
+            raise OutsideError(f"{registry.place}: the registry is gone")
+        self._had_registry = self._had_registry or stamp is not None
         state = await asyncio.to_thread(registry.state)
 
         targets: dict[Arm, Target | None] = {}
@@ -131,7 +167,7 @@ class Supervisor:
 
         # In a thread: hashing a model of some gigabytes takes seconds.
         await asyncio.to_thread(resolve)
-        return Wanted(stamp, targets, wrong, self.share if state.split is None else state.split / 100)
+        return Desired(stamp, targets, wrong, self.share if state.split is None else state.split / 100)
 
     async def _follow(self) -> None:
         """Make the routing what the registry wants; an arm whose version does not start stays as it is."""
@@ -166,7 +202,7 @@ class Supervisor:
             self.out.log(f"the candidate's share is {wanted.share:.0%}")
         self._release([b for b in (before.baseline, before.candidate) if b not in after.values()])
 
-    async def _found(self, arm: Arm, wanted: Wanted, now: Backend | None) -> Backend | None:
+    async def _found(self, arm: Arm, wanted: Desired, now: Backend | None) -> Backend | None:
         """The arm's back end as it should be: the one that it has, one kept warm, or a new one that answers."""
         if arm in wanted.wrong:
             raise wanted.wrong[arm]
@@ -175,7 +211,7 @@ class Supervisor:
             return now if target is not None else None
         kept = self._kept.pop(target.identity, None)
         if kept is not None:
-            if kept[0].up and kept[0].breaker.passes:
+            if kept[0].running and kept[0].breaker.passes:
                 return kept[0]
             self._spawn(self._drain(kept[0]))
         return await self._start_unless_changed(arm, target)
@@ -190,7 +226,10 @@ class Supervisor:
         except BaseException:
             self._owned.discard(backend)
             raise
-        self.out.log(f"{arm}: {target.label} answers after {time.monotonic() - begin:.1f} s")
+        if backend.reachable:
+            self.out.log(f"{arm}: {target.label} answers after {time.monotonic() - begin:.1f} s")
+        else:
+            self.out.warn(f"{arm}: {target.label} does not answer; it is asked all the same")
         return backend
 
     async def _start_unless_changed(self, arm: Arm, target: Target) -> Backend:
@@ -217,7 +256,7 @@ class Supervisor:
         for backend in backends:
             if backend is None:
                 continue
-            if self.warm > 0 and backend.target.path is not None and backend.up:
+            if self.warm > 0 and backend.target.path is not None and backend.running:
                 self._kept[backend.target.identity] = (backend, time.monotonic() + self.warm)
             else:
                 self._spawn(self._drain(backend))
@@ -240,13 +279,15 @@ class Supervisor:
             backend = routing.of(arm)
             if backend is None or backend in self._busy:
                 continue
-            if not backend.up or backend.breaker.failed_probes:
+            if not backend.running or backend.breaker.failed_probes:
                 self._hold(backend, self._restart(arm, backend))
-            if backend.breaker.due() and backend.up:
+            if backend.breaker.due() and backend.running:
                 self._hold(backend, backend.probe())
+            elif backend.running and backend.health_due(HEALTH_EVERY):
+                self._hold(backend, backend.check_health())
         now = time.monotonic()
         for identity, (backend, until) in list(self._kept.items()):
-            if now >= until or not backend.up:
+            if now >= until or not backend.running:
                 del self._kept[identity]
                 self._spawn(self._drain(backend))
 
@@ -258,20 +299,20 @@ class Supervisor:
         except UnshotError as error:
             self.out.warn(str(error))
 
-    def _hold(self, backend: Backend, work: Coroutine[Any, Any, None]) -> None:
+    def _hold(self, backend: Backend, work: Coroutine[object, object, None]) -> None:
         self._busy.add(backend)
         self._spawn(work).add_done_callback(lambda _: self._busy.discard(backend))
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def health(self) -> dict[str, Any]:
-        """What /healthz says."""
+    def health(self) -> Health:
+        """What /healthz says: `ok`, `degraded` (an arm is down, the other answers), or `no back end`."""
         routing = self.gateway.routing
-        arms = {
+        arms: dict[Arm, ArmHealth] = {
             arm: {
                 "version": backend.label,
                 "up": backend.up,
@@ -282,10 +323,13 @@ class Supervisor:
             for arm in ARMS
             if (backend := routing.of(arm)) is not None
         }
-        up = any(a["up"] for a in arms.values())
-        return {"status": "ok" if up else "no back end", "model": self.gateway.name, "arms": arms,
-                "split": round(100 * routing.share, 4) if routing.candidate else 0.0,
-                "shadow": self.gateway.shadow}  # fmt: skip
+        up = [a["up"] and a["breaker"] == "closed" for a in arms.values()]
+        status = "no back end" if not any(a["up"] for a in arms.values()) else "ok"
+        if status == "ok" and (not all(up) or self.registry_gone):
+            status = "degraded"
+        share = round(100 * routing.share, 4) if routing.candidate else 0.0
+        return {"status": status, "model": self.gateway.name, "arms": arms, "split": share,
+                "shadow": self.gateway.shadow, "registry": "gone" if self.registry_gone else "ok"}  # fmt: skip
 
     async def close(self) -> None:
         """End every child. Requests are over by then."""

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from deploy.registry import Registry, State
+from deploy.registry.store import Registry
 from deploy.serve.check import Checker
+from deploy.serve.parameters import Json, text_of
 from unshot.case import Case
+from unshot.contracts.registry import State, Version
 from unshot.contracts.request_log import Arm
 from unshot.contracts.task import Task
 from unshot.data.prompts import Prompt
@@ -46,8 +48,11 @@ def price_of(given: Prices | None, hour: float | None, model: str | None) -> Pri
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an arm's answers come from, as the command line says it."""
+class ArmSpec:
+    """Where an arm's answers come from, as the command line says it.
+
+    `prompt` is `long`, `short`, `none`, or `client`: requests are passed on as they come.
+    """
 
     spec: str
     prompt: str = "long"
@@ -63,7 +68,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Target:
-    """A resolved place. Two of the same `identity` are the same back end."""
+    """A resolved arm. Two of the same `identity` are the same back end.
+
+    `passes_through`: the client's messages, model name and key go on as they came.
+    """
 
     identity: str
     label: str
@@ -71,11 +79,12 @@ class Target:
     checker: Checker
     path: Path | None = None
     url: str | None = None
-    model: str = "default"
+    model: str | None = None
     key: str | None = field(default=None, repr=False)
     max_tokens: int | None = None
     price: Price | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: Json = field(default_factory=dict)
+    passes_through: bool = False
 
     @property
     def brings_prompt(self) -> bool:
@@ -87,33 +96,32 @@ class Target:
         """JSON of the messages that every request begins with, encoded once: it is most of what is sent."""
         return "".join(f"{encode(m)}," for m in self.prompt.static())
 
-    def encoded(self, given: Sequence[dict[str, Any]]) -> str:
+    def encoded(self, given: Sequence[Json]) -> str:
         """JSON of the arm's prompt with the user's own messages behind it; a template takes the last one in."""
         last = given[-1]
-        if self.prompt.template is not None:
+        if self.prompt.template is not None and last.get("role") == "user":
             last = dict(self.prompt.messages(text_of(last))[-1])
         return f"[{self._front}{','.join(encode(m) for m in (*given[:-1], last))}]"
 
 
-def encode(value: Any) -> str:
+def encode(value: object) -> str:
     """Compact JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def text_of(message: dict[str, Any]) -> str:
-    """The text of a message whose content is a text or a list of parts."""
-    content = message.get("content")
-    if isinstance(content, list):
-        return "\n".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
-    return content if isinstance(content, str) else ""
+class _Common(TypedDict):
+    """What a target has wherever it runs."""
+
+    prompt: Prompt
+    checker: Checker
+    price: Price | None
+    max_tokens: int | None
 
 
 class Resolver:
     """Turns places into targets, by the case and the registry."""
 
-    def __init__(
-        self, case: Case, registry: Registry, schema: dict[str, Any] | None, max_tokens: int | None
-    ) -> None:
+    def __init__(self, case: Case, registry: Registry, schema: Json | None, max_tokens: int | None) -> None:
         self.case = case
         self.registry = registry
         self.schema = schema
@@ -132,15 +140,15 @@ class Resolver:
             metric=section.metric or "macro_f1",
         )
 
-    def task_of(self, place: Place, state: State) -> Task:
+    def task_of(self, place: ArmSpec, state: State) -> Task:
         """The task as a version was tuned for it, else the case's."""
         if place.follows:
             own = _find(place, state)
             if own is not None and own.task:
-                return Task.of(own.task)
+                return own.task
         return self.task
 
-    def resolve(self, arm: Arm, place: Place, other: Place | None, state: State) -> Target | None:
+    def resolve(self, arm: Arm, place: ArmSpec, other: ArmSpec | None, state: State) -> Target | None:
         """The target of an arm; None where its alias names no version now. Raises `InputError`.
 
         An arm without a task of its own is held to the other arm's.
@@ -148,7 +156,7 @@ class Resolver:
         task = self.task_of(place, state)
         second = self.task_of(other, state) if other is not None else task
         labelled = task.labels is not None or task.answer_field is not None
-        common: dict[str, Any] = {
+        common: _Common = {
             "prompt": self._prompt(place, task),
             "checker": Checker(task if labelled else second, self.schema),
             "price": place.price,
@@ -179,13 +187,14 @@ class Resolver:
             identity=f"{arm}:{place.spec}:{place.model}",
             label=place.model or parse_url(place.spec).authority,
             url=check_url(place.spec),
-            model=place.model or "default",
+            model=place.model,
             key=read_key(place.key_env),
+            passes_through=place.prompt == "client",
             **common,
         )
 
-    def _prompt(self, place: Place, task: Task) -> Prompt:
-        if place.prompt == "none":
+    def _prompt(self, place: ArmSpec, task: Task) -> Prompt:
+        if place.prompt in ("none", "client"):
             return Prompt()
         if place.prompt == "short":
             return Prompt(system=task.instruction or self.case.task.instruction)
@@ -203,7 +212,7 @@ class Resolver:
         return files[0]
 
 
-def _find(place: Place, state: State) -> Any:
+def _find(place: ArmSpec, state: State) -> Version | None:
     """The version that a place names now; None where its alias is free."""
     if place.spec in ("champion", "challenger") and place.spec not in state.aliases:
         return None

@@ -30,6 +30,7 @@ from tests.gateways import Running, gateway, until
 from unshot.contracts.registry import Waiver
 from unshot.engines.server import LocalServer, free_port, server_command
 
+JSON = {"Content-Type": "application/json"}
 PROMPTS = ["Fees are due in 30 days.", "No cap applies.", "Either party may end it.", "Data may be sold."]
 WAIVED = {g: Waiver(gate=g, reason="a load test", by="bench") for g in ("quality", "forgetting", "review")}
 
@@ -50,7 +51,7 @@ class Load:
             number += 1
             body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
             try:
-                connection.request("POST", "/v1/chat/completions", json.dumps(body))
+                connection.request("POST", "/v1/chat/completions", json.dumps(body), JSON)
                 response = connection.getresponse()
                 raw = response.read()
                 if response.status != 200:

@@ -54,6 +54,7 @@ def check(
     from tune.data.check import check_file
     from unshot.console import dumps
     from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+    from unshot.data.personal import check_region
     from unshot.errors import InputError
 
     if settings["redact"] and final is None:
@@ -62,7 +63,7 @@ def check(
         raise InputError("--max-length counts tokens; give --base too")
     settings["out"] = out
     settings |= {
-        "region": phone_region.upper(),
+        "region": check_region(phone_region),
         "field": case.task.answer_field,
         "embedder": case.tune.embedder,
     }

@@ -30,6 +30,7 @@ from unshot.contracts.record import Record, RecordError
 from unshot.contracts.task import Task
 from unshot.errors import InputError
 from unshot.machine import usable_cores
+from unshot.secret import hidden, hide
 
 NAME = "manifest.json"
 # What is appended to a directory after it was closed: reviews, and readings of its test rows.
@@ -198,7 +199,7 @@ class Manifest(Document):
         self.tool = {"name": "unshot", "version": __version__}
         self.libraries = library_versions()
         self.hardware = hardware()
-        self.config, self.result = jsonable(self.config), jsonable(self.result)
+        self.config, self.result = hidden(jsonable(self.config)), hidden(jsonable(self.result))
         self.outputs = {
             path.relative_to(directory).as_posix(): FileFacts(path.stat().st_size, sha256(path))
             for path in sorted(directory.rglob("*"))
@@ -293,11 +294,11 @@ def verify_file(path: Path, facts: FileFacts) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` by way of a temporary name, flushed to disk before the rename."""
+    """Write `text`, without known secrets, to `path` by way of a temporary name, flushed to disk before the rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
+        handle.write(hide(text))
         handle.flush()
         os.fsync(handle.fileno())
     temporary.replace(path)

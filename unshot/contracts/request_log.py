@@ -40,6 +40,13 @@ class Entry(Record, omit_defaults=True):
     time: Time
 
 
+class LoggedMessage(Record):
+    """One message of a request, redacted."""
+
+    role: str
+    content: str
+
+
 class Request(Entry):
     """One answered (or failed) request of one arm. A shadowed request has two lines with one id.
 
@@ -71,6 +78,8 @@ class Request(Entry):
     input: str | None = None
     answer: str | None = None
     cut: bool = False
+    # The whole request as the client sent it, its prompt included; only in record mode, and only if texts are logged.
+    messages: list[LoggedMessage] | None = None
     # Words of the user's last message.
     input_words: int | None = None
     prompt_tokens: int | None = None
@@ -193,7 +202,9 @@ def read_requests(
     What cannot be read is counted in `unreadable`, for the caller to report. Raises `InputError` where there is no log.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such directory; give the --log directory of `unshot deploy serve`")
+        raise InputError(
+            f"{folder}: no such directory, so no requests-*.jsonl; give the --log directory of `unshot deploy serve`"
+        )
     skipped = Unreadable() if unreadable is None else unreadable
     found = sorted(folder.glob("requests-*.jsonl"))
     if not found:

@@ -2,6 +2,8 @@
 
 A form is not enough: phone numbers are checked by `phonenumbers` (Google's libphonenumber), IBANs and the Luhn digit of
 cards by `python-stdnum`. Names and postal addresses have no form and are not found.
+
+A text is read in windows that overlap by more than the longest finding, so that the work grows with its length alone.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from unshot.data.rows import Example, Message
-from unshot.errors import OutsideError
+from unshot.errors import InputError, OutsideError
 
 EMAIL = re.compile(r"(?<![\w.+-])[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
 IBAN = re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}(?!\w)")
@@ -28,8 +30,43 @@ class Found:
     end: int
 
 
+# Characters of a window, and by how much two overlap; a finding is shorter (an address at most 254, RFC 5321).
+WINDOW, OVERLAP = 2000, 300
+
+
+def check_region(region: str) -> str:
+    """A country's two letters as the phone library takes them. Raises `InputError` for one that it does not know."""
+    try:
+        from phonenumbers import SUPPORTED_REGIONS
+    except ImportError as error:
+        raise OutsideError(_MISSING.format(error)) from None
+    found = region.strip().upper()
+    if found not in SUPPORTED_REGIONS:
+        raise InputError(
+            f"--phone-region is `{region}`; give a country's two letters (ISO 3166-1), e.g. US, GB, DE"
+        )
+    return found
+
+
 def find(text: str, region: str = "US") -> list[Found]:
     """What `text` holds, in order, without overlaps. National phone numbers are read as of `region`."""
+    found: list[Found] = []
+    for start in range(0, max(1, len(text) - OVERLAP), WINDOW - OVERLAP):
+        window = text[start : start + WINDOW]
+        whole = start + WINDOW >= len(text)
+        for item in _find(window, region):
+            # What touches the end of a window is found whole in the next one.
+            if whole or item.start < WINDOW - OVERLAP:
+                found.append(Found(item.kind, item.start + start, item.end + start))
+    kept: list[Found] = []
+    for item in sorted(found, key=lambda f: (f.start, -f.end)):
+        if not kept or item.start >= kept[-1].end:
+            kept.append(item)
+    return kept
+
+
+def _find(text: str, region: str) -> list[Found]:
+    """What one window holds; where two readings overlap, an IBAN goes before a card, a card before a phone number."""
     found: list[Found] = []
     if "@" in text:
         found += [Found("email", *m.span()) for m in EMAIL.finditer(text)]
@@ -42,14 +79,21 @@ def find(text: str, region: str = "US") -> list[Found]:
             for start, end in items:
                 if all(end <= f.start or start >= f.end for f in found):
                     found.append(Found(kind, start, end))
-    return sorted(found, key=lambda f: f.start)
+    return found
 
 
 def redact(text: str, found: list[Found]) -> str:
     """`text` with each finding replaced by `[EMAIL]`, `[PHONE]`, `[IBAN]` or `[CARD]`."""
-    for item in reversed(found):
-        text = f"{text[: item.start]}[{item.kind.upper()}]{text[item.end :]}"
-    return text
+    parts, end = [], 0
+    for item in found:
+        parts += [text[end : item.start], f"[{item.kind.upper()}]"]
+        end = item.end
+    return "".join([*parts, text[end:]])
+
+
+def redacted(text: str, region: str = "US") -> str:
+    """`text` without the personal data that can be told by its form: what every writer of users' texts goes through."""
+    return redact(text, find(text, region))
 
 
 def scan_row(example: Example, region: str = "US") -> tuple[list[str], Example]:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from unshot.engines.sse import EventParser
 from unshot.errors import InputError
+from unshot.secret import remember, without_credentials
 
 MAX_HEADER = 64 * 1024
 # After `[DONE]` the end of the response is due; a server that never sends it does not hold the answer back.
@@ -73,21 +74,26 @@ def parse_url(url: str, *, authorities: str | None = None, verify: bool = True) 
 
     A query or fragment has no place in a base URL. `authorities` and `verify` are for TLS, see `Address`.
     """
+    # In messages without what may be a key: servers take it as a user, a password or in the query.
+    shown = without_credentials(url)
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise InputError(f"{url}: not a URL ({error})") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{url}: not a server's address; give http://HOST:PORT/v1")
-    if parts.username or parts.password:
+        raise InputError(f"{shown}: not a URL ({error})") from None
+    if parts.username is not None or parts.password is not None:
         raise InputError(
             "the URL holds credentials; name the environment variable that holds the key (--key-env)"
         )
-    if parts.query or parts.fragment or any(c.isspace() or not c.isprintable() for c in url):
-        raise InputError(f"{url}: a base URL has no query, fragment or blanks; give http://HOST:PORT/v1")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"{shown}: not a server's address; give http://HOST:PORT/v1")
+    if "?" in url or "#" in url or any(c.isspace() or not c.isprintable() for c in url):
+        raise InputError(
+            f"{shown}: a base URL has no query, fragment or blanks; give http://HOST:PORT/v1, and a key by its "
+            "environment variable (--key-env)"
+        )
     if port == 0:
-        raise InputError(f"{url}: port 0 is no server's; give http://HOST:PORT/v1")
+        raise InputError(f"{shown}: port 0 is no server's; give http://HOST:PORT/v1")
     tls = parts.scheme == "https"
     path = parts.path.rstrip("/")
     return Address(parts.hostname, port or (443 if tls else 80), tls, path, authorities, verify)
@@ -133,7 +139,7 @@ def read_key(variable: str | None, flag: str = "--key-env") -> str | None:
         raise InputError(f"{flag} names {variable}, which is not set")
     if not value.isprintable():
         raise InputError(f"the key in {variable} holds a line break or another control character")
-    return value
+    return remember(value)
 
 
 @dataclass

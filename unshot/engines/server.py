@@ -7,17 +7,17 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from unshot.engines.http import Address, call
 from unshot.errors import OutsideError
@@ -75,6 +75,38 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class LastWords:
+    """The end of what a server writes, at most `KEPT` bytes in memory however long it runs."""
+
+    KEPT = 64 * 1024
+
+    def __init__(self) -> None:
+        self._out, self._in = os.pipe()
+        self._kept = bytearray()
+        threading.Thread(target=self._drain, name="server-log", daemon=True).start()
+
+    def fileno(self) -> int:
+        """Where the server writes to."""
+        return self._in
+
+    def line(self) -> str:
+        """The last line that it wrote."""
+        lines = [line for line in bytes(self._kept).decode(errors="replace").splitlines() if line.strip()]
+        return lines[-1][:200] if lines else "it wrote nothing"
+
+    def close(self) -> None:
+        """Take nothing more; the thread ends when the server has closed its side too."""
+        if self._in >= 0:
+            os.close(self._in)
+            self._in = -1
+
+    def _drain(self) -> None:
+        with os.fdopen(self._out, "rb", buffering=0) as pipe:
+            while data := pipe.read(65536):
+                self._kept += data
+                del self._kept[: -self.KEPT]
+
+
 @dataclass
 class LocalServer:
     """A server that this process started, and that ends with it. `label` names it in errors."""
@@ -83,7 +115,7 @@ class LocalServer:
     command: Sequence[str]
     port: int
     process: subprocess.Popen[bytes]
-    log: IO[bytes] = field(repr=False)
+    log: LastWords = field(repr=False)
 
     @classmethod
     def start(cls, label: str, command: Sequence[str], port: int) -> LocalServer:
@@ -92,13 +124,13 @@ class LocalServer:
         It ends with this process, however this process ends (on Linux; elsewhere by `end`). To be called on a thread
         that lives as long as the server: the kernel's signal follows the thread.
         """
-        log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the server
+        log = LastWords()
         # Looked up before the fork: a child of a process with threads must not load anything.
         prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
         try:
             process = subprocess.Popen(
                 command,
-                stdout=log,
+                stdout=log.fileno(),
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 preexec_fn=functools.partial(prctl, PR_SET_PDEATHSIG, signal.SIGKILL) if prctl else None,
@@ -151,11 +183,7 @@ class LocalServer:
 
     def last_words(self) -> str:
         """The last line that it wrote."""
-        if self.log.closed:
-            return "its log is closed"
-        self.log.seek(0)
-        lines = [line for line in self.log.read().decode(errors="replace").splitlines() if line.strip()]
-        return lines[-1][:200] if lines else "it wrote nothing"
+        return self.log.line()
 
     def kill(self) -> None:
         """End it at once, also where it is stopped or hangs."""

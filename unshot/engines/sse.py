@@ -35,6 +35,11 @@ class EventParser:
         self._type = b""
         self._id = b""
 
+    @property
+    def pending(self) -> int:
+        """Bytes of the event that is not complete yet."""
+        return len(self._tail) + sum(map(len, self._data))
+
     def feed(self, piece: bytes) -> list[Event]:
         """Events that end in `piece`."""
         text = self._tail + piece if self._tail else piece
