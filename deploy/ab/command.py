@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from unshot.metrics.thresholds import AB_ERROR, AB_POWER
 
 from unshot.metrics.thresholds import AB_ERROR, AB_POWER
 from unshot.options import INNER_SHARE, PATH, case_flags, common

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from unshot.metrics.thresholds import AB_ERROR, AB_POWER
 
 from deploy.ab.outcomes import (
     FAILURES,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from unshot.metrics.thresholds import DRIFT_ALARMS
 
 from unshot.metrics.thresholds import DRIFT_ALARMS
 from unshot.options import INNER_SHARE, PATH, case_option, common, whole

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from unshot.metrics.thresholds import MARGIN
 
 from deploy.registry.command import store_options
 from unshot.metrics.thresholds import MARGIN
