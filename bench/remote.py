@@ -224,4 +224,4 @@ def open_tokenizer(path: str) -> tuple[Count, Callable[[Sequence[Message]], str]
     from unshot.text.chat import Chat, load_tokenizer
 
     chat = Chat(load_tokenizer(resolve(path, need_weights=False).path))
-    return lambda text: len(chat.tokenizer(text, add_special_tokens=False)["input_ids"]), chat.render
+    return lambda text: len(chat.tokenizer.ids(text)), chat.render

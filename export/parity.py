@@ -20,6 +20,7 @@ from export.probes import probe_strings
 from export.source import Model
 from export.targets import Target
 from unshot.metrics.thresholds import limits
+from unshot.text.chat import Tokenizer
 
 BATCH = 8  # rows the reference runs together
 WINDOW = 48  # positions compared at the end of each prompt, besides those of the answer
@@ -188,7 +189,7 @@ def check(
 def check_tokens(model: Model, engine: Engine, report: Report) -> None:
     """Token ids of the real prompts and of varied strings, equal one by one."""
     tokenizer = model.chat.tokenizer
-    special = list(tokenizer.added_tokens_encoder)
+    special = [t.content for t in tokenizer.added.values()]
     texts = [model.chat.render(m) for m in model.requests()] + [r.answer for r in model.rows if r.answer]
     probes = probe_strings(special)
     if composes(tokenizer) and engine.kind in ("gguf", "genai"):
@@ -196,7 +197,7 @@ def check_tokens(model: Model, engine: Engine, report: Report) -> None:
         probes = [unicodedata.normalize("NFC", text) for text in probes]
         report.figures["normalizer"] = "NFC; this engine does not normalise, so send it composed (NFC) text"
     texts += probes
-    ours = [list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    ours = tokenizer.many(texts)
     theirs = engine.tokenize(texts)
     wrong = [(t, a, b) for t, a, b in zip(texts, ours, theirs, strict=True) if a != b]
     report.figures["tokens"] = {"strings": len(texts), "mismatches": len(wrong)}
@@ -209,9 +210,9 @@ def check_tokens(model: Model, engine: Engine, report: Report) -> None:
         )
 
 
-def composes(tokenizer: Any) -> bool:
-    """Whether a fast tokenizer normalises text to NFC."""
-    normalizer = tokenizer.backend_tokenizer.normalizer
+def composes(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer normalises text to NFC."""
+    normalizer = tokenizer.backend.normalizer
     return normalizer is not None and normalizer.normalize_str("e\u0301") == "\u00e9"
 
 
@@ -221,7 +222,7 @@ def check_special(model: Model, engine: Engine, path: Path, report: Report) -> N
         report.failures.append(
             f"the engine does not stop at the end-of-turn token {model.chat.end} (it stops at {engine.info['end'][:8]})"
         )
-    eos = model.chat.tokenizer.eos_token_id
+    eos = model.chat.tokenizer.eos
     if eos is not None and eos not in engine.info["end"]:
         report.failures.append(
             f"eos token {eos} is not among the engine's end tokens {engine.info['end'][:8]}"
@@ -230,7 +231,7 @@ def check_special(model: Model, engine: Engine, path: Path, report: Report) -> N
         report.failures.append(f"eos token is {engine.info['eos']} in the file, {eos} in the tokenizer")
     wrong = special_tokens(model, engine.kind, path)
     report.figures["special_tokens"] = {
-        "checked": len(model.chat.tokenizer.added_tokens_decoder), "wrong": len(wrong), "end": model.chat.end,
+        "checked": len(model.chat.tokenizer.added), "wrong": len(wrong), "end": model.chat.end,
     }  # fmt: skip
     if wrong:
         report.failures.append(f"{len(wrong)} special tokens are not control tokens, first {wrong[0]!r}")
@@ -238,7 +239,7 @@ def check_special(model: Model, engine: Engine, path: Path, report: Report) -> N
 
 def special_tokens(model: Model, kind: str, path: Path) -> list[str]:
     """Special tokens of the tokenizer that the file holds as ordinary text."""
-    special = {i: t.content for i, t in model.chat.tokenizer.added_tokens_decoder.items() if t.special}
+    special = {i: t.content for i, t in model.chat.tokenizer.added.items() if t.special}
     if kind == "gguf":
         from gguf import GGUFReader
 
@@ -254,7 +255,7 @@ def special_tokens(model: Model, kind: str, path: Path) -> list[str]:
 
 def check_template(model: Model, engine: Engine, report: Report) -> None:
     """The template's bytes are equal, and so is what the engine renders with it."""
-    ours = model.chat.tokenizer.chat_template
+    ours = model.chat.tokenizer.template.source
     if engine.info["template"] != ours:
         report.failures.append("the chat template in the file is not the tuned model's, byte for byte")
     requests = model.requests()

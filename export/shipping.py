@@ -38,7 +38,7 @@ def write_shipping(
 
 def modelfile(model: Model, target: Target) -> str:
     """An Ollama Modelfile; the chat template is written out where it is ChatML, else Ollama reads the file's own."""
-    stop = model.chat.tokenizer.convert_ids_to_tokens(model.chat.end)
+    stop = model.chat.tokenizer.token(model.chat.end)
     lines = [f"FROM ./{target.name}", "PARAMETER temperature 0", f"PARAMETER stop {json.dumps(stop)}"]
     if is_chatml(model):
         lines.append(f'TEMPLATE """{CHATML}"""')

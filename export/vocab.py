@@ -8,32 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from unshot.errors import InputError
+from unshot.text import gguf as patterns
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
-WORDS_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-    r"\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-WORDS_QWEN2 = WORDS_LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-WORDS_GPT4O = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
-    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-WORDS_TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # What splits text before BPE -> llama.cpp's name for it (llama-vocab.cpp). The gate then proves it on strings.
 PRE = {
     ("digits", "bytes+words"): "smollm",
     ("bytes+words",): "gpt-2",
-    (WORDS_LLAMA3, "bytes"): "llama-bpe",
-    (WORDS_QWEN2, "bytes"): "qwen2",
-    (WORDS_GPT4O, "bytes"): "gpt-4o",
-    (WORDS_TEKKEN, "bytes"): "tekken",
+    (patterns.LLAMA3, "bytes"): "llama-bpe",
+    (patterns.QWEN2, "bytes"): "qwen2",
+    (patterns.GPT4O, "bytes"): "gpt-4o",
+    (patterns.TEKKEN, "bytes"): "tekken",
 }
 
 

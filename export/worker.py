@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from unshot.text.gguf import read_metadata, special_tokens
+from unshot.text.template import Template, load_template
+
 
 class LlamaEngine:
     """A GGUF file in llama.cpp, through llama-cpp-python, on CPU."""
@@ -21,6 +24,7 @@ class LlamaEngine:
     def __init__(self, path: str, context: int, threads: int, lora: str | None = None) -> None:
         import llama_cpp
 
+        self.path = Path(path)
         self.llama = llama_cpp.Llama(
             path,
             n_ctx=context,
@@ -37,15 +41,9 @@ class LlamaEngine:
         return list(self.llama.tokenize(text.encode(), add_bos=False, special=True))
 
     def render(self, conversations: list[list[dict[str, str]]]) -> list[str]:
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        text = self.llama.detokenize
-        formatter = Jinja2ChatFormatter(
-            template=(self.llama.metadata or {})["tokenizer.chat_template"],
-            eos_token=text([self.llama.token_eos()], special=True).decode(),
-            bos_token=text([self.llama.token_bos()], special=True).decode(),
-        )
-        return [formatter(messages=messages).prompt for messages in conversations]
+        fields = read_metadata(self.path)
+        template = Template(fields["tokenizer.chat_template"], special_tokens(fields), self.path.name)
+        return [template.render(messages) for messages in conversations]
 
     def logits(self, ids: list[int], start: int) -> np.ndarray:
         self.llama.reset()
@@ -107,13 +105,8 @@ class OnnxEngine:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def render(self, conversations: list[list[dict[str, str]]]) -> list[str]:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(str(self.folder))
-        return [
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            for messages in conversations
-        ]
+        template = load_template(self.folder)
+        return [template.render(messages) for messages in conversations]
 
     def _step(self, ids: list[int], past: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         seen = next(iter(past.values())).shape[2] if past else 0

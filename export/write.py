@@ -13,7 +13,7 @@ from export import genai, gguf_file, gguf_lora, imatrix, onnx_graph, parity, ref
 from export.engines import require
 from export.kquants import quantise, takes_imatrix
 from export.merge import Merged
-from export.safetensors_dir import set_ends, write_merged
+from export.safetensors_dir import set_ends, set_template, write_merged
 from export.source import Model
 from export.streamed import streamed
 from export.targets import QUANTISED, STREAMED, WITH_IMATRIX, Target
@@ -90,7 +90,7 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
             model.name,
             model.base.name,
             model.base.license,
-            model.chat.tokenizer.chat_template,
+            model.chat.tokenizer.template.source,
             model.chat.end,
         )
         first = path if streamed_as == target.precision else scratch / f"model-{streamed_as}.gguf"
@@ -112,6 +112,7 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
             path, model.base.path, merged, target.precision, progress=lambda n: progress.advance(bar, n)
         )
         set_ends(path, ends(model))
+        set_template(path, model.chat.tokenizer.template)
         return
     bar = progress.add_task(f"write {target}", total=1, note="")
     if target.kind == "lora":
@@ -120,7 +121,7 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
         lower = scratch / f"base-{middle(merged)}.gguf"
         if not lower.exists():
             bare = Merged(model.base.weight_files(), model.base.config())
-            template = replace(facts, template=model.chat.tokenizer.chat_template)
+            template = replace(facts, template=model.chat.tokenizer.template.source)
             gguf_file.write_gguf(lower, bare, model.base.path, middle(merged), template)
         progress.advance(bar)
         return
@@ -128,9 +129,11 @@ def write(target: Target, model: Model, work: Path, scratch: Path, progress: Any
         genai.write_genai(
             path, target.kind, target.precision, model.base.path, merged, scratch / "huggingface", ends(model)
         )
+        set_template(path, model.chat.tokenizer.template)
         progress.advance(bar)
         return
     onnx_graph.write_onnx(path, model.base.path, merged, scratch / "huggingface", ends(model))
+    set_template(path, model.chat.tokenizer.template)
     progress.advance(bar)
 
 
@@ -158,7 +161,7 @@ def lora_base(target: Target, scratch: Path) -> Path | None:
 
 def ends(model: Model) -> list[int]:
     """The tokens that end an answer: the template's end of turn, and the tokenizer's eos where that is another."""
-    eos = model.chat.tokenizer.eos_token_id
+    eos = model.chat.tokenizer.eos
     return [model.chat.end] if eos is None or eos == model.chat.end else [model.chat.end, eos]
 
 

@@ -39,7 +39,7 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         base = make("llama", root / f"base{seed}", seed=seed)
         chat = Chat(load_tokenizer(base))
         config = json.loads((base / "config.json").read_text())
-        facts = gguf_file.Facts("tiny", "tiny", None, chat.tokenizer.chat_template, chat.end)
+        facts = gguf_file.Facts("tiny", "tiny", None, chat.tokenizer.template.source, chat.end)
         found.append(root / f"model{seed}.gguf")
         gguf_file.write_gguf(
             found[-1], Merged(sorted(base.glob("*.safetensors")), config), base, "f32", facts

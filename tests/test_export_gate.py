@@ -41,7 +41,7 @@ class Case:
         self, path: Path, precision: str = "f32", merged: Merged | None = None, **facts: object
     ) -> Path:
         said = {
-            "template": self.model.chat.tokenizer.chat_template,
+            "template": self.model.chat.tokenizer.template.source,
             "end_of_turn": self.model.chat.end,
             **facts,
         }
@@ -107,7 +107,7 @@ def test_wrong_eos(llama, tmp_path, monkeypatch) -> None:
 
 
 def test_wrong_chat_template(llama, tmp_path) -> None:
-    template = llama.model.chat.tokenizer.chat_template.replace("assistant\n", "assistant")
+    template = llama.model.chat.tokenizer.template.source.replace("assistant\n", "assistant")
     assert "chat template" in llama.failures(llama.write(tmp_path / "m.gguf", template=template))
 
 

@@ -48,7 +48,7 @@ def test_the_loss_covers_the_answer_and_nothing_else(
 ) -> None:
     for example, row in zip(read_examples(small_data)[:12], rows, strict=True):
         packed = pack([row])
-        assert chat.tokenizer.decode(packed.targets) == f"{example.answer}<|im_end|>"
+        assert chat.tokenizer.decode(packed.targets.tolist(), special=True) == f"{example.answer}<|im_end|>"
         assert np.array_equal(packed.ids[packed.predict + 1], packed.targets)
         assert chat.decode(row.ids[: row.prompt_length]).rstrip().endswith("assistant")
 

@@ -127,9 +127,9 @@ def _byte_level(folder: Path, kind: str) -> int:
         trainers,
     )
 
-    from export import vocab
+    from unshot.text.gguf import PRE
 
-    pattern = {"llama-bpe": vocab.WORDS_LLAMA3, "qwen2": vocab.WORDS_QWEN2}[kind]
+    pattern = PRE[kind]
     tokenizer = Tokenizer(models.BPE())
     if kind == "qwen2":
         tokenizer.normalizer = normalizers.NFC()

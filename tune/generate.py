@@ -144,7 +144,7 @@ def _greedy(
 ) -> list[list[int]]:
     """New token ids for each prompt of a batch; a soft prompt's vectors stand between padding and prompt."""
     device = next(model.parameters()).device
-    pad = chat.tokenizer.pad_token_id if chat.tokenizer.pad_token_id is not None else chat.end
+    pad = chat.end if chat.tokenizer.pad is None else chat.tokenizer.pad
     soft = soft_prompt(model)
     virtual = 0 if soft is None else soft.shape[0]
     width = virtual + max(len(ids) for ids in prompts)

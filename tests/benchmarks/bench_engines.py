@@ -58,7 +58,7 @@ def main() -> None:
         return
     drift = {r["target"]: r for r in json.loads((artifacts / "parity.json").read_text())["reports"]}
     tokenizer = load_tokenizer(resolve(options.model).path)
-    ids = tokenizer(TEXT * (options.prompt // 20), add_special_tokens=False)["input_ids"]
+    ids = tokenizer.ids(TEXT * (options.prompt // 20))
     prompts = folder / "prompts.json"
     prompts.write_text(json.dumps([ids[i : i + options.prompt] for i in range(3)]))
     specs = {str(t): f"{t.engine}:{artifacts / t.name}" for t in targets}

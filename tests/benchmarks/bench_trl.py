@@ -89,14 +89,13 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
     """The same through SFTTrainer."""
     import torch
     from datasets import Dataset
-    from transformers import TrainerCallback
+    from transformers import AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from tune.batches import epoch_order
     from tune.defaults import pack_capacity
     from tune.model import fast_bf16, pick_device, warmup_cosine
     from unshot import embedded
-    from unshot.text.chat import load_tokenizer
 
     device = pick_device()
     ordered = [train[i] for i in epoch_order(len(train), seed=SEED, epoch=0)]
@@ -146,7 +145,7 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
         model=net,
         args=config,
         train_dataset=data,
-        processing_class=load_tokenizer(embedded.ensure()),
+        processing_class=AutoTokenizer.from_pretrained(str(embedded.ensure())),
         optimizers=(optimizer, None),
     )
     steps = -(-len(trainer.train_dataset) // batch)

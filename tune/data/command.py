@@ -155,9 +155,9 @@ class Counter:
         if not rows:
             return []
         texts = [self.chat.render(self._prompt.request(r)) for r in rows] + [r.answer or "" for r in rows]
-        ids = self.chat.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = self.chat.tokenizer.many(texts)
         return [(len(p), len(a) + 1) for p, a in zip(ids[: len(rows)], ids[len(rows) :], strict=True)]
 
     def text(self, text: str) -> int:
         """Tokens of a text by itself."""
-        return len(self.chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self.chat.tokenizer.ids(text))

@@ -16,6 +16,7 @@ from unshot.contracts.report import EngineFacts
 from unshot.data.rows import Message
 from unshot.engines.base import Engine, ModelFacts, directory_facts
 from unshot.errors import InputError, OutsideError
+from unshot.text.chat import Tokenizer, load_tokenizer
 
 CONTEXT_STEP = 1024
 CONFIG = "genai_config.json"
@@ -74,14 +75,12 @@ class GenaiEngine(Engine):
         plain = [i for i in ids if i not in self._special]
         return str(self._tokenizer.decode(np.array(plain, dtype=np.int32))) if plain else ""
 
+    @cached_property
+    def _chat(self) -> Tokenizer:
+        return load_tokenizer(self.path)
+
     def render(self, messages: Sequence[Message]) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
-        except Exception as error:
-            raise InputError(
-                f"{self.path}: the chat template refuses these messages ({str(error)[:160]})"
-            ) from None
-        return str(text)
+        return self._chat.template.render(messages)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:  # type: ignore[override]

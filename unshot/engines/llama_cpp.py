@@ -21,8 +21,10 @@ import numpy as np
 from unshot.contracts.report import EngineFacts, ModelConfig
 from unshot.data.rows import Message
 from unshot.engines.base import Engine, ModelFacts
-from unshot.engines.template import ChatTemplate
 from unshot.errors import InputError, OutsideError
+from unshot.text import gguf
+from unshot.text.repair import repaired
+from unshot.text.template import Template
 
 BATCH = 2048
 MICRO_BATCH = 512
@@ -194,17 +196,9 @@ class GgufEngine(Engine):
         return bytes(buffer.raw[:size])
 
     @cached_property
-    def _template(self) -> ChatTemplate:
-        source = lib.llama_model_chat_template(self._model, None)
-        if not source:
-            raise InputError(f"{self.path}: the file has no chat template; use an instruct model")
-        tokens = {}
-        for name, token in (
-            ("bos", lib.llama_vocab_bos(self._vocab)),
-            ("eos", lib.llama_vocab_eos(self._vocab)),
-        ):
-            tokens[name] = self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
-        return ChatTemplate(source.decode(), **tokens)
+    def _template(self) -> Template:
+        fields = gguf.read_metadata(self.path)
+        return repaired(gguf.template(fields, self.path), gguf.added_tokens(fields))[0]
 
     def render(self, messages: Sequence[Message]) -> str:
         return self._template.render(messages)

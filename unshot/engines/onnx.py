@@ -85,7 +85,7 @@ class OnnxEngine(Engine):
         return directory_facts(self.path.parent, vocabulary=width if isinstance(width, int) else None)
 
     def tokenize(self, text: str) -> list[int]:
-        return list(self._chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._chat.tokenizer.ids(text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self._chat.decode(ids)

@@ -62,7 +62,7 @@ class TorchEngine(Engine):
         return replace(found, eos=ends[0] if ends else None, end=ends)
 
     def tokenize(self, text: str) -> list[int]:
-        return list(self._chat.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._chat.tokenizer.ids(text)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return self._chat.decode(ids)

@@ -15,6 +15,7 @@ from typing import Any
 
 from unshot.catalog.tables import table
 from unshot.data.rows import Message
+from unshot.text.chat import Tokenizer
 
 
 class Counter(ABC):
@@ -136,18 +137,16 @@ class OpenAICounter(Counter):
 
 
 class TemplateCounter(Counter):
-    """A `tokenizers.Tokenizer` with a chat template: ids equal to transformers' `apply_chat_template`."""
+    """A tokenizer with a chat template: ids equal to transformers' `apply_chat_template`."""
 
-    def __init__(self, tokenizer: Any, template: Any, name: str) -> None:
-        self.tokenizer, self.template, self.name = tokenizer, template, name
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self._splitter = _splitter(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, name: str) -> None:
+        self.tokenizer, self.template, self.name = tokenizer, tokenizer.template, name
+        self._splitter = _splitter(tokenizer.backend)
         self._counts: dict[str, int] = {}
 
     def ids(self, text: str) -> list[int]:
         """Token ids, special tokens in the text taken as such (the template writes them)."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.tokenizer.ids(text)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the rendered request."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from unshot.errors import InputError, OutsideError
+from unshot.text.template import Template
 
 SCALARS = {
     0: "<B",
@@ -28,24 +29,30 @@ STRING, ARRAY = 8, 9
 CONTROL, USER_DEFINED = 3, 4
 
 # Pre-tokenizer regexes by `tokenizer.ggml.pre`, from llama.cpp src/llama-vocab.cpp (llm_tokenizer_bpe).
-_LLAMA3 = (
+LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_TEKKEN = (
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 PRE = {
-    "llama-bpe": _LLAMA3,
-    "llama3": _LLAMA3,
-    "llama-v3": _LLAMA3,
-    "qwen2": _QWEN2,
-    "gpt-2": _GPT2,
-    "tekken": _TEKKEN,
+    "llama-bpe": LLAMA3,
+    "llama3": LLAMA3,
+    "llama-v3": LLAMA3,
+    "qwen2": QWEN2,
+    "gpt-2": GPT2,
+    "tekken": TEKKEN,
+    "gpt-4o": GPT4O,
 }
 
 
@@ -59,7 +66,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             if version not in (2, 3):
                 raise InputError(f"{path}: GGUF version {version}; versions 2 and 3 are read")
             return dict(_pair(handle) for _ in range(count))
-    except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError):
+    except (struct.error, UnicodeDecodeError, KeyError, MemoryError, OverflowError, RecursionError):
         raise InputError(f"{path}: the GGUF's metadata is damaged or cut short") from None
 
 
@@ -101,12 +108,15 @@ def build_tokenizer(fields: dict[str, Any], path: Path) -> Any:
             f"{path}: its vocabulary is {kind}/{pre}, not read here; give the model's tokenizer.json directory "
             "with --tokenizer"
         )
+    lists = [fields.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges")]
+    if not all(isinstance(values, list) for values in lists) or len(lists[0]) != len(lists[1]):  # type: ignore[arg-type]
+        raise InputError(f"{path}: its vocabulary is damaged (tokens, types or merges are missing)")
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     model = models.BPE(
         vocab={t: i for i, t in enumerate(tokens)},
         merges=merges,
-        ignore_merges=pre in ("llama-bpe", "tekken"),
+        ignore_merges=pre in ("llama-bpe", "llama3", "llama-v3", "tekken", "gpt-4o"),
     )
     tokenizer = Tokenizer(model)
     if pre == "smollm":
@@ -126,12 +136,30 @@ def build_tokenizer(fields: dict[str, Any], path: Path) -> Any:
     return tokenizer
 
 
+def template(fields: dict[str, Any], path: Path) -> Template:
+    """The file's chat template; `InputError` where it has none."""
+    source = fields.get("tokenizer.chat_template")
+    if not isinstance(source, str) or not source:
+        raise InputError(f"{path}: the file has no chat template; use an instruct model's file")
+    return Template(source, special_tokens(fields), str(path))
+
+
+def added_tokens(fields: dict[str, Any]) -> list[str]:
+    """The control and user-defined tokens."""
+    pairs = zip(
+        fields.get("tokenizer.ggml.tokens") or [], fields.get("tokenizer.ggml.token_type") or [], strict=False
+    )
+    return [text for text, kind in pairs if kind in (CONTROL, USER_DEFINED)]
+
+
 def special_tokens(fields: dict[str, Any]) -> dict[str, str]:
     """`bos_token`, `eos_token`, `unk_token`, `pad_token`, of those the file names."""
-    tokens = fields["tokenizer.ggml.tokens"]
+    tokens = fields.get("tokenizer.ggml.tokens")
+    tokens = tokens if isinstance(tokens, list) else []
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     return {
-        name: tokens[fields[f"tokenizer.ggml.{key}_token_id"]]
+        name: tokens[number]
         for key, name in names.items()
-        if f"tokenizer.ggml.{key}_token_id" in fields
+        if isinstance(number := fields.get(f"tokenizer.ggml.{key}_token_id"), int)
+        and 0 <= number < len(tokens)
     }

@@ -15,8 +15,9 @@ from typing import Any
 from msgspec import Struct
 
 from unshot.catalog.tables import table
-from unshot.errors import InputError, OutsideError
+from unshot.errors import InputError
 from unshot.memo import cache_dir, package_state, stat_of
+from unshot.text.chat import load_tokenizer
 from unshot.text.counters import ApproximateCounter, Counter, OpenAICounter, TemplateCounter, family_of
 from unshot.text.encodings import TokenizerMissing, encoding_folders, file_key, load_encoding, openai_encoding
 
@@ -117,33 +118,10 @@ def _api_counter(model: str, given: Path | None) -> Counter:
 
 def open_counter(path: Path) -> TemplateCounter:
     """The counter of an open model from its directory, its `tokenizer.json`, or a `.gguf` file."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise OutsideError(
-            "counting an open model's tokens needs the package tokenizers; run `pip install tokenizers`"
-        ) from None
-    from unshot.text.template import Template, load_template
-
-    if path.suffix == ".gguf":
-        from unshot.text import gguf
-
-        fields = gguf.read_metadata(path)
-        template = fields.get("tokenizer.chat_template")
-        if not template:
-            raise InputError(f"{path}: the GGUF holds no chat template; use an instruct model's file")
-        rendered = Template(template, gguf.special_tokens(fields), str(path))
-        return TemplateCounter(gguf.build_tokenizer(fields, path), rendered, f"vocabulary of {path.name}")
-    folder = path if path.is_dir() else path.parent
-    file = folder / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"{file}: no such file; give a directory with tokenizer.json, that file, or a .gguf")
-    try:
-        # A fifth faster than from_file.
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{file}: not a tokenizer.json ({error})") from None
-    return TemplateCounter(tokenizer, load_template(folder), f"tokenizer.json of {folder.name}")
+    tokenizer = load_tokenizer(path)
+    file = "vocabulary" if path.suffix == ".gguf" else "tokenizer.json"
+    changed = f"; {'; '.join(tokenizer.repairs)}" if tokenizer.repairs else ""
+    return TemplateCounter(tokenizer, f"{file} of {tokenizer.where}{changed}")
 
 
 def _open_model(model: str) -> Counter:
