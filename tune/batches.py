@@ -55,8 +55,9 @@ def pack(rows: Sequence[Encoded]) -> Pack:
     for row in rows:
         ids.extend(row.ids)
         positions.extend(range(len(row.ids)))
-        predict.extend(range(offset + row.prompt_length - 1, offset + len(row.ids) - 1))
-        targets.extend(row.ids[row.prompt_length :])
+        for start, stop in row.spans:
+            predict.extend(range(offset + start - 1, offset + stop - 1))
+            targets.extend(row.ids[start:stop])
         offset += len(row.ids)
     a, b, c, d = (np.asarray(values, dtype=np.int64) for values in (ids, positions, predict, targets))
     return Pack(a, b, c, d, _soft(rows))

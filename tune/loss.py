@@ -36,7 +36,13 @@ def soft_prompt(net: Any) -> torch.nn.Parameter | None:
 def with_virtual(rows: Sequence[Encoded], count: int) -> list[Encoded]:
     """Rows with room for a soft prompt of `count` vectors before each."""
     return [
-        replace(row, ids=[VIRTUAL] * count + row.ids, prompt_length=row.prompt_length + count) for row in rows
+        replace(
+            row,
+            ids=[VIRTUAL] * count + row.ids,
+            prompt_length=row.prompt_length + count,
+            earlier=tuple((start + count, stop + count) for start, stop in row.earlier),
+        )
+        for row in rows
     ]
 
 

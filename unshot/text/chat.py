@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Encoded:
 
     ids: list[int]
     prompt_length: int
-    earlier: tuple[tuple[int, int], ...] = ()
+    earlier: tuple[tuple[int, int], ...] = field(default=(), kw_only=True)
 
     @property
     def answer_length(self) -> int:
@@ -162,7 +162,7 @@ class Chat:
                 "model would learn to stop; take it out of the answer"
             )
         earlier = self._earlier(messages, prompt) if every else ()
-        return Encoded([*prompt, *reply, self.end], len(prompt), earlier)
+        return Encoded([*prompt, *reply, self.end], len(prompt), earlier=earlier)
 
     def _earlier(self, messages: Sequence[Message], prompt: list[int]) -> tuple[tuple[int, int], ...]:
         """Spans of the earlier assistant turns in the prompt's ids, each with its end-of-turn token.

@@ -152,7 +152,7 @@ def limited(items: int, characters: int) -> Iterator[Budget]:
 
 def _text_method(budget: Budget, text: str | bytes, name: str, args: list[Any]) -> None:
     """Pay for a method of a text before it is called; `args` may be changed (an iterator becomes a list)."""
-    first = args[0] if args else None
+    first: Any = args[0] if args else None
     size = 3 * len(text)  # upper("ß"): no case mapping makes more than three characters of one
     for value in args:
         budget.number(value)
@@ -206,7 +206,8 @@ def _braces(budget: Budget, text: str, values: list[Any]) -> None:
 
 def _filter(budget: Budget, name: str, args: list[Any], options: dict[str, Any]) -> None:
     """Pay for a filter before it is called."""
-    value, more = (args[0] if args else None), [*args[1:], *options.values()]
+    value: Any = args[0] if args else None
+    more = [*args[1:], *options.values()]
     if name not in _ANY_NUMBER:
         for number in more:
             budget.number(number)
@@ -348,12 +349,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> Any:
         for node in list(source.find_all((nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block))):
-            pay = nodes.Call(
-                nodes.EnvironmentAttribute("tick"),
-                [nodes.Const(1 + sum(1 for part in node.body for _ in part.find_all(nodes.Node)))],  # type: ignore[attr-defined]
-                [], None, None,
-            )  # fmt: skip
-            node.body.insert(0, nodes.ExprStmt(pay, lineno=node.lineno))  # type: ignore[attr-defined]
+            body: list[nodes.Node] = node.body  # type: ignore[attr-defined]
+            cost = nodes.Const(1 + sum(1 for part in body for _ in part.find_all(nodes.Node)))
+            pay = nodes.Call(nodes.EnvironmentAttribute("tick"), [cost], [], None, None)
+            body.insert(0, nodes.ExprStmt(pay, lineno=node.lineno))
             if isinstance(node, nodes.For) and node.test is not None:
                 node.test = nodes.And(pay, node.test)
         source.set_environment(self)
@@ -362,8 +361,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         budget = _budget.get()
         budget.step()
-        sized = [v for v in (left, right) if isinstance(v, str | bytes | list | tuple)]
-        whole = [v for v in (left, right) if isinstance(v, int)]
+        sized: list[Any] = [v for v in (left, right) if isinstance(v, str | bytes | list | tuple)]
+        whole: list[int] = [v for v in (left, right) if isinstance(v, int)]
         if operator == "*" and sized and whole:
             budget.make(len(sized[0]) * max(0, min(whole[0], 10**12)))
         elif operator == "+" and sized:
