@@ -19,7 +19,7 @@ protect()
 import click  # noqa: E402
 
 from unshot.cli import cli  # noqa: E402
-from unshot.console import Output, dumps  # noqa: E402
+from unshot.console import Output, json_line, printable  # noqa: E402
 from unshot.errors import EXIT_OUTSIDE, EXIT_USAGE, UnshotError  # noqa: E402
 
 
@@ -78,8 +78,8 @@ def describe(error: BaseException) -> str:
 def fail(out: Output, message: str, code: int) -> None:
     """Print `message` as one line on stderr, in JSON mode also on stdout where no result is; exit with `code`."""
     if out.json_mode and not out.result_printed:
-        sys.stdout.write(dumps({"error": message, "exit_code": code}) + "\n")
-    sys.stderr.write(f"error: {message}\n")
+        sys.stdout.write(json_line({"error": message, "exit_code": code}))
+    sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
     sys.exit(code)
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from unshot.secret import hide
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -31,37 +34,33 @@ class Output:
     def err(self) -> Console:
         """The rich console on stderr."""
         if self._err is None:
-            from rich.console import Console
-
-            self._err = Console(stderr=True, highlight=False)
+            self._err = plain_console(stderr=True)
         return self._err
 
     def log(self, message: str) -> None:
         """A step worth knowing; hidden by -q."""
         if self.verbosity >= 0:
-            self.err.print(message, markup=False, soft_wrap=True)
+            self.err.print(message, soft_wrap=True)
 
     def detail(self, message: str) -> None:
         """Shown only with -v."""
         if self.verbosity >= 1:
-            self.err.print(message, markup=False, style="dim", soft_wrap=True)
+            self.err.print(message, style="dim", soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """A warning; shown even with -q."""
-        self.err.print(f"warning: {message}", markup=False, style="yellow", soft_wrap=True)
+        self.err.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
     def result(self, payload: Any, *renderables: RenderableType) -> None:
         """The command's result: `payload` as JSON in JSON mode, else the rich renderables (or text) on stdout."""
         if self.json_mode:
-            sys.stdout.write(dumps(payload) + "\n")
+            sys.stdout.write(json_line(payload))
             sys.stdout.flush()
             self.result_printed = True
             return
-        from rich.console import Console
-
         # Into a file or a pipe, tables get the width that they need rather than the 80 columns rich assumes.
         piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-        out = Console(highlight=False, width=140 if piped else None)
+        out = plain_console(width=140 if piped else None)
         for item in renderables:
             out.print(item)
 
@@ -87,6 +86,35 @@ class Output:
         )
         with Progress(*columns, console=self.err, disable=self.verbosity < 0) as progress:
             yield progress
+
+
+# What a terminal acts on: C0 and C1 controls but for tab and line feed, and marks that turn the direction of text.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: without known secrets, controls shown as a replacement character."""
+    return CONTROLS.sub("\ufffd", hide(text)).encode("utf-8", "replace").decode()
+
+
+def json_line(payload: Any) -> str:
+    """`payload` as JSON for stdout: without known secrets, what a terminal would act on escaped."""
+    text = CONTROLS.sub(lambda m: f"\\u{ord(m[0]):04x}", hide(dumps(payload)))
+    return text.encode("utf-8", "backslashreplace").decode() + "\n"
+
+
+def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A rich console that takes text as text: no markup, no emoji codes, no escapes of anybody's but its own."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class PlainConsole(Console):
+        def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+            for segment in super().render(renderable, options):
+                plain = segment.text if segment.control else printable(segment.text)
+                yield segment if plain == segment.text else Segment(plain, segment.style)
+
+    return PlainConsole(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
 def dumps(payload: Any) -> str:

@@ -25,6 +25,7 @@ from unshot.contracts.manifest import write_text
 from unshot.contracts.task import Task
 from unshot.data.rows import Example, read_text
 from unshot.errors import InputError
+from unshot.report.formats import sheet_cell
 
 FOLDER = "reviews"
 COLUMNS = ("id", "request", "answer_1", "answer_2", "ok_1", "ok_2", "better", "comment")
@@ -101,10 +102,7 @@ def write_sheet(path: Path, sheet: Sequence[dict[str, str]], instruction: str | 
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
-    # A cell that starts like a formula would be run by a spreadsheet.
-    writer.writerows(
-        {k: f"'{v}" if v[:1] in "=+@\t\r" and v[:1] else v for k, v in row.items()} for row in sheet
-    )
+    writer.writerows({k: sheet_cell(v) for k, v in row.items()} for row in sheet)
     write_text(path, "\ufeff" + text.getvalue())
 
 

@@ -36,7 +36,8 @@ document.getElementById("count").textContent=n+" of "+sheet.rows.length+" done"}
 for(const e of document.querySelectorAll("[data-id]")){const g=given[e.dataset.id]||{},k=e.dataset.key;
 if(e.type==="radio")e.checked=g[k]===e.value;else e.value=g[k]||"";
 e.addEventListener("input",()=>{(given[e.dataset.id]=given[e.dataset.id]||{})[k]=e.value;save()})}
-const cell=v=>'"'+String(v??"").replaceAll('"','""')+'"';
+const plain=v=>/^\\s*[=+@|%\uff1d\uff0b\uff0d\uff20-]/.test(v)?"'"+v:v;
+const cell=v=>'"'+plain(String(v??"")).replaceAll('"','""')+'"';
 document.getElementById("export").addEventListener("click",()=>{
 const row=r=>sheet.columns.map(c=>cell((given[r.id]||{})[c]??r[c])).join(",");
 const text="\\ufeff"+[sheet.columns.join(","),...sheet.rows.map(row)].join("\\r\\n")+"\\r\\n";

@@ -35,6 +35,7 @@ from unshot.secret import hidden, hide
 NAME = "manifest.json"
 # What is appended to a directory after it was closed: reviews, and readings of its test rows.
 APPENDED = ("gates.jsonl", "readings.jsonl")
+REVIEWS = "reviews"
 LIBRARIES = (
     "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "gguf", "llama-cpp-python",
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-genai", "onnxruntime-genai-cuda", "optimum", "optimum-onnx", "numpy",
@@ -297,7 +298,7 @@ def write_text(path: Path, text: str) -> None:
     """Write `text`, without known secrets, to `path` by way of a temporary name, flushed to disk before the rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:
         handle.write(hide(text))
         handle.flush()
         os.fsync(handle.fileno())
@@ -314,10 +315,11 @@ def refuse_foreign(directory: Path) -> None:
         ) from None
     own = {NAME, *APPENDED, *manifest.outputs}
     for path in sorted(directory.rglob("*")):
-        if not path.is_dir() and path.relative_to(directory).as_posix() not in own:
+        name = path.relative_to(directory)
+        if not path.is_dir() and name.as_posix() not in own and name.parts[0] != REVIEWS:
             raise InputError(
                 f"{directory}: not replaced, since it holds a file that unshot did not write there "
-                f"({path.relative_to(directory)}); move it, or choose another --out"
+                f"({name}); move it, or choose another --out"
             )
 
 

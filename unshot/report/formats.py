@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+# What a formula may begin with, the full-width forms too.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 
 def number(value: float) -> str:
     """A short number for an axis or a label: 1,234 · 12.3 · 0.0042 · 1.2e-06 · 3.4M."""
@@ -37,3 +40,8 @@ def dollars(value: float) -> str:
 def milliseconds(value: float) -> str:
     """A time given in milliseconds: 0.42 ms · 38 ms · 1.2 s."""
     return f"{number(value / 1000)} s" if abs(value) >= 1000 else f"{number(value)} ms"
+
+
+def sheet_cell(text: str) -> str:
+    """A cell of a CSV sheet that no spreadsheet takes for a formula (OWASP, CSV injection)."""
+    return f"'{text}" if text.lstrip(" \u00a0\u3000")[:1] in FORMULA and text.strip() else text
