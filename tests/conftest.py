@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ SHARED = ROOT.parent / "shared" / "data"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Meaning is compared where a test asks for it: an embedder that happens to be installed would change every split.
 os.environ.setdefault("UNSHOT_EMBEDDER", "off")
+# Readings of test rows are recorded for the user's data, not for the tests'.
+os.environ.setdefault("UNSHOT_DATA", tempfile.mkdtemp(prefix="unshot-tests-"))
 # This checkout is what processes started elsewhere must run, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 

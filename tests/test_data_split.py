@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import Run
-from tune.data.split import NAMES, split_file
+from tune.data.split import NAMES, Splitting, load_parts, split_file
 from unshot.contracts.manifest import read_manifest
 from unshot.data.rows import read_examples
+from unshot.data.seal import record_reading
 from unshot.errors import InputError
 
 
@@ -98,3 +100,73 @@ def test_moved_rows_are_replaced_and_reported_by_tune_too(
         assert json.dumps(rows[line - 1]["prompt"], ensure_ascii=False) in parts["train"]
     plain = {n: {e.text.removeprefix("Well: ").rstrip("!") for e in read_examples(tmp_path / "run" / "splits" / f"{n}.jsonl")} for n in NAMES}  # fmt: skip  # noqa: E501
     assert not plain["train"] & plain["test"] and not plain["train"] & plain["validation"]
+
+
+def tiny_rows(data: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("times", "part"),
+    [
+        (lambda i: float("nan") if i == 7 else i, "line 8: `when` is nan"),
+        (lambda i: 1.7e9 + i if i % 2 else (1.7e9 + i) * 1000, "in seconds, but milliseconds in"),
+        (lambda i: "2026-01-01" if i == 3 else 1.7e9 + i, "in days, but seconds in"),
+        (lambda i: None if i == 3 else i, "line 4: `when` is null"),
+        (lambda i: f"2026-01-01T00:{i % 60:02d}:00" + ("Z" if i % 2 else ""), "dates with a time zone"),
+    ],
+)  # fmt: skip
+def test_times_that_cannot_be_ordered_are_refused(tmp_path: Path, times: Any, part: str) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{"prompt": f"word{i} other{i * 7}", "completion": "a", "when": times(i)} for i in range(40)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=part):
+        split_file(path, tmp_path / "out", time="when")
+
+
+def test_splits_by_group_and_time_are_the_same_in_tune(data: Path, tmp_path: Path) -> None:
+    """`Loaded.divide` is what `tune` calls; its parts are those that `data split` writes."""
+    for plan in (Splitting(group_by="customer"), Splitting(time="day")):
+        written = tmp_path / f"{plan.group_by}"
+        split_file(data, written, group_by=plan.group_by, time=plan.time)
+        cleaned, _ = load_parts(data, plan, read_examples).divide(stratum=lambda e: e.answer or "", seed=0)
+        for name in NAMES:
+            there = [e.text for e in read_examples(written / f"{name}.jsonl")]
+            assert [e.text for e in getattr(cleaned.parts, name)] == there
+        again = load_parts(written, Splitting(), read_examples)
+        parts = again.divide(stratum=lambda e: "", seed=0)[0].parts
+        assert [e.text for e in parts.test] == [e.text for e in read_examples(written / "test.jsonl")]
+    with pytest.raises(InputError, match="is split already"):
+        load_parts(written, Splitting(time="day"), read_examples)
+
+
+def test_own_files_keep_their_rows_and_what_is_like_them_is_said(data: Path, tmp_path: Path) -> None:
+    rows = tiny_rows(data)
+    test, rest = rows[:20], rows[20:]
+    rest[5]["prompt"] = test[3]["prompt"].upper() + "!"
+    for name, part in (("test", test), ("rest", rest)):
+        text = "".join(json.dumps(r) + "\n" for r in part)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    plan = Splitting(test=tmp_path / "test.jsonl")
+    loaded = load_parts(tmp_path / "rest.jsonl", plan, read_examples)
+    cleaned, _ = loaded.divide(stratum=lambda e: e.answer or "", seed=0)
+    assert [e.text for e in cleaned.parts.test] == [r["prompt"] for r in test]
+    assert len(cleaned.parts.train) == 160 and len(cleaned.parts.validation) == 20
+    assert [(m.line, m.source, m.to, m.like_line) for m in cleaned.kept] == [(4, "test", "test", 6)]
+    both = Splitting(validation=tmp_path / "test.jsonl", test=tmp_path / "test.jsonl", time="day")
+    with pytest.raises(InputError, match="nothing is left to split"):
+        load_parts(tmp_path / "rest.jsonl", both, read_examples)
+
+
+def test_a_test_set_read_by_several_runs_is_one_seal(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNSHOT_DATA", str(tmp_path / "own"))
+    rows = read_examples(data)
+    first = record_reading(rows, "tune", tmp_path / "a")
+    assert (first.before, first.runs, first.warning()) == (0, 0, None)
+    for name in ("b", "c"):
+        seal = record_reading(list(reversed(rows)), "tune", tmp_path / name)
+    assert (seal.before, seal.runs) == (2, 2) and seal.sha256 == first.sha256
+    assert "read 2 times before, by 2 runs" in (seal.warning() or "")
+    assert record_reading(rows[1:], "eval", tmp_path / "a").before == 0

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
     help="Measure forgetting and robustness; default: as the case says, yes.",
 )
 @row_options
+@click.option("--group-by", metavar="COL", help="Split with the rows of each value of this column together.")
+@click.option("--time", metavar="COL", help="Split by time: train on the oldest rows, test on the newest.")
+@click.option("--shares", default="80/10/10", show_default=True, help="Train/validation/test of the split.")
+@click.option("--validation", type=PATH, help="Validation rows from a file of their own.")
+@click.option("--test", type=PATH, help="Test rows from a file of their own, never moved.")
 @common
 def tune(
     data: Path | None,
@@ -56,6 +61,7 @@ def tune(
     Splits 80/10/10, trains with loss on the answer only, stops at the plateau, and reads the test split once.
     The same command after an interruption goes on where it stopped. Several processes: `torchrun -m unshot tune ...`.
     """
+    from tune.data.split import Splitting, parse_shares
     from tune.run import Options, tune_run
     from unshot.errors import GateError, InputError
 
@@ -63,6 +69,10 @@ def tune(
         case.tune.forgetting = case.tune.robustness = gates
     options = Options(
         **{k: flags.pop(k) for k in ("dry_run", "learning_curve", "report_to", "log_dir", "fsdp")}
+    )
+    splitting = Splitting(
+        shares=parse_shares(flags.pop("shares")),
+        **{k: flags.pop(k) for k in ("group_by", "time", "validation", "test")},
     )
     if final is None:
         if not options.dry_run:
@@ -72,7 +82,15 @@ def tune(
     if data is None:
         raise InputError("no data; give a JSONL or CSV file, or `data` under [task] in the case file")
     result = tune_run(
-        data, base or case.candidate.model, final, case, out, overwrite=overwrite, options=options, **flags
+        data,
+        base or case.candidate.model,
+        final,
+        case,
+        out,
+        overwrite=overwrite,
+        options=options,
+        splitting=splitting,
+        **flags,
     )
     if options.dry_run:
         out.result(result, *forecast(result))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tune import near
@@ -40,6 +40,8 @@ class Cleaned:
     refilled: list[int]
     aside: list[Example]
     meaning: Meaning | None = None
+    # Rows of the user's own validation and test files that are like an earlier row: they stay where they were put.
+    kept: list[Move] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
         """The contamination as `metrics.json` has it; `refilled` are lines moved from train."""
@@ -47,6 +49,7 @@ class Cleaned:
             "threshold": near.THRESHOLD,
             "meaning": self.meaning.record() if self.meaning else None,
             "moved": [vars(m) for m in self.moved],
+            "kept": [vars(m) for m in self.kept],
             "refilled": self.refilled,
         }
 
@@ -59,6 +62,7 @@ def separate(
     unit: Callable[[Example], Hashable] | None = None,
     refill: bool = True,
     set_aside: bool = False,
+    fixed: Collection[str] = (),
     threshold: float = near.THRESHOLD,
     meaning: Callable[[Sequence[str]], Meaning | None] | None = None,
 ) -> Cleaned:
@@ -67,7 +71,8 @@ def separate(
     Near-duplicates of near-duplicates go along, and so do the rows of the same `unit`. `refill` gives
     validation and test rows of the same stratum from train instead, where train has ones like no other.
     `set_aside` leaves contaminated rows out instead of moving them (for splits by time, where a later row has
-    no place in train). `meaning` finds pairs alike in other words (`tune.meaning.by_meaning`); they count as the
+    no place in train). Rows of the `fixed` parts are reported and stay.
+    `meaning` finds pairs alike in other words (`tune.meaning.by_meaning`); they count as the
     others do. Raises `InputError` where no test row is left.
     """
     rows = [(number, example) for number, name in enumerate(NAMES) for example in getattr(parts, name)]
@@ -89,26 +94,22 @@ def separate(
     for index, root in enumerate(component.tolist()):
         target[root] = min(target.get(root, home[index]), home[index])
     like = _likeness(pairs, links, close)
-    place, moved = list(home), []
+    place, moved, kept = list(home), [], []
     for index, root in enumerate(component.tolist()):
         to = target[root]
         if to == home[index]:
             continue
         other, similarity, by = like[index]
-        name = ASIDE if set_aside else NAMES[to]
+        source = NAMES[home[index]]
+        name = source if source in fixed else ASIDE if set_aside else NAMES[to]
+        move = Move(rows[index][1].line, source, name, rows[other][1].line, round(float(similarity), 3), by)
+        if source in fixed:
+            kept.append(move)
+            continue
         place[index] = len(NAMES) if set_aside else to
-        moved.append(
-            Move(
-                rows[index][1].line,
-                NAMES[home[index]],
-                name,
-                rows[other][1].line,
-                round(float(similarity), 3),
-                by,
-            )
-        )
+        moved.append(move)
     refilled = []
-    if refill and moved and not set_aside:
+    if refill and moved and not set_aside and not fixed:
         refilled = _refill(rows, home, place, component.tolist(), stratum, seed)
     result = Split(*([rows[i][1] for i in range(len(rows)) if place[i] == n] for n in range(3)))
     if not result.test:
@@ -117,7 +118,7 @@ def separate(
             "inputs to test on"
         )
     aside = [rows[i][1] for i in range(len(rows)) if place[i] == len(NAMES)]
-    return Cleaned(result, moved, refilled, aside, close)
+    return Cleaned(result, moved, refilled, aside, close, kept)
 
 
 def _likeness(

@@ -17,6 +17,7 @@ from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.manifest import BaseModel
 from unshot.contracts.task import Task
+from unshot.data.load import shown
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message
 from unshot.errors import InputError
@@ -88,10 +89,14 @@ def encode_rows(rows: Sequence[Example], task: Task, chat: Chat, max_length: int
     """Token ids of rows; `InputError` for a row longer than `max_length` tokens."""
     encoded = []
     for row in rows:
-        item = chat.encode(request(row, task), row.answer or "")
+        where = row.where or f"line {row.line}"
+        try:
+            item = chat.encode(request(row, task), row.answer or "")
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         if len(item.ids) > max_length:
             raise InputError(
-                f"line {row.line}: {len(item.ids)} tokens, more than max_length {max_length}; shorten the row or "
+                f"{where}: {len(item.ids)} tokens, more than max_length {max_length}; shorten the row or "
                 "raise --max-length"
             )
         encoded.append(item)
@@ -117,13 +122,12 @@ def prepare(
         device = f"cuda:{world.local}"
     fingerprint = source.fingerprint()
     chat = Chat(load_tokenizer(source.path))
-    try:
-        extras = add_extras(parts.train, settings)
-        train_rows = encode_rows(extras.train, task, chat, settings.max_length)
-        validation_rows = encode_rows(parts.validation, task, chat, settings.max_length)
-        test_rows = encode_rows(parts.test, task, chat, settings.max_length)
-    except InputError as error:
-        raise InputError(f"{data}, {error}") from None
+    extras = add_extras(parts.train, settings)
+    train_rows = encode_rows(extras.train, task, chat, settings.max_length)
+    validation_rows = encode_rows(parts.validation, task, chat, settings.max_length)
+    test_rows = encode_rows(parts.test, task, chat, settings.max_length)
+    example = shown(parts.train[0], Prompt(system=task.instruction), chat.render)
+    out.log(f"an example row, as the model sees it:\n{example}")
     longest = max(r.answer_length for r in (*train_rows, *validation_rows, *test_rows))
     task.max_answer_tokens = max(8, round(1.5 * longest))
     train_rows += encode_rows(extras.general, Task(), chat, settings.max_length)

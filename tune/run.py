@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 from tune import processes
 from tune.assess.card import card
 from tune.assess.run import assess, general_before
-from tune.contamination import Cleaned, separate
+from tune.contamination import Cleaned
+from tune.data.split import Loaded, Splitting, announce_parts, load_parts, name_file
 from tune.job import Job, Options, digest, forecast, prepare, remember, request, start
 from tune.meaning import by_meaning
 from tune.processes import World
-from tune.split import split
 from unshot.case import Case, TuneSettings
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, Score, describe_file, staged, write_text
+from unshot.contracts.manifest import Manifest, Score, describe_data, staged, write_text
 from unshot.contracts.task import Task, derive_task
 from unshot.data.load import load_rows
 from unshot.data.rows import Example, Message, RowOptions, write_jsonl
+from unshot.data.seal import record_reading
 from unshot.errors import InputError
 from unshot.models import resolve
 from unshot.text.chat import Encoded
@@ -47,6 +48,7 @@ def tune_run(
     *,
     overwrite: bool = False,
     rows_as: RowOptions | None = None,
+    splitting: Splitting | None = None,
     options: Options | None = None,
 ) -> dict[str, Any]:
     """Split, train, evaluate and write the run directory `final`; return its result.
@@ -54,68 +56,66 @@ def tune_run(
     Raises `InputError` for bad data or base. A killed run is resumed by the same call. Under `torchrun` every
     process makes this call, and the first one writes.
     """
-    options = options or Options()
+    options, splitting = options or Options(), splitting or Splitting()
     world = start(case, options)
     if not world.first:
         out = Output(json_mode=out.json_mode, verbosity=-1)
     long = case.long_prompt()
-    examples = load_rows(
-        data, rows_as, out, prompt=long if long.given else None, instruction=case.task.instruction
-    )
-    try:
-        task = derive_task(case.task, examples)
-        cleaned = separate_split(examples, task, case.tune, out)
-    except InputError as error:
-        raise InputError(f"{data}: {error}") from None
-    parts = cleaned.parts
-    if cleaned.moved and world.first:
-        out.warn(
-            f"{len(cleaned.moved)} validation and test rows were near-duplicates of rows in an earlier part (first: "
-            f"line {cleaned.moved[0].line}, like line {cleaned.moved[0].like_line}); moved there, "
-            f"{len(cleaned.refilled)} replaced by other rows"
+
+    def read(path: Path) -> list[Example]:
+        return load_rows(
+            path,
+            rows_as,
+            out if world.first else None,
+            prompt=long if long.given else None,
+            instruction=case.task.instruction,
+            used=(splitting.group_by, splitting.time),
         )
+
+    loaded = load_parts(data, splitting, read)
+    data = loaded.data
+    try:
+        task = derive_task(case.task, loaded.all)
+        cleaned = separate_split(loaded, task, case.tune, out)
+    except InputError as error:
+        raise InputError(name_file(data, error)) from None
+    if world.first:
+        announce_parts(data, cleaned, task, out)
     if world.first:  # which may have to convert or fetch it
         resolve(base, out)
     processes.share(None, world)
     source = resolve(base)
-    out.log(
-        f"{data}: {len(examples)} rows, {len(parts.train)} train / {len(parts.validation)} validation / "
-        f"{len(parts.test)} test; metric {task.metric}"
-        + (f" over {len(task.labels)} labels" if task.labels else "")
-    )
-    if len(parts.train) < 50 and world.first:
-        out.warn(f"{len(parts.train)} training rows; 50 to 200 good examples are the usual minimum")
     job = prepare(data, source, cleaned, task, case, out, world)
     if options.dry_run:
         return forecast(job)
     job = remember(job, out)
     folder = staged(final, overwrite=overwrite, resume=True) if world.first else nullcontext(final)
     with folder as work:
-        result = _run_in(work, data, job, options, final, out)
+        result = _run_in(work, loaded, job, options, final, out)
         processes.leave(world)
     return result
 
 
-def separate_split(examples: Sequence[Example], task: Task, settings: TuneSettings, out: Output) -> Cleaned:
-    """80/10/10 by class, then without near-duplicates across the parts."""
-
-    def stratum(example: Example) -> str:
-        return task.label(example.answer or "") if task.labels else ""
-
-    return separate(
-        split(examples, stratum=stratum, seed=settings.seed),
-        stratum=stratum,
+def separate_split(loaded: Loaded, task: Task, settings: TuneSettings, out: Output) -> Cleaned:
+    """The parts (by default 80/10/10 by class) without near-duplicates across them."""
+    cleaned, _ = loaded.divide(
+        stratum=lambda example: task.label(example.answer or "") if task.labels else "",
         seed=settings.seed,
         meaning=lambda texts: by_meaning(texts, settings.embedder, out=out),
     )
+    return cleaned
 
 
-def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out: Output) -> dict[str, Any]:
+def _run_in(
+    work: Path, loaded: Loaded, job: Job, options: Options, final: Path, out: Output
+) -> dict[str, Any]:
     from tune.model import checkpoint_layers, load_base, prepare_model, round_weights, save_tuned
     from tune.reporting import Reporter, wanted
 
     settings, cleaned, first = job.case.tune, job.cleaned, job.world.first
-    manifest = Manifest("tune", seeds={"seed": settings.seed}, inputs=[describe_file(data)])
+    manifest = Manifest(
+        "tune", seeds={"seed": settings.seed}, inputs=[describe_data(path) for path in loaded.files]
+    )
     with manifest.timed("load"):
         net = prepare_model(load_base(job.source, job.device, method=settings.method), settings)
         if settings.gradient_checkpointing:
@@ -144,12 +144,17 @@ def _run_in(work: Path, data: Path, job: Job, options: Options, final: Path, out
     trainer.load_best()
     if settings.method == "full":
         net = round_weights(net, job.source, job.device)
+    # Recorded before the rows are answered: a reading that breaks off counts.
+    seal = record_reading(cleaned.parts.test, "tune", final) if first else None
+    if seal and (warning := seal.warning()):
+        out.warn(warning)
     with manifest.timed("test"):
         answers: list[str] = []
         test = score_rows(job, net, cleaned.parts.test, job.test_rows, answers)
     with manifest.timed("gates"):
         gates = assess(job, net, test, answers, before, out)
     result = describe(job, trainer, test) | {"gates": [gate.plain() for gate in gates]}
+    result |= {"split": loaded.splitting.record(), "test_seal": vars(seal) if seal else None}
     if curve is not None:
         result["learning_curve"] = curve
     # With FSDP the parts of the model come together in every process, though only the first one writes.

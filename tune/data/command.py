@@ -53,7 +53,7 @@ def check(
     """
     from tune.data.check import check_file
     from unshot.console import dumps
-    from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+    from unshot.contracts.manifest import Manifest, describe_data, staged, write_text
     from unshot.data.personal import check_region
     from unshot.errors import InputError
 
@@ -84,7 +84,7 @@ def check(
             )
         if work:
             write_text(work / "report.json", dumps(result) + "\n")
-            manifest = Manifest("data-check", inputs=[describe_file(path)])
+            manifest = Manifest("data-check", inputs=[describe_data(path)])
             manifest.result = {"rows": result["rows"], "ready": result["ready"]}
             manifest.finish(work)
     from tune.data.tables import check_tables

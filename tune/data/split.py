@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tune.contamination import ASIDE, Cleaned, separate
-from tune.data.balance import Labels
+from tune.data.balance import Labels, alike_labels
 from tune.data.variety import SAMPLE, template_share
-from tune.meaning import by_meaning
-from tune.split import NAMES, Split, order, split
+from tune.meaning import Meaning, by_meaning
+from tune.split import NAMES, SHARES, Split, order, split
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.contracts.manifest import Manifest, describe_data, staged, write_text
+from unshot.contracts.task import Task
+from unshot.data.files import is_missing
 from unshot.data.load import load_rows
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, RowOptions, write_jsonl
@@ -37,6 +42,114 @@ def parse_shares(text: str) -> tuple[float, float, float]:
     return values[0] / total, values[1] / total, values[2] / total
 
 
+@dataclass(frozen=True)
+class Splitting:
+    """How rows come apart: by class, by group, by time; or with parts that are files of their own.
+
+    `group_by` keeps the rows of a column's value on one side; `time` makes the oldest rows train and the newest test.
+    """
+
+    group_by: str | None = None
+    time: str | None = None
+    shares: tuple[float, float, float] = SHARES
+    validation: Path | None = None
+    test: Path | None = None
+
+    def check(self) -> None:
+        """Raise `InputError` for options that contradict each other."""
+        if self.validation and self.test and (self.group_by or self.time):
+            raise InputError(
+                "--group-by and --time split DATA; with --validation and --test nothing is left to split"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """What manifests say of it."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Rows before the split: those of DATA, and those of the user's own validation and test files."""
+
+    data: Path
+    splitting: Splitting
+    rows: list[Example]
+    own: dict[str, list[Example]]
+
+    @property
+    def files(self) -> list[Path]:
+        """DATA and the files of its own parts."""
+        return [self.data, *(p for p in (self.splitting.validation, self.splitting.test) if p is not None)]
+
+    @property
+    def all(self) -> list[Example]:
+        """Every row."""
+        return [*self.rows, *(row for part in self.own.values() for row in part)]
+
+    def divide(
+        self,
+        *,
+        stratum: Callable[[Example], Hashable],
+        seed: int,
+        meaning: Callable[[Sequence[str]], Meaning | None] | None = None,
+    ) -> tuple[Cleaned, Split]:
+        """Train, validation and test without near-duplicates across them, and as they were before these moved.
+
+        Rows of the user's own files stay in their part. Raises `InputError` without the file's name.
+        """
+        plan, own = self.splitting, self.own
+        group_by, time = plan.group_by, plan.time
+
+        def unit(row: Example) -> Hashable:
+            return None if group_by is None else str(row.extra[group_by])
+
+        for column in (group_by, time):
+            if column is not None:
+                _need(self.rows, column)
+        total = sum(s for s, name in zip(plan.shares, NAMES, strict=True) if name not in own)
+        shares = [0.0 if name in own else s / total for s, name in zip(plan.shares, NAMES, strict=True)]
+        three = (shares[0], shares[1], shares[2])
+        if len(own) == 2:
+            parts = Split(self.rows, [], [])
+        elif time is not None:
+            parts = by_time(
+                self.rows, key=_clock(self.rows, time), unit=unit if group_by else None, shares=three
+            )
+        elif group_by is not None:
+            parts = by_group(self.rows, unit=unit, stratum=stratum, shares=three, seed=seed)
+        else:
+            parts = split(self.rows, stratum=stratum, shares=three, seed=seed)
+        parts = replace(parts, **own)
+        cleaned = separate(
+            parts,
+            stratum=stratum,
+            seed=seed,
+            unit=unit if group_by else None,
+            refill=group_by is None and time is None,
+            set_aside=time is not None,
+            fixed=own.keys(),
+            meaning=meaning,
+        )
+        return cleaned, parts
+
+
+def load_parts(data: Path, splitting: Splitting, read: Callable[[Path], list[Example]]) -> Loaded:
+    """Read DATA and the files of its own parts. A directory of `unshot data split` brings all three."""
+    if (data / "train.jsonl").is_file() and (data / "test.jsonl").is_file():
+        if splitting != Splitting():
+            raise InputError(
+                f"{data}: is split already; leave out --group-by, --time, --shares, --validation, --test"
+            )
+        splitting = Splitting(validation=data / "validation.jsonl", test=data / "test.jsonl")
+        data = data / "train.jsonl"
+    splitting.check()
+    rows = read(data)
+    files = {"validation": splitting.validation, "test": splitting.test}
+    return Loaded(
+        data, splitting, rows, {name: read(path) for name, path in files.items() if path is not None}
+    )
+
+
 def split_file(
     data: Path,
     final: Path,
@@ -44,7 +157,7 @@ def split_file(
     group_by: str | None = None,
     time: str | None = None,
     seed: int = 0,
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    shares: tuple[float, float, float] = SHARES,
     field: str | None = None,
     overwrite: bool = False,
     rows_as: RowOptions | None = None,
@@ -54,13 +167,10 @@ def split_file(
 ) -> dict[str, Any]:
     """Write train, validation and test rows, and what was moved between them, to the directory `final`.
 
-    By default each class apart. `group_by` keeps the rows of a column's value on one side; `time` makes the
-    oldest rows train and the newest test. Raises `InputError`.
+    See `Splitting`; by default each class is split apart. Raises `InputError`.
     """
+    splitting = Splitting(group_by, time, shares)
     rows = load_rows(data, rows_as, out or Output(verbosity=-1), prompt=prompt, used=(group_by, time))
-    for column in (group_by, time):
-        if column is not None:
-            _need(data, rows, column)
     labels = Labels(field)
     for row in rows:
         labels.add(row.answer or "")
@@ -69,32 +179,15 @@ def split_file(
     def stratum(row: Example) -> str:
         return labels.label(row.answer or "") if counts else ""
 
-    def unit(row: Example) -> Hashable:
-        return None if group_by is None else str(row.extra[group_by])
-
     if len(rows) < 10:
         raise InputError(f"{data}: {len(rows)} rows; a split needs at least 10")
     try:
-        if time is not None:
-            parts = by_time(
-                rows, key=_clock(data, rows, time), unit=unit if group_by else None, shares=shares
-            )
-        elif group_by is not None:
-            parts = by_group(rows, unit=unit, stratum=stratum, shares=shares, seed=seed)
-        else:
-            parts = split(rows, stratum=stratum, shares=shares, seed=seed)
-        cleaned = separate(
-            parts,
-            stratum=stratum,
-            seed=seed,
-            unit=unit if group_by else None,
-            refill=group_by is None and time is None,
-            set_aside=time is not None,
-            meaning=lambda texts: by_meaning(texts, embedder, out=out),
+        cleaned, parts = Loaded(data, splitting, rows, {}).divide(
+            stratum=stratum, seed=seed, meaning=lambda texts: by_meaning(texts, embedder, out=out)
         )
     except InputError as error:
-        raise InputError(f"{data}: {error}") from None
-    manifest = Manifest("data-split", seeds={"seed": seed}, inputs=[describe_file(data)])
+        raise InputError(name_file(data, error)) from None
+    manifest = Manifest("data-split", seeds={"seed": seed}, inputs=[describe_data(data)])
     manifest.config = {"group_by": group_by, "time": time, "shares": list(shares)}
     result = _result(cleaned, parts) | {"template_share": template_share([row.text for row in rows[:SAMPLE]])}
     with staged(final, overwrite=overwrite) as work:
@@ -106,6 +199,43 @@ def split_file(
         manifest.result = {k: v for k, v in result.items() if k != "contamination"}
         manifest.finish(work)
     return {"data": str(data), "out": str(final), **result}
+
+
+def name_file(data: Path, error: InputError) -> str:
+    """An error's text with the file before it, where it does not name one."""
+    text = str(error)
+    return text if re.match(r"[^:]*, (line|row) \d+: ", text) else f"{data}: {text}"
+
+
+def announce_parts(data: Path, cleaned: Cleaned, task: Task, out: Output) -> None:
+    """Say what the parts hold, what was moved between them, and labels that may be one."""
+    parts = cleaned.parts
+    if cleaned.moved:
+        out.warn(
+            f"{len(cleaned.moved)} validation and test rows were near-duplicates of rows in an earlier part (first: "
+            f"line {cleaned.moved[0].line}, like line {cleaned.moved[0].like_line}); "
+            + (
+                "left out"
+                if cleaned.aside
+                else f"moved there, {len(cleaned.refilled)} replaced by other rows"
+            )
+        )
+    if cleaned.kept:
+        out.warn(
+            f"{len(cleaned.kept)} rows of your own validation or test file are near-duplicates of rows in an earlier "
+            f"part (first: line {cleaned.kept[0].line}, like line {cleaned.kept[0].like_line}); they stay there, and "
+            "scores on them flatter"
+        )
+    alike = alike_labels(task.labels or [])
+    if alike:
+        named = ", ".join(f"`{a}` and `{b}`" for a, b in alike[:5])
+        out.warn(f"{len(alike)} pairs of labels that may be one: {named}")
+    out.log(
+        f"{data}: {len(parts.train)} train / {len(parts.validation)} validation / {len(parts.test)} test; metric "
+        f"{task.metric}" + (f" over {len(task.labels)} labels" if task.labels else "")
+    )
+    if len(parts.train) < 50:
+        out.warn(f"{len(parts.train)} training rows; 50 to 200 good examples are the usual minimum")
 
 
 def _result(cleaned: Cleaned, before: Split) -> dict[str, Any]:
@@ -131,8 +261,9 @@ def by_group(
     groups: dict[Hashable, list[Example]] = defaultdict(list)
     for row in rows:
         groups[unit(row)].append(row)
-    if len(groups) < 3:
-        raise InputError(f"{len(groups)} groups; three parts need at least 3")
+    wanted = [p for p in range(3) if shares[p] > 0]
+    if len(groups) < len(wanted):
+        raise InputError(f"{len(groups)} groups; {len(wanted)} parts need at least {len(wanted)}")
     totals: dict[Hashable, int] = defaultdict(int)
     for row in rows:
         totals[stratum(row)] += 1
@@ -142,8 +273,8 @@ def by_group(
     for number, name in enumerate(ranked):
         members = groups[name]
         # The last groups go to parts that are still empty.
-        empty = [p for p in range(3) if not parts[p]]
-        open_parts = empty if len(ranked) - number <= len(empty) else range(3)
+        empty = [p for p in wanted if not parts[p]]
+        open_parts = empty if len(ranked) - number <= len(empty) else wanted
         chosen = max(
             open_parts,
             key=lambda p: (sum(lacks[p][stratum(r)] for r in members) / shares[p] ** 0.5, -p),
@@ -174,31 +305,61 @@ def by_time(
             cut += 1
         cuts[n] = cut
     parts = Split(ranked[: cuts[0]], ranked[cuts[0] : cuts[1]], ranked[cuts[1] :])
-    if not (parts.train and parts.validation and parts.test):
-        raise InputError("too few different times for three parts")
+    if not all(getattr(parts, name) for name, share in zip(NAMES, shares, strict=True) if share > 0):
+        raise InputError(f"too few different times for {sum(share > 0 for share in shares)} parts")
     return parts
 
 
-def _need(data: Path, rows: Sequence[Example], column: str) -> None:
+def _need(rows: Sequence[Example], column: str) -> None:
     for row in rows:
-        if row.extra.get(column) in (None, ""):
+        if column not in row.extra:
             hint = nearest(column, row.extra) if row.extra else "the row has no other columns"
-            raise InputError(f"{data}, line {row.line}: no `{column}`; {hint}")
+            raise InputError(f"{row.where}: no `{column}`; {hint}")
+        if is_missing(value := row.extra[column]) or value in ("", "nan", "NaN"):
+            shown = "null" if value is None else repr(value)
+            raise InputError(f"{row.where}: `{column}` is {shown}; fill it in or remove the row")
 
 
-def _clock(data: Path, rows: Sequence[Example], column: str) -> Callable[[Example], float]:
-    """Seconds of each row's time: a number, or ISO 8601."""
-    seconds: dict[int, float] = {}
+# Numbers from here on are moments in these units: 1e8 seconds is 1973, 1e11 is the year 5138.
+_UNITS = ((1e17, "nanoseconds"), (1e14, "microseconds"), (1e11, "milliseconds"), (1e8, "seconds"))
+
+
+def _clock(rows: Sequence[Example], column: str) -> Callable[[Example], float]:
+    """The moment of each row: numbers of one unit, or ISO 8601 (UTC where no zone is given).
+
+    Raises `InputError` for anything else, NaN, and a mixture of numbers with dates or of units.
+    """
+    moments: dict[int, float] = {}
+    kinds: dict[str, Example] = {}
     for row in rows:
-        value = row.extra[column]
+        moments[id(row)], kind = _moment(row, column)
+        first = kinds.setdefault(kind, row)
+        if len(kinds) > 1 and first is row:
+            (known, other), *_ = kinds.items()
+            raise InputError(
+                f"{row.where}: `{column}` is in {kind}, but {known} in {other.where}; write all rows one way"
+            )
+    return lambda row: moments[id(row)]
+
+
+def _moment(row: Example, column: str) -> tuple[float, str]:
+    """A row's moment and how it is written."""
+    value = row.extra[column]
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
         try:
-            seconds[id(row)] = float(value)
-        except (TypeError, ValueError):
-            try:
-                seconds[id(row)] = datetime.fromisoformat(str(value)).timestamp()
-            except ValueError:
-                raise InputError(
-                    f"{data}, line {row.line}: `{column}` is {str(value)[:40]!r}; give a number or ISO 8601 "
-                    "(2026-01-31T12:00:00)"
-                ) from None
-    return lambda row: seconds[id(row)]
+            date = datetime.fromisoformat(str(value))
+        except ValueError:
+            raise InputError(
+                f"{row.where}: `{column}` is {str(value)[:40]!r}; give a number or ISO 8601 (2026-01-31T12:00:00)"
+            ) from None
+        zone = date.tzinfo is not None
+        day = isinstance(value, str) and len(value.strip()) <= len("2026-01-31")
+        seconds = (date if zone else date.replace(tzinfo=UTC)).timestamp()
+        return seconds, "dates with a time zone" if zone else "days" if day else "dates without a time zone"
+    if not math.isfinite(number):
+        raise InputError(
+            f"{row.where}: `{column}` is {number:g}, which is no moment; fill it in or remove the row"
+        )
+    return number, next((unit for least, unit in _UNITS if abs(number) >= least), "numbers")

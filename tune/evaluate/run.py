@@ -22,6 +22,7 @@ from tune.model import has_tuned
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged, write_text
 from unshot.contracts.task import Task, read_task
+from unshot.data import seal
 from unshot.data.load import load_rows
 from unshot.data.rows import Example, RowOptions, read_examples, write_jsonl
 from unshot.engines.embedder import find_embedder
@@ -204,17 +205,19 @@ def evaluate_run(
                 f"see {path / 'task.json'}"
             )
     readings = [record_reading(run, source, other) for run in runs]
+    seals = [seal.record_reading(rows, "eval", run.path) for run in runs]
     truth = [row.answer or "" for row in rows]
     texts = [answer(run, rows, out) for run in runs]
     scored = [Answers(runs[0].task, truth, given, seed=seed) for given in texts]
     systems = []
-    for run, given, system, reading in zip(runs, texts, scored, readings, strict=True):
+    for run, given, system, reading, sealed in zip(runs, texts, scored, readings, seals, strict=True):
         seen = seen_rows(run, rows, embedder, out)
         clean = [i for i in range(len(rows)) if i not in seen]
         report = {
             "run": str(run.path),
             **system.report(),
             "reading": reading,
+            "test_seal": vars(sealed),
             "like_training": list(seen.values()),
         }
         if seen and clean:

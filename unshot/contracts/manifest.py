@@ -28,6 +28,7 @@ from unshot.console import jsonable
 from unshot.contracts.document import Document
 from unshot.contracts.record import Record, RecordError
 from unshot.contracts.task import Task
+from unshot.data.files import data_files
 from unshot.errors import InputError
 from unshot.machine import usable_cores
 from unshot.secret import hidden, hide
@@ -115,6 +116,16 @@ class Gate(Record):
 def describe_file(path: Path, *, name: str | None = None) -> InputFile:
     """Path (or `name`), size and hash of one input file."""
     return InputFile(name or str(path), path.stat().st_size, sha256(path))
+
+
+def describe_data(path: Path) -> InputFile:
+    """A data file as `describe_file` has it; of several (a pattern, a directory) the hash is over their hashes."""
+    files = data_files(path)
+    if files == [path]:
+        return describe_file(path)
+    parts = [describe_file(file) for file in files]
+    joined = hashlib.sha256("\n".join(part.sha256 for part in parts).encode()).hexdigest()
+    return InputFile(str(path), sum(part.bytes for part in parts), joined)
 
 
 def library_versions() -> dict[str, str]:

@@ -85,17 +85,16 @@ def derive_task(section: TaskSettings, examples: Sequence[Example]) -> Task:
     )  # fmt: skip
     fault = schema_check(schema) if schema else None
     for example in examples:
+        where = example.where or f"line {example.line}"
         if fault and (problem := fault(_json(example.answer or ""))):
-            raise InputError(
-                f"line {example.line}: the answer does not fit {section.answer_schema} ({problem})"
-            )
+            raise InputError(f"{where}: the answer does not fit {section.answer_schema} ({problem})")
         if task.label(example.answer or "") == INVALID:
             known = f"; labels: {', '.join(labels[:8])}" if labels else ""
             raise InputError(
-                f"line {example.line}: the answer {example.answer!r:.80} is not a JSON object with a text "
+                f"{where}: the answer {example.answer!r:.80} is not a JSON object with a text "
                 f"`{field}`{known}"
                 if field
-                else f"line {example.line}: the answer {example.answer!r:.80} is not one of the labels{known}"
+                else f"{where}: the answer {example.answer!r:.80} is not one of the labels{known}"
             )
     return task
 

@@ -18,7 +18,7 @@ SHOWN = 600
 def load_rows(
     path: Path,
     options: RowOptions | None,
-    out: Output,
+    out: Output | None,
     *,
     prompt: Prompt | None = None,
     instruction: str | None = None,
@@ -26,7 +26,7 @@ def load_rows(
     used: Collection[str | None] = (),
     count: Callable[[str], int] | None = None,
 ) -> list[Example]:
-    """The rows of a file without the old `prompt`, which `instruction` replaces; what was met is logged.
+    """The rows of a file without the old `prompt`, which `instruction` replaces; what was met is said to `out`.
 
     `used` are columns that the caller reads itself; `count` gives a text's tokens. Raises `InputError`.
     """
@@ -34,7 +34,8 @@ def load_rows(
     rows, summary = read_rows(path, options.columns, answers=answers)
     replaces = prompt is not None or instruction is not None
     rows, prompts = take_out_prompt(rows, prompt, keep=options.keep_system or not replaces)
-    announce(summary, prompts, out, used=used, instruction=instruction, count=count)
+    if out:
+        announce(summary, prompts, out, used=used, instruction=instruction, count=count)
     return rows
 
 
