@@ -12,13 +12,13 @@ import pytest
 from scipy import stats
 
 from deploy.drift import features
-from deploy.drift.embed import Hashed, Sentences
 from deploy.drift.looks import Schedule, ends
 from deploy.drift.sample import from_texts
 from deploy.drift.slices import find, verdicts
 from tests.logs import START, request, run_here
 from unshot.contracts.request_log import Feedback, Request, Writer
 from unshot.data.rows import write_jsonl
+from unshot.engines.embedder import Embedder, Hashed
 
 Capture = pytest.CaptureFixture[str]
 BANK = (
@@ -215,7 +215,7 @@ def test_without_feedback_slices_are_judged_by_failures() -> None:
 
 
 def test_sentence_embeddings_of_a_local_model_can_stand_in(tiny_model: Path, texts: list[str]) -> None:
-    embed = Sentences(tiny_model)
+    embed = Embedder(tiny_model)
     rows = embed([*texts[:40], *texts[:1]])
     assert rows.shape == (41, 64)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)

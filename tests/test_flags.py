@@ -116,7 +116,7 @@ def test_a_flag_means_its_key_and_takes_one_form_on_every_command(name: str) -> 
     assert FLAGS[name] == "bench.claim" or FLAGS[name] in keys()
     kinds = {path: type(option.type).__name__ for path, option in options(name)}
     assert kinds, f"no command has {name}"
-    forms = set(kinds.values()) - ({"StringParamType"} if name == "--embedder" else set())
+    forms = set(kinds.values())
     assert len(forms) == 1, kinds
 
 

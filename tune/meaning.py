@@ -56,7 +56,7 @@ def choose(wanted: str | None, rows: int, out: Output | None) -> Path | None:
     if path is not None and wanted in (None, "") and rows > ROWS:
         if out:
             out.log(
-                f"{rows} rows: meaning is compared up to {ROWS} by default; --embedder {path.parent.name} does it"
+                f"{rows} rows: meaning is compared up to {ROWS} by default; --embedder {Embedder.name_of(path)} does it"
             )
         return None
     return path

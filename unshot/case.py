@@ -192,7 +192,7 @@ class TuneSettings(Record):
     embedder: Annotated[
         str | None,
         about(
-            "Finds test rows like training rows in other words: a name, a directory, or off.",
+            "Finds test rows like training rows in other words.",
             sample="all-minilm-l6-v2",
             name_or_path=True,
         ),

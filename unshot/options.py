@@ -175,6 +175,20 @@ class Price(click.ParamType):
         return "[MODEL:]input=IN,output=OUT[,cached=CACHED]|FILE"
 
 
+class EmbedderName(click.ParamType):
+    """An embedder by its name (an older one too), a model directory, or off."""
+
+    name = "embedder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from unshot.engines.embedder import embedder_name
+
+        return embedder_name(TEXT.convert(value, param, ctx))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "NAME|DIR|off"
+
+
 class Factor(click.ParamType):
     """`5-10` as the case's claim."""
 
@@ -198,7 +212,7 @@ class Factor(click.ParamType):
         return "LOW-HIGH"
 
 
-TEXT, PATH, TEXT_OR_FILE, PRICE = Text(), PathName(), TextOrFile(), Price()
+TEXT, PATH, TEXT_OR_FILE, PRICE, EMBEDDER = Text(), PathName(), TextOrFile(), Price(), EmbedderName()
 
 
 class Option(click.Option):
@@ -341,6 +355,8 @@ def option_settings(key: Any) -> dict[str, Any]:
         return {"type": Number(whole=isinstance(kind, inspect.IntType), key=key.name, **bounds)}
     if isinstance(kind, inspect.CustomType):
         return {"type": PATH}
+    if key.name == "tune.embedder":
+        return {"type": EMBEDDER}
     return {"type": TEXT_OR_FILE if key.text_or_file else TEXT}
 
 

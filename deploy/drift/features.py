@@ -10,9 +10,9 @@ import numpy as np
 from scipy import stats
 
 from deploy.answers import failed
-from deploy.drift.embed import Embedder
 from deploy.drift.sample import Inputs, words
 from unshot.contracts.request_log import Request
+from unshot.engines.embedder import Vectors
 
 # Fewer rows than this on a side and a test is not made.
 LEAST = 20
@@ -30,7 +30,7 @@ class Shift:
     detail: str
 
 
-def input_shifts(reference: Inputs, live: Inputs, embed: Embedder, *, seed: int = 0) -> list[Shift]:
+def input_shifts(reference: Inputs, live: Inputs, embed: Vectors, *, seed: int = 0) -> list[Shift]:
     """Length, vocabulary and embedding."""
     found = [length(reference, live)]
     one, other = reference.distinct(), live.distinct()
@@ -75,7 +75,7 @@ def vocabulary(reference: Inputs, live: Inputs, *, seed: int) -> Shift | None:
     return Shift("vocabulary", p, f"unknown words {a.mean():.0%} -> {b.mean():.0%}")
 
 
-def embedding(reference: Inputs, live: Inputs, embed: Embedder, *, seed: int) -> Shift | None:
+def embedding(reference: Inputs, live: Inputs, embed: Vectors, *, seed: int) -> Shift | None:
     """Classifier two-sample test (Lopez-Paz and Oquab 2017): can the two be told apart?
 
     A linear classifier (kernel ridge regression on the two sides' signs, quick with few rows and many columns) learns

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from deploy.drift.embed import Embedder
 from deploy.drift.features import Shift, holm, input_shifts, output_shifts
 from deploy.drift.sample import Inputs
 from unshot.console import dumps
 from unshot.contracts.manifest import write_text
 from unshot.contracts.request_log import Request
+from unshot.engines.embedder import Vectors
 from unshot.errors import InputError
 
 
@@ -57,7 +57,7 @@ def take(
     reference: Inputs | None,
     end: int,
     schedule: Schedule,
-    embed: Embedder,
+    embed: Vectors,
     *,
     number: int = 0,
 ) -> Look:

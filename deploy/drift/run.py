@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from deploy.drift.embed import open_embedder
 from deploy.drift.looks import Record, Schedule, ends, take
 from deploy.drift.sample import Inputs, from_requests, from_texts, training_texts
 from deploy.drift.slices import find, verdicts
@@ -18,6 +17,7 @@ from unshot.console import Output
 from unshot.contracts.manifest import sha256
 from unshot.contracts.request_log import Request, read_feedback, read_requests
 from unshot.contracts.task import Task
+from unshot.engines.embedder import embedder_name, open_embedder
 from unshot.errors import InputError
 
 STATE = "drift.json"
@@ -47,6 +47,7 @@ def drift_run(
     `arm` None: the candidate where it has answered, else the baseline. `reference` None: the log's first requests.
     """
     lines, arm = arm_lines(folder, arm, since=since, until=until)
+    embedder = embedder_name(embedder)
     embed = open_embedder(embedder)
     base = None
     source = f"the first {schedule.settle} requests of the log"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from deploy.answers import fold
-from deploy.drift.embed import Embedder
 from unshot.contracts.manifest import read_manifest
 from unshot.contracts.request_log import Request
 from unshot.data import personal as pii
 from unshot.data.rows import read_examples
+from unshot.engines.embedder import Vectors
 from unshot.errors import InputError
 
 WORD = re.compile(r"\w+")
@@ -51,7 +51,7 @@ class Inputs:
         return self.take(np.array(sorted(first.values()), dtype=int))
 
 
-def from_texts(texts: Sequence[str], embed: Embedder) -> Inputs:
+def from_texts(texts: Sequence[str], embed: Vectors) -> Inputs:
     """Inputs whose texts are at hand."""
     lengths = np.array([len(text.split()) for text in texts], dtype=float)
     return Inputs(lengths, list(texts), embed(texts))
@@ -60,7 +60,7 @@ def from_texts(texts: Sequence[str], embed: Embedder) -> Inputs:
 class Some:
     """Vectors of some rows of a long log; asked for by the log's row numbers."""
 
-    def __init__(self, texts: Sequence[str], embed: Embedder, rows: np.ndarray) -> None:
+    def __init__(self, texts: Sequence[str], embed: Vectors, rows: np.ndarray) -> None:
         self._at = np.full(len(texts), -1)
         self._at[rows] = np.arange(len(rows))
         self._matrix = embed([texts[i] for i in rows]) if len(rows) else None
@@ -69,7 +69,7 @@ class Some:
         return self._matrix[self._at[rows]] if self._matrix is not None else None
 
 
-def from_requests(lines: Sequence[Request], embed: Embedder, rows: np.ndarray) -> Inputs:
+def from_requests(lines: Sequence[Request], embed: Vectors, rows: np.ndarray) -> Inputs:
     """Inputs of logged requests, with vectors of the given rows; no texts unless every line has its text."""
     texts = [line.input for line in lines if line.input is not None]
     if lines and len(texts) == len(lines):

