@@ -121,8 +121,8 @@ def find_embedder(wanted: str | None) -> Path | None:
     if not EMBEDDERS[name].meaning:
         able = ", ".join(n for n, entry in EMBEDDERS.items() if entry.meaning)
         raise InputError(
-            f"embedder {name} compares words, not meaning, which the comparison of texts does by itself; give {able}, a "
-            f"model directory, or {OFF}"
+            f"embedder {name} compares words, not meaning, which the comparison of texts does by itself; give "
+            f"{able}, a model directory, or {OFF}"
         )
     return _required(name)
 
