@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, ClassVar
 import click
 
 from unshot.engines.registry import spec_forms
-from unshot.options import PATH, POSITIVE, PRICE, SECONDS, Option, case_flags, common, whole
+from unshot.options import PATH, POSITIVE, PRICE, SECONDS, Option, case_flags, common, row_options, whole
 
 if TYPE_CHECKING:
     from unshot.case import Case
     from unshot.console import Output
+    from unshot.data.rows import RowOptions
     from unshot.prices import Prices
 
 SPEC = f"{spec_forms()}, http://HOST:PORT/v1 or serve:gguf:PATH"
@@ -62,6 +63,7 @@ class BenchGroup(click.Group):
         "--instruction": "The candidate's short system prompt: a text or a file.",
     },
 )  # fmt: skip
+@row_options
 @click.option("--task", "task_path", type=PATH, help="task.json of the tuned run.")
 @click.option("--plan", type=PATH, help="Directory of `unshot plan`, for the price.")
 @click.option("--price-per-hour", type=POSITIVE, help="Dollars per hour of the machine under test.")
@@ -116,6 +118,7 @@ def bench(
     data: Path | None,
     final: Path | None,
     overwrite: bool,
+    rows_as: RowOptions,
     task_path: Path | None,
     plan: Path | None,
     price_per_hour: float | None,
@@ -193,6 +196,7 @@ def bench(
         candidate=candidate,
         data=data,
         final=final,
+        rows_as=rows_as,
         baseline_prompt=load_prompt(case.task.examples, system=case.task.system),
         candidate_prompt=case.short_prompt(),
         task_path=task_path,

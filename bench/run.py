@@ -25,10 +25,11 @@ from bench.systems import Measured
 from unshot.case import Case
 from unshot.console import Output, dumps, jsonable
 from unshot.contracts.gates import Gate
-from unshot.contracts.manifest import Manifest, describe_file, hardware, staged, write_text
+from unshot.contracts.manifest import Manifest, describe_data, describe_file, hardware, staged, write_text
 from unshot.contracts.task import Task, derive_task, read_task
+from unshot.data.load import load_rows
 from unshot.data.prompts import Prompt
-from unshot.data.rows import Example, read_examples, write_jsonl
+from unshot.data.rows import Example, RowOptions, write_jsonl
 from unshot.errors import InputError, OutsideError
 from unshot.machine import usable_cores
 from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET, ratio_of_means
@@ -62,6 +63,7 @@ class Job:
     token_prices: dict[str, TokenPrice] = field(default_factory=dict)
     modes: tuple[str, ...] = MODES
     inputs: list[Path] = field(default_factory=list)
+    rows_as: RowOptions | None = None
 
 
 def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> dict[str, Any]:
@@ -69,16 +71,15 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
 
     Raises `InputError` for bad input. The caller turns the verdict into an exit code.
     """
-    rows = _rows(job, case)
+    rows = _rows(job, case, out)
     task = read_task(job.task_path) if job.task_path else derive_task(case.task, rows)
     for row in rows:
         if task.label(row.answer or "") == "(invalid)":
-            raise InputError(
-                f"{job.data}, line {row.line}: the answer {row.answer!r:.60} is none of the task's labels"
-            )
+            raise InputError(f"{row.where}: the answer {row.answer!r:.60} is none of the task's labels")
     with staged(job.final, overwrite=overwrite) as work:
         manifest = Manifest("bench", config=_config(job, case), seeds={"seed": case.bench.seed})
-        manifest.inputs = [describe_file(p) for p in (job.data, *job.inputs) if p.is_file()]
+        manifest.inputs = [describe_file(p) for p in job.inputs if p.is_file()]
+        manifest.inputs.insert(0, describe_data(job.data))
         with manifest.timed("load"):
             systems = _open(job, task, out)
         try:
@@ -137,8 +138,16 @@ def _processes(systems: Sequence[Measured]) -> dict[str, int]:
     return {f"this process ({own or 'client'})": os.getpid(), **served}
 
 
-def _rows(job: Job, case: Case) -> list[Example]:
-    rows = read_examples(job.data)
+def _rows(job: Job, case: Case, out: Output) -> list[Example]:
+    long = job.baseline_prompt
+    rows = load_rows(
+        job.data,
+        job.rows_as,
+        out,
+        prompt=long if long.given else None,
+        instruction=case.task.instruction,
+        used=long.slots,
+    )
     if job.rows is not None and job.rows < len(rows):
         rows = random.Random(case.bench.seed).sample(rows, job.rows)
     return rows

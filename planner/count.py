@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from planner import prices
 from planner.settings import Settings
 from planner.usage import Usage, measure
 from unshot.case import Case
-from unshot.data.files import raw_rows
+from unshot.data.load import load_inputs
 from unshot.data.prompts import SLOT, Prompt
-from unshot.data.rows import Columns, Example, read_examples
+from unshot.data.rows import Example
 from unshot.errors import InputError
 from unshot.memo import Task, ahead, digest, remember
 from unshot.text.counters import Counter
@@ -50,8 +49,8 @@ class Counts:
         task, long = self.case.task, self.prompts["long"]
         path = task.inputs or task.data
         if path is not None:
-            rows = read_inputs(path, long)
-            self.notes.append(f"inputs: {len(rows)} rows of {path}")
+            rows, said = load_inputs(path, long)
+            self.notes += [f"inputs: {line}" for line in said]
             return rows
         if long.examples:
             self.notes.append(
@@ -112,14 +111,3 @@ def short_prompt(short: Prompt, long: Prompt) -> Prompt:
     if len(slots) < 2:
         return short
     return Prompt(short.system, (), "\n\n".join("{{" + name + "}}" for name in slots))
-
-
-def read_inputs(path: Path, prompt: Prompt) -> list[Example]:
-    """A sample of inputs; where the prompt is a text with one slot, the column of the slot's name is the input."""
-    columns = None
-    if prompt.template is not None:
-        _, first = next(raw_rows(path), (None, None))
-        names = first.keys() if isinstance(first, dict) and "messages" not in first else ()
-        column = next((s for s in reversed(SLOT.findall(prompt.template)) if s in names), None)
-        columns = Columns(input=(column,)) if column else None
-    return read_examples(path, columns, answers=False)

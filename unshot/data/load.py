@@ -7,9 +7,10 @@ from pathlib import Path
 
 from unshot.console import Output
 from unshot.data.example import Example, Message
+from unshot.data.files import raw_rows
 from unshot.data.old_prompt import PromptsInRows, take_out_prompt
 from unshot.data.prompts import Prompt
-from unshot.data.rows import RowOptions, Summary, read_rows
+from unshot.data.rows import Columns, RowOptions, Summary, read_rows
 
 # Characters of an example row that are shown from its beginning and its end.
 SHOWN = 600
@@ -37,6 +38,26 @@ def load_rows(
     if out:
         announce(summary, prompts, out, used=used, instruction=instruction, count=count)
     return rows
+
+
+def load_inputs(
+    path: Path, prompt: Prompt, options: RowOptions | None = None
+) -> tuple[list[Example], list[str]]:
+    """Inputs that `prompt` is put round, themselves without it, and what a user must know of the reading.
+
+    Where the prompt is a text with slots, the column of the last slot that the file has is the input.
+    """
+    options = options or RowOptions()
+    columns = options.columns
+    if prompt.template is not None and columns == Columns():
+        _, first = next(raw_rows(path), (None, None))
+        names = first.keys() if isinstance(first, dict) and "messages" not in first else ()
+        column = next((s for s in reversed(prompt.slots) if s in names), None)
+        columns = Columns(input=(column,)) if column else columns
+    rows, summary = read_rows(path, columns, answers=False)
+    rows, prompts = take_out_prompt(rows, prompt, keep=options.keep_system)
+    said = [f"{len(rows)} rows of {path}, {summary.format()}", *summary.lines(prompt.slots), *prompts.lines()]
+    return rows, said
 
 
 def announce(

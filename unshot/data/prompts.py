@@ -33,6 +33,11 @@ class Prompt:
         """Whether there is anything in it."""
         return bool(self.system or self.examples or self.template)
 
+    @property
+    def slots(self) -> list[str]:
+        """The columns that the template names."""
+        return SLOT.findall(self.template or "")
+
     def static(self) -> list[Message]:
         """The messages that are the same in every request (the cacheable prefix), template aside."""
         messages: list[Message] = []
