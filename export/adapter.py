@@ -1,13 +1,14 @@
-"""A peft adapter (LoRA, rsLoRA, DoRA, embeddings, modules_to_save) as changes to named base tensors."""
+"""A peft adapter (LoRA, rsLoRA, DoRA, embeddings, token rows, modules_to_save) as changes to named base tensors."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from export.tensors import Shards
 from unshot.data.rows import read_text
@@ -15,13 +16,36 @@ from unshot.errors import InputError
 
 PREFIX = "base_model.model."
 PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Options of a peft config that change the merge and that this reader does not know; each must be unset.
-UNREAD = ("layer_replication", "trainable_token_indices", "target_parameters", "alora_invocation_tokens")
+UNREAD = ("layer_replication", "alora_invocation_tokens", "megatron_config", "corda_config")
+# Initialisations that also change the base's weights, so that the adapter alone is not the change.
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+MERGE_ELSEWHERE = "merge it with peft (`merge_and_unload`, `save_pretrained`) and export that directory"
+
+
+class LoraSettings(TypedDict, total=False):
+    """The keys of `adapter_config.json` that a merge needs."""
+
+    peft_type: str
+    r: int
+    lora_alpha: float
+    use_rslora: bool
+    fan_in_fan_out: bool
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    init_lora_weights: bool | str
+    trainable_token_indices: list[int] | dict[str, list[int]] | None
+    target_parameters: list[str] | None
+    base_model_name_or_path: str | None
 
 
 @dataclass
 class Delta:
-    """`weight += scale * B @ A` for one base tensor; with `magnitude` the rows are then rescaled (DoRA)."""
+    """`weight += scale * B @ A` for one base tensor; with `magnitude` the rows are then rescaled (DoRA).
+
+    Shapes: A `(rank, in)`, B `(out, rank)`.
+    """
 
     scale: float
     a: Any = None
@@ -33,23 +57,28 @@ class Delta:
 
 @dataclass
 class Adapter:
-    """Everything an adapter changes: low-rank deltas and whole tensors put in place of the base's."""
+    """Everything an adapter changes.
+
+    `deltas` are low-rank changes; `replaced` whole tensors put in place of the base's; `rows` single rows `(indices,
+    values)` of an embedding; `added` vectors added to a bias (lora_bias).
+    """
 
     deltas: dict[str, Delta] = field(default_factory=dict)
     replaced: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, tuple[list[int], Any]] = field(default_factory=dict)
+    added: dict[str, Any] = field(default_factory=dict)
+    config: LoraSettings = field(default_factory=LoraSettings)
 
     @property
     def changed(self) -> set[str]:
         """Names of the base tensors that differ after the merge."""
-        return {*self.deltas, *self.replaced}
+        return {*self.deltas, *self.replaced, *self.rows, *self.added}
 
 
-def load_adapter(folder: Path) -> Adapter:
-    """Read `adapter_config.json` and `adapter_model.safetensors`; `InputError` for anything not understood."""
-    path = folder / "adapter_config.json"
+def read_config(path: Path) -> LoraSettings:
+    """A checked `adapter_config.json`; `InputError` for a kind or an option that cannot be merged."""
     try:
-        config = json.loads(read_text(path))
+        config: LoraSettings = json.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     kind = str(config.get("peft_type", "")).upper()
@@ -59,8 +88,30 @@ def load_adapter(folder: Path) -> Adapter:
         )
     for key in UNREAD:
         if config.get(key):
-            raise InputError(f"{path}: `{key}` is set; export cannot merge that, merge with peft instead")
-    weights = folder / "adapter_model.safetensors"
+            raise InputError(f"{path}: `{key}` is set; export cannot merge that, {MERGE_ELSEWHERE}")
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(CHANGES_BASE):
+        raise InputError(
+            f"{path}: initialised by {start}, which changed the base's weights too, so that the adapter does not fit "
+            "the "
+            "base as published; convert it to plain LoRA with peft (`save_pretrained(..., "
+            "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)`) and export that"
+        )
+    if config.get("target_parameters"):
+        raise InputError(
+            f"{path}: `target_parameters` (LoRA on the weights of experts) is set; export cannot merge that, "
+            f"{MERGE_ELSEWHERE}"
+        )
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise InputError(f"{path}: `r` is {rank!r}; a LoRA adapter has a whole number of ranks")
+    return config
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Read `adapter_config.json` and `adapter_model.safetensors`; `InputError` for anything not understood."""
+    config = read_config(folder / CONFIG)
+    weights = folder / WEIGHTS
     if not weights.is_file():
         raise InputError(f"{weights}: no such file; the adapter's weights must be safetensors")
     tensors = Shards([weights])
@@ -73,14 +124,19 @@ def load_adapter(folder: Path) -> Adapter:
     for name, delta in adapter.deltas.items():
         if delta.a is None or delta.b is None:
             raise InputError(f"{weights}: `{name}` has only half of its LoRA pair; the file is damaged")
+    if not adapter.changed:
+        raise InputError(f"{weights}: the file holds no tensors; there is nothing to merge")
     return adapter
 
 
 def _place(adapter: Adapter, name: str, value: Any, path: Path) -> None:
     for part in PARTS:
         head, found, tail = name.partition(f".{part}")
-        if not found or tail not in ("", ".weight", ".default", ".default.weight"):
+        if not found or tail.removeprefix(".default") not in ("", ".weight", ".bias"):
             continue
+        if tail.endswith(".bias"):  # lora_bias: B's own bias, scaled as its product is
+            adapter.added[f"{head}.bias"] = value * scaling(adapter.config, head)
+            return
         embedding = part.startswith("lora_embedding")
         delta = adapter.deltas.get(f"{head}.weight")
         if delta is None:
@@ -96,24 +152,46 @@ def _place(adapter: Adapter, name: str, value: Any, path: Path) -> None:
         else:
             delta.magnitude = value
         return
+    if ".token_adapter." in name:
+        _place_rows(adapter, name, value, path)
+        return
     if "lora_" in name:
-        raise InputError(
-            f"{path}: `{name}` is of a LoRA kind that export cannot merge; merge with peft instead"
-        )
+        raise InputError(f"{path}: `{name}` is of a LoRA kind that export cannot merge; {MERGE_ELSEWHERE}")
     # What is left are whole tensors: modules_to_save and trained biases.
     adapter.replaced[re.sub(r"\.(modules_to_save(\.default)?|base_layer)\.", ".", name)] = value
 
 
-def scaling(config: dict[str, Any], module: str) -> float:
+def _place_rows(adapter: Adapter, name: str, value: Any, path: Path) -> None:
+    """Rows trained alone (`trainable_token_indices`): new values of these rows of an embedding."""
+    module = name.partition(".token_adapter.")[0]
+    given = adapter.config.get("trainable_token_indices") or []
+    if isinstance(given, dict):
+        indices = next((v for k, v in given.items() if module == k or module.endswith(f".{k}")), [])
+    else:
+        indices = given
+    if len(indices) != len(value):
+        raise InputError(
+            f"{path}: `{name}` has {len(value)} rows, `trainable_token_indices` names {len(indices)}; the adapter is "
+            "damaged"
+        )
+    adapter.rows[f"{module}.weight"] = (list(indices), value)
+
+
+def scaling(config: LoraSettings, module: str) -> float:
     """peft's scale of a module: `alpha / r`, or `alpha / sqrt(r)` for rsLoRA, with the per-module patterns."""
     rank = _pattern(config.get("rank_pattern"), module, config["r"])
     alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
 
 
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+def _pattern(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
     """The first pattern that names the module or its tail (as peft's `get_pattern_key`)."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
     return default
+
+
+def resize(net: Any, vocabulary: int) -> None:
+    """Give a transformers model `vocabulary` tokens, as it had when its adapter was trained."""
+    net.resize_token_embeddings(vocabulary, mean_resizing=False)

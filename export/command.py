@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from unshot.catalog.formats import help_text, parse_targets
 from unshot.options import PATH, case_flags, common, whole
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from export.run import Result
     from unshot.case import Case
     from unshot.console import Output
 
@@ -70,14 +74,14 @@ class WriteCommand(click.Command):
 
 @click.command(WRITE, cls=WriteCommand)
 @click.argument("source")
-@case_flags(
-    "--to",
-    help={
-        "--to": "Format and precision, repeatable: gguf:q8_0 (default), gguf:q4_k_m, onnx:fp32, genai:int4, lora:f16.",
-    },
-)
+@case_flags("--to", help={"--to": help_text()})
 @click.option("--out", "final", type=PATH, required=True, help="Artifact directory to write.")
-@click.option("--base", help="Where the run's base model lies now; default: where it was.")
+@click.option("--base", help="Base model of the run or adapter; default: the one it was trained on.")
+@click.option(
+    "--data",
+    type=PATH,
+    help="Rows to check on; default: the run's test split, else built-in prompts.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the artifact directory where it exists.")
 @click.option("--allow-drift", is_flag=True, help="Keep an artifact that fails the parity gate.")
 @click.option("--check-rows", type=whole(1), default=32, show_default=True, help="Test rows the gate runs.")
@@ -99,11 +103,17 @@ class WriteCommand(click.Command):
     type=whole(1),
     help="Tokens the device is to hold; default: the model's, at most 4096.",
 )
+@click.option(
+    "--llama-cpp",
+    type=PATH,
+    help="llama.cpp checkout whose converter writes GGUF of other families; default: its wheel.",
+)
 @common
 def write(
     source: str,
     final: Path,
     base: str | None,
+    data: Path | None,
     overwrite: bool,
     allow_drift: bool,
     check_rows: int,
@@ -111,58 +121,61 @@ def write(
     with_imatrix: bool,
     device: str | None,
     context: int | None,
+    llama_cpp: Path | None,
     case: Case,
     out: Output,
 ) -> None:
-    """Merge SOURCE (a run of `unshot tune`, or a base model) and write GGUF and ONNX files.
+    """Merge SOURCE (a run of `unshot tune`, an adapter of another trainer, or a model) and write GGUF and ONNX files.
 
     Each file is run in its own engine on the run's test rows and must equal the model that was evaluated; one that
     does not is not kept.
     """
     from export.device import parse_device
-    from export.run import export_run
-    from export.targets import parse_targets
+    from export.run import Settings, export_run
 
     result = export_run(
         source,
         parse_targets(case.export.to),
         final,
         out,
-        base=base,
-        overwrite=overwrite,
-        allow_drift=allow_drift,
-        check_rows=check_rows,
-        low_memory=low_memory,
-        with_imatrix=with_imatrix,
-        device=parse_device(device) if device else None,
-        context=context,
+        Settings(
+            base=base,
+            data=data,
+            overwrite=overwrite,
+            allow_drift=allow_drift,
+            check_rows=check_rows,
+            low_memory=low_memory,
+            with_imatrix=with_imatrix,
+            device=parse_device(device) if device else None,
+            context=context,
+            llama_cpp=llama_cpp,
+        ),
     )
     out.result(result, *summary(result, final))
 
 
-def summary(result: dict[str, Any], final: Path) -> list[Any]:
+def summary(result: Result, final: Path) -> list[RenderableType]:
     """The artifacts and their parity figures as a rich table."""
     from rich.table import Table
 
-    table = Table(title=f"{result['source']} on {result['base']}", title_justify="left")
+    table = Table(title=f"{result.source} on {result.base}", title_justify="left")
     for name in ("file", "MB", "KL", "top-1", "cosine", "perplexity", "greedy", "parity"):
         table.add_column(name, justify="left" if name in ("file", "parity") else "right")
-    for report in result["parity"]:
-        logits = report["figures"].get("logits") or {}
-        greedy = report["figures"].get("greedy", {}).get("equal")
-
-        def cell(key: str, form: str, values: dict[str, Any] = logits) -> str:
-            return format(values[key], form) if values.get(key) is not None else "-"
-
+    for report in result.parity:
+        logits, greedy = report.figures.logits, report.figures.greedy
+        figures = ["-"] * 4
+        if logits:
+            ratio = "-" if logits.perplexity is None else f"{logits.perplexity:.4f}"
+            figures = [f"{logits.kl:.2g}", f"{logits.top1_strict:.2%}", f"{logits.cosine:.5f}", ratio]
+        verdict = "equal" if report.passed else "drifts"
+        if report.right_up_to is not None:
+            verdict += f" up to {report.right_up_to} tokens"
         table.add_row(
-            result["files"][report["target"]],
-            f"{result['bytes'][report['target']] / 1e6:.0f}",
-            cell("kl", ".2g"),
-            cell("top1_strict", ".2%"),
-            cell("cosine", ".5f"),
-            cell("perplexity", ".4f"),
-            "-" if greedy is None else f"{greedy:.1%}",
-            "equal" if report["passed"] else "drifts",
+            result.files[report.target],
+            f"{result.bytes[report.target] / 1e6:.0f}",
+            *figures,
+            f"{greedy.equal:.1%}" if greedy else "-",
+            verdict,
         )
     return [table, f"written to {final}"]
 

@@ -15,8 +15,8 @@ from typing import Any
 from export import gguf_file
 from export.families import family_of
 from export.merge import EMBEDDING, HEAD, Merged
-from export.targets import KINDS, STREAMED, Target
 from unshot.catalog import architecture_from_config, gpu
+from unshot.catalog.formats import FORMATS, STREAMED, Target
 from unshot.errors import InputError, nearest
 
 GIB = 2**30
@@ -141,7 +141,7 @@ def weights(target: Target, merged: Merged) -> float:
 
 def fitting(device: Device, merged: Merged, context: int, kinds: set[str]) -> list[Need]:
     """Every format of these kinds that fits, the largest weights first."""
-    found = [need(Target(k, p), merged, context) for k in sorted(kinds) for p in KINDS[k]]
+    found = [need(Target(k, p), merged, context) for k in sorted(kinds) for p in FORMATS[k].precisions]
     return sorted((n for n in found if n.total <= device.usable), key=lambda n: -n.weights)
 
 

@@ -14,26 +14,10 @@ import numpy as np
 
 from unshot import child
 from unshot.data.rows import Message
-from unshot.errors import GateError, OutsideError
+from unshot.engines import ENGINES
+from unshot.engines.base import ModelFacts
+from unshot.errors import GateError
 from unshot.machine import usable_cores
-
-NEEDS = {
-    "gguf": ("llama_cpp", "llama-cpp-python"),
-    "onnx": ("onnxruntime", "onnxruntime"),
-    "genai": ("onnxruntime_genai", "onnxruntime-genai"),
-    "torch": ("transformers", "transformers"),
-}
-
-
-def require(kind: str) -> None:
-    """`OutsideError` where the engine's package is not installed."""
-    from importlib.util import find_spec
-
-    module, package = NEEDS[kind]
-    if find_spec(module) is None:
-        raise OutsideError(
-            f"{kind} is checked in its own engine, and {package} is missing; run `pip install 'unshot[export]'`"
-        )
 
 
 class Engine:
@@ -48,12 +32,12 @@ class Engine:
         threads: int | None = None,
         lora: Path | None = None,
     ) -> None:
-        require(kind)
+        ENGINES[kind].require()
         self.kind, self.path, self.lora = kind, path, lora
         self.context, self.threads = context, threads or cores()
         self._folder = tempfile.TemporaryDirectory(prefix="unshot-parity-")
         self._log = Path(self._folder.name, "log").open("w+b")  # noqa: SIM115 (closed by __exit__)
-        self.info: dict[str, Any] = {}
+        self.info = ModelFacts(None, None, None, [], None)
 
     def __enter__(self) -> Engine:
         self._process = subprocess.Popen(
@@ -73,7 +57,7 @@ class Engine:
             env=child.environment(),
         )
         try:
-            self.info = self._answer()
+            self.info = ModelFacts(**self._answer())
         except BaseException:
             self.__exit__()
             raise
@@ -95,6 +79,11 @@ class Engine:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, special tokens parsed, none added."""
         found: list[list[int]] = self._ask(do="tokenize", texts=list(texts))
+        return found
+
+    def served(self, messages: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """The ids that a server of this engine makes of each conversation."""
+        found: list[list[int]] = self._ask(do="served", conversations=[list(m) for m in messages])
         return found
 
     def render(self, messages: Sequence[Sequence[Message]]) -> list[str]:

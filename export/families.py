@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from unshot.errors import InputError, nearest
+from export.vocab import NotStreamed
 
 Config = dict[str, Any]
 
@@ -21,7 +21,7 @@ class Family:
     """One architecture: GGUF name, what its metadata needs, and how its weights differ from Hugging Face's.
 
     `rotary_pairs`: q/k rows are reordered from halves to pairs. `norm_shift` is added to norm weights
-    (Gemma stores them less one). `head`: whether `lm_head.weight` is written (Gemma always ties it).
+    (Gemma stores them less one). `head`: whether llama.cpp reads a head of its own (Gemma 2 always ties it).
     """
 
     arch: str
@@ -37,9 +37,8 @@ def family_of(config: Config) -> Family:
     for name in names:
         if name in FAMILIES:
             return FAMILIES[name]
-    raise InputError(
-        f"architecture {names[0]} cannot be written as GGUF here; supported: {', '.join(sorted(FAMILIES))} "
-        f"({nearest(names[0], FAMILIES)})"
+    raise NotStreamed(
+        f"architecture {names[0]} is not streamed into GGUF here; {', '.join(sorted(FAMILIES))} are"
     )
 
 
@@ -86,18 +85,35 @@ def _rotary(writer: Any, config: Config) -> None:
     elif kind == "yarn" and factor is not None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(factor)
-        writer.add_rope_scaling_orig_ctx_len(main["original_max_position_embeddings"])
+        writer.add_rope_scaling_orig_ctx_len(
+            main.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        )
+        ratio = yarn_attention(main) / (1 + 0.1 * math.log(factor) if factor > 1 else 1.0)
+        if abs(ratio - 1) > 1e-6:  # llama.cpp multiplies its own attention factor by this
+            writer.add_rope_scaling_attn_factors(ratio)
     elif kind in ("longrope", "su"):
         writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
     elif kind not in ("default", "llama3"):
-        raise InputError(
-            f"rope_type {kind} is not supported; supported: default, linear, yarn, llama3, longrope"
-        )
+        raise NotStreamed(f"rope_type {kind} is not streamed; default, linear, yarn, llama3 and longrope are")
     if main.get("rope_theta") is not None:
         writer.add_rope_freq_base(float(main["rope_theta"]))
     local = whole.get("sliding_attention", {}).get("rope_theta")
     if local is not None:
         writer.add_rope_freq_base_swa(float(local))
+
+
+def yarn_attention(settings: Config) -> float:
+    """The factor on cos and sin under YaRN (transformers `_compute_yarn_parameters`)."""
+    factor = settings["factor"]
+
+    def scale(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    if settings.get("attention_factor") is not None:
+        return float(settings["attention_factor"])
+    if settings.get("mscale") and settings.get("mscale_all_dim"):
+        return scale(settings["mscale"]) / scale(settings["mscale_all_dim"])
+    return scale(1.0)
 
 
 def _usual(writer: Any, config: Config) -> None:
@@ -122,14 +138,31 @@ def _gemma2(writer: Any, config: Config) -> None:
     writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
     writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     writer.add_sliding_window(config["sliding_window"])
+    _pattern(writer, config, 2)
+
+
+def _pattern(writer: Any, config: Config, every: int) -> None:
+    """Which layers have the window, where that is not llama.cpp's own rule: all but each `every`-th layer."""
+    windowed = windowed_layers(config, every)
+    if windowed != [bool((n + 1) % every) for n in range(config["num_hidden_layers"])]:
+        writer.add_sliding_window_pattern(windowed)
+
+
+def windowed_layers(config: Config, every: int) -> list[bool]:
+    """Which layers have the sliding window (transformers `layer_types`, else one full layer in `every`)."""
+    if config.get("layer_types"):
+        return [kind == "sliding_attention" for kind in config["layer_types"]]
+    every = config.get("sliding_window_pattern") or every
+    return [bool((n + 1) % every) for n in range(config["num_hidden_layers"])]
 
 
 def _gemma3(writer: Any, config: Config) -> None:
     _usual(writer, config)
     if config.get("final_logit_softcapping"):
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    if config.get("sliding_window_pattern") != 1:
+    if config.get("sliding_window") and any(windowed_layers(config, 6)):
         writer.add_sliding_window(config["sliding_window"])
+        _pattern(writer, config, 6)
 
 
 def _phi3(writer: Any, config: Config) -> None:
@@ -145,7 +178,8 @@ def _phi3(writer: Any, config: Config) -> None:
         # Attention factor of LongRoPE (Ding et al. 2024, arXiv 2402.13753).
         stretch = config["max_position_embeddings"] / original
         factor = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
-        writer.add_rope_scaling_attn_factors(factor)
+        given = settings.get("attention_factor")
+        writer.add_rope_scaling_attn_factors(factor if given is None else float(given))
 
 
 LLAMA = Family("llama", _llama, rotary_pairs=True)
@@ -155,7 +189,7 @@ FAMILIES: dict[str, Family] = {
     "Qwen2ForCausalLM": Family("qwen2", _usual),
     "Qwen3ForCausalLM": Family("qwen3", _usual),
     "Gemma2ForCausalLM": Family("gemma2", _gemma2, norm_shift=1.0, head=False),
-    "Gemma3ForCausalLM": Family("gemma3", _gemma3, norm_shift=1.0, head=False),
+    "Gemma3ForCausalLM": Family("gemma3", _gemma3, norm_shift=1.0),
     "Phi3ForCausalLM": Family("phi3", _phi3),
 }
 

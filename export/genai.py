@@ -10,12 +10,13 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
+from export.families import Config
 from export.merge import Merged
 from export.onnx_graph import last_line
-from export.safetensors_dir import copy_tokenizer, set_ends, write_merged
+from export.safetensors_dir import copy_tokenizer, set_ends
 from unshot import child
+from unshot.catalog.formats import Target
 from unshot.contracts.manifest import write_text
 from unshot.errors import InputError, OutsideError
 
@@ -31,7 +32,12 @@ WRONG = {
 PROVIDERS = {"genai": "cpu", "genai-cuda": "cuda"}
 
 
-def supported(config: dict[str, Any], kind: str) -> None:
+def refuse(target: Target, merged: Merged, tokenizer: Path) -> None:
+    """See `supported`."""
+    supported(merged.config, target.kind)
+
+
+def supported(config: Config, kind: str) -> None:
     """`OutsideError` without the package (or, for CUDA, the device), `InputError` for another architecture."""
     names = config.get("architectures") or ["(none)"]
     if names[0] in WRONG:
@@ -64,21 +70,16 @@ def has_driver() -> bool:
     return True
 
 
-def write_genai(
-    folder: Path, kind: str, precision: str, base: Path, tensors: Merged, scratch: Path, ends: list[int]
-) -> None:
+def write_genai(folder: Path, target: Target, tokenizer: Path, source: Path, ends: list[int]) -> None:
     """Write a GenAI directory: `model.onnx` with its data, `genai_config.json`, tokenizer.
 
-    `scratch` holds the merged safetensors, which the caller removes. `ends` are the tokens at which generation stops.
+    `source` holds the merged safetensors. `ends` are the tokens at which generation stops.
     """
-    supported(tensors.config, kind)
-    if not (scratch / "config.json").is_file():  # several formats share one merge
-        write_merged(scratch, base, tensors)
     command = [
-        *child.command("onnxruntime_genai.models.builder"), "-i", str(scratch), "-o", str(folder),
-        "-p", precision, "-e", PROVIDERS[kind], "-c", str(scratch / "cache"),
+        *child.command("onnxruntime_genai.models.builder"), "-i", str(source), "-o", str(folder),
+        "-p", target.precision, "-e", PROVIDERS[target.kind], "-c", str(source / "cache"),
     ]  # fmt: skip
-    if precision == "int8":
+    if target.precision == "int8":
         # Builder 0.15 looks for a tied 8-bit head under its 4-bit name, and writes a graph that nothing loads.
         command += ["--extra_options", "shared_embeddings=false"]
     done = subprocess.run(
@@ -87,7 +88,7 @@ def write_genai(
     if done.returncode or not (folder / "genai_config.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
         raise OutsideError(f"GenAI's model builder failed: {last_line(done.stderr)}")
-    copy_tokenizer(base, folder)
+    copy_tokenizer(tokenizer, folder)
     set_ends(folder, ends)
     path = folder / "genai_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,8 @@ import numpy as np
 from export.engines import cores
 from export.families import Config, Family, extra_tensors, family_of, head_dim
 from export.merge import HEAD, Merged
-from export.vocab import add_vocabulary, read_vocabulary
+from export.vocab import NotStreamed, add_vocabulary, read_vocabulary
+from unshot.catalog.formats import STREAMED, Target
 from unshot.errors import InputError, OutsideError
 
 BLOCK = 32  # values per q8_0 block: an fp16 scale and 32 int8
@@ -31,6 +32,7 @@ class Facts:
     license: str | None
     template: str | None
     end_of_turn: int | None
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,17 @@ def tensor_plan(model: Merged, family: Family, config: Config, precision: str) -
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     plan = []
     for source in model.names():
-        if source.endswith("rotary_emb.inv_freq") or (source == HEAD and not family.head):
+        if source.endswith("rotary_emb.inv_freq"):
             continue
+        if source == HEAD and not family.head:
+            raise InputError(
+                f"the model has a head of its own (`{HEAD}`, tuned or untied), which llama.cpp's {family.arch} does "
+                "not "
+                "read: it always uses the embedding; use --to hf:bf16 or onnx:fp32"
+            )
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
-            raise InputError(f"tensor `{source}` has no place in llama.cpp's {family.arch}")
+            raise NotStreamed(f"tensor `{source}` has no place in llama.cpp's {family.arch}")
         shape = model.shape(source)
         plan.append(Planned(name, storage(name, shape, precision), shape, source))
     for name, values in extra_tensors(config).items():
@@ -80,10 +88,16 @@ def nbytes(shape: tuple[int, ...], kind: str) -> int:
 
 
 def encode(values: Any, kind: str, name: str = "") -> np.ndarray:
-    """fp32 torch rows as the bytes ggml reads, uint8. `InputError` where fp16 overflows."""
+    """fp32 torch rows as the bytes ggml reads, uint8. `InputError` for NaN, and where fp16 overflows."""
     import torch
 
     values = values.contiguous()
+    if not values.isfinite().all():
+        raise InputError(
+            f"tensor `{name}` holds NaN or infinity, in the base's weights or after the merge; the file is damaged, or "
+            "the "
+            "run diverged"
+        )
     if kind == "f32":
         return values.numpy().view(np.uint8)
     if kind == "bf16":
@@ -181,6 +195,27 @@ def encoded(
         torch.set_num_threads(before)
 
 
+def refuse(target: Target, merged: Merged, tokenizer: Path) -> None:
+    """`InputError` before any work for what cannot be written, `NotStreamed` for what only the converter may write."""
+    precision = target.precision if target.precision in STREAMED else "f32"
+    config = merged.config
+    family = family_of(config)
+    tensor_plan(merged, family, config, precision)
+    family.parameters(gguf_writer(family.arch), config)
+    read_vocabulary(tokenizer, config["vocab_size"])
+
+
+def gguf_writer(arch: str) -> Any:
+    """A writer that has no file yet; `OutsideError` without the package."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise OutsideError(
+            f"writing GGUF needs the package gguf ({error}); pip install 'unshot[export]'"
+        ) from None
+    return gguf.GGUFWriter(None, arch)
+
+
 def write_gguf(
     path: Path,
     model: Merged,
@@ -195,22 +230,19 @@ def write_gguf(
     `progress` is called with the bytes just written. Raises `InputError` for an unsupported architecture,
     tokenizer or tensor, before anything is written.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise OutsideError(
-            f"writing GGUF needs the package gguf ({error}); pip install 'unshot[export]'"
-        ) from None
+    import gguf
+
     config = model.config
     family = family_of(config)
     plan = tensor_plan(model, family, config, precision)
     vocabulary = read_vocabulary(folder, config["vocab_size"])
-    writer = gguf.GGUFWriter(None, family.arch)
+    writer = gguf_writer(family.arch)
     _general(writer, facts, plan, safe_name(facts.name, vocabulary.tokens, family.arch))
     family.parameters(writer, config)
     writer.add_file_type(FILE_TYPES[precision])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_vocabulary(writer, vocabulary, folder, facts.template)
+    end = (facts.end_of_turn,) if facts.end_of_turn is not None else ()
+    add_vocabulary(writer, vocabulary, folder, facts.template, (*end, *facts.ends))
     kinds = {k.name.lower(): k for k in gguf.GGMLQuantizationType}
     for tensor in plan:
         writer.add_tensor_info(

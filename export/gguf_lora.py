@@ -12,10 +12,18 @@ from typing import Any
 import numpy as np
 
 from export.adapter import Adapter
-from export.families import Family, family_of, head_dim
+from export.families import Config, Family, family_of, head_dim
 from export.gguf_file import ALIGNMENT, Facts, encode, nbytes, to_pairs
+from export.gguf_file import refuse as refuse_file
 from export.merge import Merged
+from unshot.catalog.formats import Target
 from unshot.errors import InputError
+
+
+def refuse_target(target: Target, merged: Merged, tokenizer: Path) -> None:
+    """`InputError` where there is no adapter, or one that a GGUF LoRA cannot hold."""
+    refuse(merged.adapter if merged.adapter.config else None)
+    refuse_file(Target("gguf", "f32"), Merged(merged.paths, merged.config), tokenizer)
 
 
 def refuse(adapter: Adapter | None) -> Adapter:
@@ -25,10 +33,11 @@ def refuse(adapter: Adapter | None) -> Adapter:
             "lora:... exports an adapter, and a bare or fully tuned model has none; give a run of `unshot tune` with "
             "--method lora"
         )
-    more = sorted(adapter.replaced)
+    more = sorted({*adapter.replaced, *adapter.rows, *adapter.added})
     if more:
         raise InputError(
-            f"the adapter also holds whole tensors (`{more[0]}`), which a GGUF LoRA cannot; use gguf:..."
+            f"the adapter also changes `{more[0]}` otherwise than by a LoRA pair, which a GGUF LoRA cannot; use "
+            "gguf:..."
         )
     for name, delta in adapter.deltas.items():
         if delta.magnitude is not None or delta.embedding or delta.transposed:
@@ -82,6 +91,6 @@ def write_lora(path: Path, model: Merged, precision: str, facts: Facts) -> None:
         handle.write(b"\0" * (-handle.tell() % ALIGNMENT))
 
 
-def _rows(source: str, b: Any, family: Family, config: dict[str, Any]) -> Any:
+def _rows(source: str, b: Any, family: Family, config: Config) -> Any:
     rotary = family.rotary_pairs and (".q_proj." in source or ".k_proj." in source)
     return to_pairs(b, head_dim(config)) if rotary else b

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from export.expected import BATCH
 from export.families import family_of
 from export.merge import EMBEDDING, HEAD, Merged
-from export.parity import BATCH
+from export.reference import Reference
 from export.source import Model
 from unshot.data.rows import read_examples
 from unshot.errors import InputError
@@ -48,7 +48,7 @@ def training_ids(model: Model, limit: int = TOKENS) -> list[list[int]]:
 
 
 def collect(
-    net: Any,
+    net: Reference,
     merged: Merged,
     sequences: Sequence[Sequence[int]],
     tick: Callable[[int], None] | None = None,
@@ -56,7 +56,7 @@ def collect(
 ) -> Squares:
     """Sum of squared inputs and number of tokens for every matrix of the model, by Hugging Face tensor name.
 
-    `net` is an `export.reference.Reference` or an `export.streamed.Streamed`. Padding is left out.
+    Padding is left out.
     """
     import torch
 
@@ -88,8 +88,7 @@ def collect(
             padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in chosen])
             mask = torch.tensor([[n < len(ids) for n in range(width)] for ids in chosen])
             with torch.inference_mode():
-                hidden = net.body(input_ids=padded, use_cache=False).last_hidden_state
-                add(HEAD, hidden)
+                add(HEAD, net.hidden(padded))
             if tick:
                 tick(len(chosen))
     finally:

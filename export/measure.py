@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from unshot.contracts.parity import LogitFigures
+
 
 @dataclass
 class Drift:
@@ -46,23 +48,23 @@ class Drift:
         self.export_nll -= float(guess[rows[:count], following].sum())
         self.tokens += count
 
-    def figures(self) -> dict[str, float | int | None]:
+    def figures(self) -> LogitFigures:
         """The figures of `unshot.metrics.thresholds.Limits`, plus percentiles."""
-        ratio = float(np.exp((self.export_nll - self.reference_nll) / self.tokens)) if self.tokens else None
-        return {
-            "positions": self.positions,
-            "kl": float(np.mean(self.kl)),
-            "kl_p99": float(np.quantile(self.kl, 0.99)),
-            "kl_max": float(np.max(self.kl)),
-            "top1": self.same_or_tied / self.positions,
-            "top1_strict": self.same / self.positions,
-            "largest_gap": float(max(self.gap, default=0.0)),
-            "cosine": float(np.mean(self.cosine)),
-            "cosine_min": float(np.min(self.cosine)),
-            "largest_difference": self.worst,
-            "perplexity_reference": float(np.exp(self.reference_nll / self.tokens)) if self.tokens else None,
-            "perplexity": ratio,
-        }
+        known = self.tokens > 0
+        return LogitFigures(
+            positions=self.positions,
+            kl=float(np.mean(self.kl)),
+            kl_p99=float(np.quantile(self.kl, 0.99)),
+            kl_max=float(np.max(self.kl)),
+            top1=self.same_or_tied / self.positions,
+            top1_strict=self.same / self.positions,
+            largest_gap=float(max(self.gap, default=0.0)),
+            cosine=float(np.mean(self.cosine)),
+            cosine_min=float(np.min(self.cosine)),
+            largest_difference=self.worst if np.isfinite(self.worst) else None,
+            perplexity_reference=float(np.exp(self.reference_nll / self.tokens)) if known else None,
+            perplexity=float(np.exp((self.export_nll - self.reference_nll) / self.tokens)) if known else None,
+        )
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from export.adapter import Adapter, Delta
+from export.families import Config
 from export.tensors import Shards
 from unshot.errors import InputError
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Rows are merged in pieces of about this many fp32 bytes: small enough to stay in a core's cache, which is 3 times
+# How other families name the same two.
+EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "embed_in.weight", "wte.weight")
+HEADS = ("lm_head.weight", "embed_out.weight")
+# Families whose configuration class ties the head where config.json does not say.
+TIED_BY_DEFAULT = ("gemma", "cohere", "falcon", "gpt2", "bloom", "mpt")
+# Rows are merged in pieces of about this many fp32 bytes: small enough to stay in a core's cache, which is 3
+# times
 # faster than 64 MiB pieces (measured on q8_0).
 CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -21,52 +28,114 @@ class Merged:
     """A base model with its adapter merged in, tensor by tensor.
 
     Tied embeddings stay one tensor unless the adapter changes only one of the two, as it does while it is
-    unmerged; then `lm_head.weight` becomes a tensor of its own (`untied` is true).
+    unmerged; then the head becomes a tensor of its own (`untied` is true). `config` is the effective
+    configuration, with the number of tokens that the adapter was trained with.
     """
 
-    def __init__(self, paths: list[Path], config: dict[str, Any], adapter: Adapter | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], config: Config, adapter: Adapter | None = None) -> None:
+        self.paths = list(paths)
         self.base = Shards(paths)
         self.adapter = adapter or Adapter()
-        self.config = config
-        self.tied = bool(config.get("tie_word_embeddings", HEAD not in self.base)) or HEAD not in self.base
-        self.untied = self.tied and bool({EMBEDDING, HEAD} & self.adapter.changed)
+        self.embedding = _named(self.base, EMBEDDINGS, EMBEDDING)
+        self.head = _named(self.base, HEADS, HEAD)
+        said = config.get("tie_word_embeddings")
+        if said is None:
+            said = str(config.get("model_type", "")).startswith(TIED_BY_DEFAULT) or self.head not in self.base
+        self.tied = bool(said) or self.head not in self.base
+        changed = self.adapter.changed
+        # Rows of a tied embedding that were trained alone change the head with it (peft wraps both).
+        self.untied = self.tied and bool(
+            {self.embedding, self.head} & (changed - set(self.adapter.rows)) or self.head in self.adapter.rows
+        )
+        self.config = dict(config)
         self._check()
+        self._check_vocabulary()
 
     def _check(self) -> None:
         for name in self.adapter.changed:
             if name not in self:
-                raise InputError(
-                    f"the adapter changes `{name}`, which the base does not have; it was trained on another base"
-                )
-            shape = self.shape(name)
+                raise InputError(self._missing(name))
+            shape = self.base.shape(self._source(name))
             whole, delta = self.adapter.replaced.get(name), self.adapter.deltas.get(name)
             shapes = [tuple(whole.shape)] if whole is not None else []
             shapes += [delta_shape(delta)] if delta is not None else []
             for found in shapes:
-                if found == shape:
+                if found == shape or (self._counts_tokens(name) and found[1:] == shape[1:]):
                     continue
                 raise InputError(
-                    f"the adapter's `{name}` has shape {list(found)}, the base's {list(shape)}; it was trained on "
+                    f"the adapter's `{name}` has shape {list(found)}, the base's {list(shape)}; it was "
+                    "trained on "
                     "another base"
                 )
+
+    def _missing(self, name: str) -> str:
+        if name in self.adapter.added:
+            return (
+                f"the adapter was trained with lora_bias, and `{name}` has no place in the base, whose layer "
+                "has no bias; "
+                "tune without lora_bias, or take a base with biases"
+            )
+        return f"the adapter changes `{name}`, which the base does not have; it was trained on another base"
+
+    def _check_vocabulary(self) -> None:
+        """One number of tokens for embedding, head and configuration: the adapter's where it resized them."""
+        if self.embedding not in self.base or "vocab_size" not in self.config:
+            return
+        rows = self.shape(self.embedding)[0]
+        if self.resized:
+            if self.shape(self.head)[0] != rows:
+                raise InputError(
+                    f"the adapter has {rows} rows in its embedding and {self.shape(self.head)[0]} in its "
+                    "head; it was "
+                    "trained on another base, or saved without one of the two (`save_embedding_layers=True`)"
+                )
+            self.config["vocab_size"] = rows
+        elif rows != self.config["vocab_size"]:
+            raise InputError(
+                f"config.json says vocab_size {self.config['vocab_size']}, and the embedding has {rows} "
+                "rows; put "
+                f"{rows} there if the tokenizer goes with the weights, else give the right weights"
+            )
+
+    @property
+    def resized(self) -> int | None:
+        """Tokens of the adapter's own embedding where that is not the base's number; None where it is."""
+        if self.embedding not in self.base:
+            return None
+        rows = self.shape(self.embedding)[0]
+        return rows if rows != self.base.shape(self.embedding)[0] else None
+
+    def _counts_tokens(self, name: str) -> bool:
+        return name in (self.embedding, self.head)
 
     def names(self) -> Iterator[str]:
         """Tensor names; a tied head appears only where the merge untied it."""
         for name in self.base:
-            if name != HEAD or not self.tied:
+            if name != self.head or not self.tied:
                 yield name
         if self.untied:
-            yield HEAD
+            yield self.head
 
     def __contains__(self, name: str) -> bool:
-        return name in self.base or (name == HEAD and self.tied)
+        return name in self.base or (name == self.head and self.tied)
 
     def _source(self, name: str) -> str:
-        return EMBEDDING if name == HEAD and self.tied else name
+        return self.embedding if name == self.head and self.tied else name
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
-        return self.base.shape(self._source(name))
+        source = self.base.shape(self._source(name))
+        if not self._counts_tokens(name):
+            return source
+        # A tied head grows with its embedding, and an adapter may hold either.
+        own = [name, self._source(name)] if self.tied and not self.untied else [name]
+        for one in own:
+            whole, delta = self.adapter.replaced.get(one), self.adapter.deltas.get(one)
+            if whole is not None:
+                return tuple(whole.shape)
+            if delta is not None:
+                return delta_shape(delta)
+        return source
 
     def dtype(self, name: str) -> str:
         """The base's dtype, as safetensors names it."""
@@ -82,10 +151,16 @@ class Merged:
         delta = self.adapter.deltas.get(name)
         if delta is not None:
             values = apply(values, delta, start, stop)
+        if name in self.adapter.rows:
+            values = put_rows(values, *self.adapter.rows[name], start)
+        if name in self.adapter.added:
+            values = values + self.adapter.added[name][start:stop]
         return values
 
     def ranges(self, name: str, multiple: int = 1) -> Iterator[tuple[int, int | None]]:
-        """Row ranges that cover a tensor in pieces of `CHUNK_BYTES`, each but the last a multiple of `multiple`."""
+        """Row ranges that cover a tensor in pieces of `CHUNK_BYTES`, each but the last a multiple of
+        `multiple`.
+        """
         shape = self.shape(name)
         if len(shape) < 2:
             yield 0, None
@@ -96,14 +171,32 @@ class Merged:
             yield start, min(start + step, shape[0])
 
 
+def _named(base: Shards, tails: Sequence[str], default: str) -> str:
+    """The one tensor with such a name, else the usual name."""
+    if default in base:
+        return default
+    found = [name for name in base if name.endswith(tuple(tails)) and "vision" not in name]
+    return found[0] if len(found) == 1 else default
+
+
 def delta_shape(delta: Delta) -> tuple[int, ...]:
     """Shape of the base tensor a delta belongs to."""
     rows, columns = delta.b.shape[0], delta.a.shape[1]
     return (columns, rows) if delta.transposed or delta.embedding else (rows, columns)
 
 
+def put_rows(values: Any, indices: Sequence[int], new: Any, start: int) -> Any:
+    """`values` (rows from `start` on) with the rows of these indices replaced by `new`."""
+    values = values.clone()
+    for index, row in zip(indices, new, strict=True):
+        if 0 <= index - start < len(values):
+            values[index - start] = row
+    return values
+
+
 def apply(values: Any, delta: Delta, start: int = 0, stop: int | None = None) -> Any:
-    """Rows `start:stop` of `W + scale * B A` (peft `get_delta_weight`), then DoRA's rescaling of each output row.
+    """Rows `start:stop` of `W + scale * B A` (peft `get_delta_weight`), then DoRA's rescaling of each
+    output row.
 
     DoRA (Liu et al. 2024, arXiv 2402.09353): `m * (W + scale * B A) / ||W + scale * B A||`, norm over inputs.
     """

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from export.merge import Merged
-from export.safetensors_dir import copy_tokenizer, set_ends, write_merged
+from export.safetensors_dir import copy_tokenizer, set_ends
+from unshot.catalog.formats import Target
 from unshot.errors import InputError, OutsideError
 
 PYTHON = "UNSHOT_OPTIMUM_PYTHON"
@@ -68,17 +69,20 @@ def supported(model_type: str) -> None:
         )
 
 
-def write_onnx(folder: Path, base: Path, tensors: Merged, scratch: Path, ends: list[int]) -> None:
+def refuse(target: Target, merged: Merged, tokenizer: Path) -> None:
+    """See `supported`."""
+    supported(str(merged.config.get("model_type")))
+
+
+def write_onnx(folder: Path, tokenizer: Path, source: Path, ends: list[int]) -> None:
     """Write `model.onnx` (external data over 2 GB), config, tokenizer and generation config into `folder`.
 
-    `scratch` holds the merged safetensors, which the caller removes. `ends` are the tokens at which generation stops.
+    `source` holds the merged safetensors. `ends` are the tokens at which generation stops.
     """
-    if not (scratch / "config.json").is_file():  # several formats share one merge
-        write_merged(scratch, base, tensors)
-    done = optimum("export", str(scratch), str(folder))
+    done = optimum("export", str(source), str(folder))
     if done.returncode:
         raise OutsideError(f"optimum could not write the graph: {last_line(done.stderr)}")
     for stale in folder.glob("chat_template*"):
         stale.unlink()
-    copy_tokenizer(base, folder)
+    copy_tokenizer(tokenizer, folder)
     set_ends(folder, ends)

@@ -1,42 +1,82 @@
-"""The model that was evaluated, in torch and fp32: what every exported file is measured against."""
+"""The model that was evaluated, in transformers' own forward pass and fp32: what every exported file is
+measured against.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from export.merge import EMBEDDING, HEAD, Merged
-from unshot.errors import OutsideError
+from export.adapter import resize
+from export.families import Config
+from export.tensors import Shards
+from unshot.errors import InputError, OutsideError
+
+# Bytes of fp32 logits that one batch may take.
+LOGIT_BYTES = 2**30
 
 
 class Reference:
-    """A causal language model with the calls that engines have too."""
+    """A causal language model with the calls that engines have too.
 
-    def __init__(self, net: Any) -> None:
+    `streams`: its weights are read from the disk layer by layer in every pass, so that it cannot generate in
+    any sensible time.
+    """
+
+    def __init__(self, net: Any, *, streams: bool = False) -> None:
         self.net = net.eval()
+        self.streams = streams
         self.inner = net.get_base_model() if hasattr(net, "get_base_model") else net
-        self.body, self.head = self.inner.model, self.inner.get_output_embeddings()
-        self.softcap = getattr(self.inner.config, "final_logit_softcapping", None)
+        self.head = self.inner.get_output_embeddings()
+        self.last_only = "logits_to_keep" in inspect.signature(self.inner.forward).parameters
 
     def logits(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[np.ndarray]:
         """fp32 logits of each sequence from its start position on, shape `(len(ids) - start, vocab)` each."""
+        found: list[np.ndarray] = []
+        for begin, end in self._batches(sequences, starts):
+            found += self._batch(sequences[begin:end], starts[begin:end])
+        return found
+
+    def _batches(
+        self, sequences: Sequence[Sequence[int]], starts: Sequence[int]
+    ) -> Iterator[tuple[int, int]]:
+        """Neighbouring sequences whose logits together take no more than `LOGIT_BYTES`."""
+        vocabulary = int(self.head.weight.shape[0]) if self.head is not None else 2**17
+        begin = 0
+        while begin < len(sequences):
+            end = begin + 1
+            while end < len(sequences):
+                part = sequences[begin : end + 1]
+                width = max(map(len, part))
+                kept = width - min(starts[begin : end + 1]) if self.last_only else width
+                if 4 * vocabulary * kept * len(part) > LOGIT_BYTES:
+                    break
+                end += 1
+            yield begin, end
+            begin = end
+
+    def _batch(self, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[np.ndarray]:
         import torch
 
         width = max(len(ids) for ids in sequences)
         # Padding on the right is never looked at by a causal model.
         padded = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in sequences])
-        found = []
+        skipped = min(starts) if self.last_only else 0
+        keep = {"logits_to_keep": width - skipped} if self.last_only else {}
         with torch.inference_mode():
-            hidden = self.body(input_ids=padded, use_cache=False).last_hidden_state
-            for row, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
-                values = self.head(hidden[row, start : len(ids)])
-                if self.softcap:
-                    values = torch.tanh(values / self.softcap) * self.softcap
-                found.append(values.float().numpy())
-        return found
+            table = self.net(input_ids=padded, use_cache=False, **keep).logits
+        return [
+            table[row, start - skipped : len(ids) - skipped].float().numpy()
+            for row, (ids, start) in enumerate(zip(sequences, starts, strict=True))
+        ]
+
+    def hidden(self, padded: Any) -> Any:
+        """The last hidden state of a padded batch, shape `(rows, tokens, width)`: the head's input."""
+        return self.inner.base_model(input_ids=padded, use_cache=False).last_hidden_state
 
     def generate(self, prompts: Sequence[Sequence[int]], tokens: int, end: int) -> list[list[int]]:
         """The greedy answer's token ids to each prompt, without the end token."""
@@ -47,8 +87,8 @@ class Reference:
         mask = torch.tensor([[*[0] * (width - len(ids)), *[1] * len(ids)] for ids in prompts])
         with torch.inference_mode():
             out = self.net.generate(
-                input_ids=padded, attention_mask=mask, max_new_tokens=tokens, do_sample=False,
-                eos_token_id=end, pad_token_id=end,
+                input_ids=padded, attention_mask=mask, max_new_tokens=tokens, do_sample=False, num_beams=1,
+                repetition_penalty=1.0, eos_token_id=end, pad_token_id=end,
             )  # fmt: skip
         answers = [row[width:].tolist() for row in out]
         return [a[: a.index(end)] if end in a else a for a in answers]
@@ -67,13 +107,45 @@ def transformers_quietly() -> Any:
     return transformers
 
 
-def evaluated(base: Path, adapter: Path | None) -> Reference:
-    """The base with its adapter beside it, unmerged, as `unshot tune` scored it."""
+def auto_config(base: Path) -> Any:
+    """transformers' configuration of a model directory, without what a quantised upload left in it."""
+    transformers = transformers_quietly()
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(base), trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for a model type it does not know
+        raise InputError(
+            f"{base / 'config.json'}: transformers {transformers.__version__} cannot read it "
+            f"({' '.join(str(error).split())[:160]})"
+        ) from None
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config  # the weights are floats, which `Shards` has checked
+    return config
+
+
+def evaluated(
+    base: Path,
+    adapter: Path | None,
+    *,
+    files: Sequence[Path] = (),
+    vocabulary: int | None = None,
+    streams: bool = False,
+) -> Reference:
+    """The base with its adapter beside it, unmerged, as `unshot tune` scored it.
+
+    `vocabulary` is the number of tokens where the adapter was trained on a resized one.
+    `streams`: only one layer's weights, of `files`, are in memory at a time (accelerate's hooks).
+    """
     import torch
 
-    net = transformers_quietly().AutoModelForCausalLM.from_pretrained(
-        str(base), dtype=torch.float32, use_safetensors=True
+    transformers = transformers_quietly()
+    config = auto_config(base)
+    if streams:
+        return Reference(_streamed(transformers, config, files, adapter, vocabulary), streams=True)
+    net = transformers.AutoModelForCausalLM.from_pretrained(
+        str(base), config=config, dtype=torch.float32, use_safetensors=True
     )
+    if vocabulary:
+        resize(net, vocabulary)
     if adapter is not None:
         from peft import PeftModel
 
@@ -81,17 +153,77 @@ def evaluated(base: Path, adapter: Path | None) -> Reference:
     return Reference(net)
 
 
-def merged(base: Path, tensors: Merged) -> Reference:
-    """The same architecture with the merged tensors in it."""
-    import torch
+class Weights(Mapping[str, Any]):
+    """The fp32 tensors of a model with its adapter, by the names of its parameters; base tensors are read
+    anew.
+    """
 
-    transformers = transformers_quietly()
-    config = transformers.AutoConfig.from_pretrained(str(base))
-    config.tie_word_embeddings = tensors.tied and not tensors.untied
-    net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    state = {name: tensors.rows(name) for name in tensors.names()}
-    if config.tie_word_embeddings and HEAD not in state and EMBEDDING in state:
-        state[HEAD] = state[EMBEDDING]
-    net.load_state_dict(state, strict=True, assign=True)
-    net.tie_weights()
-    return Reference(net)
+    def __init__(self, net: Any, base: Shards, adapter: Shards | None) -> None:
+        self.base, self.adapter = base, adapter
+        inner = net.get_base_model() if hasattr(net, "get_base_model") else net
+        prefix = next(name for name, module in net.named_modules() if module is inner)
+        self.prefix = f"{prefix}." if prefix else ""
+        self.names = [name for name, _ in net.named_parameters(remove_duplicate=False)]
+        embedding = inner.get_input_embeddings()
+        self.embedding = next(n for n, m in inner.named_modules() if m is embedding)
+        self.renames: dict[str, str] = getattr(inner, "_checkpoint_conversion_mapping", None) or {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Any:
+        import torch
+
+        if self.adapter is not None and (".lora_" in name or ".modules_to_save." in name):
+            plain = name.replace(".default", "").replace(".modules_to_save", "")
+            found = plain if plain in self.adapter else plain.removesuffix(".weight")
+            return self.adapter[found].read().float()
+        full = name.removeprefix(self.prefix).replace(".base_layer.", ".").replace(".original_module.", ".")
+        if full not in self.base:  # a tied head is its embedding
+            full = f"{self.embedding.replace('.base_layer', '')}.weight"
+        value: torch.Tensor = self.base[full].read().float()
+        return value
+
+
+def _streamed(
+    transformers: Any, config: Any, files: Sequence[Path], adapter: Path | None, vocabulary: int | None
+) -> Any:
+    """The model without its weights, which accelerate's hooks read layer by layer in every pass."""
+    import torch
+    from accelerate import init_empty_weights
+    from accelerate.hooks import attach_align_device_hook
+
+    if vocabulary:
+        raise InputError(
+            "an adapter with a resized vocabulary needs its base in memory; leave --low-memory out"
+        )
+    with init_empty_weights(include_buffers=False):
+        net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    layers = list(getattr(net, "_no_split_modules", None) or [])
+    saved = None
+    if adapter is not None:
+        from peft import PeftModel
+
+        net = PeftModel.from_pretrained(net, str(adapter), low_cpu_mem_usage=True, torch_device="cpu")
+        saved = Shards([adapter / "adapter_model.safetensors"])
+    weights = Weights(net, Shards(files), saved)
+    # A layer's modules read each other's weights (DoRA), so all of a layer come and go together.
+    together = [*layers, "Linear", "Embedding", "ModulesToSaveWrapper"]
+    attach_align_device_hook(
+        net, execution_device=torch.device("cpu"), offload=True, weights_map=weights,
+        preload_module_classes=together,
+    )  # fmt: skip
+    return net
+
+
+def effective_config(base: Path, raw: Config) -> Config:
+    """A `config.json` with the defaults of its class filled in: what is missing there is not off, but the
+    default.
+    """
+    return {**auto_config(base).to_dict(), **raw}

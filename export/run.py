@@ -3,166 +3,264 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export import imatrix, parity, reference
-from export.device import Device, as_dict, check_fits
-from export.gates import gates_of
+from export import expected as expectations
+from export import imatrix, parity
+from export.device import Device, Need, as_dict, check_fits
+from export.expected import Expected
 from export.merge import Merged
-from export.shipping import write_shipping
+from export.shipping import gates_of, write_shipping
 from export.source import Model, open_source
-from export.streamed import streamed
-from export.targets import Target
-from export.write import lora_base, parameters, refuse, room, size_of, write, write_importance
-from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from export.write import (
+    Job,
+    full_of,
+    full_path,
+    lora_base,
+    made_by,
+    parameters,
+    refuse,
+    room,
+    size_of,
+    write,
+    write_importance,
+)
+from unshot.catalog.formats import Target
+from unshot.console import Output
+from unshot.contracts.manifest import Gate, Manifest, describe_file, staged
+from unshot.contracts.parity import FileReport, Parity
 from unshot.errors import GateError
 from unshot.machine import free_memory
 
 CHECK_ROWS = 32
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How an export is done; see `unshot export --help`."""
+
+    base: str | None = None
+    data: Path | None = None
+    overwrite: bool = False
+    allow_drift: bool = False
+    check_rows: int = CHECK_ROWS
+    low_memory: bool = False
+    with_imatrix: bool = False
+    device: Device | None = None
+    context: int | None = None
+    llama_cpp: Path | None = None
+
+
+@dataclass
+class Result:
+    """What an export wrote: files and sizes by target, how equal they are, the gates."""
+
+    out: str
+    source: str
+    base: str
+    files: dict[str, str]
+    bytes: dict[str, int]
+    parity: list[FileReport]
+    gates: list[Gate]
+    timings: dict[str, float] = field(default_factory=dict)
+
+
 def export_run(
-    source: str,
-    targets: Sequence[Target],
-    final: Path,
-    out: Output,
-    *,
-    base: str | None = None,
-    overwrite: bool = False,
-    allow_drift: bool = False,
-    check_rows: int = CHECK_ROWS,
-    low_memory: bool = False,
-    with_imatrix: bool = False,
-    device: Device | None = None,
-    context: int | None = None,
-) -> dict[str, Any]:
-    """Write and check every target into the directory `final`; return its result.
+    source: str, targets: Sequence[Target], final: Path, out: Output, settings: Settings | None = None
+) -> Result:
+    """Write and check every target into the directory `final`.
 
     Raises `InputError` for a bad run, base or architecture, `GateError` where an artifact is not equal to the
     evaluated model (nothing is then left under `final`, unless `allow_drift`). `low_memory` reads the evaluated model
     layer by layer, as happens by itself where it would not fit. `with_imatrix` gives llama.cpp's quantiser an
     importance matrix of the training rows. What would not fit `device` at `context` tokens is refused.
     """
+    settings = settings or Settings()
     manifest = Manifest("export")
     with manifest.timed("open"):
-        model = open_source(source, base, out)
+        model = open_source(source, settings.base, out, settings.data)
     merged = model.merged()
-    refuse(targets, model, merged, with_imatrix)
-    needs = check_fits(device, list(targets), merged, context) if device else []
+    converter = refuse(targets, model, merged, settings.with_imatrix, settings.llama_cpp)
+    needs = check_fits(settings.device, list(targets), merged, settings.context) if settings.device else []
     for one in needs:
         out.log(str(one))
-    with staged(final, overwrite=overwrite) as work:
+    with staged(final, overwrite=settings.overwrite) as work:
         room(final.parent, targets, merged)
-        reports = _write_and_check(
-            model,
-            targets,
-            work,
-            manifest,
-            out,
-            check_rows,
-            low=low_memory or not fits(merged),
-            with_imatrix=with_imatrix,
-        )
-        failed = [r for r in reports if not r.passed]
-        text = dumps({"source": model.name, "reports": [r.as_dict() for r in reports]}) + "\n"
-        write_text(work / "parity.json", text)
-        if failed and not allow_drift:
-            kept = final.parent / f"{final.name}.parity.json"
-            write_text(kept, text)
-            raise GateError(
-                f"{failed[0].target} is not the model that was evaluated: {'; '.join(failed[0].failures)} "
-                f"(figures in {kept}; --allow-drift keeps the file all the same)"
-            )
-        for report in failed:
-            out.warn(f"{report.target} drifts: {'; '.join(report.failures)}; kept because of --allow-drift")
+        with out.progress() as progress:
+            job = Job(model, merged, work, work / ".scratch", progress, converter)
+            reports, sources = _write_and_check(job, targets, manifest, settings)
+        _keep_parity(model, reports, sources, final, work, out, settings.allow_drift)
         gates = gates_of(model, reports)
         write_shipping(model, targets, reports, gates, work)
-        result = {
-            "source": model.name,
-            "base": model.base.name,
-            "files": {str(t): t.name for t in targets},
-            "bytes": {str(t): size_of(work / t.name) for t in targets},
-            "parity": [r.as_dict() for r in reports],
-            "gates": [g.plain() for g in gates],
-            "timings": manifest.timings,
-        }
-        manifest.config = {
-            "name": model.name,
-            "targets": [str(t) for t in targets],
-            "check_rows": check_rows,
-            "allow_drift": allow_drift,
-            "imatrix": with_imatrix,
-            "device": as_dict(device, needs) if device else None,
-        }
-        manifest.base, manifest.task = model.fingerprint, model.task
-        manifest.run = str(model.run) if model.run else None
-        manifest.gates = gates
-        manifest.inputs = model.inputs + (
-            [describe_file(f) for f in sorted(model.adapter_path.iterdir()) if f.is_file()]
-            if model.adapter_path
-            else []
+        result = Result(
+            out=str(final),
+            source=model.name,
+            base=model.base.name,
+            files={str(t): t.name for t in targets},
+            bytes={str(t): size_of(work / t.name) for t in targets},
+            parity=reports,
+            gates=gates,
+            timings=manifest.timings,
         )
-        manifest.result = {k: v for k, v in result.items() if k != "timings"}
+        _record(manifest, model, targets, settings, needs, result)
         manifest.finish(work)
-    return {"out": str(final), **result}
+    return result
+
+
+def _keep_parity(
+    model: Model,
+    reports: list[FileReport],
+    sources: list[FileReport],
+    final: Path,
+    work: Path,
+    out: Output,
+    allow_drift: bool,
+) -> None:
+    """Write `parity.json`; `GateError` for a file that is not the model, with the figures beside `final`."""
+    found = Parity(source=model.name, reports=reports, sources=sources)
+    found.write(work)
+    failed = [r for r in reports if not r.passed]
+    if failed and not allow_drift:
+        kept = final.parent / f"{final.name}.parity.json"
+        found.write(kept)
+        raise GateError(
+            f"{failed[0].target} is not the model that was evaluated: {'; '.join(failed[0].failures)} "
+            f"(figures in {kept}; --allow-drift keeps the file all the same)"
+        )
+    for report in failed:
+        out.warn(f"{report.target} drifts: {'; '.join(report.failures)}; kept because of --allow-drift")
+    for report in reports:
+        if report.right_up_to is not None:
+            out.warn(f"{report.target} is right up to {report.right_up_to} tokens: {'; '.join(report.notes)}")
+
+
+def _record(
+    manifest: Manifest,
+    model: Model,
+    targets: Sequence[Target],
+    settings: Settings,
+    needs: list[Need],
+    result: Result,
+) -> None:
+    """Fill the manifest's configuration, inputs and result."""
+    device = settings.device
+    manifest.config = {
+        "name": model.name,
+        "targets": [str(t) for t in targets],
+        "made_by": {r.target: r.made_by for r in result.parity},
+        "right_up_to": {r.target: r.right_up_to for r in result.parity if r.right_up_to is not None},
+        "notes": model.notes,
+        "check_rows": settings.check_rows,
+        "allow_drift": settings.allow_drift,
+        "imatrix": settings.with_imatrix,
+        "device": as_dict(device, needs) if device else None,
+    }
+    manifest.base, manifest.task = model.fingerprint, model.task
+    manifest.run = str(model.run) if model.run else None
+    manifest.gates = result.gates
+    adapter = model.adapter_path if model.run else None
+    manifest.inputs = model.inputs + (
+        [describe_file(f) for f in sorted(adapter.iterdir()) if f.is_file()] if adapter else []
+    )
+    manifest.result = {
+        "source": result.source,
+        "base": result.base,
+        "files": result.files,
+        "bytes": result.bytes,
+        "parity": [r.plain() for r in result.parity],
+        "gates": [g.plain() for g in result.gates],
+    }
 
 
 def _write_and_check(
-    model: Model,
-    targets: Sequence[Target],
-    work: Path,
-    manifest: Manifest,
-    out: Output,
-    rows: int,
-    *,
-    low: bool,
-    with_imatrix: bool = False,
-) -> list[parity.Report]:
-    rows = min(rows, len(model.rows))
-    scratch = work / ".scratch"
-    scratch.mkdir()
-    reports = []
-    with out.progress() as progress:
-        if with_imatrix:
-            with manifest.timed("imatrix"):
-                write_importance(model, work / imatrix.FILE, progress, low_memory=low)
-        for target in targets:
-            with manifest.timed(f"write {target}"):
-                write(target, model, work, scratch, progress)
-        with manifest.timed("reference"):
-            bar = progress.add_task(
-                "the evaluated model", total=rows, note="one layer at a time" if low else ""
+    job: Job, targets: Sequence[Target], manifest: Manifest, settings: Settings
+) -> tuple[list[FileReport], list[FileReport]]:
+    """Reports of the targets, and of the full-precision files that only served as their source."""
+    rows = min(settings.check_rows, len(job.model.rows))
+    low = settings.low_memory or not fits(job.merged)
+    job.scratch.mkdir()
+    if settings.with_imatrix:
+        with manifest.timed("imatrix"):
+            write_importance(job, job.work / imatrix.FILE, low_memory=low)
+    made: dict[str, str] = {}
+    # A full-precision artifact first, so that coarser ones are made from it.
+    for target in sorted(targets, key=lambda t: full_of(t, job.merged) is not None):
+        with manifest.timed(f"write {target}"):
+            made[str(target)] = write(target, job)
+    with manifest.timed("reference"):
+        bar = job.progress.add_task(
+            "the evaluated model", total=rows, note="one layer at a time" if low else ""
+        )
+        expected = expect(job, targets[0], rows, lambda n: job.progress.advance(bar, n), low_memory=low)
+    checks = Checks(job, expected, manifest)
+    reports = [checks.one(target) for target in targets]
+    for report in reports:
+        report.made_by = made[report.target]
+    shutil.rmtree(job.scratch)
+    shown = {r.target for r in reports}
+    return reports, [r for name, (r, _) in checks.full.items() if name not in shown]
+
+
+class Checks:
+    """The gate over the files of one export: each full-precision file once, before the coarser ones it is held to."""
+
+    def __init__(self, job: Job, expected: list[Expected], manifest: Manifest) -> None:
+        self.job, self.expected, self.manifest = job, expected, manifest
+        self.full: dict[str, tuple[FileReport, parity.Full | None]] = {}
+
+    def one(self, target: Target, answers: list[list[int]] | None = None) -> FileReport:
+        """The report of a target, after its full-precision file's."""
+        full = full_of(target, self.job.merged)
+        if full is None:
+            return self._full(target, self.job.path(target), answers)[0]
+        path = full_path(full, self.job)
+        first, source = self._full(full, path)
+        report = self._check(target, self.job.path(target), full=source, answers=answers)
+        if not first.passed:
+            report.passed = False
+            report.failures.insert(
+                0, f"its full-precision source {full} is not the model: {'; '.join(first.failures)}"
             )
-            expected = expect(
-                model, targets[0], work, rows, scratch, lambda n: progress.advance(bar, n), low_memory=low
+        return report
+
+    def _full(
+        self, target: Target, path: Path, answers: list[list[int]] | None = None
+    ) -> tuple[FileReport, parity.Full | None]:
+        if str(target) not in self.full:
+            keep = self.job.scratch / f"own-{target.kind}-{target.precision}"
+            keep.mkdir(exist_ok=True)
+            report = self._check(target, path, keep=keep, answers=answers)
+            report.made_by = made_by(self.job) if target.kind == "gguf" else target.format.made_by
+            there = all((keep / f"own-{n}.npy").is_file() for n, _ in enumerate(self.expected))
+            own = parity.own_logits(self.expected, keep) if there else None
+            self.full[str(target)] = (report, parity.Full(target, path, own) if own else None)
+        return self.full[str(target)]
+
+    def _check(self, target: Target, path: Path, **more: Any) -> FileReport:
+        progress = self.job.progress
+        bar = progress.add_task(f"check {target}", total=len(self.expected), note="")
+        with self.manifest.timed(f"check {target}"):
+            lower = lora_base(target, self.job.scratch)
+            report = check(
+                self.job.model, target, path, self.expected, lambda: progress.advance(bar), lower, **more
             )
-        for target in targets:
-            bar = progress.add_task(f"check {target}", total=rows, note="")
-            with manifest.timed(f"check {target}"):
-                lower = lora_base(target, scratch)
-                report = check(
-                    model, target, work / target.name, expected, lambda b=bar: progress.advance(b), lower
-                )
-            progress.update(bar, note="equal" if report.passed else "DRIFTS")
-            reports.append(report)
-    shutil.rmtree(scratch)
-    return reports
+        progress.update(bar, note="equal" if report.passed else "DRIFTS")
+        return report
 
 
 def expect(
-    model: Model, target: Target, work: Path, rows: int, scratch: Path, tick: Any, *, low_memory: bool
-) -> list[parity.Expected]:
+    job: Job, target: Target, rows: int, tick: Callable[[int], None], *, low_memory: bool
+) -> list[Expected]:
     """What the evaluated model says, held in memory or streamed layer by layer."""
-    if not low_memory:
-        return parity.expect(
-            model, reference.evaluated(model.base.path, model.adapter_path), rows, scratch, tick
-        )
-    proposed = parity.propose(model, target, work / target.name, rows, lora_base(target, scratch))
-    net = streamed(model.base.path, model.base.weight_files(), model.adapter_path)
-    return parity.expect(model, net, rows, scratch, tick, proposed)
+    net = job.model.reference(streams=low_memory)
+    proposed = None
+    if low_memory:
+        base = lora_base(target, job.scratch)
+        proposed = expectations.propose(job.model, target, job.path(target), rows, base)
+    return expectations.expect(job.model, net, rows, job.scratch, tick, proposed)
 
 
 def fits(merged: Merged) -> bool:
@@ -171,12 +269,16 @@ def fits(merged: Merged) -> bool:
 
 
 def check(
-    model: Model, target: Target, path: Path, expected: Any, tick: Any, base: Path | None = None
-) -> parity.Report:
+    model: Model,
+    target: Target,
+    path: Path,
+    expected: list[Expected],
+    tick: Callable[[], None] | None = None,
+    base: Path | None = None,
+    **more: Any,
+) -> FileReport:
     """`parity.check`, with an engine that died as one more failure."""
     try:
-        return parity.check(model, target, path, expected, tick, base)
+        return parity.check(model, target, path, expected, tick, base, **more)
     except GateError as error:
-        report = parity.Report(str(target))
-        report.failures.append(str(error))
-        return report
+        return FileReport(str(target), False, [str(error)])

@@ -13,8 +13,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from export.families import Config
 from export.gguf_file import encode
 from export.merge import Merged
+from unshot.catalog.formats import Target
 from unshot.contracts.manifest import write_text
 from unshot.text.template import Template, load_template
 
@@ -33,12 +35,14 @@ def write_merged(
     tensors: Merged,
     precision: str = "f32",
     *,
+    tokenizer: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write the merged model into `folder`; `progress` is called with the bytes just written.
 
-    Raises `InputError` where a weight does not fit fp16.
+    `tokenizer` is the directory of the tokenizer where that is not `base`. Raises `InputError` where a weight does not
+    fit fp16, or is no finite number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     width = DTYPES[precision][1]
@@ -63,11 +67,28 @@ def write_merged(
     if len(shards) > 1:
         content = {"metadata": {"total_size": total}, "weight_map": index}
         write_text(folder / "model.safetensors.index.json", json.dumps(content, indent=2) + "\n")
-    config = {**tensors.config, "torch_dtype": DTYPES[precision][2]}
-    config.pop("dtype", None)
-    config["tie_word_embeddings"] = tensors.tied and not tensors.untied
-    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_text(folder / "config.json", json.dumps(merged_config(base, tensors, precision), indent=2) + "\n")
     copy_tokenizer(base, folder)
+    if tokenizer and tokenizer != base:
+        copy_tokenizer(tokenizer, folder, ends=False)
+
+
+def merged_config(base: Path, tensors: Merged, precision: str) -> Config:
+    """The base's `config.json` with what the merge changed; nothing is left of a quantised upload."""
+    config: Config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    for key in ("dtype", "quantization_config", "unsloth_fixed", "unsloth_version"):
+        config.pop(key, None)
+    config |= {
+        "torch_dtype": DTYPES[precision][2],
+        "tie_word_embeddings": tensors.tied and not tensors.untied,
+    }
+    if tensors.resized:
+        config["vocab_size"] = tensors.resized
+    return config
+
+
+def refuse(target: Target, merged: Merged, tokenizer: Path) -> None:
+    """Any architecture that transformers loads is written."""
 
 
 def _write_shard(
@@ -93,9 +114,9 @@ def _write_shard(
                     progress(data.nbytes)
 
 
-def copy_tokenizer(base: Path, folder: Path) -> None:
+def copy_tokenizer(base: Path, folder: Path, *, ends: bool = True) -> None:
     """Copy the tokenizer's files as they are: a tokenizer loaded and saved again may come out different."""
-    for name in (*TOKENIZER_FILES, "generation_config.json"):
+    for name in (*TOKENIZER_FILES, *(["generation_config.json"] if ends else [])):
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
 

@@ -11,25 +11,28 @@ import json
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from rich.progress import Progress
 
-from export import parity
 from export.device import Device, as_dict, check_fits
+from export.expected import Expected
+from export.families import Config
 from export.genai import ARCHITECTURES
 from export.loss import Loss, paired_loss, rows_needed
-from export.run import check, expect, fits
+from export.run import Checks, expect, fits
 from export.source import Model, open_source
 from export.speed import measure_speed
-from export.targets import Target, parse_targets
-from export.write import refuse, room, size_of, write, write_importance
-from unshot.console import Output, dumps
+from export.write import Job, refuse, room, size_of, write, write_importance
+from unshot.catalog.formats import Target, parse_targets
+from unshot.console import Output
 from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
-from unshot.data.rows import read_examples
+from unshot.contracts.parity import FileReport
+from unshot.contracts.record import Record
+from unshot.data.rows import Example, read_examples
 from unshot.errors import GateError, InputError, OutsideError, UnshotError
 
 LADDER = (
@@ -41,13 +44,48 @@ TOKENS = 32  # of each timed answer
 PROMPTS = 4  # timed in each round
 
 
+class Row(Record):
+    """One format in `search.json`; speeds are tokens per second, medians over the rounds, None where not timed."""
+
+    target: str
+    bytes: int
+    prefill: float | None
+    prefill_rounds: list[float]
+    decode: float | None
+    decode_rounds: list[float]
+    memory: int
+    loss: Loss | None
+    parity: FileReport
+    verdict: str
+    why: str
+
+
+class Found(Record):
+    """`search.json`: what was measured on which machine, the pick, and the command that writes it."""
+
+    source: str
+    base: str
+    metric: str
+    limit: float
+    rows: int
+    rows_needed: int
+    picked: str | None
+    proven: bool
+    command: str | None
+    candidates: list[Row]
+    cpu: str
+    cores: int
+    timings: dict[str, float]
+    out: str = ""
+
+
 @dataclass
 class Candidate:
     """One quantisation with what was measured. Speeds are tokens per second, one value a round."""
 
     target: Target
     bytes: int = 0
-    report: parity.Report = field(default_factory=lambda: parity.Report(""))
+    report: FileReport = field(default_factory=lambda: FileReport("", False))
     loss: Loss | None = None
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
@@ -55,26 +93,21 @@ class Candidate:
     verdict: str = ""
     why: str = ""
 
-    def speed(self, what: str) -> float:
-        """Median over the rounds."""
-        values: list[float] = getattr(self, what)
-        return statistics.median(values) if values else float("nan")
-
-    def as_dict(self) -> dict[str, Any]:
+    def row(self) -> Row:
         """The row for `search.json`."""
-        return {
-            "target": str(self.target),
-            "bytes": self.bytes,
-            "prefill": self.speed("prefill"),
-            "prefill_rounds": self.prefill,
-            "decode": self.speed("decode"),
-            "decode_rounds": self.decode,
-            "memory": self.memory,
-            "loss": asdict(self.loss) if self.loss else None,
-            "parity": self.report.as_dict(),
-            "verdict": self.verdict,
-            "why": self.why,
-        }
+        return Row(
+            target=str(self.target),
+            bytes=self.bytes,
+            prefill=statistics.median(self.prefill) if self.prefill else None,
+            prefill_rounds=self.prefill,
+            decode=statistics.median(self.decode) if self.decode else None,
+            decode_rounds=self.decode,
+            memory=self.memory,
+            loss=self.loss,
+            parity=self.report,
+            verdict=self.verdict,
+            why=self.why,
+        )
 
 
 def search_run(
@@ -92,7 +125,7 @@ def search_run(
     with_imatrix: bool = False,
     device: Device | None = None,
     context: int | None = None,
-) -> dict[str, Any]:
+) -> Found:
     """Measure each format and write `report.html` and `search.json` into `final`; return the result.
 
     Raises `GateError` where none keeps the score within `limit` (the report is then written all the same).
@@ -105,13 +138,15 @@ def search_run(
     targets = parse_targets(texts) if texts else ladder(merged.config)
     if any(t.kind == "lora" for t in targets):
         raise InputError("search compares whole models; leave lora:... out")
-    refuse(targets, model, merged, with_imatrix)
+    converter = refuse(targets, model, merged, with_imatrix)
     needs = check_fits(device, targets, merged, context) if device else []
     if device:
         out.log(f"all {len(needs)} formats fit {device.name}")
     with staged(final, overwrite=overwrite) as work:
         room(final.parent, targets, merged)
-        candidates = measure(model, targets, work, manifest, out, rounds, with_imatrix=with_imatrix)
+        with out.progress() as progress:
+            job = Job(model, merged, work / ".files", work / ".scratch", progress, converter)
+            candidates = measure(job, targets, manifest, rounds, with_imatrix=with_imatrix)
         for one in candidates:
             if not one.verdict:
                 one.verdict, one.why = judge(one, limit)
@@ -120,7 +155,7 @@ def search_run(
         from export.search_report import search_page
 
         write_text(work / "report.html", search_page(result))
-        write_text(work / "search.json", dumps(result) + "\n")
+        write_text(work / "search.json", result.to_json(indent=2) + "\n")
         manifest.config = {
             "name": model.name,
             "targets": [str(t) for t in targets],
@@ -130,19 +165,21 @@ def search_run(
             "imatrix": with_imatrix,
             "device": as_dict(device, needs) if device else None,
         }
-        manifest.base, manifest.run = model.fingerprint, str(model.run) if model.run else None
         manifest.inputs = model.inputs + ([describe_file(data)] if data else [])
-        manifest.result = {k: v for k, v in result.items() if k not in ("timings", "candidates")}
+        manifest.result = {
+            k: v for k, v in result.plain().items() if k not in ("timings", "candidates", "out")
+        }
+        manifest.base, manifest.run = model.fingerprint, str(model.run) if model.run else None
         manifest.finish(work)
     if picked is None:
         raise GateError(
             f"no format keeps the score within {limit:g} of the evaluated model on {len(model.rows)} rows; "
             f"see {final / 'report.html'}"
         )
-    return {"out": str(final), **result}
+    return result.changed(out=str(final))
 
 
-def measured_rows(model: Model, data: Path | None) -> list[Any]:
+def measured_rows(model: Model, data: Path | None) -> list[Example]:
     """Rows the formats are compared on: the file given, else the run's test and validation splits.
 
     Both versions of the model answer the same rows, so that rows by which the checkpoint was picked favour neither.
@@ -156,7 +193,7 @@ def measured_rows(model: Model, data: Path | None) -> list[Any]:
     return rows
 
 
-def ladder(config: dict[str, Any]) -> list[Target]:
+def ladder(config: Config) -> list[Target]:
     """What is tried where nothing is named: the common GGUF types, and GenAI's where it can write this model."""
     texts = list(LADDER)
     if find_spec("onnxruntime_genai") and (config.get("architectures") or [""])[0] in ARCHITECTURES:
@@ -165,89 +202,83 @@ def ladder(config: dict[str, Any]) -> list[Target]:
 
 
 def measure(
-    model: Model,
-    targets: Sequence[Target],
-    work: Path,
-    manifest: Manifest,
-    out: Output,
-    rounds: int,
-    *,
-    with_imatrix: bool,
+    job: Job, targets: Sequence[Target], manifest: Manifest, rounds: int, *, with_imatrix: bool
 ) -> list[Candidate]:
     """Write every format, check it, and time it; the artifacts are gone afterwards."""
-    merged = model.merged()
-    low = not fits(merged)
-    files, scratch = work / ".files", work / ".scratch"
-    files.mkdir()
-    scratch.mkdir()
-    count = len(model.rows)
+    low = not fits(job.merged)
+    job.work.mkdir()
+    job.scratch.mkdir()
     candidates = [Candidate(t) for t in targets]
-    with out.progress() as progress:
-        if with_imatrix:
-            with manifest.timed("imatrix"):
-                write_importance(model, files / "imatrix.gguf", progress, low_memory=low)
-        for one in candidates:
-            with manifest.timed(f"write {one.target}"):
-                try:
-                    write(one.target, model, files, scratch, progress)
-                except UnshotError as error:  # fp16 overflow, a quantiser that died: the others go on
-                    one.verdict, one.why = "damaged", str(error)
-                    continue
-            one.bytes = size_of(files / one.target.name)
-        written = [one for one in candidates if not one.verdict]
-        if not written:
-            raise GateError(f"no format could be written: {candidates[0].why}")
-        with manifest.timed("reference"):
-            bar = progress.add_task("the evaluated model", total=count, note="")
-            expected = expect(
-                model,
-                written[0].target,
-                files,
-                count,
-                scratch,
-                lambda n: progress.advance(bar, n),
-                low_memory=low,
-            )
-        for one in written:
-            bar = progress.add_task(f"answers of {one.target}", total=count, note="")
-            with manifest.timed(f"check {one.target}"):
-                one.report = check(
-                    model, one.target, files / one.target.name, expected, lambda b=bar: progress.advance(b)
-                )
-                one.loss = loss_of(model, expected, one.report)
-        prompts = scratch / "prompts.json"
-        order = np.random.default_rng(0).permutation(len(expected))[:PROMPTS]
-        write_text(
-            prompts, json.dumps([expected[i].ids[: expected[i].prompt] for i in sorted(order.tolist())])
+    if with_imatrix:
+        with manifest.timed("imatrix"):
+            write_importance(job, job.work / "imatrix.gguf", low_memory=low)
+    written = _write_all(job, candidates, manifest)
+    count = len(job.model.rows)
+    with manifest.timed("reference"):
+        bar = job.progress.add_task("the evaluated model", total=count, note="")
+        expected = expect(
+            job, written[0].target, count, lambda n: job.progress.advance(bar, n), low_memory=low
         )
-        bar = progress.add_task("speed", total=rounds * len(written), note="")
-        with manifest.timed("speed"):
-            for turn in range(rounds):
-                # Back and forth, so that no artifact is always the first after the same neighbour.
-                for one in written if turn % 2 == 0 else reversed(written):
-                    progress.update(bar, note=str(one.target))
-                    spec = f"{one.target.engine}:{files / one.target.name}"
-                    progress.advance(bar)
-                    try:
-                        found = measure_speed(spec, prompts, tokens=TOKENS, repeats=PROMPTS)
-                    except OutsideError as error:
-                        one.verdict, one.why = "damaged", str(error)
-                        continue
-                    one.prefill.append(found.prefill)
-                    one.decode.append(found.decode)
-                    one.memory = max(one.memory, found.memory)
-    shutil.rmtree(files)
-    shutil.rmtree(scratch)
+    checks = Checks(job, expected, manifest)
+    for one in written:
+        answers: list[list[int]] = []
+        one.report = checks.one(one.target, answers)
+        one.loss = loss_of(job.model, expected, answers)
+    with manifest.timed("speed"):
+        _time_all(job, written, expected, rounds)
+    shutil.rmtree(job.work)
+    shutil.rmtree(job.scratch)
     return candidates
 
 
-def loss_of(model: Model, expected: list[parity.Expected], report: parity.Report) -> Loss | None:
+def _write_all(job: Job, candidates: list[Candidate], manifest: Manifest) -> list[Candidate]:
+    """Write what can be written; `GateError` where nothing can."""
+    for one in candidates:
+        with manifest.timed(f"write {one.target}"):
+            try:
+                write(one.target, job)
+            except UnshotError as error:  # fp16 overflow, a quantiser that died: the others go on
+                one.verdict, one.why = "damaged", str(error)
+                continue
+        one.bytes = size_of(job.path(one.target))
+    written = [one for one in candidates if not one.verdict]
+    if not written:
+        raise GateError(f"no format could be written: {candidates[0].why}")
+    return written
+
+
+def _time_all(job: Job, written: list[Candidate], expected: list[Expected], rounds: int) -> None:
+    """Rounds that take the artifacts in turn."""
+    rows = [e for e in expected if not e.long]
+    prompts = job.scratch / "prompts.json"
+    order = np.random.default_rng(0).permutation(len(rows))[:PROMPTS]
+    write_text(prompts, json.dumps([rows[i].ids[: rows[i].prompt] for i in sorted(order.tolist())]))
+    progress: Progress = job.progress
+    bar = progress.add_task("speed", total=rounds * len(written), note="")
+    for turn in range(rounds):
+        # Back and forth, so that no artifact is always the first after the same neighbour.
+        for one in written if turn % 2 == 0 else reversed(written):
+            progress.update(bar, note=str(one.target))
+            spec = f"{one.target.engine}:{job.path(one.target)}"
+            progress.advance(bar)
+            try:
+                found = measure_speed(spec, prompts, tokens=TOKENS, repeats=PROMPTS)
+            except OutsideError as error:
+                one.verdict, one.why = "damaged", str(error)
+                continue
+            one.prefill.append(found.prefill)
+            one.decode.append(found.decode)
+            one.memory = max(one.memory, found.memory)
+
+
+def loss_of(model: Model, expected: list[Expected], answers: list[list[int]]) -> Loss | None:
     """The paired loss; without labels or a task, equality with the evaluated model's answers is the score."""
-    if len(report.answers) != len(expected):
+    requests = [e for e in expected if not e.long]
+    if len(answers) != len(requests):
         return None  # it died or failed an early rung
     rows = [
         (row.answer, e.answer, answer)
-        for row, e, answer in zip(model.rows, expected, report.answers, strict=True)
+        for row, e, answer in zip(model.rows, requests, answers, strict=True)
         if e.whole
     ]
     if not rows:
@@ -286,29 +317,30 @@ def pick(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def summary(
     model: Model, candidates: Sequence[Candidate], picked: Candidate | None, limit: float, manifest: Manifest
-) -> dict[str, Any]:
+) -> Found:
     """What `search.json` holds."""
     from unshot.contracts.manifest import hardware
 
     task = model.task
     labelled = task is not None and all(row.answer is not None for row in model.rows)
-    metric = task.metric if task and labelled else "same answer as the evaluated model"
     command = (
         f"unshot export {model.run or model.base.name} --to {picked.target} --out artifacts/{model.name}"
         if picked
         else None
     )
-    return {
-        "source": model.name,
-        "base": model.base.name,
-        "metric": metric,
-        "limit": limit,
-        "rows": len(model.rows),
-        "rows_needed": rows_needed(limit),
-        "picked": str(picked.target) if picked else None,
-        "proven": picked is not None and picked.verdict == "holds",
-        "command": command,
-        "candidates": [one.as_dict() for one in candidates],
-        "hardware": hardware(),
-        "timings": manifest.timings,
-    }
+    machine = hardware()
+    return Found(
+        source=model.name,
+        base=model.base.name,
+        metric=task.metric if task and labelled else "same answer as the evaluated model",
+        limit=limit,
+        rows=len(model.rows),
+        rows_needed=rows_needed(limit),
+        picked=str(picked.target) if picked else None,
+        proven=picked is not None and picked.verdict == "holds",
+        command=command,
+        candidates=[one.row() for one in candidates],
+        cpu=machine.cpu,
+        cores=machine.cores or 1,
+        timings=manifest.timings,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +11,9 @@ from unshot.metrics.thresholds import SEARCH_LOSS
 from unshot.options import INNER_SHARE, PATH, common, whole
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from export.search import Found
     from unshot.console import Output
 
 
@@ -80,32 +83,32 @@ def search(
         device=parse_device(device) if device else None,
         context=context,
     )
-    if not result["proven"]:
+    if not result.proven:
         out.warn(
-            f"{result['rows']} rows cannot prove a loss within {limit:g}; at least {result['rows_needed']} labelled "
+            f"{result.rows} rows cannot prove a loss within {limit:g}; at least {result.rows_needed} labelled "
             "rows are needed (--data)"
         )
     out.result(result, *shown(result, final))
 
 
-def shown(result: dict[str, Any], final: Path) -> list[Any]:
+def shown(result: Found, final: Path) -> list[RenderableType]:
     """The candidates as a rich table, and the pick."""
     from rich.table import Table
 
     from export.search_report import WORDS, megabytes
 
-    table = Table(title=f"{result['source']} on {result['rows']} rows", title_justify="left")
+    table = Table(title=f"{result.source} on {result.rows} rows", title_justify="left")
     for name in ("format", "size", "lost [95%]", "KL", "prefill/s", "decode/s", "verdict"):
         table.add_column(name, justify="left" if name in ("format", "verdict") else "right")
-    for row in sorted(result["candidates"], key=lambda r: -r["bytes"]):
-        loss, logits = row["loss"], row["parity"]["figures"].get("logits") or {}
+    for row in sorted(result.candidates, key=lambda r: -r.bytes):
+        loss, logits = row.loss, row.parity.figures.logits
         table.add_row(
-            row["target"],
-            megabytes(row["bytes"]),
-            f"{loss['loss']:.3f} [{loss['low']:.3f}, {loss['high']:.3f}]" if loss else "-",
-            f"{logits['kl']:.2g}" if logits else "-",
-            f"{row['prefill']:.0f}" if row["memory"] else "-",
-            f"{row['decode']:.1f}" if row["memory"] else "-",
-            WORDS[row["verdict"]],
+            row.target,
+            megabytes(row.bytes),
+            f"{loss.loss:.3f} [{loss.low:.3f}, {loss.high:.3f}]" if loss else "-",
+            f"{logits.kl:.2g}" if logits else "-",
+            f"{row.prefill:.0f}" if row.prefill else "-",
+            f"{row.decode:.1f}" if row.decode else "-",
+            WORDS[row.verdict],
         )
-    return [table, f"pick: {result['picked']}; {result['command']}", f"written to {final / 'report.html'}"]
+    return [table, f"pick: {result.picked}; {result.command}", f"written to {final / 'report.html'}"]

@@ -6,27 +6,32 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from export.gates import gate_lines
-from export.parity import Report
+from export.boundaries import SERVED
 from export.source import Model
-from export.targets import Target
-from unshot.contracts.gates import Gate
-from unshot.contracts.manifest import sha256, write_text
+from unshot.catalog.formats import Target
+from unshot.contracts.gates import read_gates
+from unshot.contracts.manifest import Gate, sha256, write_text
+from unshot.contracts.parity import FileReport
 from unshot.data.rows import Message
 
 CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 
+WORDS = {True: "passed", False: "**failed**", None: "undecided"}
+NOT_REVIEWED = (
+    "**No human has reviewed this model's answers.** The scores are automated metrics alone; do not ship on those. "
+    "`unshot eval RUN --review sheet.html` draws a blinded sample from the run."
+)
+
 
 def write_shipping(
-    model: Model, targets: Sequence[Target], reports: Sequence[Report], gates: Sequence[Gate], work: Path
+    model: Model, targets: Sequence[Target], reports: Sequence[FileReport], gates: Sequence[Gate], work: Path
 ) -> None:
     """Write the files that a deployment needs beside the artifacts in `work`."""
     gguf = [t for t in targets if t.kind == "gguf"]
     if gguf:
         write_text(work / "Modelfile", modelfile(model, gguf[0]))
-    write_text(work / "serve.sh", serve(model, targets))
+    write_text(work / "serve.sh", serve(model, targets, reports))
     (work / "serve.sh").chmod(0o755)
     write_text(work / "README.md", card(model, targets, reports, gates))
     files = sorted(
@@ -56,9 +61,15 @@ def is_chatml(model: Model) -> bool:
     return model.chat.render(talk) == f"{plain}<|im_start|>assistant\n"
 
 
-def serve(model: Model, targets: Sequence[Target]) -> str:
+def served(model: Model, report: FileReport) -> int:
+    """Tokens that a file is served with: the model's, at most `SERVED`, and none for which it is not the model."""
+    return min(
+        int(model.config.get("max_position_embeddings") or SERVED), SERVED, report.right_up_to or SERVED
+    )
+
+
+def serve(model: Model, targets: Sequence[Target], reports: Sequence[FileReport]) -> str:
     """One command line per artifact, as a shell script that runs the first."""
-    context = min(int(model.base.config().get("max_position_embeddings", 4096)), 4096)
     lines = [
         "#!/bin/sh",
         "# Serves the model over an OpenAI-compatible API; the first command runs, the others are for other servers.",
@@ -66,8 +77,10 @@ def serve(model: Model, targets: Sequence[Target]) -> str:
     ]
     commands: list[str] = []
     notes: list[str] = []
-    for target in targets:
-        name = shlex.quote(target.name)
+    for target, report in zip(targets, reports, strict=True):
+        name, context = shlex.quote(target.name), served(model, report)
+        if report.right_up_to is not None:
+            lines.append(f"# {name} is right up to {report.right_up_to} tokens: {'; '.join(report.notes)}")
         if target.kind == "lora":
             notes.append(
                 f"llama-server --model BASE.gguf --lora {name}  # or several --lora, chosen per request"
@@ -91,7 +104,9 @@ def serve(model: Model, targets: Sequence[Target]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def card(model: Model, targets: Sequence[Target], reports: Sequence[Report], gates: Sequence[Gate]) -> str:
+def card(
+    model: Model, targets: Sequence[Target], reports: Sequence[FileReport], gates: Sequence[Gate]
+) -> str:
     """The model card: what it is, where it comes from, under which licence, how equal each file is, its gates."""
     licence = model.base.license
     head = ["---", f"base_model: {model.base.name}"]
@@ -123,18 +138,48 @@ def card(model: Model, targets: Sequence[Target], reports: Sequence[Report], gat
     return "\n".join([*head, *body]) + "\n"
 
 
-def _row(target: Target, report: Report) -> str:
-    found: dict[str, Any] = report.figures.get("logits") or {}
-    if not found:
+def _row(target: Target, report: FileReport) -> str:
+    found = report.figures.logits
+    if found is None:
         return f"| {target.name} | | | | | {'; '.join(report.failures)} |"
-    ratio = "" if found["perplexity"] is None else f"{found['perplexity']:.4f}"
     verdict = "equal within its limits" if report.passed else "; ".join(report.failures)
+    if report.right_up_to is not None:
+        verdict += f", right up to {report.right_up_to} tokens ({'; '.join(report.notes)})"
     cells = [
         target.name,
-        f"{found['kl']:.2g}",
-        f"{found['top1_strict']:.2%}",
-        f"{found['cosine']:.5f}",
-        ratio,
+        f"{found.kl:.2g}",
+        f"{found.top1_strict:.2%}",
+        f"{found.cosine:.5f}",
+        "" if found.perplexity is None else f"{found.perplexity:.4f}",
         verdict,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def gates_of(model: Model, reports: Sequence[FileReport]) -> list[Gate]:
+    """The run's gates by name (none for a bare base), `parity` of this export, and `review` in any case."""
+    found = read_gates(model.run) if model.run else {}
+    failed = [f"{r.target}: {'; '.join(r.failures)}" for r in reports if not r.passed]
+    found["parity"] = Gate(
+        name="parity",
+        passed=not failed,
+        detail="; ".join(failed) or f"{len(reports)} files equal to the evaluated model within their limits",
+        figures={"files": {r.target: r.passed for r in reports}},
+    )
+    if model.run and "review" not in found:
+        found["review"] = Gate(
+            name="review", passed=None, detail="no human has reviewed the answers; automated metrics alone"
+        )
+    return list(found.values())
+
+
+def gate_lines(gates: Sequence[Gate]) -> list[str]:
+    """The gates as the model card shows them; a missing review is said in words."""
+    if not any(gate.name == "review" for gate in gates):
+        return []
+    lines = ["## Gates", "", "| gate | answer | what was seen |", "|---|---|---|"]
+    for gate in gates:
+        lines.append(f"| {gate.name} | {WORDS[gate.passed]} | {gate.detail.replace('|', '/')} |")
+    review = next(gate for gate in gates if gate.name == "review")
+    # A gate that nobody filled in has no figures.
+    return [*lines, "", *([] if review.figures else [NOT_REVIEWED, ""])]

@@ -1,12 +1,18 @@
-"""What is exported: a run of `unshot tune`, or a bare base model (so that a baseline comes from the same exporter)."""
+"""What is exported: a run of `unshot tune`, an adapter trained elsewhere, or a whole model (merged, or a
+bare base).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from export.adapter import Adapter, load_adapter
+from export.families import Config
+from export.foreign import bring_in, is_adapter, named_base
 from export.merge import Merged
+from export.reference import Reference, effective_config, evaluated
 from unshot.console import Output
 from unshot.contracts.manifest import NAME as MANIFEST
 from unshot.contracts.manifest import BaseModel, InputFile, describe_file, read_manifest
@@ -20,7 +26,11 @@ from unshot.text.chat import Chat, load_tokenizer
 
 @dataclass
 class Model:
-    """A base model, its adapter (None for a bare base or a fully tuned one) and the rows it is checked on."""
+    """A base model, its adapter (None for a whole model) and the rows it is checked on.
+
+    `tokenizer` is the directory of its tokenizer and chat template, the base's unless the adapter brought its
+    own.
+    """
 
     name: str
     base: Source
@@ -32,10 +42,33 @@ class Model:
     rows: list[Example] = field(default_factory=list)
     inputs: list[InputFile] = field(default_factory=list)
     run: Path | None = None
+    tokenizer: Path = Path()
+    notes: list[str] = field(default_factory=list)
+    keep: object = None  # what must live as long as the model does
+
+    def __post_init__(self) -> None:
+        if self.tokenizer == Path():
+            self.tokenizer = self.base.path
+
+    @cached_property
+    def config(self) -> Config:
+        """The base's configuration with its class's defaults."""
+        return effective_config(self.base.path, self.base.config())
 
     def merged(self) -> Merged:
         """The merged tensors, to be read one by one."""
-        return Merged(self.base.weight_files(), self.base.config(), self.adapter)
+        return Merged(self.base.weight_files(), self.config, self.adapter)
+
+    def bare(self) -> Merged:
+        """The base's tensors without the adapter."""
+        return Merged(self.base.weight_files(), self.config)
+
+    def reference(self, *, streams: bool = False) -> Reference:
+        """The evaluated model in transformers; `streams` reads it layer by layer in every pass."""
+        return evaluated(
+            self.base.path, self.adapter_path, files=self.base.weight_files(), vocabulary=self.merged().resized,
+            streams=streams,
+        )  # fmt: skip
 
     def requests(self) -> list[list[Message]]:
         """The messages of each row, with the tuned model's instruction as the system message."""
@@ -47,60 +80,75 @@ class Model:
         return Prompt(system=self.task.instruction if self.task else None)
 
 
-def open_source(text: str, base: str | None, out: Output) -> Model:
-    """Open a run directory or a base model by name or directory.
+def open_source(text: str, base: str | None, out: Output, data: Path | None = None) -> Model:
+    """Open a run directory, an adapter directory, or a whole model by name or directory.
 
-    `base` overrides where the run's base model lies. Raises `InputError` for a damaged run, or a base whose
-    files differ from those that were tuned.
+    `base` overrides where the adapter's base model lies; `data` are rows to check on in place of the run's
+    test split. Raises `InputError` for a damaged run, or a base whose files differ from those that were
+    tuned.
     """
     path = Path(text)
-    if path.is_dir() and not (path / MANIFEST).is_file() and (path / "adapter_config.json").is_file():
-        raise InputError(f"{path}: a bare adapter; give the run directory that `unshot tune` wrote")
     if (path / MANIFEST).is_file() and not (path / "config.json").is_file():
-        return _open_run(path, base, out)
-    if base is not None:
-        raise InputError("--base goes with a run directory; a bare base model is named by the argument alone")
-    source = resolve(text, out)
-    return Model(
-        name=source.name,
-        base=source,
-        fingerprint=source.fingerprint(),
-        adapter_path=None,
-        adapter=None,
-        chat=Chat(load_tokenizer(source.path)),
-        rows=[Example(({"role": "user", "content": t},), None, n) for n, t in enumerate(built_in(), start=1)],
-    )
+        model = _open_run(path, base, out)
+    elif is_adapter(path) and (path.parent / MANIFEST).is_file():
+        raise InputError(
+            f"{path}: the adapter of a run; give the run directory {path.parent}, whose hashes are checked"
+        )
+    elif is_adapter(path):
+        model = _open_adapter(path, base, out)
+    elif base is not None:
+        raise InputError("--base goes with a run or an adapter; a whole model is named by the argument alone")
+    else:
+        source = resolve(text, out)
+        model = Model(
+            source.name, source, source.fingerprint(), None, None, Chat(load_tokenizer(source.path))
+        )
+    if data is not None:
+        model.rows = read_examples(data, answers=False)
+        model.inputs.append(describe_file(data))
+    elif not model.rows:
+        model.rows = [
+            Example(({"role": "user", "content": t},), None, n) for n, t in enumerate(built_in(), start=1)
+        ]
+    for stray in model.base.stray_files():
+        out.warn(f"{model.base.path / stray}: not part of the model by its index; left out")
+    for note in model.notes:
+        out.log(note)
+    return model
 
 
 def _open_run(path: Path, base: str | None, out: Output) -> Model:
     manifest = read_manifest(path, stage="tune")
     method = manifest.tune.method if manifest.tune else None
-    if method == "prompt":
-        raise InputError(
-            f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no GGUF or "
-            "ONNX file holds them; serve the base with peft, or run `unshot tune --method lora`"
-        )
     recorded = manifest.base
     if recorded is None or not recorded.sha256:
         raise InputError(f"{path}: the run has no record of its base; run `unshot tune` again")
-    if method == "full":
-        return _open_full(path, base, recorded, out)
-    if not (path / "adapter").is_dir():
-        raise InputError(f"{path}: the run has no adapter; run `unshot tune` again")
-    source = resolve(base or recorded.location(), out)
+    if method == "prompt":
+        raise InputError(
+            f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no "
+            "GGUF or "
+            "ONNX file holds them; serve the base with peft, or run `unshot tune --method lora`"
+        )
+    adapter = None if method == "full" else path / "adapter"
+    if adapter is None:
+        if base is not None:
+            raise InputError(f"{path}: all weights were tuned and lie in {path / 'model'}; leave --base out")
+        if not (path / "model").is_dir():
+            raise InputError(f"{path}: the run has no model directory; run `unshot tune` again")
+        source = resolve(str(path / "model"), out)
+    else:
+        if not adapter.is_dir():
+            raise InputError(f"{path}: the run has no adapter; run `unshot tune` again")
+        source = resolve(base or recorded.location(), out)
     fingerprint = source.fingerprint()
-    for name, digest in recorded.sha256.items():
-        if fingerprint.sha256.get(name) != digest:
-            raise InputError(
-                f"{source.path / name}: not the file that {path} was tuned on; an adapter fits only its own base, "
-                f"give that with --base (it was {recorded.name})"
-            )
+    if adapter is not None:
+        _same_base(path, source, recorded, fingerprint)
     return Model(
         name=path.resolve().name,
         base=Source(recorded.name, source.path, source.license or recorded.license),
         fingerprint=fingerprint.changed(name=recorded.name),
-        adapter_path=path / "adapter",
-        adapter=load_adapter(path / "adapter"),
+        adapter_path=adapter,
+        adapter=load_adapter(adapter) if adapter else None,
         chat=Chat(load_tokenizer(source.path)),
         task=read_task(path / "task.json"),
         rows=read_examples(path / "splits" / "test.jsonl"),
@@ -109,28 +157,43 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
     )
 
 
-def _open_full(path: Path, base: str | None, recorded: BaseModel, out: Output) -> Model:
-    """A run whose every weight was tuned: RUN/model is the tuned model, and there is no adapter."""
-    if base is not None:
-        raise InputError(f"{path}: all weights were tuned and lie in {path / 'model'}; leave --base out")
-    if not (path / "model").is_dir():
-        raise InputError(f"{path}: the run has no model directory; run `unshot tune` again")
-    source = resolve(str(path / "model"), out)
+def _same_base(path: Path, source: Source, recorded: BaseModel, fingerprint: BaseModel) -> None:
+    """`InputError` where a file of the base is not the one that was tuned."""
+    stray = set(source.stray_files())
+    for name, digest in recorded.sha256.items():
+        if name not in stray and fingerprint.sha256.get(name) != digest:
+            raise InputError(
+                f"{source.path / name}: not the file that {path} was tuned on; an adapter fits only its own "
+                "base, "
+                f"give that with --base (it was {recorded.name})"
+            )
+
+
+def _open_adapter(path: Path, base: str | None, out: Output) -> Model:
+    """An adapter that another tool trained, on the base that `base` or its own configuration names."""
+    named = base or named_base(path)
+    source = resolve(named, out)
+    notes = [] if base else [f"{path}: base {named}, from the adapter's configuration"]
+    own = (path / "tokenizer.json").is_file()
+    if own:
+        notes.append(f"{path}: tokenizer and chat template are the adapter's own")
+    foreign = bring_in(path, source)
+    tokenizer = path if own else source.path
     return Model(
         name=path.resolve().name,
-        base=Source(recorded.name, source.path, recorded.license),
-        fingerprint=source.fingerprint().changed(name=recorded.name),
-        adapter_path=None,
-        adapter=None,
-        chat=Chat(load_tokenizer(source.path)),
-        task=read_task(path / "task.json"),
-        rows=read_examples(path / "splits" / "test.jsonl"),
-        inputs=[describe_file(path / MANIFEST)],
-        run=path,
+        base=source,
+        fingerprint=source.fingerprint(),
+        adapter_path=foreign.folder,
+        adapter=load_adapter(foreign.folder),
+        chat=Chat(load_tokenizer(tokenizer)),
+        inputs=[describe_file(f) for f in sorted(path.iterdir()) if f.suffix in (".json", ".safetensors")],
+        tokenizer=tokenizer,
+        notes=[*notes, *(f"{path}: {note}" for note in foreign.notes)],
+        keep=foreign.keep,
     )
 
 
 def built_in() -> list[str]:
-    """The package's own varied prompts, for a base model without a test split."""
+    """The package's own varied prompts, for a model without a test split."""
     text = Path(__file__).with_name("prompts.txt").read_text(encoding="utf-8")
     return [line.replace("\\n", "\n") for line in text.split("\n") if line.strip()]

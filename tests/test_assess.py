@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from export.gates import gate_lines, gates_of
-from export.parity import Report
+from export.shipping import gate_lines, gates_of
 from tests.conftest import Run
 from tune.assess.forgetting import Measured, accepted, forgetting, is_right, read_general
 from tune.assess.robustness import robustness
@@ -23,6 +22,7 @@ from tune.mix import draw, known
 from tune.wrapping import AUGMENT, REFORMAT, augment, reformat
 from unshot.contracts.gates import Gate, add_gate, read_gates
 from unshot.contracts.manifest import Manifest, read_manifest
+from unshot.contracts.parity import FileReport
 from unshot.contracts.task import Task
 from unshot.data.rows import Example
 from unshot.errors import InputError
@@ -246,7 +246,7 @@ def test_an_export_carries_the_gates_and_says_where_nobody_looked(tmp_path: Path
     made = Gate(name="quality", passed=True, detail="0.9 of 0.8 | fine")
     Manifest("tune", gates=[made]).finish(tmp_path)
     model: Any = SimpleNamespace(run=tmp_path)
-    reports = [Report("gguf:f16"), Report("onnx:fp32", failures=["KL 0.2"])]
+    reports = [FileReport("gguf:f16", True), FileReport("onnx:fp32", False, failures=["KL 0.2"])]
     gates = {g.name: g for g in gates_of(model, reports)}
     assert set(gates) == {"quality", "parity", "review"} and gates["review"].passed is None
     assert gates["parity"].passed is False and "KL 0.2" in gates["parity"].detail

@@ -16,9 +16,9 @@ from export import adapter, gguf_file, parity, reference, vocab
 from export.merge import Merged
 from export.run import check
 from export.source import open_source
-from export.targets import Target
 from tests.export_cases import make_run
 from tests.tiny_models import make
+from unshot.catalog.formats import Target
 from unshot.console import Output
 from unshot.errors import InputError
 
@@ -195,22 +195,21 @@ def test_fp16_overflow(llama, tmp_path, monkeypatch) -> None:
 def test_a_layer_at_a_time_gives_the_same_logits(family, tmp_path) -> None:
     import numpy as np
 
-    from export.streamed import streamed
-
     base = make(family, tmp_path / "base")
     for kind in ({}, {"use_dora": True}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}):
         adapter_path = tmp_path / f"adapter{len(kind)}{'use_dora' in kind}"
         make_run(base, adapter_path, **kind)
         ids = [[5, 9, 33, 70, 12, 8], [40, 41, 42, 43]]
         whole = reference.evaluated(base, adapter_path / "adapter").logits(ids, [0, 1])
-        net = streamed(base, sorted(base.glob("*.safetensors")), adapter_path / "adapter")
+        files = sorted(base.glob("*.safetensors"))
+        net = reference.evaluated(base, adapter_path / "adapter", files=files, streams=True)
         for _ in range(2):  # what was dropped can be read again
             for expected, found in zip(whole, net.logits(ids, [0, 1]), strict=True):
                 np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_low_memory_reports_the_same_figures(llama, tmp_path) -> None:
-    from export.run import export_run
+    from export.run import Settings, export_run
 
     figures = []
     for low in (False, True):
@@ -219,9 +218,9 @@ def test_low_memory_reports_the_same_figures(llama, tmp_path) -> None:
             [Target("gguf", "f32"), Target("gguf", "q8_0")],
             tmp_path / str(low),
             QUIET,
-            low_memory=low,
+            Settings(low_memory=low),
         )
-        figures.append([r["figures"] for r in result["parity"]])
+        figures.append([r.figures for r in result.parity])
     for whole, low_one in zip(*figures, strict=True):
-        assert low_one["logits"]["kl"] == pytest.approx(whole["logits"]["kl"], abs=1e-5)
-        assert low_one["greedy"] == whole["greedy"]
+        assert low_one.logits.kl == pytest.approx(whole.logits.kl, abs=1e-5)
+        assert low_one.greedy == whole.greedy

@@ -19,11 +19,11 @@ pytest.importorskip("peft")
 
 from export import genai, onnx_graph, reference
 from export.engines import Engine
-from export.probes import probe_strings
-from export.targets import Target
+from export.parity import probe_strings
 from tests.export_cases import make_run
 from tests.tiny_models import FAMILIES, make
 from unshot.__main__ import main
+from unshot.catalog.formats import Target
 from unshot.errors import InputError, OutsideError
 
 SEVEN = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")

@@ -11,7 +11,7 @@ import pytest
 
 from export.device import GIB, check_fits, parse_device
 from export.loss import paired_loss, rows_needed, upper_share
-from export.targets import parse_targets
+from unshot.catalog.formats import parse_targets
 from unshot.errors import InputError
 from unshot.report.scatter import Dot, scatter
 
@@ -239,6 +239,7 @@ def test_estimated_sizes_are_close_to_the_files(tmp_path) -> None:
 def test_a_fully_tuned_run_exports_its_model_directory(tuned, tmp_path, capsys) -> None:
     pytest.importorskip("llama_cpp")
     from tests.tiny_models import make
+    from unshot.case import Tune
     from unshot.contracts.manifest import Manifest, read_manifest
 
     run = tmp_path / "full"
@@ -247,8 +248,8 @@ def test_a_fully_tuned_run_exports_its_model_directory(tuned, tmp_path, capsys) 
         copy = shutil.copytree if (tuned / name).is_dir() else shutil.copyfile
         copy(tuned / name, run / name)
     make("llama", run / "model", seed=3)
-    config = {**read_manifest(tuned).config, "tune": {"method": "full"}}
-    Manifest("tune", config=config).write(run)
+    old = read_manifest(tuned)
+    Manifest("tune", base=old.base, task=old.task, tune=Tune(method="full")).finish(run)
     out = tmp_path / "art"
     code, text, err = unshot(capsys, run, "--to", "gguf:f32", "--out", out, "--json", "-q")
     assert code == 0, err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from unshot import catalog, embedded
 from unshot.console import Output
 from unshot.contracts.manifest import BaseModel, sha256
 from unshot.errors import InputError, OutsideError, nearest
+
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,84 @@ class Source:
         return loaded
 
     def weight_files(self) -> list[Path]:
-        """The safetensors files, in name order."""
-        return sorted(self.path.glob("*.safetensors"))
+        """The safetensors files that belong to the model, in name order.
+
+        The index decides; without one it is `model.safetensors`, else every file but Mistral's consolidated copy.
+        Raises `InputError` for a shard that the index names and that is missing, and where two sets of weights lie
+        there.
+        """
+        index, whole = self.path / INDEX, self.path / "model.safetensors"
+        there = sorted(self.path.glob("*.safetensors"))
+        if index.is_file():
+            names = _index_files(index)
+            missing = [name for name in names if not (self.path / name).is_file()]
+            if missing:
+                raise InputError(
+                    f"{self.path}: {missing[0]} is missing ({len(missing)} of the {len(names)} files that {INDEX} "
+                    "names); "
+                    "copy or download it again"
+                )
+            if whole in there and whole.name not in names:
+                raise InputError(
+                    f"{whole}: lies beside {INDEX}, which does not name it; remove the one that is stale, since "
+                    "libraries "
+                    "differ in which they load"
+                )
+            return [self.path / name for name in names]
+        if whole in there:
+            return [whole]
+        own = [f for f in there if not f.name.startswith(("consolidated", "adapter"))]
+        if there and not own:
+            raise InputError(
+                f"{self.path}: {there[0].name} is no Hugging Face model (Mistral's own layout, or an adapter alone); "
+                "give the "
+                "directory with model*.safetensors"
+            )
+        return _whole_set(own)
+
+    def stray_files(self) -> list[str]:
+        """Names of safetensors files that lie in the directory and are not part of the model."""
+        own = set(self.weight_files())
+        return [f.name for f in sorted(self.path.glob("*.safetensors")) if f not in own]
 
     def fingerprint(self) -> BaseModel:
         """What a manifest records: name, path, and the SHA-256 of each weight file and the tokenizer."""
         files = [*self.weight_files(), self.path / "tokenizer.json", self.path / "config.json"]
         hashes = {f.name: sha256(f) for f in files if f.is_file()}
         return BaseModel(self.name, str(self.path), self.license, hashes)
+
+
+def _index_files(index: Path) -> list[str]:
+    """The files that an index names, sorted; `InputError` where it is none."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index}: not an index of weights ({error}); copy or download it again") from None
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"{index}: names the file `{name}`, which is outside the directory")
+    return names
+
+
+def _whole_set(files: list[Path]) -> list[Path]:
+    """The files as they are; `InputError` where numbered shards do not make a whole set."""
+    numbers = [re.fullmatch(r"(.*)-(\d+)-of-(\d+)\.safetensors", f.name) for f in files]
+    totals = {(n[1], int(n[3])) for n in numbers if n}
+    if len(totals) > 1 or (totals and not all(numbers)):
+        raise InputError(
+            f"{files[0].parent}: several sets of weights lie there ({', '.join(f.name for f in files[:4])}), and no "
+            f"{INDEX} "
+            "says which belong together; keep one set"
+        )
+    for stem, total in totals:
+        have = {int(n[2]) for n in numbers if n}
+        missing = sorted(set(range(1, total + 1)) - have)
+        if missing:
+            raise InputError(
+                f"{files[0].parent}: {stem}-{missing[0]:05d}-of-{total:05d}.safetensors is missing ({len(missing)} of "
+                f"{total} shards); copy or download it again"
+            )
+    return files
 
 
 def resolve(name: str | Path, out: Output | None = None, *, need_weights: bool = True) -> Source:
@@ -70,9 +143,10 @@ def _local(path: Path, need_weights: bool) -> Source:
         )
     if not path.is_dir():
         raise InputError(f"{path}: no such directory; give a model directory or `{embedded.NAME}`")
-    for needed in ("config.json", "tokenizer.json"):
-        if not (path / needed).is_file():
-            raise InputError(f"{path}: no {needed} there; give a Hugging Face model directory")
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: no config.json there; give a Hugging Face model directory")
+    if not (path / "tokenizer.json").is_file():
+        raise InputError(f"{path}: no tokenizer.json there; {_make_tokenizer(path)}")
     source = Source(path.name, path.resolve())
     try:
         source.config()
@@ -86,6 +160,17 @@ def _local(path: Path, need_weights: bool) -> Source:
         )
         raise InputError(f"{path}: no *.safetensors there{other}")
     return source
+
+
+def _make_tokenizer(path: Path) -> str:
+    """How to get a `tokenizer.json`, from what the directory holds."""
+    others = [n for n in ("tokenizer.model", "vocab.json", "spiece.model") if (path / n).is_file()]
+    if not others:
+        return "give a Hugging Face model directory with its tokenizer"
+    return (
+        f'make one from {others[0]} with `python -c "from transformers import AutoTokenizer as T; '
+        f"T.from_pretrained('{path}').save_pretrained('{path}')\"` (needs `pip install sentencepiece protobuf`)"
+    )
 
 
 def _hub(name: str, need_weights: bool) -> Source:

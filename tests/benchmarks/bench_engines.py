@@ -37,8 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     from export.speed import measure_speed
-    from export.targets import parse_targets
     from export.write import size_of
+    from unshot.catalog.formats import parse_targets
     from unshot.child import environment
     from unshot.contracts.manifest import hardware
     from unshot.models import resolve

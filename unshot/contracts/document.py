@@ -19,6 +19,7 @@ from unshot.errors import InputError
 DOCUMENTS: tuple[str, ...] = (
     "unshot.pipeline:PipelineRecord",
     "unshot.contracts.manifest:Manifest",
+    "unshot.contracts.parity:Parity",
     "unshot.contracts.registry:State",
     "unshot.contracts.request_log:Request",
     "unshot.contracts.request_log:Feedback",

@@ -61,6 +61,8 @@ class ModelFacts:
     vocabulary: int | None
     end: list[int]
     template: str | None
+    # Whether the file tells a server to put the start-of-text token before a prompt; None where none reads that.
+    add_bos: bool | None = None
 
 
 class Engine(ABC):
@@ -132,6 +134,10 @@ class Engine(ABC):
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the rendered prompt."""
         return self.tokenize(self.render(messages))
+
+    def served_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The ids that a server of this engine makes of a conversation: its own template and start-of-text rule."""
+        return self.prompt_ids(messages)
 
     def generate(
         self,

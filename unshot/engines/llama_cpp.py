@@ -73,8 +73,16 @@ class GgufEngine(Engine):
 
     kind = "gguf"
 
-    def __init__(self, target: str, *, threads: int | None = None, adapter: Path | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        threads: int | None = None,
+        adapter: Path | None = None,
+        context: int | None = None,
+    ) -> None:
         super().__init__(target, threads=threads)
+        self._fixed = context
         self.path = Path(target).expanduser()
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such file; give a .gguf file")
@@ -141,6 +149,7 @@ class GgufEngine(Engine):
             vocabulary=self.vocabulary,
             end=sorted(self.stop_ids),
             template=source.decode() if source else None,
+            add_bos=bool(lib.llama_vocab_get_add_bos(self._vocab)),
         )
 
     def _metadata(self, key: str) -> str | None:
@@ -175,11 +184,23 @@ class GgufEngine(Engine):
             config["tie_word_embeddings"] = spare < 1.5 * self.vocabulary * hidden
         return config
 
+    def served_ids(self, messages: Sequence[Message]) -> list[int]:
+        """As llama-server does: its start-of-text token once, whether the template writes it too or not."""
+        text = self.render(messages)
+        bos = lib.llama_vocab_bos(self._vocab)
+        if bos >= 0 and lib.llama_vocab_get_add_bos(self._vocab):
+            text = text.removeprefix(self._piece(bos, special=True).decode(errors="replace"))
+        return self._tokenize(text, special=True)
+
     def tokenize(self, text: str) -> list[int]:
+        return self._tokenize(text, special=False)
+
+    def _tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Ids of `text`; `special` adds the tokens that the file wants before and after it."""
         raw = text.encode()
         room = len(raw) + 8
         ids = (lib.llama_token * room)()
-        count = lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, False, True)
+        count = lib.llama_tokenize(self._vocab, raw, len(raw), ids, room, special, True)
         if count < 0:
             raise OutsideError(f"{self.path}: llama.cpp could not tokenize a text of {len(raw)} bytes")
         return list(ids[:count])
@@ -217,6 +238,8 @@ class GgufEngine(Engine):
             )
         self._free_context()
         size = min(-(-tokens // CONTEXT_STEP) * CONTEXT_STEP, self.trained_context)
+        if self._fixed and tokens <= self._fixed:
+            size = self._fixed
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = size, BATCH, MICRO_BATCH
         params.n_threads = params.n_threads_batch = self.threads

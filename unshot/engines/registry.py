@@ -83,16 +83,21 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return kind, target
 
 
-def open_engine(spec: str, *, threads: int | None = None, adapter: Path | None = None) -> Engine:
+def open_engine(
+    spec: str, *, threads: int | None = None, adapter: Path | None = None, context: int | None = None
+) -> Engine:
     """Load the model that `spec` names.
 
-    `threads` defaults to the usable cores; `adapter` is a LoRA adapter file to apply (GGUF only). Raises `InputError`
-    for a bad spec or file, `OutsideError` where the engine's library is missing.
+    `threads` defaults to the usable cores; `adapter` is a LoRA adapter file to apply (GGUF only); `context` is the
+    number of tokens that llama.cpp is started with, as a server is, where it must not grow with the requests. Raises
+    `InputError` for a bad spec or file, `OutsideError` where the engine's library is missing.
     """
     kind, target = parse_spec(spec)
     entry = ENGINES[kind]
     module, _, name = entry.implementation.partition(":")
-    options: dict[str, Path] = {} if adapter is None else {"adapter": adapter}
+    options: dict[str, Path | int] = {} if adapter is None else {"adapter": adapter}
+    if context is not None and kind == "gguf":
+        options["context"] = context
     if adapter is not None and kind != "gguf":
         raise InputError(f"{spec}: only a GGUF file takes an adapter file; merge the adapter first")
     try:

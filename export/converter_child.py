@@ -1,0 +1,83 @@
+"""llama.cpp's converter with a name for tokenizers that it does not know by their hash.
+
+Run by its path as `python converter_child.py FOLDER SETTINGS ARGUMENTS...` or `... FOLDER --supports ARCHITECTURE`;
+exit 2: the architecture is unknown. SETTINGS is JSON: `pre`, the pre-tokenizer's name; `template`, the chat template;
+`ends`, the tokens that end an answer. Nothing of unshot is imported: the converter brings its own `gguf`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main() -> int:
+    """Run the converter in this process."""
+    folder, given, *arguments = sys.argv[1:]
+    sys.path.insert(0, folder)
+    import convert_hf_to_gguf as script
+
+    try:
+        from conversion import base
+    except ImportError:  # older checkouts have everything in one file
+        base = script
+    kind = getattr(base, "TextModel", None) or base.Model
+    if given == "--supports":
+        return 0 if _knows(script, base, arguments[0]) else 2
+    settings = json.loads(given)
+    _special_tokens(settings)
+    usual = kind.get_vocab_base_pre
+
+    def named(self, tokenizer):  # type: ignore[no-untyped-def]
+        try:
+            return usual(self, tokenizer)
+        except NotImplementedError:
+            if not settings["pre"]:
+                raise
+            return settings["pre"]
+
+    kind.get_vocab_base_pre = named
+    sys.argv = ["convert_hf_to_gguf.py", *arguments]
+    script.main()
+    return 0
+
+
+def _special_tokens(settings) -> None:  # type: ignore[no-untyped-def]
+    """No token before or after the prompt, which the chat template writes whole; every end token where it is looked
+    for.
+    """
+    import gguf
+
+    usual = gguf.SpecialVocab.add_to_gguf
+
+    def added(self, writer, quiet=False):  # type: ignore[no-untyped-def]
+        self.chat_template = settings["template"]
+        self.add_special_token = {"bos": False, "eos": False}
+        ids = self.special_token_ids
+        if settings["ends"]:
+            ids.setdefault("eos", settings["ends"][0])
+        more = [token for token in settings["ends"] if token != ids.get("eos")]
+        ids.update(zip(("eot", "eom"), more, strict=False))
+        usual(self, writer, quiet)
+
+    gguf.SpecialVocab.add_to_gguf = added
+
+
+def _knows(script, base, name: str) -> bool:  # type: ignore[no-untyped-def]
+    try:
+        import conversion
+
+        if hasattr(conversion, "TEXT_MODEL_MAP"):
+            return name in conversion.TEXT_MODEL_MAP
+    except ImportError:
+        pass
+    holder = getattr(base, "ModelBase", None) or script.ModelBase
+    try:
+        holder.from_model_architecture(name)
+    except NotImplementedError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
