@@ -239,7 +239,7 @@ def test_estimated_sizes_are_close_to_the_files(tmp_path) -> None:
 def test_a_fully_tuned_run_exports_its_model_directory(tuned, tmp_path, capsys) -> None:
     pytest.importorskip("llama_cpp")
     from tests.tiny_models import make
-    from unshot.case import Tune
+    from unshot.case import TuneSettings
     from unshot.contracts.manifest import Manifest, read_manifest
 
     run = tmp_path / "full"
@@ -249,7 +249,7 @@ def test_a_fully_tuned_run_exports_its_model_directory(tuned, tmp_path, capsys) 
         copy(tuned / name, run / name)
     make("llama", run / "model", seed=3)
     old = read_manifest(tuned)
-    Manifest("tune", base=old.base, task=old.task, tune=Tune(method="full")).finish(run)
+    Manifest("tune", base=old.base, task=old.task, tune=TuneSettings(method="full")).finish(run)
     out = tmp_path / "art"
     code, text, err = unshot(capsys, run, "--to", "gguf:f32", "--out", out, "--json", "-q")
     assert code == 0, err
