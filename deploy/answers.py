@@ -14,7 +14,7 @@ from unshot.metrics.scores import INVALID
 
 
 @dataclass
-class Asked:
+class LoggedRequest:
     """One request: all lines that carry its id, by part.
 
     `tries` are the lines that were meant for the user (the assigned arm's, and the fallback's after it failed),
@@ -25,6 +25,8 @@ class Asked:
     time: float
     unit: str
     assigned: Arm
+    # The candidate's share when the arm was drawn; None where the log did not keep it.
+    share: float | None = None
     tries: list[Request] = field(default_factory=list)
     shadows: list[Request] = field(default_factory=list)
 
@@ -40,6 +42,11 @@ class Asked:
         return any(r.fallback for r in self.tries)
 
     @property
+    def request_fault(self) -> bool:
+        """Whether it failed for its own sake, so that it says nothing of an arm."""
+        return any(r.request_fault for r in self.tries)
+
+    @property
     def failed(self) -> bool:
         """Whether the assigned arm gave no answer that could be used: an error, a broken schema, a fallback."""
         return self.fell_back or self.shown is None or any(r.schema_ok is False for r in self.tries)
@@ -50,11 +57,13 @@ class Asked:
         return good[-1] if good else None
 
 
-def gather(requests: Iterable[Request]) -> list[Asked]:
+def gather(requests: Iterable[Request]) -> list[LoggedRequest]:
     """Requests by id, in the order of arrival. A request that has shadow lines only is left out."""
-    found: dict[str, Asked] = {}
+    found: dict[str, LoggedRequest] = {}
     for line in requests:
-        asked = found.setdefault(line.id, Asked(line.id, line.time, line.unit, line.assigned))
+        asked = found.setdefault(
+            line.id, LoggedRequest(line.id, line.time, line.unit, line.assigned, line.share)
+        )
         (asked.shadows if line.shadow else asked.tries).append(line)
         asked.time = min(asked.time, line.time)
     return sorted((a for a in found.values() if a.tries), key=lambda a: (a.time, a.id))
@@ -100,7 +109,7 @@ def said(line: Request, task: Task | None) -> str | None:
     return stated(line.answer, task) if line.answer is not None else None
 
 
-def truth(asked: Asked, feedback: Feedback, task: Task | None) -> str | None:
+def truth(asked: LoggedRequest, feedback: Feedback, task: Task | None) -> str | None:
     """What the right answer is known to be: the correction, or the shown answer where it was called right."""
     if feedback.correction is not None:
         return stated(feedback.correction, task)
@@ -109,7 +118,12 @@ def truth(asked: Asked, feedback: Feedback, task: Task | None) -> str | None:
     return None
 
 
-def right(asked: Asked, feedback: Feedback, task: Task | None) -> bool | None:
+def same(answer: str, known: str, task: Task | None) -> bool:
+    """Whether two answers say the same: a task's labels are told apart as they are spelt, free texts but for case."""
+    return answer == known or (task is None and answer.casefold() == known.casefold())
+
+
+def right(asked: LoggedRequest, feedback: Feedback, task: Task | None) -> bool | None:
     """Whether the shown answer was right; None where the feedback does not tell, or nothing was shown.
 
     A correction counts above `correct`: it is compared with what was shown. Where the log holds neither label nor
@@ -119,7 +133,7 @@ def right(asked: Asked, feedback: Feedback, task: Task | None) -> bool | None:
         return None
     shown = said(asked.shown, task)
     if feedback.correction is not None and shown is not None:
-        return shown.casefold() == stated(feedback.correction, task).casefold()
+        return same(shown, stated(feedback.correction, task), task)
     if feedback.correct is not None:
         return feedback.correct
     return False if feedback.correction is not None else None

@@ -74,7 +74,7 @@ def split_log(
         label = true if good else next(x for x in labels if x != true)
         time = float(generator.lognormal(np.log(seconds[candidate]), 0.3))
         line = request(
-            number, unit=unit, assigned=arm, label=label, answer=label, ttft_s=time / 2, e2e_s=time,
+            number, unit=unit, assigned=arm, share=0.5, label=label, answer=label, ttft_s=time / 2, e2e_s=time,
             cost_usd=0.001 * (1 + candidate), schema_ok=True,
         )  # fmt: skip
         writer.write(line)

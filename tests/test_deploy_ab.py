@@ -89,7 +89,7 @@ def test_a_better_candidate_passes_and_a_worse_or_open_one_does_not(capsys: Capt
     better = split_log(tmp_path / "better", 600, right=(0.6, 0.9), seconds=(0.4, 0.2))
     code, report = verdict(capsys, better, "--margin", "0.05", "--out", tmp_path / "report")
     assert (code, report["verdict"]) == (0, "candidate better")
-    assert report["metrics"]["e2e"]["says"] == "better" and report["metrics"]["cost"]["says"] == "worse"
+    assert report["metrics"]["e2e"]["verdict"] == "better" and report["metrics"]["cost"]["verdict"] == "worse"
     assert 0.45 < report["metrics"]["e2e"]["estimate"] < 0.55
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("<svg") >= 5 and "confidence sequence" in page

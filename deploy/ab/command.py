@@ -94,12 +94,13 @@ def ab(
     )
     shown = tables(report)
     if final is not None:
-        manifest = Manifest("deploy-ab", config=report["plan"])
+        manifest = Manifest("deploy-ab", config=report["plan"].plain())
         manifest.inputs = [describe_file(p) for p in sorted(folder.glob("*.jsonl"))]
         with staged(final, overwrite=overwrite) as work:
             write_text(work / "ab.json", dumps(report) + "\n")
             write_text(work / "report.html", html(report, analysed))
-            manifest.result = {k: report[k] for k in ("verdict", "reason", "decided_at", "sample")}
+            manifest.result = {"decided_at": report["decided_at"], "sample": report["sample"]}
+            manifest.verdict, manifest.reason = report["verdict"], report["reason"]
             manifest.finish(work)
         shown.append(f"written to {final}")
     out.result(report, *shown)

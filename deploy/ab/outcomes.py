@@ -6,15 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from deploy.answers import Asked, right, said, truth
-from unshot.contracts.request_log import Feedback, Request
+from deploy.answers import LoggedRequest, right, said, same, truth
+from unshot.contracts.request_log import Arm, Feedback, Request
 from unshot.contracts.task import Task
 
 Kind = Literal["share", "log"]
+ARMS: tuple[Arm, Arm] = ("baseline", "candidate")
 
 
 @dataclass(frozen=True)
@@ -47,28 +48,38 @@ class Observed:
     value: np.ndarray
     unit: np.ndarray
     candidate: np.ndarray
+    # Which part of the traffic, within which the arms are compared (`strata`).
+    stratum: np.ndarray
     time: np.ndarray
     raw: dict[str, np.ndarray]
     zeros: int = 0
 
 
 def by_assignment(
-    asked: Sequence[Asked], feedback: Mapping[str, Feedback], task: Task | None
+    asked: Sequence[LoggedRequest],
+    feedback: Mapping[str, Feedback],
+    task: Task | None,
+    strata: Sequence[int] | None = None,
 ) -> dict[str, Observed]:
-    """One value per request, under the assigned arm whoever answered (intention to treat)."""
+    """One value per request, under the assigned arm whoever answered (intention to treat).
+
+    `strata` holds the part of each request, None: all of one. Requests that failed for their own sake are left out.
+    """
     found = {}
+    parts = strata if strata is not None else [0] * len(asked)
     for metric in METRICS:
         rows = []
-        for one in asked:
-            value = _shown(metric, one, feedback.get(one.id), task)
+        for one, part in zip(asked, parts, strict=True):
+            value = None if one.request_fault else _shown(metric, one, feedback.get(one.id), task)
             if value is not None:
-                rows.append((_known(metric, one, feedback), one.unit, one.assigned == "candidate", value))
+                known = _known(metric, one, feedback)
+                rows.append((known, one.unit, one.assigned == "candidate", value, part))
         found[metric.name] = _observed(metric, rows)
     return found
 
 
 def by_pair(
-    asked: Sequence[Asked], feedback: Mapping[str, Feedback], task: Task | None
+    asked: Sequence[LoggedRequest], feedback: Mapping[str, Feedback], task: Task | None
 ) -> tuple[dict[str, Observed], int]:
     """One pair per request that both arms answered; and how many pairs were dropped for want of a known right answer.
 
@@ -78,7 +89,7 @@ def by_pair(
     for metric in METRICS:
         rows = []
         for one in asked:
-            if not one.shadows:
+            if not one.shadows or one.request_fault or any(r.request_fault for r in one.shadows):
                 continue
             pair = _pair(metric, one, feedback.get(one.id), task)
             if pair is not None:
@@ -94,11 +105,11 @@ def by_pair(
     return found, dropped
 
 
-def _known(metric: Metric, one: Asked, feedback: Mapping[str, Feedback]) -> float:
+def _known(metric: Metric, one: LoggedRequest, feedback: Mapping[str, Feedback]) -> float:
     return feedback[one.id].time if metric is QUALITY else one.time
 
 
-def _shown(metric: Metric, one: Asked, feedback: Feedback | None, task: Task | None) -> float | None:
+def _shown(metric: Metric, one: LoggedRequest, feedback: Feedback | None, task: Task | None) -> float | None:
     if metric is QUALITY:
         verdict = right(one, feedback, task) if feedback else None
         return None if verdict is None else float(verdict)
@@ -118,7 +129,7 @@ def _time(metric: Metric, line: Request | None) -> float | None:
 
 
 def _pair(
-    metric: Metric, one: Asked, feedback: Feedback | None, task: Task | None
+    metric: Metric, one: LoggedRequest, feedback: Feedback | None, task: Task | None
 ) -> tuple[float, float] | None:
     """Baseline's and candidate's value of one request."""
     if metric is FAILURES:
@@ -141,21 +152,21 @@ def _pair(
 
 
 def _both_right(
-    one: Asked, feedback: Feedback, baseline: Request, candidate: Request, task: Task | None
+    one: LoggedRequest, feedback: Feedback, baseline: Request, candidate: Request, task: Task | None
 ) -> tuple[float, float] | None:
     answers = [said(r, task) for r in (baseline, candidate)]
     if answers[0] is None or answers[1] is None:
         return None
     known = truth(one, feedback, task)
     if known is not None:
-        both = [float(a is not None and a.casefold() == known.casefold()) for a in answers]
+        both = [float(a is not None and same(a, known, task)) for a in answers]
         return both[0], both[1]
-    if feedback.correct is False and answers[0].casefold() == answers[1].casefold():
+    if feedback.correct is False and same(answers[0], answers[1], task):
         return 0.0, 0.0
     return None
 
 
-def _observed(metric: Metric, rows: list[tuple[float, str, bool, float]]) -> Observed:
+def _observed(metric: Metric, rows: list[tuple[float, str, bool, float, int]]) -> Observed:
     rows.sort(key=lambda r: r[0])
     raw = np.array([r[3] for r in rows])
     candidate = np.array([r[2] for r in rows], dtype=bool)
@@ -164,7 +175,10 @@ def _observed(metric: Metric, rows: list[tuple[float, str, bool, float]]) -> Obs
     value = np.log(raw[keep]) if metric.kind == "log" else raw
     codes = _codes([r[1] for r in rows])
     times = np.array([r[0] for r in rows])
-    return Observed(metric, value, codes[keep], candidate[keep], times[keep], sides, int((~keep).sum()))
+    parts = np.array([r[4] for r in rows], dtype=int)
+    return Observed(
+        metric, value, codes[keep], candidate[keep], parts[keep], times[keep], sides, int((~keep).sum())
+    )
 
 
 def _observed_pairs(metric: Metric, rows: list[tuple[float, str, float, float]]) -> Observed:
@@ -177,7 +191,8 @@ def _observed_pairs(metric: Metric, rows: list[tuple[float, str, float, float]])
     times = np.array([r[0] for r in rows])
     everyone = np.ones(int(keep.sum()), dtype=bool)
     codes = _codes([r[1] for r in rows])
-    return Observed(metric, value, codes[keep], everyone, times[keep], sides, int((~keep).sum()))
+    one_part = np.zeros(len(everyone), dtype=int)
+    return Observed(metric, value, codes[keep], everyone, one_part, times[keep], sides, int((~keep).sum()))
 
 
 def _codes(units: Sequence[str]) -> np.ndarray:
@@ -185,10 +200,21 @@ def _codes(units: Sequence[str]) -> np.ndarray:
     return np.array([known.setdefault(u, len(known)) for u in units], dtype=int)
 
 
-def counts(asked: Sequence[Asked]) -> dict[str, dict[str, int | float]]:
+class ArmCounts(TypedDict):
+    """What an arm was asked: requests and units drawn into it, and what became of them."""
+
+    requests: int
+    units: int
+    fallbacks: int
+    unanswered: int
+    shadowed: int
+    request_faults: int
+
+
+def counts(asked: Sequence[LoggedRequest]) -> dict[Arm, ArmCounts]:
     """Requests, units, fallbacks and errors by assigned arm."""
-    table: dict[str, dict[str, int | float]] = {}
-    for arm in ("baseline", "candidate"):
+    table: dict[Arm, ArmCounts] = {}
+    for arm in ARMS:
         mine = [one for one in asked if one.assigned == arm]
         table[arm] = {
             "requests": len(mine),
@@ -196,11 +222,12 @@ def counts(asked: Sequence[Asked]) -> dict[str, dict[str, int | float]]:
             "fallbacks": sum(one.fell_back for one in mine),
             "unanswered": sum(one.shown is None for one in mine),
             "shadowed": sum(bool(one.shadows) for one in mine),
+            "request_faults": sum(one.request_fault for one in mine),
         }
     return table
 
 
-def crossed_units(asked: Sequence[Asked]) -> int:
+def crossed_units(asked: Sequence[LoggedRequest]) -> int:
     """Units that were drawn into both arms: the split changed, or the key did not stick."""
     arms: dict[str, set[str]] = {}
     for one in asked:
@@ -208,7 +235,7 @@ def crossed_units(asked: Sequence[Asked]) -> int:
     return sum(len(a) > 1 for a in arms.values())
 
 
-def versions(asked: Sequence[Asked]) -> dict[str, list[str]]:
+def versions(asked: Sequence[LoggedRequest]) -> dict[str, list[str]]:
     """The versions that answered behind each arm, in the order of their first request."""
     found: dict[str, dict[str, None]] = {"baseline": {}, "candidate": {}}
     for one in asked:
@@ -217,20 +244,30 @@ def versions(asked: Sequence[Asked]) -> dict[str, list[str]]:
     return {arm: list(names) for arm, names in found.items()}
 
 
-def sources(feedback: Mapping[str, Feedback], asked: Sequence[Asked]) -> dict[str, int]:
+def sources(feedback: Mapping[str, Feedback], asked: Sequence[LoggedRequest]) -> dict[str, int]:
     """Feedback on these requests by who gave it."""
     ids = {one.id for one in asked}
     return dict(Counter(f.by for k, f in feedback.items() if k in ids))
 
 
-def describe(metric: Metric, values: np.ndarray) -> dict[str, float | int | None]:
+class Described(TypedDict):
+    """One arm's values of a metric: count and mean; of times percentiles and the geometric mean too."""
+
+    n: int
+    mean: float | None
+    p50: NotRequired[float]
+    p95: NotRequired[float]
+    geometric_mean: NotRequired[float | None]
+
+
+def describe(metric: Metric, values: np.ndarray) -> Described:
     """Count and mean (and percentiles, of times) of one arm's values."""
     if not len(values):
         return {"n": 0, "mean": None}
-    result: dict[str, float | int | None] = {"n": len(values), "mean": float(values.mean())}
+    result: Described = {"n": len(values), "mean": float(values.mean())}
     if metric.kind == "log":
         p50, p95 = np.quantile(values, [0.5, 0.95])
         positive = values[values > 0]
-        geometric = math.exp(float(np.log(positive).mean())) if len(positive) else None
-        result |= {"p50": float(p50), "p95": float(p95), "geometric_mean": geometric}
+        result["p50"], result["p95"] = float(p50), float(p95)
+        result["geometric_mean"] = math.exp(float(np.log(positive).mean())) if len(positive) else None
     return result

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deploy.ab.run import BETTER, NOT_WORSE, OPEN, WORSE, Comparison, track
+from deploy.ab.run import (
+    BETTER,
+    NOT_WORSE,
+    OPEN,
+    WITHHELD,
+    WORSE,
+    Comparison,
+    MetricFacts,
+    Report,
+    Sample,
+    track,
+)
+from unshot.contracts.request_log import Arm
 from unshot.report import charts, page
 
-KINDS = {BETTER: "good", NOT_WORSE: "good", WORSE: "bad", OPEN: "warn"}
+KINDS = {BETTER: "good", NOT_WORSE: "good", WORSE: "bad", OPEN: "warn", WITHHELD: "warn"}
 
 
-def tables(report: Mapping[str, Any]) -> list[Any]:
+def tables(report: Report) -> list[Any]:
     """Verdict, metrics and sample size for the terminal."""
     from rich.table import Table
 
@@ -21,21 +33,30 @@ def tables(report: Mapping[str, Any]) -> list[Any]:
     for row in metric_rows(report):
         shown.add_row(*row)
     lines = [shown, report["reason"], arms_line(report)]
+    if report["stratified"]:
+        lines.append(report["stratified"])
     if report["sample"]:
         lines.append(sample_line(report["sample"]))
     return lines
 
 
-HEADERS = ("", "baseline", "candidate", "candidate against baseline", "always-valid interval", "says")
+HEADERS = (
+    "metric",
+    "baseline",
+    "candidate",
+    "candidate against baseline",
+    "always-valid interval",
+    "verdict",
+)
 
 
-def metric_rows(report: Mapping[str, Any]) -> list[list[str]]:
+def metric_rows(report: Report) -> list[list[str]]:
     """One row per metric, as texts."""
     rows = []
     for name, m in report["metrics"].items():
-        ratio = m["as"] == "ratio"
+        ratio = m["compared_as"] == "ratio"
 
-        def arm(side: str, m: Mapping[str, Any] = m, name: str = name) -> str:
+        def arm(side: Arm, m: MetricFacts = m, name: str = name) -> str:
             value = m[side]["mean"]
             if value is None:
                 return "-"
@@ -56,32 +77,37 @@ def metric_rows(report: Mapping[str, Any]) -> list[list[str]]:
                 if ratio
                 else f"{m['estimate']:+.3f}",
                 interval(m),
-                m["says"],
+                m["verdict"],
             ]
         )
     return rows
 
 
-def interval(m: Mapping[str, Any]) -> str:
+def interval(m: MetricFacts) -> str:
     """`[low, high]`, open where there is no bound yet."""
     if m["low"] is None and m["high"] is None:
         return "none yet"
-    form = "{:.3f}" if m["as"] == "ratio" else "{:+.3f}"
+    form = "{:.3f}" if m["compared_as"] == "ratio" else "{:+.3f}"
     low, high = (form.format(v) if v is not None else "open" for v in (m["low"], m["high"]))
     return f"[{low}, {high}]"
 
 
-def arms_line(report: Mapping[str, Any]) -> str:
+def arms_line(report: Report) -> str:
     """Requests, units and what went wrong, of both arms."""
-    words = {"fallbacks": "answered by the other arm", "unanswered": "unanswered", "shadowed": "shadowed"}
     parts = []
     for arm, a in report["arms"].items():
-        more = [f"{a[key]} {word}" for key, word in words.items() if a[key]]
+        counted = (
+            (a["fallbacks"], "answered by the other arm"),
+            (a["unanswered"], "unanswered"),
+            (a["shadowed"], "shadowed"),
+            (a["request_faults"], "failed for their own sake"),
+        )
+        more = [f"{number} {word}" for number, word in counted if number]
         parts.append(", ".join([f"{arm}: {a['requests']} requests of {a['units']} units", *more]))
     return "; ".join(parts)
 
 
-def sample_line(sample: Mapping[str, Any]) -> str:
+def sample_line(sample: Sample) -> str:
     """What the plan needs."""
     return (
         f"planned for an effect of {sample['effect']:g} with power {sample['power']:g}: {sample['needed']} "
@@ -89,7 +115,7 @@ def sample_line(sample: Mapping[str, Any]) -> str:
     )
 
 
-def html(report: Mapping[str, Any], analysed: Mapping[str, Comparison]) -> str:
+def html(report: Report, analysed: Mapping[str, Comparison]) -> str:
     """The whole report as one page."""
     plan = report["plan"]
     quality = report["metrics"].get("quality")
@@ -118,7 +144,7 @@ def html(report: Mapping[str, Any], analysed: Mapping[str, Comparison]) -> str:
             ("e2e", "end to end, candidate / baseline"),
             ("cost", "cost, candidate / baseline"),
         )
-        if (figure := chart(name, title, analysed[name], plan["margin"]))
+        if (figure := chart(name, title, analysed[name], plan.margin))
     ]
     return page.page(
         f"A/B: {report['verdict']}",
@@ -135,15 +161,19 @@ def html(report: Mapping[str, Any], analysed: Mapping[str, Comparison]) -> str:
             page.text(arms_line(report), small=True),
         ),
         page.section("Confidence sequences", page.charts(*figures)) if figures else "",
-        page.section("Mind this", page.bullets(report["warnings"])) if report["warnings"] else "",
+        page.section("Warnings", page.bullets(report["warnings"])) if report["warnings"] else "",
         page.section(
             "Plan",
             page.facts(
                 {
-                    "comparison": "shadowed pairs" if plan["design"] == "pairs" else "units drawn into arms",
-                    "error rate over all looks": f"{plan['alpha']:g}",
-                    "margin": f"{plan['margin']:g}",
-                    "effect": f"{plan['effect']:g} with power {plan['power']:g}",
+                    "comparison": "shadowed pairs" if plan.design == "pairs" else "units drawn into arms",
+                    "stratified": report["stratified"] or "no: one share throughout",
+                    "sample ratio, p": "not known"
+                    if report["sample_ratio_p"] is None
+                    else f"{report['sample_ratio_p']:.2g}",
+                    "error rate over all looks": f"{plan.alpha:g}",
+                    "margin": f"{plan.margin:g}",
+                    "effect": f"{plan.effect:g} with power {plan.power:g}",
                     "feedback": ", ".join(f"{n} by {k}" for k, n in report["feedback"].items()) or "none",
                 }
             ),

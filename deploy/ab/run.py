@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from deploy.ab.outcomes import (
+    ARMS,
     FAILURES,
     METRICS,
     QUALITY,
+    ArmCounts,
+    Described,
     Observed,
     by_assignment,
     by_pair,
@@ -27,7 +29,7 @@ from deploy.ab.outcomes import (
 from deploy.ab.sequential import (
     BURN_IN,
     Design,
-    compare,
+    compare_within,
     design,
     follow,
     paired,
@@ -38,11 +40,14 @@ from deploy.ab.sequential import (
 from deploy.ab.sequential import (
     Sequence as Bounds,
 )
-from deploy.answers import Asked, choose, gather
-from unshot.console import Output, dumps
+from deploy.ab.strata import Mismatch, Strata, sample_ratio, stratify
+from deploy.answers import LoggedRequest, choose, gather
+from unshot.console import Output
 from unshot.contracts.manifest import write_text
-from unshot.contracts.request_log import read_feedback, read_requests
+from unshot.contracts.record import Record, RecordError
+from unshot.contracts.request_log import Arm, Unreadable, read_feedback, read_requests
 from unshot.contracts.task import Task
+from unshot.data.rows import read_text
 from unshot.errors import InputError
 from unshot.metrics.thresholds import AB_ERROR, AB_POWER
 
@@ -52,6 +57,7 @@ BETTER, NOT_WORSE, WORSE, OPEN = (
     "baseline better",
     "keep going",
 )
+WITHHELD = "no verdict: sample ratio mismatch"
 PLAN = "ab-plan.json"
 # Times and costs are compared as ratios; their sequences are tightest for a change of 10%.
 RATIO_EFFECT = math.log(1.1)
@@ -59,9 +65,10 @@ RATIO_SCALE = 0.05
 POINTS = 300
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What must be fixed before the first look for the error rates to hold."""
+class TestPlan(Record):
+    """What must be fixed before the first look for the error rates to hold; kept beside the log."""
+
+    __test__ = False
 
     alpha: float
     power: float
@@ -94,43 +101,105 @@ def ab_run(
     by: Collection[str] = (),
     since: float | None = None,
     until: float | None = None,
-) -> tuple[dict[str, Any], dict[str, Comparison]]:
+) -> tuple[Report, dict[str, Comparison]]:
     """Analyse a log; the report and what its charts need. Raises `InputError` where nothing can be compared.
 
     `how` is `split` (units drawn into arms), `pairs` (shadowed requests), or `auto`: pairs where no unit was drawn
     into the candidate.
     """
-    asked = gather(read_requests(folder, since=since, until=until))
-    feedback = choose(read_feedback(folder), by)
+    unreadable = Unreadable()
+    asked = gather(read_requests(folder, unreadable, since=since, until=until))
+    feedback = choose(read_feedback(folder, unreadable), by)
     if until is not None:
         feedback = {k: f for k, f in feedback.items() if f.time < until}
     table = counts(asked)
     how = pick(how, table, folder)
-    plan = Plan(alpha, power, margin, effect or margin, how)
+    plan = TestPlan(alpha, power, margin, effect or margin, how)
     changed = keep_plan(folder, plan)
     dropped = 0
+    strata, mismatch = Strata([0] * len(asked), ["all"]), None
     if how == "pairs":
         seen, dropped = by_pair(asked, feedback, task)
     else:
-        seen = by_assignment(asked, feedback, task)
+        strata, mismatch = stratify(asked), sample_ratio(asked)
+        seen = by_assignment(asked, feedback, task, strata.codes)
     analysed = {m.name: analyse(seen[m.name], plan, pairs=how == "pairs") for m in METRICS}
-    report: dict[str, Any] = {
+    verdict = judge(analysed, plan)
+    if mismatch is not None and mismatch.found:
+        verdict = {"verdict": WITHHELD, "reason": mismatch.sentence(), "decided_at": None}
+    report: Report = {
         "log": str(folder),
-        "plan": asdict(plan),
+        "plan": plan,
         "arms": table,
         "metrics": {name: one for name, c in analysed.items() if (one := facts(c, plan))},
         "feedback": sources(feedback, asked),
         "pairs_dropped": dropped,
+        "stratified": strata.sentence(),
+        "strata": strata.names,
+        "sample_ratio_p": None if mismatch is None else mismatch.p,
+        **verdict,
+        "sample": sample(analysed[QUALITY.name], plan, pairs=how == "pairs"),
+        "warnings": [],
     }
-    report |= judge(analysed, plan)
-    report["sample"] = sample(analysed[QUALITY.name], plan, pairs=how == "pairs")
-    report["warnings"] = warnings(report, asked, changed)
+    report["warnings"] = warnings(report, asked, changed, mismatch)
+    if skipped := unreadable.sentence():
+        report["warnings"].append(skipped)
     for line in report["warnings"]:
         out.warn(line)
     return report, analysed
 
 
-def pick(how: str, table: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+class Verdict(TypedDict):
+    """The answer, why, and after how many answers with feedback it stood."""
+
+    verdict: str
+    reason: str
+    decided_at: int | None
+
+
+class MetricFacts(TypedDict):
+    """One metric of both arms; `compared_as` is `ratio` or `difference`, bounds None where there is none yet."""
+
+    title: str
+    compared_as: str
+    baseline: Described
+    candidate: Described
+    estimate: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    level: float
+    verdict: str
+    left_out: int
+
+
+class Sample(TypedDict):
+    """What the plan needs and what there is."""
+
+    unit: str
+    seen: int
+    needed: int
+    effect: float
+    power: float
+
+
+class Report(Verdict):
+    """`ab.json`. `sample_ratio_p` is None where the log does not hold the share."""
+
+    log: str
+    plan: TestPlan
+    arms: dict[Arm, ArmCounts]
+    metrics: dict[str, MetricFacts]
+    feedback: dict[str, int]
+    pairs_dropped: int
+    stratified: str | None
+    strata: list[str]
+    sample_ratio_p: float | None
+    sample: Sample | None
+    warnings: list[str]
+
+
+def pick(how: str, table: Mapping[Arm, ArmCounts], folder: Path) -> str:
     """Which comparison the log allows; `InputError` where it holds only one arm."""
     if how == "auto":
         how = "split" if table["candidate"]["units"] else "pairs"
@@ -146,20 +215,20 @@ def pick(how: str, table: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
     return how
 
 
-def keep_plan(folder: Path, plan: Plan) -> dict[str, Any] | None:
+def keep_plan(folder: Path, plan: TestPlan) -> TestPlan | None:
     """Keep the first look's plan beside the log; return it where this look's differs."""
     path = folder / PLAN
     if not path.is_file():
-        write_text(path, dumps(plan) + "\n")
+        write_text(path, plan.to_json(indent=2) + "\n")
         return None
     try:
-        first = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise InputError(f"{path}: not valid JSON; it was changed by hand, delete it to plan anew") from None
-    return first if first != asdict(plan) else None
+        first = TestPlan.from_json(read_text(path))
+    except RecordError as error:
+        raise InputError(f"{path}: {error}; it was changed by hand, delete it to plan anew") from None
+    return first if first != plan else None
 
 
-def analyse(seen: Observed, plan: Plan, *, pairs: bool) -> Comparison:
+def analyse(seen: Observed, plan: TestPlan, *, pairs: bool) -> Comparison:
     """The confidence sequence of one metric. Quality has the whole error rate, the others share it once more."""
     main = seen.metric is QUALITY
     alpha = plan.alpha if main else plan.alpha / (len(METRICS) - 1)
@@ -169,11 +238,12 @@ def analyse(seen: Observed, plan: Plan, *, pairs: bool) -> Comparison:
     if pairs:
         path = paired(seen.value, seen.unit, scale=1.0 if share else RATIO_SCALE)
     else:
-        path = compare(seen.value, seen.unit, seen.candidate, scale=0.5 if share else RATIO_SCALE)
+        scale = 0.5 if share else RATIO_SCALE
+        path = compare_within(seen.value, seen.unit, seen.candidate, seen.stratum, scale=scale)
     return Comparison(seen, path, follow(path, mixing=planned.mixing, alpha=alpha), alpha, planned)
 
 
-def facts(c: Comparison, plan: Plan) -> dict[str, Any] | None:
+def facts(c: Comparison, plan: TestPlan) -> MetricFacts | None:
     """One metric for the report: both arms, the difference (or ratio) with its bounds, what it says. None: no data."""
     metric = c.seen.metric
     sides = {arm: describe(metric, values) for arm, values in c.seen.raw.items()}
@@ -183,14 +253,15 @@ def facts(c: Comparison, plan: Plan) -> dict[str, Any] | None:
     change = math.exp if metric.kind == "log" else float
     return {
         "title": metric.title,
-        "as": "ratio" if metric.kind == "log" else "difference",
-        **sides,
+        "compared_as": "ratio" if metric.kind == "log" else "difference",
+        "baseline": sides["baseline"],
+        "candidate": sides["candidate"],
         "estimate": change(now[0]) if now else None,
         "low": change(now[1]) if now and math.isfinite(now[1]) else None,
         "high": change(now[2]) if now and math.isfinite(now[2]) else None,
         "p": float(c.bounds.p[-1]) if len(c.bounds.p) else None,
         "level": 1 - c.alpha,
-        "says": says(c, plan.margin if metric.kind == "share" else 0.0),
+        "verdict": metric_verdict(c, plan.margin if metric.kind == "share" else 0.0),
         "left_out": c.seen.zeros,
     }
 
@@ -205,21 +276,12 @@ def current(c: Comparison) -> tuple[float, float, float] | None:
     low, high = float(c.bounds.low[-1]), float(c.bounds.high[-1])
     estimate = float(c.path.difference[-1])
     if low > high:
-        last = follow(
-            Track(
-                *(
-                    part[-1:]
-                    for part in (c.path.difference, c.path.variance, c.path.baseline, c.path.candidate)
-                )
-            ),
-            mixing=c.design.mixing,
-            alpha=c.alpha,
-        )
+        last = follow(c.path.last(), mixing=c.design.mixing, alpha=c.alpha)
         low, high = float(last.low[0]), float(last.high[0])
     return estimate, low, high
 
 
-def says(c: Comparison, margin: float) -> str:
+def metric_verdict(c: Comparison, margin: float) -> str:
     """`better`, `not worse`, `worse` or `open` for the candidate, by what is good in this metric."""
     now = current(c)
     if now is None:
@@ -232,11 +294,11 @@ def says(c: Comparison, margin: float) -> str:
     return "worse" if high < 0 else "open"
 
 
-def judge(analysed: Mapping[str, Comparison], plan: Plan) -> dict[str, Any]:
+def judge(analysed: Mapping[str, Comparison], plan: TestPlan) -> Verdict:
     """Verdict and reason: quality decides; certainly more failures than the margin overrule it."""
     quality, failures = analysed[QUALITY.name], analysed[FAILURES.name]
     word = {"better": BETTER, "not worse": NOT_WORSE, "worse": WORSE, "open": OPEN}[
-        says(quality, plan.margin)
+        metric_verdict(quality, plan.margin)
     ]
     now = current(quality)
     if now is None:
@@ -263,16 +325,16 @@ def judge(analysed: Mapping[str, Comparison], plan: Plan) -> dict[str, Any]:
     return {
         "verdict": word,
         "reason": reason,
-        "decided_at": int(decided[0]) + 1 if len(decided) else None,
+        "decided_at": int(quality.path.n[decided[0]]) if len(decided) else None,
     }
 
 
-def sample(c: Comparison, plan: Plan, *, pairs: bool) -> dict[str, Any] | None:
+def sample(c: Comparison, plan: TestPlan, *, pairs: bool) -> Sample | None:
     """How many answers with feedback the plan needs; None before the variance is known.
 
     The variance of the difference falls as 1/n: at n answers it is v, at n v / v* it is the planned v*.
     """
-    n = len(c.path.variance)
+    n = int(c.path.n[-1]) if len(c.path.n) else 0
     if not n or not math.isfinite(float(c.path.variance[-1])):
         return None
     needed = math.ceil(n * float(c.path.variance[-1]) / c.design.target_variance)
@@ -286,21 +348,36 @@ def sample(c: Comparison, plan: Plan, *, pairs: bool) -> dict[str, Any] | None:
 
 
 def warnings(
-    report: Mapping[str, Any], asked: Sequence[Asked], changed: Mapping[str, Any] | None
+    report: Report, asked: Sequence[LoggedRequest], changed: TestPlan | None, mismatch: Mismatch | None
 ) -> list[str]:
     """What weakens the comparison, one sentence each."""
     found = []
+    plan = report["plan"]
     if changed is not None:
-        now = report["plan"]
-        names = ", ".join(f"{k} {changed.get(k)} -> {v}" for k, v in now.items() if changed.get(k) != v)
+        old, new = changed.plain(), plan.plain()
+        names = ", ".join(f"{k} {old[k]} -> {v}" for k, v in new.items() if old[k] != v)
         found.append(
             f"the plan of the first look was another ({names}); a plan made after looking does not keep its error "
             f"rates, delete {PLAN} only for a new experiment"
         )
-    crossed = crossed_units(asked)
-    if report["plan"]["design"] == "split" and crossed:
+    if mismatch is not None and mismatch.found:
+        found.append(mismatch.sentence())
+    if plan.design == "split" and mismatch is None:
         found.append(
-            f"{crossed} units were drawn into both arms; the split was changed, --since starts after that"
+            "whether the arms got the units that the share asks for cannot be told: the log does not hold the share"
+        )
+    crossed = crossed_units(asked)
+    if plan.design == "split" and crossed:
+        found.append(
+            f"{crossed} units were drawn into both arms, since the share was changed; {report['stratified']}"
+            if report["stratified"]
+            else f"{crossed} units were drawn into both arms at one share: the key does not stick to a user"
+        )
+    faults = [report["arms"][arm]["request_faults"] for arm in ARMS]
+    if any(faults):
+        found.append(
+            f"{sum(faults)} requests failed for their own sake and count in no arm ({faults[0]} drawn to the baseline, "
+            f"{faults[1]} to the candidate)"
         )
     for arm, several in versions(asked).items():
         if len(several) > 1:
@@ -316,7 +393,7 @@ def warnings(
         )
     arms = report["arms"]
     fallbacks = sum(a["fallbacks"] for a in arms.values())
-    if report["plan"]["design"] == "split" and fallbacks:
+    if plan.design == "split" and fallbacks:
         found.append(
             f"{fallbacks} requests were answered by the other arm after a failure; they count for the drawn arm"
         )
@@ -334,7 +411,7 @@ def track(c: Comparison) -> dict[str, list[float]]:
     if len(ready) > POINTS:
         ready = ready[np.linspace(0, len(ready) - 1, POINTS).round().astype(int)]
     return {
-        "n": (ready + 1).tolist(),
+        "n": c.path.n[ready].tolist(),
         "estimate": c.path.difference[ready].tolist(),
         "low": c.bounds.low[ready].tolist(),
         "high": c.bounds.high[ready].tolist(),

@@ -29,13 +29,21 @@ LOOKS, GRID = 300, 400
 class Path:
     """What was known after each observation, arrays of shape `(observations,)`.
 
-    `difference` is candidate minus baseline, `variance` the estimated variance of it (infinite before there is one).
+    `difference` is candidate minus baseline, `variance` the estimated variance of it (infinite before there is one),
+    `baseline` and `candidate` the units seen, `n` the observations seen at each look.
     """
 
     difference: np.ndarray
     variance: np.ndarray
     baseline: np.ndarray
     candidate: np.ndarray
+    n: np.ndarray
+
+    def last(self) -> Path:
+        """The last look alone."""
+        return Path(
+            self.difference[-1:], self.variance[-1:], self.baseline[-1:], self.candidate[-1:], self.n[-1:]
+        )
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,77 @@ def compare(value: np.ndarray, unit: np.ndarray, candidate: np.ndarray, *, scale
             )
         )
     (mean_b, var_b, units_b), (mean_c, var_c, units_c) = arms
-    return Path(mean_c - mean_b, var_b + var_c, units_b, units_c)
+    return Path(mean_c - mean_b, var_b + var_c, units_b, units_c, np.arange(1, len(value) + 1))
+
+
+def looks(total: int) -> np.ndarray:
+    """The observation counts at which a stratified comparison is made: each at first, rarer later, and the last.
+
+    They do not depend on `total`, so that a later call looks where an earlier one did.
+    """
+    steps = ((0, 300, 1), (300, 1000, 5), (1000, 5000, 25), (5000, 20_000, 200), (20_000, 10**9, 2000))
+    points = [np.arange(low + step, min(high, total) + 1, step) for low, high, step in steps if total > low]
+    return np.unique(np.concatenate([*points, [total]])) if total else np.empty(0, dtype=int)
+
+
+def compare_within(
+    value: np.ndarray, unit: np.ndarray, candidate: np.ndarray, stratum: np.ndarray, *, scale: float
+) -> Path:
+    """As `compare`, within strata: their differences weighed by n_b n_c / (n_b + n_c), at `looks`.
+
+    The weights are those of a regression with an effect for each stratum, and do not depend on what was observed. The
+    variance is by units over all strata together: a unit's contributions to both arms are no independent ones.
+    """
+    if len(stratum) == 0 or (stratum == stratum[0]).all():
+        return compare(value, unit, candidate, scale=scale)
+    points = looks(len(value))
+    cell = 2 * stratum + candidate
+    # Where a unit is seen in a cell for the first time.
+    new = np.zeros(len(value))
+    new[np.unique(cell * (int(unit.max()) + 1) + unit, return_index=True)[1]] = 1.0
+    rows = [_at(value[:n], unit[:n], cell[:n], new[:n], scale) for n in points]
+    difference, variance, baseline, seen = (np.array(column) for column in zip(*rows, strict=True))
+    return Path(difference, variance, baseline.astype(int), seen.astype(int), points)
+
+
+def _at(
+    value: np.ndarray, unit: np.ndarray, cell: np.ndarray, new: np.ndarray, scale: float
+) -> tuple[float, float, int, int]:
+    """Difference, its variance, and units of both arms in the strata that have both.
+
+    `cell` is twice the stratum, plus one for the candidate.
+    """
+    size = 2 * (int(cell.max()) // 2 + 1)
+    n = np.bincount(cell, minlength=size).astype(float)
+    units = np.bincount(cell, new, minlength=size)
+    usable = (units[0::2] > 1) & (units[1::2] > 1)
+    if not usable.any():
+        return 0.0, math.inf, int(units[0::2].sum()), int(units[1::2].sum())
+    weight = np.where(usable, n[0::2] * n[1::2] / np.maximum(n[0::2] + n[1::2], 1), 0.0)
+    weight = np.repeat(weight / weight.sum(), 2)
+    n = np.maximum(n, 1)
+    mean = np.bincount(cell, value, minlength=size) / n
+    difference = float((weight[1::2] * (mean[1::2] - mean[0::2])).sum())
+    # What each observation contributes to the difference, summed by unit.
+    correction = np.sqrt(units / np.maximum(units - 1, 1))
+    part = (weight * correction / n)[cell] * (value - mean[cell]) * (2.0 * (cell % 2) - 1.0)
+    by_unit = np.bincount(unit, part)
+    variance = float((by_unit**2).sum())
+    squares = np.bincount(cell, (value - mean[cell]) ** 2, minlength=size)
+    least = 0.0
+    for arm in (0, 1):
+        w, count, spread = weight[arm::2], n[arm::2], squares[arm::2]
+        effective = 1 / (w**2 / count).sum()
+        alone = (w**2 * spread / count**2).sum() * effective**2
+        least += float((alone + 4 * scale**2) / (effective + 2) / effective)
+    keep = np.repeat(usable, 2)
+    return difference, max(variance, least), int(units[keep][0::2].sum()), int(units[keep][1::2].sum())
 
 
 def paired(value: np.ndarray, unit: np.ndarray, *, scale: float) -> Path:
     """The mean of paired differences after each pair, in the order given; `scale` as in `compare` (1 for shares)."""
     mean, variance, seen = _running(value, unit, scale)
-    return Path(mean, variance, seen, seen)
+    return Path(mean, variance, seen, seen, np.arange(1, len(value) + 1))
 
 
 def _running(value: np.ndarray, unit: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

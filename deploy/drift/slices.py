@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from deploy.answers import Asked, failed, right, said
+from deploy.answers import LoggedRequest, failed, right, said
 from deploy.drift.sample import Inputs, words
 from unshot.contracts.request_log import Feedback, Request
 from unshot.contracts.task import Task
@@ -47,7 +47,7 @@ def verdicts(
     wrong = np.full(len(lines), np.nan)
     for index, line in enumerate(lines):
         if line.id in feedback and not line.shadow:
-            asked = Asked(line.id, line.time, line.unit, line.assigned, [line])
+            asked = LoggedRequest(line.id, line.time, line.unit, line.assigned, tries=[line])
             good = right(asked, feedback[line.id], task)
             wrong[index] = np.nan if good is None else float(not good)
     if int(np.isfinite(wrong).sum()) >= JUDGED:

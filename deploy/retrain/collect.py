@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.answers import Asked, failed, fold, stated
+from deploy.answers import LoggedRequest, failed, fold, stated
 from unshot.contracts.request_log import Feedback
 from unshot.contracts.task import Task
 from unshot.data.rows import Example
@@ -59,7 +59,7 @@ class Collected:
 def collect(
     original: Sequence[Example],
     sealed: Sequence[Example],
-    asked: Sequence[Asked],
+    asked: Sequence[LoggedRequest],
     feedback: Mapping[str, Feedback],
     task: Task,
 ) -> Collected:

@@ -11,7 +11,7 @@ from typing import Any
 
 from scipy import stats
 
-from deploy.answers import Asked, gather, right
+from deploy.answers import LoggedRequest, gather, right
 from deploy.retrain.champion import Champion
 from deploy.retrain.collect import Collected, collect, drop_alike
 from unshot.console import Output, dumps
@@ -133,7 +133,7 @@ def champion_file(champion: Champion) -> Path | None:
 
 
 def live_quality(
-    asked: Sequence[Asked], feedback: Mapping[str, Feedback], champion: Champion
+    asked: Sequence[LoggedRequest], feedback: Mapping[str, Feedback], champion: Champion
 ) -> dict[str, Any]:
     """Share right of the answers that somebody judged, with its exact 95% interval (Clopper and Pearson 1934)."""
     said = [right(one, feedback[one.id], champion.task) for one in asked if one.id in feedback]

@@ -43,6 +43,11 @@ SEARCH_LOSS = Threshold(0.02, "the quality margin: a quantisation may cost what 
 SLOWER = Threshold(0.05, "changes of a twentieth are seen between two runs of one machine")
 AB_ERROR = Threshold(0.05, "the usual rate of false calls over all looks together")
 AB_POWER = Threshold(0.8, "the usual power at the planned sample size")
+SAMPLE_RATIO = Threshold(
+    0.001,
+    "usual for sample ratio mismatches (Fabijan et al. 2019, KDD): an A/B test is looked at often, and a true mismatch "
+    "of some hundred units is far below it",
+)
 DRIFT_ALARMS = Threshold(0.01, "one false alarm in a hundred series of looks")
 
 
