@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.benchmarks import bench_distil
 from tune.batches import SoftTargets, Taught, pack
 from tune.distil import ask, divergence, load_answers, save_answers
 from tune.loss import pack_logits, pack_loss, soft_divergence
+from unshot.__main__ import main
 from unshot.text.chat import Encoded
 
 
@@ -75,3 +79,61 @@ def test_the_teacher_answers_as_it_would_without_a_shared_beginning(net: Any, tm
     save_answers(tmp_path / "a.safetensors", answers)
     for kept, answer in zip(load_answers(tmp_path / "a.safetensors"), answers, strict=True):
         assert kept.ids == answer.ids and np.array_equal(kept.soft.logprobs, answer.soft.logprobs)
+
+
+def tune(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["tune", *map(str, args), "-q"])
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+def test_a_teacher_without_its_prompt_is_refused(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "inputs.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"q {n}"}) + "\n" for n in range(12))
+    )
+    line = (tmp_path / "inputs.jsonl", "--base", tiny_model, "--teacher", "self", "--out", tmp_path / "run")
+    code, said = tune(capsys, *line)
+    assert code == 2 and "needs the long prompt" in said and not (tmp_path / "run").exists()
+
+
+def test_answers_that_the_teacher_does_not_finish_are_left_out_and_counted(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tune.teach.MAX_ANSWER", 3)
+    monkeypatch.setenv("UNSHOT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "inputs.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"q {n}"}) + "\n" for n in range(12))
+    )
+    (tmp_path / "unshot.toml").write_text('[task]\nsystem = "Say yes."\ndata = "inputs.jsonl"\n')
+    line = (
+        "--case",
+        tmp_path / "unshot.toml",
+        "--base",
+        tiny_model,
+        "--teacher",
+        "self",
+        "--out",
+        tmp_path / "run",
+    )
+    code, said = tune(capsys, *line)
+    assert code == 2 and "12 of 12 inputs left out: no end of the answer within 3 tokens" in said
+
+
+@pytest.mark.slow
+def test_the_prompt_moves_into_the_weights_without_a_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = random.Random(0)
+    for name, count in (("few_shot", 8), ("inputs", 40)):
+        rows = [bench_distil.row(draw) for _ in range(count)]
+        kept = [r if name == "few_shot" else {"prompt": r["prompt"]} for r in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in kept))
+    (tmp_path / "unshot.toml").write_text(bench_distil.CASE.replace("epochs = 4", "epochs = 2"))
+    code, said = tune(capsys, "--case", tmp_path / "unshot.toml", "--out", tmp_path / "run")
+    assert code == 0, said
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    bare, teacher, tuned = metrics["prompt_worth"]["systems"]
+    assert tuned["divergence"][0] < 0.5 * bare["divergence"][0] and metrics["gap_closed"] > 0.5
+    assert metrics["reference"] == "teacher" and teacher["prompt_tokens"] > 5 * tuned["prompt_tokens"]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=PATH, help="Run directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the run directory where it exists.")
 @case_flags(
-    "--instruction", "--labels", "--answer-field", "--metric", "--target", "--method", "--rank", "--layers",
-    "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length", "--gradient-checkpointing",
+    "--instruction", "--labels", "--answer-field", "--metric", "--target", "--method", "--teacher", "--rank",
+    "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length", "--gradient-checkpointing",
     "--mix", "--mix-share", "--augment-format", "--embedder", "--strict",
     seed="tune.seed",
 )  # fmt: skip
@@ -156,8 +156,9 @@ def summary(result: dict[str, Any], final: Path) -> list[Any]:
             f"{row['invalid']:.1%}",
         )
     test = result["test"]
+    what = "agreement with the teacher, test" if result.get("prompt_worth") else "test"
     line = (
-        f"test ({test['rows']} rows, read once): {test['metric']} {test['score']:.3f} "
+        f"{what} ({test['rows']} rows, read once): {test['metric']} {test['score']:.3f} "
         f"[{test['low']:.3f}, {test['high']:.3f}], accuracy {test['accuracy']:.3f}, invalid {test['invalid']:.1%}"
     )
     words = {True: "passed", False: "FAILED", None: "undecided"}
@@ -166,4 +167,8 @@ def summary(result: dict[str, Any], final: Path) -> list[Any]:
         from tune.curve import sentence
 
         lines.append(sentence(result["learning_curve"]))
+    if result.get("prompt_worth"):
+        from tune.teach import PromptWorth, worth_table
+
+        lines.append(worth_table(PromptWorth.of(result["prompt_worth"]), test["metric"]))
     return [epochs, *lines, f"written to {final}"]

@@ -27,6 +27,7 @@ from unshot.text.chat import Chat, Encoded, load_tokenizer
 if TYPE_CHECKING:
     from tune.defaults import Defaults
     from tune.memory import Estimate, Load
+    from tune.teach import Teaching
     from tune.train import Plan
 
 
@@ -77,6 +78,7 @@ class Job:
     world: World
     bf16: bool
     extras: Extras
+    teaching: Teaching | None = None
     memory: Estimate | None = None
 
 
@@ -85,13 +87,18 @@ def request(example: Example, task: Task) -> list[Message]:
     return Prompt(system=task.instruction).request(example)
 
 
-def encode_rows(rows: Sequence[Example], task: Task, chat: Chat, max_length: int) -> list[Encoded]:
-    """Token ids of rows; `InputError` for a row longer than `max_length` tokens."""
+def encode_rows(
+    rows: Sequence[Example], task: Task, chat: Chat, max_length: int, teaching: Teaching | None = None
+) -> list[Encoded]:
+    """Token ids of rows, the answer's from the teacher if there is one; `InputError` for a row that is too long."""
     encoded = []
     for row in rows:
         where = row.where or f"line {row.line}"
         try:
-            item = chat.encode(request(row, task), row.answer or "")
+            if teaching is None:
+                item = chat.encode(request(row, task), row.answer or "")
+            else:
+                item = teaching.taught(row, chat.prompt_ids(request(row, task)))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         if len(item.ids) > max_length:
@@ -104,7 +111,14 @@ def encode_rows(rows: Sequence[Example], task: Task, chat: Chat, max_length: int
 
 
 def prepare(
-    data: Path, source: Source, cleaned: Cleaned, task: Task, case: Case, out: Output, world: World
+    data: Path,
+    source: Source,
+    cleaned: Cleaned,
+    task: Task,
+    case: Case,
+    out: Output,
+    world: World,
+    teaching: Teaching | None = None,
 ) -> Job:
     """Token ids of every row, defaults and plan; sets the task's `max_answer_tokens`."""
     from transformers.utils import logging
@@ -123,9 +137,9 @@ def prepare(
     fingerprint = source.fingerprint()
     chat = Chat(load_tokenizer(source.path))
     extras = add_extras(parts.train, settings)
-    train_rows = encode_rows(extras.train, task, chat, settings.max_length)
-    validation_rows = encode_rows(parts.validation, task, chat, settings.max_length)
-    test_rows = encode_rows(parts.test, task, chat, settings.max_length)
+    train_rows = encode_rows(extras.train, task, chat, settings.max_length, teaching)
+    validation_rows = encode_rows(parts.validation, task, chat, settings.max_length, teaching)
+    test_rows = encode_rows(parts.test, task, chat, settings.max_length, teaching)
     example = shown(parts.train[0], Prompt(system=task.instruction), chat.render)
     out.log(f"an example row, as the model sees it:\n{example}")
     longest = max(r.answer_length for r in (*train_rows, *validation_rows, *test_rows))
@@ -158,7 +172,7 @@ def prepare(
         out.detail(f"{key}: {value}{reason}")
     return Job(
         source, fingerprint, cleaned, task, chat, case, device, train_rows, validation_rows, test_rows, defaults,
-        plan, world, fast_bf16(device), extras,
+        plan, world, fast_bf16(device), extras, teaching,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from tune.data.split import Loaded, Splitting, announce_parts, load_parts, name_
 from tune.job import Job, Options, digest, forecast, prepare, remember, request, start
 from tune.meaning import by_meaning
 from tune.processes import World
+from tune.teach import bare_figures, prompt_worth, teach
 from unshot.case import Case, TuneSettings
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, Score, describe_data, staged, write_text
@@ -70,9 +71,22 @@ def tune_run(
             prompt=long if long.given else None,
             instruction=case.task.instruction,
             used=(splitting.group_by, splitting.time),
+            answers=case.tune.teacher is None,
         )
 
     loaded = load_parts(data, splitting, read)
+    if world.first:  # which may have to convert or fetch it
+        resolve(base, out)
+    processes.share(None, world)
+    source = resolve(base)
+    teaching = None
+    if case.tune.teacher is not None:
+        teaching = teach(source, long, loaded.all, case, out)
+        loaded = replace(
+            loaded,
+            rows=teaching.answered(loaded.rows),
+            own={name: teaching.answered(rows) for name, rows in loaded.own.items()},
+        )
     data = loaded.data
     try:
         task = derive_task(case.task, loaded.all)
@@ -81,11 +95,7 @@ def tune_run(
         raise InputError(name_file(data, error)) from None
     if world.first:
         announce_parts(data, cleaned, task, out)
-    if world.first:  # which may have to convert or fetch it
-        resolve(base, out)
-    processes.share(None, world)
-    source = resolve(base)
-    job = prepare(data, source, cleaned, task, case, out, world)
+    job = prepare(data, source, cleaned, task, case, out, world, teaching)
     if options.dry_run:
         return forecast(job)
     job = remember(job, out)
@@ -121,6 +131,8 @@ def _run_in(
         if settings.gradient_checkpointing:
             checkpoint_layers(net)
     before = general_before(job, net)
+    # A fresh adapter changes nothing yet: this is the base.
+    bare = bare_figures(job, net) if job.teaching else None
     trainer = make_trainer(job, net, work)
     if options.learning_curve:
         trainer.keep(work / INITIAL)
@@ -154,6 +166,9 @@ def _run_in(
     with manifest.timed("gates"):
         gates = assess(job, net, test, answers, before, out)
     result = describe(job, trainer, test) | {"gates": [gate.plain() for gate in gates]}
+    if bare is not None:
+        worth = prompt_worth(job, bare, bare_figures(job, net))
+        result |= {"reference": "teacher", "prompt_worth": worth.plain(), "gap_closed": worth.gap_closed}
     result |= {"split": loaded.splitting.record(), "test_seal": vars(seal) if seal else None}
     if curve is not None:
         result["learning_curve"] = curve

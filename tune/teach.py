@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tune.batches import Taught
+from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.record import Record
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
 from unshot.errors import InputError
 from unshot.memo import cache_dir
+from unshot.metrics.scores import INVALID, parse_answer
 from unshot.models import Source
 from unshot.text.chat import Chat, Encoded, load_tokenizer
 
@@ -31,11 +33,16 @@ class Teaching:
     """What the teacher said, by row; `labels` holds the answers that the data had of its own."""
 
     answers: dict[str, TeacherAnswer]
+    texts: dict[str, str]
     labels: dict[str, str]
     # Rows whose answer the teacher did not finish: left out.
     unfinished: int
     # Mean tokens of the teacher's requests.
     prompt_tokens: float
+
+    def answered(self, rows: Sequence[Example]) -> list[Example]:
+        """The rows that the teacher answered, with its answers."""
+        return [replace(row, answer=self.texts[key(row)]) for row in rows if key(row) in self.answers]
 
     def taught(self, row: Example, prompt_ids: list[int]) -> Encoded:
         """The student's row: its own short request, the teacher's answer and distributions."""
@@ -76,20 +83,22 @@ def key(row: Example) -> str:
     return digest([dict(m) for m in row.messages])
 
 
-def teach(
-    source: Source, prompt: Prompt, rows: Sequence[Example], device: str, out: Output
-) -> tuple[list[Example], Teaching]:
-    """Ask the base, with the long prompt, for the answer to every row; the rows that it answered, and what it said.
+def teach(source: Source, prompt: Prompt, rows: Sequence[Example], case: Case, out: Output) -> Teaching:
+    """Ask the base, with the long prompt, for the answer to every row.
 
     The answers are kept in the cache directory by their content (token ids and probabilities, no text), so that
     another run with the same base, prompt and rows does not ask again. Raises `InputError` without a prompt.
     """
     from tune.distil import ask, load_answers, save_answers
     from tune.job import digest
-    from tune.model import load_base
+    from tune.model import load_base, pick_device
 
     if not prompt.given:
         raise InputError("--teacher self needs the long prompt: give `system` or `examples` under [task]")
+    if case.tune.augment_format or case.tune.method == "prompt":
+        raise InputError(
+            "--teacher self goes without augment_format and without --method prompt; leave it out"
+        )
     chat = Chat(load_tokenizer(source.path))
     distinct = list({key(row): row for row in rows}.values())
     prompts = [chat.prompt_ids(prompt.request(row)) for row in distinct]
@@ -100,13 +109,15 @@ def teach(
             f"line {distinct[longest].line}: {len(prompts[longest])} tokens with the long prompt and {MAX_ANSWER} for "
             f"the answer, more than the {limit} of {source.name}; shorten the prompt or leave the row out"
         )
-    kept = cache_dir() / "teacher" / f"{digest([source.fingerprint().sha256, prompts, MAX_ANSWER])}.safetensors"
+    kept = (
+        cache_dir() / "teacher" / f"{digest([source.fingerprint().sha256, prompts, MAX_ANSWER])}.safetensors"
+    )
     if kept.is_file():
         out.log(f"the teacher's answers to these {len(distinct)} inputs are known from an earlier run")
         found = load_answers(kept)
     else:
         out.log(f"asking {source.name} with the long prompt for the answers to {len(distinct)} inputs")
-        net = load_base(source, device)
+        net = load_base(source, pick_device())
         with out.progress() as bar:
             task = bar.add_task("teacher", total=len(prompts), note="")
             found = ask(
@@ -117,13 +128,23 @@ def teach(
     answers = {key(row): a for row, a in zip(distinct, found, strict=True) if a.finished(chat.end)}
     unfinished = len(distinct) - len(answers)
     if unfinished:
-        out.warn(f"{unfinished} of {len(distinct)} inputs left out: no end of the answer within {MAX_ANSWER} tokens")
-    if not answers:
-        raise InputError(f"{source.name} finished none of its answers; it does not follow this prompt")
+        out.warn(
+            f"{unfinished} of {len(distinct)} inputs left out: no end of the answer within {MAX_ANSWER} tokens"
+        )
     texts = {name: chat.decode(answer.ids[:-1]).strip() for name, answer in answers.items()}
-    taught = [replace(row, answer=texts[key(row)]) for row in rows if key(row) in answers]
+    if case.task.labels:
+        classes, field = case.task.labels, case.task.answer_field
+        outside = [n for n, t in texts.items() if parse_answer(t, labels=classes, field=field) == INVALID]
+        if outside:
+            out.warn(
+                f"{len(outside)} of {len(distinct)} inputs left out: the teacher's answer is none of the labels"
+            )
+        for name in outside:
+            del answers[name]
+    if not answers:
+        raise InputError(f"{source.name} gave no usable answer; it does not follow this prompt")
     labels = {key(row): row.answer for row in rows if row.answer}
-    return taught, Teaching(answers, labels, unfinished, float(np.mean([len(p) for p in prompts])))
+    return Teaching(answers, texts, labels, unfinished, float(np.mean([len(p) for p in prompts])))
 
 
 def bare_figures(job: Job, net: Any) -> tuple[list[str], np.ndarray]:
@@ -137,9 +158,11 @@ def bare_figures(job: Job, net: Any) -> tuple[list[str], np.ndarray]:
     return answers, divergence(net, job.test_rows, job.device)
 
 
-def prompt_worth(job: Job, before: tuple[list[str], np.ndarray], after: tuple[list[str], np.ndarray]) -> PromptWorth:
+def prompt_worth(
+    job: Job, before: tuple[list[str], np.ndarray], after: tuple[list[str], np.ndarray]
+) -> PromptWorth:
     """The table of the three systems from the answers and divergences before and after training."""
-    from unshot.metrics.intervals import share, t_interval
+    from unshot.metrics.intervals import share
 
     assert job.teaching is not None
     rows = job.cleaned.parts.test
@@ -155,7 +178,7 @@ def prompt_worth(job: Job, before: tuple[list[str], np.ndarray], after: tuple[li
         ("tuned, short prompt", short, after),
     ):
         equal = sum(a.strip() == t for a, t in zip(answers, teacher, strict=True))
-        agreement, nats = share(equal, len(rows)), t_interval(divergences)
+        agreement, nats = share(equal, len(rows)), _mean_with_bounds(divergences)
         score = None
         if known:
             figures = job.task.scores([labels[i] or "" for i in known], [answers[i] for i in known])
@@ -165,11 +188,20 @@ def prompt_worth(job: Job, before: tuple[list[str], np.ndarray], after: tuple[li
                 name,
                 tokens,
                 [agreement.value, agreement.low, agreement.high],
-                [nats.value, nats.low, nats.high],
+                nats,
                 score,
             )
         )
     return PromptWorth(len(rows), len(known), systems)
+
+
+def _mean_with_bounds(values: np.ndarray) -> list[float]:
+    """Mean of unbounded values with its 95% interval by Student's t."""
+    from unshot.metrics.intervals import t_quantile
+
+    mean, rows = float(values.mean()), len(values)
+    half = t_quantile(0.975, rows - 1) * float(values.std(ddof=1)) / rows**0.5 if rows > 1 else float("inf")
+    return [mean, mean - half, mean + half]
 
 
 def worth_table(worth: PromptWorth, metric: str) -> Any:

@@ -174,6 +174,13 @@ class TuneSettings(Record):
     )
     alpha: Annotated[Positive | None, about("LoRA alpha; default: twice the rank.", sample=32)] = None
     dropout: Annotated[Share, about("LoRA dropout.")] = 0.0
+    teacher: Annotated[
+        Literal["self"] | None,
+        about(
+            "Who answers the rows: `self`, the base model with the long prompt (no labels needed); default: the data.",
+            sample="self",
+        ),
+    ] = None
     virtual_tokens: Annotated[Count, about("Trained vectors before each row with method `prompt`.")] = 20
     learning_rate: Annotated[
         Positive | None, about("Learning rate; default: by method and model width.", sample=5e-4)

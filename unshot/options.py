@@ -255,6 +255,7 @@ FLAGS = {
     "--min-replicas": "plan.min_replicas",
     "--cheaper-api": "plan.cheaper_api",
     "--method": "tune.method",
+    "--teacher": "tune.teacher",
     "--rank": "tune.rank",
     "--layers": "tune.layers",
     "--virtual-tokens": "tune.virtual_tokens",
