@@ -158,8 +158,8 @@ def bench(
     from bench.pull_request import junit_report, markdown_report
     from bench.run import Job, bench_run
     from bench.summary import summary
-    from unshot.contracts.manifest import write_text
     from unshot.contracts.task import read_task
+    from unshot.data.files import write_text
     from unshot.data.prompts import load_prompt
     from unshot.errors import GateError, InputError
 

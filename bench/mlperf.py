@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.records import Record
 from bench.schedule import Load
-from unshot.contracts.manifest import write_text
+from unshot.data.files import write_text
 from unshot.errors import InputError
 
 # MLPerf inference's own (mlperf.conf and TestSettings): a run shorter than that is INVALID there.

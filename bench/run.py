@@ -25,8 +25,9 @@ from bench.systems import Measured
 from unshot.case import Case
 from unshot.console import Output, dumps, jsonable
 from unshot.contracts.gates import Gate
-from unshot.contracts.manifest import Manifest, describe_data, describe_file, hardware, staged, write_text
+from unshot.contracts.manifest import Manifest, describe_data, describe_file, hardware, staged
 from unshot.contracts.task import Task, derive_task, read_task
+from unshot.data.files import write_text
 from unshot.data.load import load_rows
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, RowOptions, write_jsonl

@@ -13,7 +13,8 @@ from bench.records import Record
 from bench.schedule import Load, parse_load
 from bench.target import Target
 from unshot.console import Output, dumps, jsonable
-from unshot.contracts.manifest import Manifest, hardware, staged, write_text
+from unshot.contracts.manifest import Manifest, hardware, staged
+from unshot.data.files import write_text
 from unshot.data.rows import write_jsonl
 from unshot.errors import InputError
 

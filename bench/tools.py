@@ -133,7 +133,7 @@ def compare(
 ) -> None:
     """Compare two report directories: exit code 1 where NEW is slower, dearer or worse than OLD."""
     from bench.history import compare_reports, compare_summary, to_junit, to_markdown
-    from unshot.contracts.manifest import write_text
+    from unshot.data.files import write_text
     from unshot.errors import GateError
 
     result = compare_reports(old, new, side=side, threshold=threshold)

@@ -17,7 +17,7 @@ from export.onnx_graph import last_line
 from export.safetensors_dir import copy_tokenizer, set_ends
 from unshot import child
 from unshot.catalog.formats import Target
-from unshot.contracts.manifest import write_text
+from unshot.data.files import write_text
 from unshot.errors import InputError, OutsideError
 
 # Those whose logits tests/test_export_onnx.py compares with transformers'; the builder knows more.

@@ -17,7 +17,7 @@ from export.families import Config
 from export.gguf_file import encode
 from export.merge import Merged
 from unshot.catalog.formats import Target
-from unshot.contracts.manifest import write_text
+from unshot.data.files import write_text
 from unshot.text.template import Template, load_template
 
 # our name -> safetensors dtype, bytes, torch's name in config.json

@@ -29,9 +29,10 @@ from export.speed import measure_speed
 from export.write import Job, refuse, room, size_of, write, write_importance
 from unshot.catalog.formats import Target, parse_targets
 from unshot.console import Output
-from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.contracts.manifest import Manifest, describe_file, staged
 from unshot.contracts.parity import FileReport
 from unshot.contracts.record import Record
+from unshot.data.files import write_text
 from unshot.data.rows import Example, read_examples
 from unshot.errors import GateError, InputError, OutsideError, UnshotError
 

@@ -11,8 +11,9 @@ from export.boundaries import SERVED
 from export.source import Model
 from unshot.catalog.formats import Target
 from unshot.contracts.gates import read_gates
-from unshot.contracts.manifest import Gate, sha256, write_text
+from unshot.contracts.manifest import Gate, sha256
 from unshot.contracts.parity import FileReport
+from unshot.data.files import write_text
 from unshot.data.rows import Message
 
 CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"

@@ -15,7 +15,8 @@ from planner.terminal import months, per_second, table_of
 from unshot import __version__
 from unshot.case import Case
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.contracts.manifest import Manifest, describe_file, staged
+from unshot.data.files import write_text
 from unshot.errors import InputError
 from unshot.report import page
 from unshot.report.charts import Bar, bars, dollars

@@ -14,7 +14,8 @@ from planner.settings import Settings
 from unshot import catalog
 from unshot.case import Case
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+from unshot.contracts.manifest import Manifest, describe_file, staged
+from unshot.data.files import write_text
 from unshot.errors import InputError
 from unshot.prices import Prices
 from unshot.text.tokenizers import Paths

@@ -15,7 +15,8 @@ from tests.logs import run_here
 from tune.evaluate.review import write_sheet
 from unshot import secret
 from unshot.console import CONTROLS, Output, printable
-from unshot.contracts.manifest import Manifest, write_text
+from unshot.contracts.manifest import Manifest
+from unshot.data.files import write_text
 from unshot.report.formats import sheet_cell
 
 HOSTILE = "approved [/done] [bold]x[/bold] :smile: \x1b[31mred\x1b]0;title\x07 \x9b2J \u202egpj.exe"

@@ -21,8 +21,9 @@ from tune.processes import World
 from tune.teach import bare_figures, prompt_worth, teach
 from unshot.case import Case, TuneSettings
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, Score, describe_data, staged, write_text
+from unshot.contracts.manifest import Manifest, Score, describe_data, staged
 from unshot.contracts.task import Task, derive_task
+from unshot.data.files import write_text
 from unshot.data.load import load_rows
 from unshot.data.rows import Example, Message, RowOptions, write_jsonl
 from unshot.data.seal import record_reading

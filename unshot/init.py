@@ -12,7 +12,7 @@ import click
 
 from unshot.case import Case, Key, keys
 from unshot.console import Output
-from unshot.contracts.manifest import write_text
+from unshot.data.files import write_text
 from unshot.errors import InputError
 from unshot.options import PATH, common
 

@@ -20,8 +20,9 @@ from unshot.case import Case, load_case
 from unshot.console import Output
 from unshot.contracts.document import Document
 from unshot.contracts.gates import read_gates
-from unshot.contracts.manifest import Gate, read_manifest, sha256, write_text
+from unshot.contracts.manifest import Gate, read_manifest, sha256
 from unshot.contracts.record import Record
+from unshot.data.files import write_text
 from unshot.errors import GateError, InputError
 from unshot.options import PATH, case_option, common
 from unshot.report import page

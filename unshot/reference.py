@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from unshot.cli import cli
-from unshot.contracts.manifest import write_text
+from unshot.data.files import write_text
 
 
 def reference() -> str:

@@ -74,7 +74,8 @@ def ab(
     from deploy.answers import find_task
     from deploy.times import moment
     from unshot.console import dumps
-    from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+    from unshot.contracts.manifest import Manifest, describe_file, staged
+    from unshot.data.files import write_text
     from unshot.errors import GateError, InputError
 
     if case.bench.margin == 0 and effect is None:

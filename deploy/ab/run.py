@@ -43,10 +43,10 @@ from deploy.ab.sequential import (
 from deploy.ab.strata import Mismatch, Strata, sample_ratio, stratify
 from deploy.answers import LoggedRequest, choose, gather
 from unshot.console import Output
-from unshot.contracts.manifest import write_text
 from unshot.contracts.record import Record, RecordError
 from unshot.contracts.request_log import Arm, Unreadable, read_feedback, read_requests
 from unshot.contracts.task import Task
+from unshot.data.files import write_text
 from unshot.data.rows import read_text
 from unshot.errors import InputError
 from unshot.metrics.thresholds import AB_ERROR, AB_POWER

@@ -85,7 +85,8 @@ def drift(
     from deploy.times import moment
     from unshot.case import load_case
     from unshot.console import dumps
-    from unshot.contracts.manifest import Manifest, describe_file, staged, write_text
+    from unshot.contracts.manifest import Manifest, describe_file, staged
+    from unshot.data.files import write_text
     from unshot.errors import GateError
 
     report = drift_run(

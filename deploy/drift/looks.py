@@ -18,8 +18,8 @@ import numpy as np
 from deploy.drift.features import Shift, holm, input_shifts, output_shifts
 from deploy.drift.sample import Inputs
 from unshot.console import dumps
-from unshot.contracts.manifest import write_text
 from unshot.contracts.request_log import Request
+from unshot.data.files import write_text
 from unshot.engines.embedder import Vectors
 from unshot.errors import InputError
 

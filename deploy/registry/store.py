@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from deploy.registry import evidence
-from unshot.contracts.manifest import NAME, FileFacts, read_manifest, staged, write_text
+from unshot.contracts.manifest import NAME, FileFacts, read_manifest, staged
 from unshot.contracts.registry import Alias, Event, RolloutState, State, Version, Waiver
+from unshot.data.files import write_text
 from unshot.errors import InputError, OutsideError
 
 if TYPE_CHECKING:

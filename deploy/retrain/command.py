@@ -119,7 +119,7 @@ def write_proposal(final: Path, report: dict[str, Any]) -> None:
 
     from deploy.retrain.page import html, markdown
     from unshot.console import dumps
-    from unshot.contracts.manifest import write_text
+    from unshot.data.files import write_text
 
     changes = json.loads((final / "data" / "changes.json").read_text(encoding="utf-8"))
     write_text(final / "proposal.json", dumps(report) + "\n")

@@ -16,8 +16,9 @@ from deploy.retrain.champion import Champion
 from deploy.retrain.collect import Collected, collect, drop_alike
 from unshot.console import Output, dumps
 from unshot.contracts.gates import read_gates
-from unshot.contracts.manifest import NAME, Manifest, describe_file, read_manifest, staged, write_text
+from unshot.contracts.manifest import NAME, Manifest, describe_file, read_manifest, staged
 from unshot.contracts.request_log import Feedback, read_feedback, read_requests
+from unshot.data.files import write_text
 from unshot.data.rows import read_examples, write_jsonl
 from unshot.errors import InputError
 from unshot.stages import StageRun, run_stage

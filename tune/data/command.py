@@ -53,7 +53,8 @@ def check(
     """
     from tune.data.check import check_file
     from unshot.console import dumps
-    from unshot.contracts.manifest import Manifest, describe_data, staged, write_text
+    from unshot.contracts.manifest import Manifest, describe_data, staged
+    from unshot.data.files import write_text
     from unshot.data.personal import check_region
     from unshot.errors import InputError
 

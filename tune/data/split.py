@@ -17,9 +17,9 @@ from tune.data.variety import SAMPLE, template_share
 from tune.meaning import Meaning, by_meaning
 from tune.split import NAMES, SHARES, Split, order, split
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, describe_data, staged, write_text
+from unshot.contracts.manifest import Manifest, describe_data, staged
 from unshot.contracts.task import Task
-from unshot.data.files import is_missing
+from unshot.data.files import is_missing, write_text
 from unshot.data.load import load_rows
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, RowOptions, write_jsonl

@@ -21,8 +21,8 @@ from tune.evaluate.agreement import agree, wilson
 from tune.evaluate.judge import Judge, Pair, judge_pairs
 from unshot.console import Output
 from unshot.contracts.gates import Gate, add_gate
-from unshot.contracts.manifest import write_text
 from unshot.contracts.task import Task
+from unshot.data.files import write_text
 from unshot.data.rows import Example, read_text
 from unshot.errors import InputError
 from unshot.report.formats import sheet_cell

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from unshot.contracts.record import Record, RecordError
-from unshot.data.rows import read_text
+from unshot.data.files import read_text, write_text
 from unshot.errors import InputError
 
 # "module:class" of every document; strings, so that reading one imports none of the others.
@@ -88,6 +88,4 @@ class Document(Record, kw_only=True):
 
     def write(self, path: Path) -> None:
         """Write the file by way of a temporary name; a directory gets it under its usual name."""
-        from unshot.contracts.manifest import write_text
-
         write_text(path / self.FILE if path.is_dir() else path, self.to_json(indent=2) + "\n")

@@ -31,7 +31,7 @@ from unshot.contracts.task import Task
 from unshot.data.files import data_files
 from unshot.errors import InputError
 from unshot.machine import usable_cores
-from unshot.secret import hidden, hide
+from unshot.secret import hidden
 
 NAME = "manifest.json"
 # What is appended to a directory after it was closed: reviews, and readings of its test rows.
@@ -303,17 +303,6 @@ def verify_file(path: Path, facts: FileFacts) -> None:
             f"{path}: does not match its hash in {NAME} ({size} bytes, expected {facts.bytes}); "
             "it was changed or damaged since, run the stage that wrote it again"
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text`, without known secrets, to `path` by way of a temporary name, flushed to disk before the rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:
-        handle.write(hide(text))
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(path)
 
 
 def refuse_foreign(directory: Path) -> None:

@@ -9,6 +9,7 @@ import codecs
 import csv
 import io
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from unshot.errors import InputError, OutsideError
+from unshot.secret import hide
 
 # A CSV field may be as long as the longest document, which is more than the csv module's 128 KiB.
 FIELD_LIMIT = 16 * 2**20
@@ -350,3 +352,14 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
 def is_missing(value: object) -> bool:
     """Whether a value is none: null, or NaN as a number."""
     return value is None or (isinstance(value, float) and value != value)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text`, without known secrets, to `path` by way of a temporary name, flushed to disk before the rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as handle:
+        handle.write(hide(text))
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)

@@ -9,7 +9,7 @@ import click
 
 from unshot.case import load_case
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import write_text
+from unshot.data.files import write_text
 from unshot.errors import GateError
 from unshot.options import PATH, common
 from unshot.pipeline import Pipeline, run_pipeline
