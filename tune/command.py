@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace the run directory where it exists.")
 @case_flags(
     "--instruction", "--labels", "--answer-field", "--metric", "--target", "--method", "--teacher", "--rank",
-    "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length", "--gradient-checkpointing",
-    "--mix", "--mix-share", "--augment-format", "--embedder", "--strict",
+    "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length",
+    "--gradient-checkpointing", "--mix", "--mix-share", "--augment-format", "--embedder", "--strict",
     seed="tune.seed",
 )  # fmt: skip
 @click.option("--fsdp", is_flag=True, help="Under torchrun: share the model between the processes.")
