@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import SHARED, Run
 from tune import near
 from tune.data.agreement import agreement, cohen_kappa, fleiss_kappa, krippendorff_alpha
+from tune.data.balance import alike_labels
 from tune.data.check import check_file
 from tune.data.variety import template_share
 from unshot.data import personal as pii
@@ -252,3 +253,28 @@ def test_bad_usage_is_one_line(unshot: Run, tmp_path: Path, arguments: tuple[str
     done = unshot(*(a.replace("{tmp}", str(tmp_path)) for a in arguments))
     assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "pairs"),
+    [
+        (("cancel", "cancell", "refund"), [("cancel", "cancell")]),
+        (("Refund", "refund", "other"), [("Refund", "refund")]),
+        (("card lost", "card_lost", "caf\u00e9", "cafe\u0301"), [("cafe\u0301", "caf\u00e9"), ("card lost", "card_lost")]),
+        (("recieve", "receive", "level 1", "level 2", "yes", "no", "low", "slow"), [("receive", "recieve")]),
+        (("+", "-", "positive", "negative"), []),
+    ],
+)  # fmt: skip
+def test_labels_that_may_be_one_are_reported(
+    tmp_path: Path, labels: tuple[str, ...], pairs: list[tuple[str, str]]
+) -> None:
+    assert [tuple(sorted(p)) for p in alike_labels(labels)] == [tuple(sorted(p)) for p in pairs]
+    rows = [
+        {"prompt": f"text {i} {label} {i * 7919}", "completion": label} for i in range(10) for label in labels
+    ]
+    result = check_file(jsonl(tmp_path / "d.jsonl", rows))
+    assert any("pairs of labels that may be one" in w for w in result["warnings"]) == bool(pairs)
+
+
+def test_banking77_has_no_labels_that_may_be_one(banking: list[dict[str, str]]) -> None:
+    assert alike_labels(sorted({r["completion"] for r in banking})) == []

@@ -15,6 +15,8 @@ from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT
+from tests.data_samples import SAMPLES, Sample, inserted, read
 from unshot.data.rows import Columns, Example, Fault, Summary, read_examples, scan
 from unshot.errors import InputError
 
@@ -223,3 +225,20 @@ def test_fields_that_nothing_uses_are_named_with_their_rows(tmp_path: Path) -> N
     list(scan(write(tmp_path / "d.jsonl", rows), summary=summary))
     assert summary.unused_fields() == {"id": 4, "note": 1}
     assert summary.lines({"note"}) == ["not used: `id` (4 rows)"]
+
+
+@pytest.mark.parametrize("sample", [pytest.param(s, id=s.name) for s in SAMPLES])
+def test_a_sample_of_each_form_is_read_as_the_table_says(sample: Sample, tmp_path: Path) -> None:
+    found = read(sample, tmp_path)
+    assert len(found.rows) == sample.rows and found.example == sample.example
+    assert found.summary.format() == sample.form
+    assert tuple(found.summary.unused) == sample.named
+    assert found.faults.keys() == sample.refused.keys()
+    for line, part in sample.refused.items():
+        assert part in found.faults[line]
+
+
+def test_the_docs_hold_the_table_of_samples() -> None:
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    assert inserted(page) == page, "run `python -m tests.data_samples docs/data.md`"
+    assert len(SAMPLES) >= 25

@@ -59,7 +59,10 @@ class Columns:
 
 @dataclass
 class Parsed:
-    """A row in the form of a conversation; `missing` says why there is no answer where there is none."""
+    """A row in the form of a conversation.
+
+    `missing` says why there is no answer where there is none; `columns` name a row's form where no other name does.
+    """
 
     messages: list[Message]
     answer: str | None = None
@@ -68,6 +71,7 @@ class Parsed:
     notes: set[str] = field(default_factory=set)
     tools: tuple[Mapping[str, object], ...] = ()
     missing: str | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ def read_row(place: Place, row: object, columns: Columns, *, answers: bool = Tru
     if problem:
         raise Problem(problem)
     unused = [k for k, v in extra.items() if not (is_missing(v) or v in ("", [], {}))]
-    return Read(example, form.name, (*unused, *sorted(parsed.ignored)), tuple(sorted(parsed.notes)))
+    name = form.name if not parsed.columns else f"columns {_and(parsed.columns)}"
+    return Read(example, name, (*unused, *sorted(parsed.ignored)), tuple(sorted(parsed.notes)))
 
 
 def check_example(example: Example, *, answers: bool = True, missing: str | None = None) -> str | None:
@@ -545,6 +550,8 @@ def _usual_columns(row: Row, columns: Columns) -> Parsed:
     if output is None and parsed.messages[-1]["role"] == "assistant":
         parsed.messages, parsed.answer = _split(parsed, parsed.messages)
     _set_answer(parsed, row, output)
+    if name != "prompt" or output != "completion":
+        parsed.columns = (name, *([output] if output else []))
     return parsed
 
 
@@ -573,8 +580,15 @@ def _named_columns(row: Row, columns: Columns) -> Parsed:
         else:
             text = SLOT.sub(lambda slot: values[slot[1]], columns.template)
             parsed.messages = [{"role": "user", "content": text}]
-    _set_answer(parsed, row, _output(row, columns, parsed.used))
+    output = _output(row, columns, parsed.used)
+    _set_answer(parsed, row, output)
+    parsed.columns = (*names, *([output] if output else []))
     return parsed
+
+
+def _and(names: Sequence[str]) -> str:
+    quoted = [f"`{name}`" for name in names]
+    return " and ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
 
 
 def _user(parts: Sequence[str]) -> Message:

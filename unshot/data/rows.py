@@ -41,11 +41,11 @@ class Summary:
     unused: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     first: Example | None = None
+    kind: str = ""
 
     def format(self) -> str:
         """The form of the rows in words, e.g. `JSONL, messages`."""
-        kind = {"jsonl": "JSONL", "parquet": "Parquet", "arrow": "Arrow"}
-        name = "Arrow" if self.path.is_dir() else kind.get(kind_of(self.path), kind_of(self.path).upper())
+        name = {"jsonl": "JSONL", "parquet": "Parquet", "arrow": "Arrow"}.get(self.kind, self.kind.upper())
         if not self.formats:
             return f"{name}, no row that can be read"
         if len(self.formats) == 1:
@@ -78,6 +78,7 @@ def scan(
     summary = summary or Summary(path)
     for place, row in raw_rows(path):
         summary.rows += 1
+        summary.kind = summary.kind or kind_of(place.file)
         try:
             if isinstance(row, Problem):
                 raise row
