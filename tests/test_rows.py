@@ -242,3 +242,32 @@ def test_the_docs_hold_the_table_of_samples() -> None:
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     assert inserted(page) == page, "run `python -m tests.data_samples docs/data.md`"
     assert len(SAMPLES) >= 25
+
+
+@pytest.mark.parametrize(
+    ("answer", "flags", "part"),
+    [
+        ("c", ("--labels", "a,b"), "not one of the labels"),
+        ("no object", ("--answer-field", "risk"), "not a JSON object with a text `risk`"),
+        ("a<|im_end|>", (), "end-of-turn token"),
+        ("long " * 300, ("--case", "{case}"), ""),
+    ],
+)
+def test_what_the_case_refuses_check_and_tune_refuse_alike(
+    tmp_path: Path, tiny_model: Path, answer: str, flags: tuple[str, ...], part: str
+) -> None:
+    good = '{"risk": "a"}' if "--answer-field" in flags else "a"
+    rows = [{"prompt": f"question {i}", "completion": good} for i in range(60)]
+    path = write(tmp_path / "d.jsonl", [*rows, {"prompt": "last", "completion": answer}])
+    (tmp_path / "case.toml").write_text("[tune]\nmax_length = 64\n", encoding="utf-8")
+    flags = tuple(flag.replace("{case}", str(tmp_path / "case.toml")) for flag in flags)
+    check = run("data", "check", path, "--base", tiny_model, "--json", *flags)
+    result = json.loads(check.stdout)
+    assert check.exit_code == 1 and not result["ready"], result["warnings"]
+    done = run("tune", path, "--base", tiny_model, "--dry-run", *flags)
+    assert str(done.exception).startswith(f"{path}, line 61: ")
+    if part:
+        assert [m["line"] for m in result["malformed"]] == [61] and part in result["malformed"][0]["problem"]
+        assert str(done.exception) == f"{path}, line 61: {result['malformed'][0]['problem']}"
+    else:
+        assert [m["line"] for m in result["length"]["too_long"]["listed"]] == [61]

@@ -18,17 +18,23 @@ from tune.data.balance import Labels, balance
 from tune.data.store import Texts
 from tune.data.variety import WARN, Reservoir, template_share
 from tune.meaning import by_meaning
+from unshot.case import TaskSettings
 from unshot.console import Output
+from unshot.contracts.task import derive_task
 from unshot.data import personal as pii
 from unshot.data.load import shown
 from unshot.data.old_prompt import Finder, PromptsInRows, SharedBeginning
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Fault, Message, RowOptions, Summary, scan
+from unshot.errors import InputError
 
 MINIMUM, COMFORTABLE = 50, 200
 # Findings of one kind in the report itself; all of them are in the files beside it.
 LISTED = 1000
-Count = Callable[[Sequence[Example]], list[tuple[int, int]]]
+# Rows up to which the answers are held against the case as `tune` does; it takes memory for each.
+JUDGED = 300_000
+# Tokens of the request and of the answer of each row, or what is wrong with it.
+Count = Callable[[Sequence[Example]], Sequence[tuple[int, int] | str]]
 Render = Callable[[Sequence[Message]], str]
 
 
@@ -62,7 +68,8 @@ class Check:
     """What has been seen of a data file so far; `read` it, then ask for the `report`.
 
     `folder` receives the full lists (and `redacted.jsonl` with `redact`). `count` gives the tokens (default:
-    words) of prompt and answer; rows longer than `context` are listed. The old `prompt`, or what all rows begin with
+    words) of prompt and answer; rows longer than `context` are listed,
+    and with `strict_length` refused. The old `prompt`, or what all rows begin with
     (`shared`), is taken out of the rows first, as `unshot tune` does.
     """
 
@@ -76,6 +83,7 @@ class Check:
         annotator: str = "annotator",
         count: Count | None = None,
         context: int | None = None,
+        strict_length: bool = False,
         threshold: float = near.THRESHOLD,
         embedder: str | None = None,
         prompt: Prompt | None = None,
@@ -85,7 +93,8 @@ class Check:
         self.count, self.unit = count or count_words, "tokens" if count else "words"
         self.region, self.annotator, self.context, self.threshold = region, annotator, context, threshold
         self.embedder, self.out = embedder, out
-        self.rows = 0
+        self.rows = self.refused = 0
+        self.strict_length = strict_length
         self.faults: list[Fault] = []
         self.lines, self.prompt, self.answer = array("Q"), array("Q"), array("Q")
         self.texts, self.answers = Texts(), Texts()
@@ -98,6 +107,7 @@ class Check:
         self.kinds: Counter[str] = Counter()
         self.people: dict[int, str] = {}
         self.example: Example | None = None
+        self.unfit: str | None = None
         self._files = contextlib.ExitStack()
         self._folder = folder
         self.personal = self._findings("personal")
@@ -157,12 +167,32 @@ class Check:
             self._measure()
 
     def _measure(self) -> None:
-        for row, (prompt, answer) in zip(self._waiting, self.count(self._waiting), strict=True):
+        for row, found in zip(self._waiting, self.count(self._waiting), strict=True):
+            if isinstance(found, str):
+                self.faults.append(Fault(row.line, found, row.where))
+                self.refused += 1
+                continue
+            prompt, answer = found
             self.prompt.append(prompt)
             self.answer.append(answer)
             if self.context is not None and prompt + answer > self.context:
                 self.too_long.add(line=row.line, length=prompt + answer)
         self._waiting.clear()
+
+    def judge(self, task: TaskSettings) -> None:
+        """Add the first answer that does not fit the case's labels, field, schema or metric, in the words of `tune`."""
+        if not 0 < len(self.lines) <= JUDGED:
+            return
+        rows = (Example((), self.answers[i], line, where=f"line {line}") for i, line in enumerate(self.lines))
+        try:
+            derive_task(task, list(rows))
+        except InputError as error:
+            line, _, problem = str(error).removeprefix("line ").partition(": ")
+            if problem and line.isdigit():
+                self.faults.append(Fault(int(line), problem))
+                self.refused += 1
+            else:
+                self.unfit = str(error)
 
     def report(self) -> dict[str, Any]:
         """Everything found; lists hold their first 1,000 entries, but `malformed` all."""
@@ -171,7 +201,7 @@ class Check:
         systems = [names[i] for i in self.system]
         pairs = near.similar_inputs(systems, self.texts, threshold=self.threshold)
         duplicates, contradictions = self._alike(pairs, free_text=counts is None)
-        good = len(self.lines)
+        good = len(self.lines) - self.refused
         malformed = self._findings("malformed")
         for fault in self.faults:
             malformed.add(line=fault.line, problem=fault.problem)
@@ -195,8 +225,11 @@ class Check:
             },
             "personal_data": {"kinds": dict(self.kinds), **self.personal.report()},
         }
-        result["warnings"] = warnings(result)
-        result["ready"] = good >= MINIMUM and not self.faults
+        result["warnings"] = warnings(result) + ([self.unfit] if self.unfit else [])
+        result["ready"] = (
+            good >= MINIMUM and not self.faults and not (self.strict_length and self.too_long.total)
+        )
+        result["ready"] = result["ready"] and not self.unfit
         self._files.close()
         return result
 
@@ -333,8 +366,11 @@ def warnings(result: dict[str, Any]) -> list[str]:
     if result["personal_data"]["total"]:
         kinds = ", ".join(f"{n} {k}" for k, n in sorted(result["personal_data"]["kinds"].items()))
         found.append(f"{result['personal_data']['total']} rows hold personal data ({kinds}); see --redact")
-    if result["length"]["too_long"]["total"]:
-        found.append(f"{result['length']['too_long']['total']} rows are longer than the context")
+    length = result["length"]
+    if length["too_long"]["total"]:
+        found.append(
+            f"{length['too_long']['total']} rows are longer than {length['context']} {length['unit']}"
+        )
     return found
 
 
@@ -346,6 +382,7 @@ def check_file(
     instruction: str | None = None,
     render: Render | None = None,
     length: Callable[[str], int] | None = None,
+    task: TaskSettings | None = None,
     progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -363,6 +400,8 @@ def check_file(
     check = Check(prompt=prompt if replaces else None, shared=shared, **settings)
     summary = Summary(path)
     check.read(scan(path, options.columns, summary=summary), progress)
+    if task is not None:
+        check.judge(task)
     result = {"data": str(path), **check.report()}
     said = summary.lines({annotator})
     result["reading"] = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.errors import InputError
 from unshot.options import PATH, Number, case_flags, common, row_options, whole
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def data() -> None:
 @click.option("--redact", is_flag=True, help="Write redacted.jsonl to --out, personal data replaced.")
 @click.option("--phone-region", default="US", show_default=True, help="Country of national phone numbers.")
 @click.option("--base", help="Count tokens with this model's tokenizer, against its context.")
-@click.option("--max-length", type=whole(16), help="Context in tokens; default: the base model's.")
+@click.option("--max-length", type=whole(16), help="Longest row, tokens; default: as tune has it.")
 @click.option("--similar", type=Number(ge=0.3, le=1), help="Near-duplicates from here on; default 0.7.")
 @click.option("--annotator", default="annotator", show_default=True, help="Column with who labelled the row.")
-@case_flags("--instruction", "--answer-field", "--embedder")
+@case_flags("--instruction", "--labels", "--answer-field", "--metric", "--embedder")
 @row_options
 @common
 def check(
@@ -56,7 +57,6 @@ def check(
     from unshot.contracts.manifest import Manifest, describe_data, staged
     from unshot.data.files import write_text
     from unshot.data.personal import check_region
-    from unshot.errors import InputError
 
     if settings["redact"] and final is None:
         raise InputError("--redact writes a file; give --out DIR")
@@ -71,11 +71,12 @@ def check(
     if similar is not None:
         settings["threshold"] = similar
     long, instruction = case.long_prompt(), case.task.instruction
-    settings |= {"prompt": long if long.given else None, "instruction": instruction}
+    settings |= {"prompt": long if long.given else None, "instruction": instruction, "task": case.task}
     if base:
         counter = Counter(base, instruction, out)
         settings |= {"count": counter.rows, "length": counter.text, "render": counter.chat.render}
-        settings["context"] = max_length or counter.context
+        limits = (case.tune.max_length, counter.context or case.tune.max_length)
+        settings |= {"context": max_length or min(limits), "strict_length": not max_length}
     with contextlib.ExitStack() as stack:
         work = stack.enter_context(staged(final, overwrite=overwrite)) if final else None
         with out.progress() as progress:
@@ -151,13 +152,20 @@ class Counter:
         self.context: int | None = source.config().get("max_position_embeddings")
         self._prompt = Prompt(system=instruction)
 
-    def rows(self, rows: Sequence[Example]) -> list[tuple[int, int]]:
-        """Tokens of each row's request (instruction and template included) and of its answer with its end."""
-        if not rows:
-            return []
-        texts = [self.chat.render(self._prompt.request(r)) for r in rows] + [r.answer or "" for r in rows]
-        ids = self.chat.tokenizer.many(texts)
-        return [(len(p), len(a) + 1) for p, a in zip(ids[: len(rows)], ids[len(rows) :], strict=True)]
+    def rows(self, rows: Sequence[Example]) -> list[tuple[int, int] | str]:
+        """Tokens of each row's request (instruction and template included) and of its answer with its end.
+
+        A row that `tune` would refuse to encode is what is wrong with it.
+        """
+        found: list[tuple[int, int] | str] = []
+        for row in rows:
+            try:
+                item = self.chat.encode(self._prompt.request(row), row.answer or "")
+            except InputError as error:
+                found.append(str(error))
+                continue
+            found.append((item.prompt_length, item.answer_length))
+        return found
 
     def text(self, text: str) -> int:
         """Tokens of a text by itself."""

@@ -114,9 +114,16 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
             else "turn by turn (--base renders it for a model)"
         )
         shown.append(f"an example row, {how}:\n{reading['example']}\n")
-    shown.append("ready to train" if result["ready"] else "not ready to train: mend or remove the malformed rows"
-                 if result["malformed"] else "not ready to train: too few rows")  # fmt: skip
+    shown.append("ready to train" if result["ready"] else f"not ready to train: {_why(result)}")
     return shown
+
+
+def _why(result: dict[str, Any]) -> str:
+    if result["malformed"]:
+        return "mend or remove the malformed rows"
+    if result["length"]["too_long"]["total"] and result["minimum"]["enough"]:
+        return "shorten the rows that are too long, or raise max_length under [tune]"
+    return "too few rows" if not result["minimum"]["enough"] else "see the warnings"
 
 
 def split_tables(result: dict[str, Any]) -> list[Any]:

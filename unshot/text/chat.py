@@ -172,7 +172,7 @@ class Chat:
         """
         spans = []
         for number, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or message.get("weight") == 0:
                 continue
             before = self.prompt_ids(messages[:number])
             turn = [*self.tokenizer.ids(message["content"]), self.end]
