@@ -23,10 +23,10 @@ from unshot.data.prompts import Prompt, load_prompt
 from unshot.data.rows import read_text
 from unshot.errors import InputError, nearest
 from unshot.metrics import thresholds
+from unshot.metrics.registry import MetricName
 
 DEFAULT_FILE = Path("unshot.toml")
 
-Metric = Literal["macro_f1", "accuracy", "exact_match", "json_f1", "rouge_l"]
 Method = Literal["lora", "qlora", "dora", "full", "prompt"]
 FAILS = ("facts", "tools", "format", "jargon", "reasoning", "latency", "cost")
 Whole = Annotated[int, Meta(ge=0)]
@@ -89,7 +89,29 @@ class TaskSettings(Record):
         str | None, about("Field of a JSON answer that holds the class.", sample="risk")
     ] = None
     metric: Annotated[
-        Metric | None, about("How answers are scored; default: by the answers.", sample="macro_f1")
+        MetricName | None,
+        about(
+            "How answers are scored; default: macro_f1 for classes, json_f1 for JSON, else exact_match.",
+            sample="macro_f1",
+        ),
+    ] = None
+    judge: Annotated[
+        str | None,
+        about(
+            "Language model of the metric `judge`: http://HOST/v1 or gguf:PATH.",
+            sample="http://localhost:8000/v1",
+        ),
+    ] = None
+    judge_model: Annotated[str | None, about("The judge's name at its server.", sample="NAME")] = None
+    judge_key_env: Annotated[
+        str | None, about("Environment variable that holds the judge's key.", sample="UNSHOT_JUDGE_KEY")
+    ] = None
+    embedder: Annotated[
+        str | None,
+        about(
+            "Embedder of the metric `bertscore`: a directory or a name; default: what is installed.",
+            sample="all-minilm-l6-v2",
+        ),
     ] = None
     target: Annotated[
         Share | None,

@@ -2,104 +2,219 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from unshot.case import Metric, TaskSettings
-from unshot.contracts.record import Record, RecordError
+from unshot.case import TaskSettings
+from unshot.contracts.document import Document
 from unshot.data.rows import Example, read_text
 from unshot.errors import InputError, OutsideError
-from unshot.metrics.scores import INVALID, Interval, class_scores, parse_answer, score, score_interval
+from unshot.metrics.answers import (
+    INVALID,
+    Answers,
+    JsonObject,
+    Tools,
+    find_label,
+    json_object,
+    normal,
+    parse_answer,
+)
+from unshot.metrics.registry import NAMES, MetricName
+from unshot.metrics.registry import metric as find_metric
+from unshot.metrics.scores import Scores, all_scores
+
+if TYPE_CHECKING:
+    from unshot.metrics.judge import Judge
 
 MAX_LABELS = 200
+# Says one line to the user.
+Say = Callable[[str], None]
 
 
-class Task(Record):
-    """Instruction of the tuned model, labels and metric of the answer.
+class Task(Document):
+    """Instruction of the tuned model, labels and metric of the answer: `task.json`.
 
-    `labels` None means free text, scored by exact match. `answer_field` names the field of a JSON answer that
-    holds the label; None means that the answer is the label.
+    `labels` None means that the answer is no class. `answer_field` names the field of a JSON answer that holds the
+    label; None means that the answer is the label. The judge's and the embedder's names are those that the metric uses.
     """
+
+    FILE: ClassVar[str] = "task.json"
+    WRITTEN_BY: ClassVar[str] = "`unshot tune`"
 
     name: str = "case"
     instruction: str | None = None
     labels: list[str] | None = None
     answer_field: str | None = None
-    metric: Metric = "exact_match"
+    metric: MetricName = "exact_match"
     max_answer_tokens: int | None = None
-    answer_schema: dict[str, Any] | None = None
+    answer_schema: JsonObject | None = None
+    judge: str | None = None
+    judge_model: str | None = None
+    judge_key_env: str | None = None
+    embedder: str | None = None
+
+    @classmethod
+    def upgrade(cls, raw: JsonObject, version: int) -> JsonObject | None:
+        """Before version 1 the file had none; its fields are today's."""
+        return raw if version == 0 else None
 
     def label(self, answer: str) -> str:
-        """The label (or the whole text) an answer states, `INVALID` where it states none."""
+        """The label (or the whole text) an answer states, `INVALID` if it states none."""
         return parse_answer(answer, labels=self.labels, field=self.answer_field)
 
-    def scores(self, truth: Sequence[str], answers: Sequence[str], *, seed: int = 0) -> dict[str, Any]:
-        """Score raw answers against raw references.
+    def answers(
+        self,
+        references: Sequence[str],
+        given: Sequence[str | None],
+        *,
+        requests: Sequence[str] | None = None,
+    ) -> Answers:
+        """Answers as this task reads them; None is an unanswered request. `requests` are what a judge is shown."""
+        judge = None
+        if self.metric == "judge" and self.judge is not None:
+            judge = _judge(self.judge, self.judge_model, self.judge_key_env)
+        return Answers(
+            list(references),
+            list(given),
+            self.labels,
+            self.answer_field,
+            list(requests) if requests is not None else None,
+            Tools(judge, self.embedder),
+        )
 
-        Returns the metric with its interval, accuracy, macro-F1, the share of invalid answers and, with labels,
-        the per-class scores.
-        """
-        true, guess = [self.label(t) for t in truth], [self.label(a) for a in answers]
-        interval: Interval = score_interval(self.metric, true, guess, seed=seed)
-        classes = self.labels or []
-        return {
-            "metric": self.metric,
-            "score": interval.value,
-            "low": interval.low,
-            "high": interval.high,
-            "accuracy": score("accuracy", true, guess),
-            "macro_f1": score("macro_f1", true, guess) if classes else None,
-            "invalid": guess.count(INVALID) / len(guess),
-            "rows": len(true),
-            "classes": {k: vars(v) for k, v in class_scores(true, guess, classes).items()}
-            if classes
-            else None,
-        }
+    def scores(
+        self,
+        references: Sequence[str],
+        given: Sequence[str | None],
+        *,
+        requests: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> Scores:
+        """Score raw answers against raw references under the task's metric."""
+        return all_scores(self.metric, self.answers(references, given, requests=requests), seed=seed)
 
 
-def derive_task(section: TaskSettings, examples: Sequence[Example]) -> Task:
+@functools.lru_cache(maxsize=2)
+def _judge(spec: str, model: str | None, key_env: str | None) -> Judge:
+    """A judge stays open: it is asked after each epoch."""
+    from unshot.metrics.judge import open_judge
+
+    return open_judge(spec, model, key_env)
+
+
+def derive_task(section: TaskSettings, examples: Sequence[Example], say: Say = lambda line: None) -> Task:
     """Fill what the case leaves open from the data: a label field, the labels, the metric.
 
-    A JSON answer's label field must be named; without one the whole answer is the label where few distinct
-    answers recur, else free text. Raises `InputError` for answers outside the labels, naming the line.
+    What was derived is said, with how to set it. A JSON answer of several fields is scored on all of them unless its
+    label field is named; a constant is never the metric. Raises `InputError` for answers outside the labels and for a
+    metric that the answers do not fit, naming the line.
     """
     answers = [example.answer or "" for example in examples]
     schema = read_schema(section.answer_schema) if section.answer_schema else None
-    labels, metric = section.labels, section.metric
+    objects = [o for a in answers if (o := json_object(a)) is not None]
     field = section.answer_field
-    if field is None and section.labels is None and all(isinstance(_json(a), dict) for a in answers):
-        field = _label_field([_json(a) for a in answers])
-    if labels is None:
-        values = [parse_answer(a, field=field) for a in answers]
-        counts = Counter(v for v in values if v != INVALID)
-        if len(counts) <= min(MAX_LABELS, len(answers) // 2):
-            labels = sorted(counts)
+    if field is None and answers and len(objects) == len(answers):
+        field = _label_field(section, objects, say)
+    json_task = field is None and bool(answers) and len(objects) == len(answers)
+    labels = _labels(section, answers, field, json_task, say)
+    metric = section.metric
     if metric is None:
-        metric = "macro_f1" if labels else "exact_match"
+        metric = "macro_f1" if labels else "json_f1" if json_task else "exact_match"
+        why = f"{len(labels)} classes" if labels else "JSON objects" if json_task else "texts"
+        say(f"metric: {metric}, as the answers are {why}; set another by --metric")
     task = Task(
         name=section.name, instruction=section.instruction, labels=labels, answer_field=field, metric=metric,
-        answer_schema=schema,
+        answer_schema=schema, judge=section.judge, judge_model=section.judge_model,
+        judge_key_env=section.judge_key_env, embedder=section.embedder,
     )  # fmt: skip
-    fault = schema_check(schema) if schema else None
-    for example in examples:
-        where = example.where or f"line {example.line}"
-        if fault and (problem := fault(_json(example.answer or ""))):
-            raise InputError(f"{where}: the answer does not fit {section.answer_schema} ({problem})")
-        if task.label(example.answer or "") == INVALID:
-            known = f"; labels: {', '.join(labels[:8])}" if labels else ""
-            raise InputError(
-                f"{where}: the answer {example.answer!r:.80} is not a JSON object with a text "
-                f"`{field}`{known}"
-                if field
-                else f"{where}: the answer {example.answer!r:.80} is not one of the labels{known}"
-            )
+    _hold(task, section, examples)
+    if examples and (problem := find_metric(metric).problem(task.answers(answers, answers))):
+        raise InputError(f"metric {metric}: {problem}; choose another by --metric ({', '.join(NAMES)})")
     return task
 
 
-def read_schema(path: Path) -> dict[str, Any]:
+def _label_field(section: TaskSettings, objects: Sequence[JsonObject], say: Say) -> str | None:
+    """The label field of JSON answers that needs no guess: the only field, or the only one that holds the labels."""
+    names = list(dict.fromkeys(name for o in objects for name in o))
+    texts = [n for n in names if all(isinstance(o.get(n), str) for o in objects)]
+    if section.labels is not None:
+        fits = [n for n in texts if all(find_label(o[n], section.labels) != INVALID for o in objects)]
+        if len(fits) == 1:
+            say(f"answer field: `{fits[0]}`, the only one that holds the labels; set it by --answer-field")
+            return fits[0]
+        found = f"{len(fits)} fields hold" if fits else "no field holds"
+        raise InputError(
+            f"the answers are JSON objects with the fields {', '.join(names[:8])}, and {found} the labels throughout; "
+            "name the field by --answer-field"
+        )
+    if len(names) == 1 and texts and _recurring([o[names[0]] for o in objects]):
+        say(f"answer field: `{names[0]}`, the only field of the answers; set it by --answer-field")
+        return names[0]
+    if section.metric is not None and "classes" in find_metric(section.metric).needs:
+        raise InputError(
+            f"metric {section.metric} needs classes, and the answers are JSON objects with the fields "
+            f"{', '.join(names[:8])}; name the one that holds the label by --answer-field, or choose --metric json_f1"
+        )
+    say(
+        f"no answer field is named: all fields count ({', '.join(names[:8])}); score one by --answer-field NAME"
+    )
+    return None
+
+
+def _labels(
+    section: TaskSettings, answers: Sequence[str], field: str | None, json_task: bool, say: Say
+) -> list[str] | None:
+    """The labels of the case, or those that recur among the answers."""
+    if section.labels is not None:
+        forms = Counter(normal(label) for label in section.labels)
+        if double := [label for label, count in forms.items() if count > 1]:
+            raise InputError(f"labels: {double[0]!r} is listed twice")
+        return section.labels
+    if json_task:
+        return None
+    values = [v for a in answers if (v := parse_answer(a, field=field)) != INVALID]
+    needed = section.metric is not None and "classes" in find_metric(section.metric).needs
+    if len(set(values)) == 1 and len(answers) > 1:
+        say(
+            f"every answer is {values[0]!r:.60}: no metric can tell a model that has learnt from one that has not"
+        )
+        return sorted(set(values)) if needed else None
+    if not needed and not _recurring(values):
+        return None
+    labels = sorted(set(values))
+    shown = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+    say(f"labels: {len(labels)} that recur in the answers ({shown}); set them by --labels")
+    return labels
+
+
+def _recurring(values: Sequence[str]) -> bool:
+    """Whether texts are classes: several, not too many, each seen twice on average."""
+    distinct = len({normal(v) for v in values})
+    return 2 <= distinct <= min(MAX_LABELS, len(values) // 2)
+
+
+def _hold(task: Task, section: TaskSettings, examples: Sequence[Example]) -> None:
+    """Hold every row's answer to the task's schema and labels. Raises `InputError` naming the line."""
+    fault = schema_check(task.answer_schema) if task.answer_schema else None
+    for example in examples:
+        answer, where = example.answer or "", example.where or f"line {example.line}"
+        if fault and (problem := fault(json_object(answer))):
+            raise InputError(f"{where}: the answer does not fit {section.answer_schema} ({problem})")
+        if task.label(answer) == INVALID:
+            known = f"; labels: {', '.join(task.labels[:8])}" if task.labels else ""
+            raise InputError(
+                f"{where}: the answer {answer!r:.80} is not a JSON object with a text "
+                f"`{task.answer_field}`{known}"
+                if task.answer_field
+                else f"{where}: the answer {answer!r:.80} is not one of the labels{known}"
+            )
+
+
+def read_schema(path: Path) -> JsonObject:
     """A JSON schema's content; `InputError` where the file holds none."""
     try:
         schema = json.loads(read_text(path))
@@ -111,7 +226,7 @@ def read_schema(path: Path) -> dict[str, Any]:
     return schema
 
 
-def schema_check(schema: dict[str, Any], where: str = "answer_schema") -> Callable[[Any], str | None]:
+def schema_check(schema: JsonObject, where: str = "answer_schema") -> Callable[[Any], str | None]:
     """What is wrong with a value under a schema, in a few words; None for a value that fits. Nothing is fetched."""
     try:
         import jsonschema
@@ -133,28 +248,6 @@ def schema_check(schema: dict[str, Any], where: str = "answer_schema") -> Callab
     return problem
 
 
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return None
-
-
-def _label_field(rows: list[dict[str, Any]]) -> str | None:
-    """The field of all JSON answers with the fewest distinct texts that recur, None where none does."""
-    best: tuple[int, str] | None = None
-    for name in rows[0]:
-        values = [row.get(name) for row in rows]
-        if all(isinstance(v, str) for v in values):
-            distinct = len(set(values))
-            if distinct <= min(MAX_LABELS, len(rows) // 2) and (best is None or distinct < best[0]):
-                best = (distinct, name)
-    return best[1] if best else None
-
-
 def read_task(path: Path) -> Task:
-    """Read a `task.json`; `InputError` where it is not one."""
-    try:
-        return Task.from_json(read_text(path))
-    except RecordError as error:
-        raise InputError(f"{path}: not a task file ({error})") from None
+    """Read a `task.json`; `InputError` if it is not one."""
+    return Task.read(path)

@@ -169,7 +169,7 @@ def macro_f1(
     present = rows > 0
     confusion = np.zeros((labels, labels + 1))
     np.add.at(confusion, (truth, guess), 1)
-    value = float(_f1(np.diag(confusion), rows, confusion.sum(axis=0)[:labels])[present].mean())
+    value = float(f1(np.diag(confusion), rows, confusion.sum(axis=0)[:labels])[present].mean())
     chances = _smoothed(confusion, rows)
     drawn = _drawn_f1(truth, chances, rows, draws, np.random.default_rng(seed))[:, present].mean(axis=1)
     prevalences = [rows / len(truth)]
@@ -180,7 +180,7 @@ def macro_f1(
     found = []
     for prevalence in prevalences:
         hits = prevalence * np.diag(chances)
-        truly = _f1(hits, prevalence, (prevalence[:, None] * chances).sum(axis=0)[:labels])[present].mean()
+        truly = f1(hits, prevalence, (prevalence[:, None] * chances).sum(axis=0)[:labels])[present].mean()
         centre = value - float(drawn.mean() - truly)
         found.append(bounded(centre, float(drawn.var()), len(truth), level=level, method=""))
     low, high = min(f.low for f in found), max(f.high for f in found)
@@ -189,7 +189,8 @@ def macro_f1(
     )
 
 
-def _f1(hits: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def f1(hits: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """F1 of classes from their right answers, rows and answers; 0 for a class with neither."""
     total = rows + columns
     found: np.ndarray = np.divide(2 * hits, total, out=np.zeros(np.shape(total)), where=total > 0)
     return found
@@ -233,7 +234,7 @@ def _drawn_f1(
         hits[begin : begin + count] = np.bincount(
             (place * labels + truth)[answer == truth], minlength=count * labels
         ).reshape(count, labels)
-    return _f1(hits, rows, columns[:, :labels])
+    return f1(hits, rows, columns[:, :labels])
 
 
 def influence_of_macro_f1(truth: np.ndarray, guess: np.ndarray, labels: int) -> np.ndarray:
@@ -246,13 +247,13 @@ def influence_of_macro_f1(truth: np.ndarray, guess: np.ndarray, labels: int) -> 
     columns = np.bincount(guess, minlength=labels + 1)
     hits = np.bincount(truth[truth == guess], minlength=labels + 1)
     present = rows[:labels] > 0
-    f1 = np.append(np.where(present, _f1(hits, rows, columns)[:labels], 0.0), 0.0)
+    own = np.append(np.where(present, f1(hits, rows, columns)[:labels], 0.0), 0.0)
     weight = np.append(
         np.divide(1.0, rows + columns, out=np.zeros(labels + 1), where=rows + columns > 0)[:labels] * present,
         0.0,
     )
     hit = (truth == guess).astype(float)
-    each: np.ndarray = weight[truth] * (2 * hit - f1[truth]) - weight[guess] * f1[guess]
+    each: np.ndarray = weight[truth] * (2 * hit - own[truth]) - weight[guess] * own[guess]
     return each * len(truth) / max(int(present.sum()), 1)
 
 
@@ -272,21 +273,29 @@ def class_f1(hits: int, others: int, *, level: float = LEVEL) -> Interval:
 
 
 def paired(
-    value: float, per_row: np.ndarray, *, level: float = LEVEL, jump: float = 1.0, unscored: int = 0
+    value: float,
+    per_row: np.ndarray,
+    *,
+    level: float = LEVEL,
+    jump: float = 1.0,
+    equal: float | None = None,
+    unscored: int = 0,
 ) -> Interval:
     """A difference of two scores on the same rows; `per_row` is what each row adds to it, shape `(rows,)`.
 
     Student's interval with pseudo-rows: rows on which both sides are equal say little of how they differ where they do,
     so that z^2 differences of size `jump` are spread over them, as many as Tango's score interval has where no pair
     differs (Tango 1998, Statistics in Medicine 17, 891-908; pseudo-pairs as in Agresti and Min 2005): 0 of n differing
-    is bounded by z^2 / n, and never shown to be 0. `unscored` rows may have differed either way by 1.
+    is bounded by z^2 / n, and never shown to be 0. `equal` is the share of such rows (None: those that add 0);
+    `unscored` rows may have differed either way by 1.
     """
     rows = len(per_row)
     if rows < 2:
         return Interval(value, -1.0, 1.0, level, "one row tells nothing", rows)
     tail = 0.5 + level / 2
     centred = per_row - per_row.mean()
-    equal = float((np.abs(per_row) < 1e-12).mean())
+    if equal is None:
+        equal = float((np.abs(per_row) < 1e-12).mean())
     spread = float(centred @ centred) + t_quantile(tail, math.inf) ** 2 * equal * jump**2
     half = t_quantile(tail, rows - 1) * math.sqrt(spread / (rows * (rows - 1))) + unscored / rows
     return Interval(
@@ -586,49 +595,3 @@ def interval_ranks(n: int, p: float, *, level: float = LEVEL) -> tuple[int | Non
     tail = (1 - level) / 2
     low, high = int(binom.ppf(tail, n, p / 100)) - 1, int(binom.ppf(1 - tail, n, p / 100))
     return (low if low >= 0 else None), (high if high < n else None)
-
-
-def paired_score_difference(
-    metric: str,
-    truth: Sequence[str],
-    baseline: Sequence[str],
-    candidate: Sequence[str],
-    *,
-    level: float = 0.95,
-    draws: int = 4000,
-    seed: int = 0,
-) -> Interval:
-    """Candidate's score minus baseline's on the same rows, bootstrap stratified by the true class.
-
-    The metric is `macro_f1` (over the classes in `truth`), or the share of equal answers for any other name.
-    """
-    generator = np.random.default_rng(seed)
-    classes = {label: i for i, label in enumerate(dict.fromkeys(truth))}
-    true = np.array([classes[t] for t in truth])
-    weights = np.zeros((draws + 1, len(true)))
-    weights[0] = 1
-    for code in range(len(classes)):
-        rows = np.flatnonzero(true == code)
-        weights[1:, rows] = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=draws)
-    values = _weighted_score(metric, true, candidate, classes, weights) - _weighted_score(
-        metric, true, baseline, classes, weights
-    )
-    tail = (1 - level) / 2
-    low, high = np.quantile(values[1:], [tail, 1 - tail])
-    return Interval(float(values[0]), float(low), float(high), level)
-
-
-def _weighted_score(
-    metric: str, true: np.ndarray, answers: Sequence[str], classes: dict[str, int], weights: np.ndarray
-) -> np.ndarray:
-    guess = np.array([classes.get(a, -1) for a in answers])
-    if metric != "macro_f1":
-        share: np.ndarray = weights @ (guess == true) / len(true)
-        return share
-    eye = np.eye(len(classes))
-    rows = weights @ eye[true]
-    columns = weights @ np.where(guess[:, None] >= 0, eye[guess], 0.0)
-    hits = weights @ np.where((guess == true)[:, None], eye[true], 0.0)
-    total = rows + columns
-    f1: np.ndarray = np.divide(2 * hits, total, out=np.zeros_like(total), where=total > 0)
-    return f1.mean(axis=1)

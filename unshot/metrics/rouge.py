@@ -24,6 +24,12 @@ def rouge(truth: str, answer: str) -> dict[str, float]:
     }
 
 
+def rouge_l(truth: str, answer: str) -> float:
+    """ROUGE-L alone."""
+    a, b = words(truth), words(answer)
+    return _f1(_common(a, b), len(a), len(b))
+
+
 def _ngram(a: Sequence[str], b: Sequence[str], n: int) -> float:
     one, other = (Counter(tuple(w[i : i + n]) for i in range(len(w) - n + 1)) for w in (a, b))
     return _f1((one & other).total(), one.total(), other.total())

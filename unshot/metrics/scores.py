@@ -1,46 +1,21 @@
-"""Scores of answers against references, with bootstrap confidence intervals. numpy only."""
+"""Scores of answers under the registry's metrics: value, interval, paired difference, and what a metric cannot tell."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
-from unshot.metrics.intervals import Interval
-
-INVALID = "(invalid)"
-
-
-def parse_answer(text: str, *, labels: Sequence[str] | None = None, field: str | None = None) -> str:
-    """The label an answer states, or `INVALID`.
-
-    With `field` the answer must be a JSON object (a Markdown fence around it is forgiven) and the label is that
-    field's value; else it is the stripped text. With `labels` anything else is `INVALID`; case is forgiven.
-    """
-    value: Any = text.strip()
-    if field is not None:
-        fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", value, flags=re.DOTALL)
-        try:
-            loaded = json.loads(fenced[1] if fenced else value)
-        except ValueError:
-            return INVALID
-        if not isinstance(loaded, dict) or not isinstance(loaded.get(field), str):
-            return INVALID
-        value = loaded[field].strip()
-    if labels is None:
-        return value or INVALID
-    for label in labels:
-        if value.casefold() == label.casefold():
-            return label
-    return INVALID
+from unshot.contracts.record import Record
+from unshot.errors import InputError
+from unshot.metrics import intervals
+from unshot.metrics.answers import Answers, same_value
+from unshot.metrics.intervals import LEVEL, Interval
+from unshot.metrics.registry import metric as find_metric
 
 
-@dataclass(frozen=True)
-class ClassScores:
+class ClassScores(Record):
     """Precision, recall, F1 and support of one class."""
 
     precision: float
@@ -49,11 +24,149 @@ class ClassScores:
     support: int
 
 
+class Scores(Record, kw_only=True):
+    """The task's metric with its interval, and what is told beside it. `macro_f1` and `classes`: only with labels."""
+
+    metric: str
+    score: float
+    low: float
+    high: float
+    level: float = LEVEL
+    # How the interval was drawn.
+    method: str = ""
+    rows: int
+    # Share of right rows, and of answers that state nothing that the task knows.
+    accuracy: float
+    macro_f1: float | None = None
+    invalid: float
+    classes: dict[str, ClassScores] | None = None
+    # Why the score says little (few rows, a constant answer, a single class); None: nothing to say.
+    caution: str | None = None
+
+
+def value_of(name: str, answers: Answers) -> float:
+    """The score alone."""
+    found = find_metric(name)
+    return _value(found.form, found.of(answers), len(answers.classes) if found.form == "macro_f1" else 0)
+
+
+def score(
+    name: str,
+    references: Sequence[str],
+    given: Sequence[str | None],
+    *,
+    labels: Sequence[str] | None = None,
+    field: str | None = None,
+) -> float:
+    """The score of answers under a metric, 0 to 1. Raises `InputError` for an unknown metric."""
+    return value_of(name, Answers(list(references), list(given), list(labels) if labels else None, field))
+
+
+def score_interval(name: str, answers: Answers, *, level: float = LEVEL, seed: int = 0) -> Interval:
+    """The score with its confidence interval, drawn as the metric's form asks for."""
+    found = find_metric(name)
+    rows = found.of(answers)
+    if found.form == "ratio":
+        return intervals.ratio_of_sums(rows, level=level)
+    if found.form == "macro_f1":
+        return intervals.macro_f1(rows[:, 0], rows[:, 1], len(answers.classes), level=level, seed=seed)
+    return intervals.mean(rows, level=level)
+
+
+def score_difference(name: str, first: Answers, second: Answers, *, level: float = LEVEL) -> Interval:
+    """Second minus first under a metric, on the same rows."""
+    found = find_metric(name)
+    one, other = found.of(first), found.of(second)
+    if found.form == "mean":
+        unscored = np.isnan(one) | np.isnan(other)
+        each = np.where(unscored, 0.0, other - one)
+        difference = float(each[~unscored].mean()) if not unscored.all() else 0.0
+        return intervals.paired(difference, each, level=level, unscored=int(unscored.sum()))
+    if found.form == "ratio":
+        each = intervals.influence_of_sums(other) - intervals.influence_of_sums(one)
+        difference = _value(found.form, other) - _value(found.form, one)
+        return intervals.paired(difference, each, level=level)
+    size = len(first.classes)
+    each = intervals.influence_of_macro_f1(other[:, 0], other[:, 1], size)
+    each -= intervals.influence_of_macro_f1(one[:, 0], one[:, 1], size)
+    difference = _value(found.form, other, size) - _value(found.form, one, size)
+    counts = np.bincount(one[:, 0], minlength=size)
+    counts = counts[counts > 0]
+    # What one row of a class moves the score by, in rows: the mean square over the rows.
+    jump = float(np.sqrt(len(first) / len(counts) ** 2 * (1 / counts).sum()))
+    same = np.where(one[:, 1] == other[:, 1], 0.0, 1.0)
+    return intervals.paired(difference, each, level=level, jump=jump, equal=1 - float(same.mean()))
+
+
+def _value(form: str, rows: np.ndarray, size: int = 0) -> float:
+    if form == "macro_f1":
+        confusion = np.zeros((size, size + 1))
+        np.add.at(confusion, (rows[:, 0], rows[:, 1]), 1)
+        support = confusion.sum(axis=1)
+        return float(
+            intervals.f1(np.diag(confusion), support, confusion.sum(axis=0)[:size])[support > 0].mean()
+        )
+    if form == "ratio":
+        part, whole = rows.sum(axis=0)
+        return float(part / whole) if whole else 0.0
+    known = rows[~np.isnan(rows)]
+    return float(known.mean()) if len(known) else 0.0
+
+
+def all_scores(name: str, answers: Answers, *, seed: int = 0) -> Scores:
+    """The metric with its interval, accuracy, share of invalid answers and, with labels, the scores by class."""
+    found = score_interval(name, answers, seed=seed)
+    labelled = answers.labels is not None
+    doubts = [*cautions(answers), *([found.caution] if found.caution else [])]
+    return Scores(
+        metric=name,
+        score=found.value,
+        low=found.low,
+        high=found.high,
+        method=found.method,
+        rows=len(answers),
+        accuracy=float(answers.right.mean()),
+        macro_f1=value_of("macro_f1", answers) if labelled else None,
+        invalid=answers.invalid,
+        classes=class_scores(answers.truth, answers.guess, answers.classes) if labelled else None,
+        caution="; ".join(doubts) or None,
+    )
+
+
+def cautions(answers: Answers) -> list[str]:
+    """Why no metric can tell a good system by these answers: one reference for all rows, one answer for all rows."""
+    found = []
+    if len(answers) > 1 and len(set(answers.truth)) == 1:
+        found.append(f"every reference is {answers.truth[0]!r:.60}, so that a constant answer is right")
+    texts = set(answers.guess if answers.labels is not None else answers.texts)
+    if len(answers) > 1 and len(texts) == 1:
+        found.append(f"every answer is {next(iter(texts))!r:.60}, whatever was asked")
+    return found
+
+
+def floor(name: str, answers: Answers) -> float:
+    """The best score of a constant answer: what can be had without reading the question; 0 where it is not tried."""
+    found = find_metric(name)
+    if not found.constants:
+        return 0.0
+    if found.form == "macro_f1":
+        constants = Counter(answers.truth)
+        texts = [
+            answers.references[answers.truth.index(label)]
+            for label, _ in constants.most_common(found.constants)
+        ]
+    else:
+        texts = [text for text, _ in Counter(answers.references).most_common(found.constants)]
+    return max(value_of(name, answers.with_answers([text] * len(answers))) for text in texts)
+
+
 def confusion(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> np.ndarray:
     """Counts, shape `(len(labels), len(labels) + 1)`: rows truth, columns prediction, last column anything else."""
     index = {label: i for i, label in enumerate(labels)}
     table = np.zeros((len(labels), len(labels) + 1), dtype=np.int64)
     for true, guess in zip(truth, predicted, strict=True):
+        if true not in index:
+            raise InputError(f"the reference {true!r:.80} is none of the labels")
         table[index[true], index.get(guess, len(labels))] += 1
     return table
 
@@ -66,70 +179,20 @@ def class_scores(
     hits, rows, columns = np.diag(table), table.sum(axis=1), table[:, :-1].sum(axis=0)
     precision = np.divide(hits, columns, out=np.zeros(len(labels)), where=columns > 0)
     recall = np.divide(hits, rows, out=np.zeros(len(labels)), where=rows > 0)
-    total = precision + recall
-    f1 = np.divide(2 * precision * recall, total, out=np.zeros(len(labels)), where=total > 0)
+    f1 = intervals.f1(hits, rows, columns)
     return {
         label: ClassScores(float(precision[i]), float(recall[i]), float(f1[i]), int(rows[i]))
         for i, label in enumerate(labels)
     }
 
 
-def macro_f1(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str] | None = None) -> float:
-    """Unweighted mean F1 over `labels` (default: the classes that occur in `truth`)."""
-    names = list(labels) if labels is not None else sorted(set(truth))
-    return float(np.mean([s.f1 for s in class_scores(truth, predicted, names).values()]))
-
-
-def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Share of equal pairs."""
-    return float(np.mean([t == p for t, p in zip(truth, predicted, strict=True)]))
-
-
-def score(metric: str, truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """The case's metric, 0 to 1."""
-    if metric == "macro_f1":
-        return macro_f1(truth, predicted)
-    return accuracy(truth, predicted)
-
-
-def bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    rows: int,
-    *,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-    strata: Sequence[Any] | None = None,
-) -> Interval:
-    """Percentile bootstrap over row indices (Efron and Tibshirani 1993, ch. 13).
-
-    `statistic` takes an int array of row indices, shape `(rows,)`. `strata` resamples within groups, so that a
-    class of a stratified test set never drops out of a draw.
-    """
-    generator = np.random.default_rng(seed)
-    everything = np.arange(rows)
-    if strata is None:
-        groups = [everything]
-    else:
-        keys = np.asarray([str(s) for s in strata])
-        groups = [everything[keys == key] for key in np.unique(keys)]
-    values = np.empty(draws)
-    for draw in range(draws):
-        values[draw] = statistic(np.concatenate([generator.choice(g, len(g)) for g in groups]))
-    tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return Interval(statistic(everything), float(low), float(high), level)
-
-
-def score_interval(
-    metric: str, truth: Sequence[str], predicted: Sequence[str], *, draws: int = 2000, seed: int = 0
-) -> Interval:
-    """`score` with a stratified bootstrap interval."""
-    true, guess = np.asarray(truth, dtype=object), np.asarray(predicted, dtype=object)
-    return bootstrap(
-        lambda rows: score(metric, true[rows].tolist(), guess[rows].tolist()),
-        len(true),
-        draws=draws,
-        seed=seed,
-        strata=list(true),
+def field_table(answers: Answers, name: str) -> np.ndarray:
+    """Of one field and each row: whether it is equal, in the reference, in the answer; 0 or 1, shape `(rows, 3)`."""
+    pairs = zip(answers.objects, answers.given_objects, strict=True)
+    return np.array(
+        [
+            (name in t and name in g and same_value(t[name], g[name]), name in t, name in g)
+            for t, g in ((t, g or {}) for t, g in pairs)
+        ],
+        dtype=float,
     )

@@ -2,7 +2,7 @@
 
 A judge prefers what stands first more often than chance, so only a preference that survives the swap counts; the rest
 are ties (Zheng et al., "Judging LLM-as-a-Judge", NeurIPS 2023, section 3.4). How often the two orders contradict each
-other is reported. A judge's word is worth what its agreement with people is: see `tune.evaluate.review`.
+other is reported. A judge's word is worth what its agreement with people is: see `unshot eval --from-review --judge`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from tune.evaluate.scores import draws, mean_interval
 from unshot.console import Output
+from unshot.contracts.record import Record
 from unshot.data.rows import Message
 from unshot.engines.http import call, parse_url, read_key
 from unshot.engines.openai import CHAT, PATHS
 from unshot.errors import InputError, OutsideError
+from unshot.metrics.intervals import Interval, mean
+
+if TYPE_CHECKING:
+    from unshot.metrics.answers import Answers
 
 Verdict = Literal["first", "second", "tie"]
 KEYS = ("UNSHOT_JUDGE_KEY", "OPENAI_API_KEY")
@@ -161,15 +165,20 @@ def read_verdict(reply: str) -> str | None:
     return said.pop() if len(said) == 1 else None
 
 
-def judge_pair(judge: Judge, pair: Pair) -> tuple[Verdict, str]:
-    """The verdict over both orders, and how it came about: `equal`, `both`, `swapped`, `tie` or `unreadable`."""
-    if pair.first.strip() == pair.second.strip():
-        return "tie", "equal"
+def ask_both(judge: Judge, pair: Pair) -> tuple[str | None, str | None]:
+    """The verdicts on first and second, and on second and first: `A`, `B`, `TIE` or None (unreadable)."""
     replies = []
     for a, b in ((pair.first, pair.second), (pair.second, pair.first)):
         question = QUESTION.format(request=pair.request, a=a.strip() or "(empty)", b=b.strip() or "(empty)")
         replies.append(read_verdict(judge.ask([{"role": "user", "content": question}])))
-    one, other = replies
+    return replies[0], replies[1]
+
+
+def judge_pair(judge: Judge, pair: Pair) -> tuple[Verdict, str]:
+    """The verdict over both orders, and how it came about: `equal`, `both`, `swapped`, `tie` or `unreadable`."""
+    if pair.first.strip() == pair.second.strip():
+        return "tie", "equal"
+    one, other = ask_both(judge, pair)
     if one is None or other is None:
         return "tie", "unreadable"
     if (one, other) == ("A", "B"):
@@ -179,13 +188,56 @@ def judge_pair(judge: Judge, pair: Pair) -> tuple[Verdict, str]:
     return "tie", "tie" if "TIE" in (one, other) else "swapped"
 
 
-def judge_pairs(
-    judge: Judge, pairs: Sequence[Pair], out: Output, *, seed: int = 0
-) -> tuple[dict[str, Any], list[Verdict]]:
-    """All verdicts, and their summary: wins, ties and the first side's win rate (a tie is half) with an interval.
+# Both orders prefer what stands first, or what stands second.
+CONTRADICTIONS = (("A", "A"), ("B", "B"))
+# What one order's verdict says of the first answer against the reference: at least as good, or not.
+_GOOD = ({"A": 1.0, "TIE": 1.0, "B": 0.0}, {"B": 1.0, "TIE": 1.0, "A": 0.0})
 
-    Equal answers are ties without a question; `position` is the share of questions whose two orders contradict.
+
+def judge_rows(judge: Judge, answers: Answers) -> np.ndarray:
+    """Whether each answer is at least as good as its reference, the mean over both orders, shape `(rows,)`.
+
+    NaN where a reply cannot be read or the two orders contradict each other; an answer equal to the reference is 1 and
+    an unanswered request 0 without a question. Raises `OutsideError` if no row could be judged.
     """
+    values = np.full(len(answers), np.nan)
+    requests = answers.requests or ["(not given)"] * len(answers)
+    for i, (request, reference, given) in enumerate(
+        zip(requests, answers.references, answers.given, strict=True)
+    ):
+        if given is None or given.strip() == reference.strip():
+            values[i] = float(given is not None)
+            continue
+        one, other = ask_both(judge, Pair(request, given, reference))
+        if one is not None and other is not None and (one, other) not in CONTRADICTIONS:
+            values[i] = (_GOOD[0][one] + _GOOD[1][other]) / 2
+    if np.isnan(values).all():
+        raise OutsideError(
+            f"{judge.name}: none of {len(values)} verdicts can be used (unreadable, or turned round with the order); "
+            "take another judge"
+        )
+    return values
+
+
+class Judged(Record, kw_only=True):
+    """The summary of pairs: wins, losses and ties of the first side, and its win rate (a tie is half)."""
+
+    judge: str
+    pairs: int
+    wins: int
+    losses: int
+    ties: int
+    equal_answers: int
+    # Shares of the asked pairs whose two orders contradict each other, and whose replies say nothing; None: none asked.
+    position: float | None
+    unreadable: float | None
+    win_rate: Interval
+    # What the other side was, `run` or `reference`.
+    against: str = ""
+
+
+def judge_pairs(judge: Judge, pairs: Sequence[Pair], out: Output) -> tuple[Judged, list[Verdict]]:
+    """All verdicts, and their summary. Equal answers are ties without a question."""
     verdicts: list[Verdict] = []
     ways: list[str] = []
     with out.progress() as progress:
@@ -197,14 +249,15 @@ def judge_pairs(
             progress.advance(bar)
     values = np.array([{"first": 1.0, "tie": 0.5, "second": 0.0}[v] for v in verdicts])
     asked = len(ways) - ways.count("equal")
-    return {
-        "judge": judge.name,
-        "pairs": len(pairs),
-        "wins": verdicts.count("first"),
-        "losses": verdicts.count("second"),
-        "ties": verdicts.count("tie"),
-        "equal_answers": ways.count("equal"),
-        "position": ways.count("swapped") / asked if asked else None,
-        "unreadable": ways.count("unreadable") / asked if asked else None,
-        "win_rate": mean_interval(values, draws([""] * len(values), seed=seed)),
-    }, verdicts
+    summary = Judged(
+        judge=judge.name,
+        pairs=len(pairs),
+        wins=verdicts.count("first"),
+        losses=verdicts.count("second"),
+        ties=verdicts.count("tie"),
+        equal_answers=ways.count("equal"),
+        position=ways.count("swapped") / asked if asked else None,
+        unreadable=ways.count("unreadable") / asked if asked else None,
+        win_rate=mean(values),
+    )
+    return summary, verdicts
