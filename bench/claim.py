@@ -54,7 +54,7 @@ def shown(ratio: Interval) -> dict[str, Any]:
 
 def per_correct_ratio(
     costs: tuple[Sequence[float], Sequence[float]],
-    correct: tuple[Sequence[bool], Sequence[bool]],
+    correct: tuple[Sequence[float], Sequence[float]],
     *,
     draws: int = 4000,
     seed: int = 0,
@@ -124,7 +124,7 @@ def _pairs_needed(ratio: Interval, claim: float) -> int | None:
     return None if needed is None else max(needed, ratio.n + 1)
 
 
-def overall(modes: dict[str, dict[str, Any]], gate: str | None) -> tuple[str, str]:
+def overall(modes: dict[str, dict[str, Any]], gate: str | None, why: str = "") -> tuple[str, str]:
     """`(verdict, reason)` over the modes and the quality gate: every mode must be met and the gate passed."""
     by_verdict: dict[str, list[str]] = {MET: [], NOT_MET: [], INCONCLUSIVE: []}
     for mode, facts in modes.items():
@@ -140,7 +140,7 @@ def overall(modes: dict[str, dict[str, Any]], gate: str | None) -> tuple[str, st
     if gate == FAILED:
         parts.append("the candidate's quality is worse than the baseline's beyond the margin")
     elif gate is not None and gate != PASSED:
-        parts.append("too few rows to show that the candidate's quality is not worse")
+        parts.append(f"it is not shown that the candidate's quality is not worse ({why or 'too few rows'})")
     if not parts:
         return MET, f"speed and cost hold with the prefix {met}"
     verdict = NOT_MET if bad or gate == FAILED else INCONCLUSIVE

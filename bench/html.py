@@ -75,7 +75,8 @@ def _reasons(report: dict[str, Any]) -> list[str]:
     lines.append(
         f"Quality gate {q['gate']}: {q['metric']} {q['candidate']['score']:.3f} against "
         f"{q['baseline']['score']:.3f} on {q['rows']} rows, difference {d['value']:+.3f} "
-        f"[{d['low']:+.3f}, {d['high']:+.3f}]; at most {q['margin']:g} worse is allowed."
+        f"[{d['low']:+.3f}, {d['high']:+.3f}]; at most {q['margin']:g} worse is allowed "
+        f"({q['why']})."
     )
     return lines
 

@@ -1,64 +1,76 @@
-"""The quality gate: both sides' scores on the same rows, and whether the candidate is not worse beyond the margin."""
+"""The quality gate of the report: both sides' scores on the same rows, and `unshot.metrics.quality`'s verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 from unshot.contracts.task import Task
-from unshot.errors import InputError
-from unshot.metrics.intervals import paired_score_difference
+from unshot.metrics import quality
+from unshot.metrics.quality import FAILED, PASSED, Verdict
+from unshot.metrics.scores import Scores, all_scores
 
-PASSED, FAILED, UNDECIDED = "passed", "failed", "inconclusive"
+UNDECIDED = quality.INCONCLUSIVE
+__all__ = ["FAILED", "PASSED", "UNDECIDED", "Quality", "judge"]
+
+
+class Bounds(TypedDict):
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+    level: float
+
+
+class Quality(TypedDict):
+    """The report's `quality`; shares are by side."""
+
+    metric: str
+    rows: int
+    baseline: dict[str, object]
+    candidate: dict[str, object]
+    correct_share: dict[str, float]
+    right_only: dict[str, int]
+    difference: Bounds
+    lower_bound: float
+    margin: float
+    gate: Verdict
+    why: str
 
 
 def judge(
     task: Task,
     truth: Sequence[str],
-    baseline: Sequence[str],
-    candidate: Sequence[str],
+    baseline: Sequence[str | None],
+    candidate: Sequence[str | None],
     *,
     margin: float,
+    requests: Sequence[str] | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Scores of both sides and the gate.
-
-    Non-inferiority at one-sided 95%: the gate passes where the lower bound of candidate minus baseline is above
-    `-margin`, fails where it does not pass and the candidate's score is lower by more than `margin`, or where the
-    whole interval is below `-margin`; else the rows are too few to tell.
-    """
-    if not truth:
-        raise InputError("no rows with an answer; the quality gate needs labelled rows")
-    sides = {
-        "baseline": task.scores(truth, baseline, seed=seed),
-        "candidate": task.scores(truth, candidate, seed=seed),
+) -> Quality:
+    """Scores of both sides and the gate; an unanswered request (None) is a wrong answer."""
+    first = task.answers(truth, baseline, requests=requests)
+    second = task.answers(truth, candidate, requests=requests)
+    found = quality.compare(task.metric, first, second, margin, seed=seed)
+    scores: dict[str, Scores] = {
+        "baseline": all_scores(task.metric, first, seed=seed),
+        "candidate": all_scores(task.metric, second, seed=seed),
     }
-    labels = [[task.label(text) for text in texts] for texts in (truth, baseline, candidate)]
-    # Two-sided 90% bounds are the one-sided 95% bounds of the test.
-    difference = paired_score_difference(task.metric, *labels, level=0.90, seed=seed)
-    wide = paired_score_difference(task.metric, *labels, level=0.95, seed=seed)
-    if difference.low >= -margin:
-        gate = PASSED
-    elif difference.value < -margin:
-        gate = FAILED
-    else:
-        gate = UNDECIDED
-    correct = {
-        side: sum(t == g for t, g in zip(labels[0], guesses, strict=True)) / len(truth)
-        for side, guesses in zip(sides, labels[1:], strict=True)
-    }
-    only = {
-        "baseline": sum(t == b != c for t, b, c in zip(*labels, strict=True)),
-        "candidate": sum(t == c != b for t, b, c in zip(*labels, strict=True)),
-    }
+    d = found.difference
     return {
         "metric": task.metric,
         "rows": len(truth),
-        **sides,
-        "correct_share": correct,
-        "right_only": only,
-        "difference": {"value": wide.value, "low": wide.low, "high": wide.high, "level": 0.95},
-        "lower_bound": difference.low,
+        "baseline": scores["baseline"].plain(),
+        "candidate": scores["candidate"].plain(),
+        "correct_share": {"baseline": float(first.right.mean()), "candidate": float(second.right.mean())},
+        "right_only": {
+            "baseline": int(((first.right == 1) & (second.right == 0)).sum()),
+            "candidate": int(((second.right == 1) & (first.right == 0)).sum()),
+        },
+        "difference": {"value": d.value, "low": d.low, "high": d.high, "level": d.level},
+        "lower_bound": found.lower_bound,
         "margin": margin,
-        "gate": gate,
+        "gate": found.verdict,
+        "why": found.why,
     }

@@ -18,7 +18,7 @@ from bench.cost import Price, costs, machine_price
 from bench.forecast import forecast, sides
 from bench.measure import CACHE_OFF, CACHE_ON, MODES, Measurement, block_seconds, pairs, run_mode
 from bench.opening import Server, open_system
-from bench.quality import FAILED, PASSED, judge
+from bench.quality import FAILED, PASSED, Quality, judge
 from bench.records import SIDES, Record, summarise
 from bench.resources import Monitor, energy_per_request
 from bench.systems import Measured
@@ -73,7 +73,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
     Raises `InputError` for bad input. The caller turns the verdict into an exit code.
     """
     rows = _rows(job, case, out)
-    task = read_task(job.task_path) if job.task_path else derive_task(case.task, rows)
+    task = read_task(job.task_path) if job.task_path else derive_task(case.task, rows, out.log)
     for row in rows:
         if task.label(row.answer or "") == "(invalid)":
             raise InputError(f"{row.where}: the answer {row.answer!r:.60} is none of the task's labels")
@@ -126,7 +126,8 @@ def gates(report: dict[str, Any]) -> list[Gate]:
         # What was measured until a run was stopped is no answer for a promotion.
         passed={PASSED: True, FAILED: False}.get(q["gate"]) if not report["partial"] else None,
         detail=f"{q['metric']} {q['candidate']['score']:.3f} against {q['baseline']['score']:.3f} on {q['rows']} rows, "
-        f"difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], margin {q['margin']:g}: {q['gate']}",
+        f"difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], margin {q['margin']:g}: {q['gate']} "
+        f"({q['why']})",
         figures={k: q[k] for k in ("difference", "lower_bound", "margin", "rows")},
     )
     return [claim, quality]
@@ -256,18 +257,21 @@ def build(
     cores = next((f["threads"] for f in facts.values() if f["threads"]), usable_cores())
     price = machine_price(job.price_per_hour, job.plan, cores)
     seed = case.bench.seed
-    texts, truth = _answers(records, rows)
-    quality = judge(task, truth, texts["baseline"], texts["candidate"], margin=case.bench.margin, seed=seed)
-    right = {
-        side: [task.label(t) == task.label(a) for t, a in zip(truth, texts[side], strict=True)]
-        for side in texts
-    }
+    texts, asked = _answers(records, rows)
+    truth = [row.answer or "" for row in asked]
+    quality = judge(
+        task, truth, texts["baseline"], texts["candidate"], margin=case.bench.margin,
+        requests=[row.text for row in asked], seed=seed,
+    )  # fmt: skip
+    right = {side: task.answers(truth, given).right.tolist() for side, given in texts.items()}
     modes = {}
     for mode in job.modes:
         chosen = [r for r in records if r.mode == mode]
         if chosen or not measured.interrupted:
             modes[mode] = _mode(mode, chosen, price, job.token_prices, quality, right, case)
-    verdict, reason = claims.overall({m: f["claim"] for m, f in modes.items()}, quality["gate"])
+    verdict, reason = claims.overall(
+        {m: f["claim"] for m, f in modes.items()}, quality["gate"], quality["why"]
+    )
     doubts = ["the run was stopped before its end"] if measured.interrupted else []
     for side, fact in facts.items():
         client = fact.get("client")
@@ -315,18 +319,18 @@ def build(
     return report
 
 
-def _answers(records: Sequence[Record], rows: Sequence[Example]) -> tuple[dict[str, list[str]], list[str]]:
-    """`(answers by side, truth)` over the rows both sides were asked; the first answer counts, none is wrong."""
-    answers: dict[str, dict[int, str]] = {side: {} for side in SIDES}
+def _answers(
+    records: Sequence[Record], rows: Sequence[Example]
+) -> tuple[dict[str, list[str | None]], list[Example]]:
+    """`(answers by side, rows)` of the rows both sides were asked; the first answer counts, None was not answered."""
+    answers: dict[str, dict[int, str | None]] = {side: {} for side in SIDES}
     for record in records:
         mine = answers[record.side]
-        if record.ok and not mine.get(record.row):
+        if record.ok and mine.get(record.row) is None:
             mine[record.row] = record.text
-        mine.setdefault(record.row, "")
+        mine.setdefault(record.row, None)
     scored = sorted(answers["baseline"].keys() & answers["candidate"].keys())
-    return {side: [answers[side][i] for i in scored] for side in SIDES}, [
-        rows[i].answer or "" for i in scored
-    ]
+    return {side: [answers[side][i] for i in scored] for side in SIDES}, [rows[i] for i in scored]
 
 
 def _mode(
@@ -334,8 +338,8 @@ def _mode(
     records: Sequence[Record],
     price: Price,
     token_prices: dict[str, TokenPrice],
-    quality: dict[str, Any],
-    right: dict[str, list[bool]],
+    quality: Quality,
+    right: dict[str, list[float]],
     case: Case,
 ) -> dict[str, Any]:
     seed = case.bench.seed

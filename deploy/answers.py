@@ -10,7 +10,7 @@ from unshot.case import Case
 from unshot.contracts.request_log import Arm, Feedback, Request
 from unshot.contracts.task import Task, read_task
 from unshot.errors import InputError
-from unshot.metrics.scores import INVALID
+from unshot.metrics.answers import INVALID
 
 
 @dataclass

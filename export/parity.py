@@ -35,6 +35,7 @@ from unshot.contracts.parity import (
     TemplateFigures,
     TokenFigures,
 )
+from unshot.metrics.scores import value_of
 from unshot.metrics.thresholds import limits
 from unshot.text.chat import Tokenizer
 
@@ -290,21 +291,25 @@ def _task(model: Model, expected: list[Expected], answers: list[list[int]], repo
     if model.task is None or report.limits is None:
         return
     known = [
-        (row.answer, e.answer, answer)
+        (row.answer, e.answer, answer, row.text)
         for row, e, answer in zip(model.rows, expected, answers, strict=False)
         if e.whole and row.answer is not None
     ]
     if not known:
         return
-    truth = [right for right, _, _ in known]
-    ours = model.task.scores(truth, [model.chat.decode(ids).strip() for _, ids, _ in known])
-    theirs = model.task.scores(truth, [model.chat.decode(ids).strip() for _, _, ids in known])
-    loss = ours["score"] - theirs["score"]
-    report.figures.task = TaskFigures(ours["metric"], len(known), ours["score"], theirs["score"], loss)
+    texts = [
+        [model.chat.decode(ids).strip() for ids in each]
+        for each in ([k[1] for k in known], [k[2] for k in known])
+    ]
+    ours = model.task.answers([str(k[0]) for k in known], texts[0], requests=[k[3] for k in known])
+    reference, export = (value_of(model.task.metric, a) for a in (ours, ours.with_answers(texts[1])))
+    report.figures.task = TaskFigures(
+        model.task.metric, len(known), reference, export, reference - export
+    )
     # One row's worth is noise on a small test split.
-    if loss > max(report.limits.task, 1 / len(known)):
+    if reference - export > max(report.limits.task, 1 / len(known)):
         report.failures.append(
-            f"{ours['metric']} fell from {ours['score']:.3f} to {theirs['score']:.3f}, limit {report.limits.task:g}"
+            f"{model.task.metric} fell from {reference:.3f} to {export:.3f}, limit {report.limits.task:g}"
         )
 
 

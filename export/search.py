@@ -22,7 +22,7 @@ from export.device import Device, as_dict, check_fits
 from export.expected import Expected
 from export.families import Config
 from export.genai import ARCHITECTURES
-from export.loss import Loss, paired_loss, rows_needed
+from export.loss import Loss, paired_loss
 from export.run import Checks, expect, fits
 from export.source import Model, open_source
 from export.speed import measure_speed
@@ -35,6 +35,8 @@ from unshot.contracts.record import Record
 from unshot.data.files import write_text
 from unshot.data.rows import Example, read_examples
 from unshot.errors import GateError, InputError, OutsideError, UnshotError
+from unshot.metrics.answers import Answers
+from unshot.metrics.intervals import rows_needed
 
 LADDER = (
     "gguf:f16", "gguf:q8_0", "gguf:q6_k", "gguf:q5_k_m", "gguf:q4_k_m", "gguf:iq4_xs", "gguf:q3_k_m", "gguf:q2_k",
@@ -278,7 +280,7 @@ def loss_of(model: Model, expected: list[Expected], answers: list[list[int]]) ->
     if len(answers) != len(requests):
         return None  # it died or failed an early rung
     rows = [
-        (row.answer, e.answer, answer)
+        (row, e.answer, answer)
         for row, e, answer in zip(model.rows, requests, answers, strict=True)
         if e.whole
     ]
@@ -287,10 +289,13 @@ def loss_of(model: Model, expected: list[Expected], answers: list[list[int]]) ->
     said = [model.chat.decode(ids).strip() for _, ids, _ in rows]
     found = [model.chat.decode(ids).strip() for _, _, ids in rows]
     task = model.task
-    if task is None or any(truth is None for truth, _, _ in rows):
-        return paired_loss("accuracy", said, said, found)
-    truth = [task.label(str(t)) for t, _, _ in rows]
-    return paired_loss(task.metric, truth, [task.label(a) for a in said], [task.label(a) for a in found])
+    if task is None or any(row.answer is None for row, _, _ in rows):
+        # The evaluated model's answers are the references, each a class of its own text.
+        same = Answers(said, list(said))
+        return paired_loss("exact_match", same, same.with_answers(found))
+    truth, asked = [str(row.answer) for row, _, _ in rows], [row.text for row, _, _ in rows]
+    reference = task.answers(truth, said, requests=asked)
+    return paired_loss(task.metric, reference, reference.with_answers(found))
 
 
 def judge(one: Candidate, limit: float) -> tuple[str, str]:

@@ -181,13 +181,9 @@ def how(result: Found) -> str:
     return "".join(
         [
             text(
-                "Lost: the evaluated model's score (fp32, adapter unmerged) less the format's, on the same "
-                "rows. The "
-                "interval is a paired, stratified bootstrap; its upper end is never below the exact bound "
-                "(Clopper-Pearson) on the share of rows that went from right to wrong, which a bootstrap of "
-                "few "
-                "changed rows does not see. A format holds where the whole interval is within the limit. "
-                "Rows −/+: "
+                "Lost: the evaluated model's score (fp32, adapter unmerged) less the format's, on the same rows. The "
+                "interval is paired by rows; rows that did not change widen it, so that few equal rows are no proof. "
+                "A format holds if the whole interval is within the limit. Rows −/+: "
                 "right before and wrong now, and the other way round."
             ),
             text(

@@ -131,13 +131,16 @@ def test_the_forgetting_gate_fails_on_a_fall_and_on_perplexity() -> None:
     def measured(right: int, perplexity: float) -> Measured:
         return Measured(perplexity, [i < right for i in range(size)])
 
-    assert forgetting(rows, measured(50, 10), measured(45, 11), 0.1).passed is True
+    assert forgetting(rows, measured(50, 10), measured(49, 11), 0.1).passed is True
+    # 5 of 82 fewer may be 0.12 less: not shown either way.
+    unclear = forgetting(rows, measured(50, 10), measured(45, 11), 0.1)
+    assert unclear.passed is None and "too few questions" in unclear.detail
     fell = forgetting(rows, measured(50, 10), measured(30, 10), 0.1)
     assert fell.passed is False and fell.figures["change"]["high"] < 0
     assert forgetting(rows, measured(50, 10), measured(30, 10), 0.5).passed is True
     assert forgetting(rows, measured(50, 10), measured(50, 16), 0.1).passed is False
-    # A base that knows nothing of the set cannot be seen to forget it.
-    assert forgetting(rows, measured(5, 10), measured(0, 10), 0.01).passed is True
+    # A base that knows nothing of the set cannot be seen to forget it: nobody can tell.
+    assert forgetting(rows, measured(5, 10), measured(0, 10), 0.01).passed is None
 
 
 def test_the_robustness_gate_needs_a_gap_that_is_no_chance() -> None:
@@ -145,14 +148,15 @@ def test_the_robustness_gate_needs_a_gap_that_is_no_chance() -> None:
     truth = ["billing", "delivery"] * 40
     wrong = {"billing": "delivery", "delivery": "billing"}
     half = [t if i % 4 else wrong[t] for i, t in enumerate(truth)]
-    gate = robustness(task, truth, truth, half, 0.05, 0)
+    rows = [example(f"q {i}", t, i) for i, t in enumerate(truth)]
+    gate = robustness(task, rows, truth, half, 0.05)
     assert gate.passed is False and "format overfitting" in gate.detail
     assert gate.figures["difference"]["value"] == pytest.approx(-0.25)
-    assert robustness(task, truth, truth, truth, 0.05, 0).passed is True
-    assert robustness(task, truth[:8], truth[:8], half[:7] + truth[7:8], 0.05, 0).passed in (None, False)
-    few = robustness(task, truth[:10], truth[:10], [*truth[:9], wrong[truth[9]]], 0.05, 0)
+    assert robustness(task, rows, truth, truth, 0.05).passed is True
+    assert robustness(task, rows[:8], truth[:8], half[:7] + truth[7:8], 0.05).passed in (None, False)
+    few = robustness(task, rows[:10], truth[:10], [*truth[:9], wrong[truth[9]]], 0.05)
     assert few.passed is None and "too few rows" in few.detail
-    nothing = robustness(task, truth, ["?"] * 80, ["?"] * 80, 0.05, 0)
+    nothing = robustness(task, rows, ["?"] * 80, ["?"] * 80, 0.05)
     assert nothing.passed is None
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import Run
-from tune.evaluate.scores import Answers, compare, mcnemar
+from tune.evaluate.scores import compare, figures
 from unshot.contracts.manifest import read_manifest
 from unshot.contracts.task import Task
+from unshot.metrics.intervals import mcnemar
 from unshot.metrics.rouge import KINDS, rouge
 
 LABELS = ["high", "low", "medium", "none"]
@@ -28,23 +29,25 @@ def test_class_scores_equal_scikit_learn() -> None:
     from sklearn import metrics
 
     truth, given = answers(1)
-    result = Answers(Task(labels=LABELS, metric="macro_f1"), truth, given).report()
+    task = Task(labels=LABELS, metric="macro_f1")
+    result = figures(task, task.answers(truth, given))
+    assert result.classes is not None and result.macro_f1 is not None and result.confusion is not None
     p, r, f, n = metrics.precision_recall_fscore_support(truth, given, labels=LABELS, zero_division=0)
     for i, label in enumerate(LABELS):
-        row = result["classes"][label]
-        assert (row["precision"].value, row["recall"].value, row["f1"].value) == pytest.approx(
+        row = result.classes[label]
+        assert (row.precision.value, row.recall.value, row.f1.value) == pytest.approx(
             (p[i], r[i], f[i]), abs=1e-6
         )
-        assert row["support"] == n[i]
+        assert row.support == n[i]
     present = sorted(set(truth))
     expected = metrics.f1_score(truth, given, labels=present, average="macro", zero_division=0)
-    assert result["macro_f1"].value == pytest.approx(expected, abs=1e-6)
-    assert result["accuracy"].value == pytest.approx(metrics.accuracy_score(truth, given), abs=1e-6)
+    assert result.macro_f1.value == pytest.approx(expected, abs=1e-6)
+    assert result.accuracy.value == pytest.approx(metrics.accuracy_score(truth, given), abs=1e-6)
     table = metrics.confusion_matrix(
         truth, [g if g in LABELS else "(invalid)" for g in given], labels=[*LABELS, "(invalid)"]
     )
-    assert np.array_equal(result["confusion"]["counts"], table[:4])
-    for value in (result["macro_f1"], result["accuracy"], result["classes"]["low"]["f1"]):
+    assert np.array_equal(result.confusion.counts, table[:4])
+    for value in (result.macro_f1, result.accuracy, result.classes["low"].f1):
         assert value.low < value.value < value.high
 
 
@@ -75,15 +78,17 @@ def test_json_answers_are_scored_field_by_field() -> None:
         "no json",
         '```json\n{"risk": "low", "days": "2"}\n```',
     ]
-    result = Answers(Task(labels=["high", "low"], answer_field="risk"), truth, given).report()
-    assert result["json"]["valid"].value == 0.75 and result["json"]["schema"].value == 0.25
-    assert result["json"]["fields"]["risk"]["precision"] == pytest.approx(2 / 3)
-    assert result["json"]["fields"]["risk"]["recall"] == 0.5
-    assert result["json"]["fields"]["days"]["f1"].value == pytest.approx(2 / 6)
-    assert result["invalid"] == 0.25
+    task = Task(labels=["high", "low"], answer_field="risk")
+    result = figures(task, task.answers(truth, given))
+    assert result.json is not None
+    assert result.json.valid.value == 0.75 and result.json.schema.value == 0.25
+    assert result.json.fields["risk"].precision == pytest.approx(2 / 3)
+    assert result.json.fields["risk"].recall == 0.5
+    assert result.json.fields["days"].f1.value == pytest.approx(2 / 6)
+    assert result.invalid == 0.25
 
 
-def test_mcnemar_is_the_exact_binomial_test_and_the_bootstrap_is_paired() -> None:
+def test_mcnemar_is_the_exact_binomial_test_and_differences_are_paired() -> None:
     from scipy.stats import binomtest
 
     for b, c in ((0, 0), (1, 5), (10, 12), (300, 220)):
@@ -94,11 +99,13 @@ def test_mcnemar_is_the_exact_binomial_test_and_the_bootstrap_is_paired() -> Non
     strong = [
         t if random.Random(i).random() < 0.8 else w for i, (t, w) in enumerate(zip(truth, weak, strict=True))
     ]
-    same = compare(Answers(task, truth, weak), Answers(task, truth, weak))
-    assert same["mcnemar_p"] == 1 and same["macro_f1"]["p_bootstrap"] == 1
-    better = compare(Answers(task, truth, weak), Answers(task, truth, strong))
-    assert better["mcnemar_p"] < 1e-6 and better["accuracy"]["p_bootstrap"] < 0.01
-    assert better["macro_f1"]["difference"].low > 0.2
+    same = compare(task, task.answers(truth, weak), task.answers(truth, weak))
+    assert same.mcnemar_p == 1 and same.macro_f1 is not None and same.macro_f1.p == 1
+    # No row differs: the difference is bounded, not shown to be 0.
+    assert same.score.difference.low < 0 < same.score.difference.high
+    better = compare(task, task.answers(truth, weak), task.answers(truth, strong))
+    assert better.mcnemar_p < 1e-6 and better.accuracy.p < 0.01
+    assert better.macro_f1 is not None and better.macro_f1.difference.low > 0.2
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +200,8 @@ def test_answers_are_held_to_the_case_s_schema(tmp_path: Path) -> None:
     task = derive_task(Section(answer_schema=path, metric="exact_match"), rows)
     truth = [r.answer or "" for r in rows[:4]]
     given = ['{"days": 9}', '{"days": 0}', '{"days": "3"}', '{"days": 4, "more": 1}']
-    assert Answers(task, truth, given).report()["json"]["schema"].value == 0.5
+    found = figures(task, task.answers(truth, given)).json
+    assert found is not None and found.schema.value == 0.5
     with pytest.raises(InputError, match=r"line 12: the answer does not fit .*minimum"):
         bad = Example(({"role": "user", "content": "q"},), '{"days": 0}', 12)
         derive_task(Section(answer_schema=path, metric="exact_match"), [*rows, bad])

@@ -10,38 +10,38 @@ import numpy as np
 import pytest
 
 from export.device import GIB, check_fits, parse_device
-from export.loss import paired_loss, rows_needed, upper_share
+from export.loss import paired_loss
 from unshot.catalog.formats import parse_targets
 from unshot.errors import InputError
+from unshot.metrics.answers import Answers
+from unshot.metrics.intervals import rows_needed
 from unshot.report.scatter import Dot, scatter
 
 
-def test_the_exact_bound_covers_what_it_says() -> None:
-    assert upper_share(0, 35) == pytest.approx(1 - 0.025 ** (1 / 35), abs=1e-9)
-    # Clopper and Pearson's own tables: 5 of 70.
-    assert upper_share(5, 70) == pytest.approx(0.1589, abs=2e-4)
-    assert upper_share(70, 70) == 1.0
-    assert upper_share(0, rows_needed(0.02)) <= 0.02 < upper_share(0, rows_needed(0.02) - 1)
+def answers(truth: list[str], given: list[str]) -> Answers:
+    return Answers(truth, list(given), sorted({*truth, *given}))
 
 
 def test_equal_answers_on_few_rows_prove_little_and_on_many_enough() -> None:
-    few = paired_loss("accuracy", ["a", "b"] * 10, ["a", "b"] * 10, ["a", "b"] * 10, draws=200)
-    assert few.loss == 0 and few.high > 0.1 and few.rows == 20
-    many = paired_loss("accuracy", ["a", "b"] * 100, ["a", "b"] * 100, ["a", "b"] * 100, draws=200)
-    assert many.high < 0.02
+    few = answers(["a", "b"] * 10, ["a", "b"] * 10)
+    found = paired_loss("accuracy", few, few)
+    assert found.loss == 0 and found.high > 0.1 and found.rows == 20
+    enough = rows_needed(0.02)
+    many = answers(["a", "b"] * enough, ["a", "b"] * enough)
+    assert paired_loss("accuracy", many, many).high < 0.02
 
 
 def test_the_interval_holds_the_true_loss() -> None:
-    """Rows break with one in ten and mend with one in fifty: a loss of 0.06 where 80% were right."""
+    """Rows break with one in ten and mend with one in ten: a loss of 0.06 where 80% were right."""
     generator = np.random.default_rng(5)
     held = 0
     for _ in range(150):
         right = generator.random(120) < 0.8
         breaks, mends = generator.random(120) < 0.1, generator.random(120) < 0.1
         now = np.where(right, ~breaks, mends)
-        truth = ["x"] * 120
-        say = lambda flags: ["x" if f else "y" for f in flags]  # noqa: E731
-        found = paired_loss("accuracy", truth, say(right), say(now), draws=200)
+        truth = ["x", "z"] * 60
+        say = lambda flags: [t if f else "y" for t, f in zip(truth, flags, strict=True)]  # noqa: B023, E731
+        found = paired_loss("accuracy", answers(truth, say(right)), answers(truth, say(now)))
         held += found.low <= 0.8 * 0.1 - 0.2 * 0.1 <= found.high
     assert held / 150 > 0.9
 

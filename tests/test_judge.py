@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tune.evaluate.agreement import agree, wilson
-from tune.evaluate.judge import Endpoint, Pair, judge_pairs, open_judge, read_verdict
+from tune.evaluate.agreement import agree
 from tune.evaluate.review import draw, from_review, read_sheet, write_sheet
 from unshot.console import Output
 from unshot.contracts.gates import read_gates
@@ -20,6 +19,8 @@ from unshot.contracts.manifest import Manifest
 from unshot.contracts.task import Task
 from unshot.data.rows import Example
 from unshot.errors import InputError, OutsideError
+from unshot.metrics.intervals import share
+from unshot.metrics.judge import Endpoint, Pair, judge_pairs, open_judge, read_verdict
 
 QUIET = Output(json_mode=True, verbosity=-1)
 
@@ -90,18 +91,14 @@ def test_only_a_preference_that_survives_the_swap_counts(
     server.failures = 1
     summary, verdicts = judge_pairs(Endpoint(server.url, "m"), PAIRS, QUIET)
     assert verdicts == ["first", "second", "tie", "tie"]
-    assert (summary["wins"], summary["losses"], summary["ties"], summary["equal_answers"]) == (1, 1, 2, 1)
-    assert summary["win_rate"].value == 0.5 and summary["position"] == 0
+    assert (summary.wins, summary.losses, summary.ties, summary.equal_answers) == (1, 1, 2, 1)
+    assert summary.win_rate.value == 0.5 and summary.position == 0
     # Two orders of three pairs, one try more for the failure; equal answers are not asked about.
-    assert (
-        server.asked == 7
-        and server.keys == {"Bearer secret-1"}
-        and "secret" not in json.dumps(summary, default=vars)
-    )
+    assert server.asked == 7 and server.keys == {"Bearer secret-1"} and "secret" not in summary.to_json()
     biased, verdicts = judge_pairs(Endpoint(serve(lambda a, b: "A").url, "m"), PAIRS, QUIET)
-    assert verdicts == ["tie"] * 4 and biased["position"] == 1
+    assert verdicts == ["tie"] * 4 and biased.position == 1
     mute, _ = judge_pairs(Endpoint(serve(lambda a, b: "I would rather not say.").url, "m"), PAIRS, QUIET)
-    assert mute["unreadable"] == 1 and mute["ties"] == 4
+    assert mute.unreadable == 1 and mute.ties == 4
 
 
 def test_a_judge_that_is_not_there_is_one_line(
@@ -138,20 +135,27 @@ def test_verdicts_are_read_from_replies(reply: str, verdict: str | None) -> None
     assert read_verdict(reply) == verdict
 
 
-def test_agreement_and_the_wilson_interval_are_the_known_ones() -> None:
-    from scipy.stats import binomtest
+def test_agreement_is_the_known_one() -> None:
     from sklearn.metrics import cohen_kappa_score
 
     one, other = list("ababbaab" * 5), list("abbbbaaa" * 5)
     found = agree(one, other)
-    assert found["agreement"].value == 0.75
-    assert found["kappa"].value == pytest.approx(cohen_kappa_score(one, other), abs=1e-9)
-    assert found["kappa"].low < found["kappa"].value < found["kappa"].high
-    for hits, total in ((0, 10), (45, 50), (50, 50)):
-        theirs = binomtest(hits, total).proportion_ci(method="wilson")
-        assert (wilson(hits, total).low, wilson(hits, total).high) == pytest.approx(
-            (theirs.low, theirs.high), abs=1e-6
-        )
+    assert found.agreement.value == 0.75 and found.kappa is not None
+    assert found.kappa.value == pytest.approx(cohen_kappa_score(one, other), abs=1e-9)
+    assert found.kappa.low < found.kappa.value < found.kappa.high
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 10), (6, 6), (45, 50), (50, 50), (1, 200), (3, 5)])
+def test_the_interval_of_a_share_is_the_mid_p_one(hits: int, total: int) -> None:
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+
+    found = share(hits, total)
+    middle = lambda p: binom.cdf(hits, total, p) - binom.pmf(hits, total, p) / 2  # noqa: E731
+    low = brentq(lambda p: middle(p) - 0.975, 1e-9, 1 - 1e-9) if hits else 0.0
+    high = brentq(lambda p: middle(p) - 0.025, 1e-9, 1 - 1e-9) if hits < total else 1.0
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.015)
+    assert found.high - found.low > 0.01
 
 
 @pytest.fixture
@@ -196,15 +200,15 @@ def test_the_sheet_is_blind_and_reads_back(
     # A judge that likes long answers takes "wrong answer" each time.
     judge = Endpoint(serve(longer).url, "m")
     result = from_review(run, [tmp_path / "a.csv"], judge, QUIET)
-    assert result["accepted"].value == 0.75 and result["other_accepted"].value == 1
-    assert result["preference"]["other"] == 10 and result["preference"]["ties"] == 30
-    assert result["metric_human"]["agreement"].value == 1 and result["metric_human"]["kappa"].value == 1
-    assert result["judge"]["human"]["items"] == 10 and result["judge"]["human"]["agreement"].value == 0
+    assert result.accepted.value == 0.75 and result.other_accepted.value == 1
+    assert result.preference.other == 10 and result.preference.ties == 30
+    assert result.metric_human.agreement.value == 1 and result.metric_human.kappa.value == 1
+    assert result.judge_human.items == 10 and result.judge_human.agreement.value == 0
     # 0.75 of 40 rows: the interval, 0.60 to 0.86, holds 0.8.
     assert read_gates(run)["review"].passed is None
-    assert from_review(run, [tmp_path / "a.csv"], None, QUIET, accept=0.55)["gate"]["passed"] is True
+    assert from_review(run, [tmp_path / "a.csv"], None, QUIET, accept=0.55).gate.passed is True
     both = from_review(run, [tmp_path / "a.csv", tmp_path / "b.csv"], None, QUIET, accept=0.9)
-    assert both["reviewers"] == 2 and both["between_reviewers"]["cohen_kappa"] < 1
+    assert both.reviewers == 2 and both.between_reviewers["cohen_kappa"] < 1
     assert read_gates(run)["review"].passed is False
 
 

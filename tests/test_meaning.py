@@ -12,7 +12,6 @@ import pytest
 from tests.conftest import Run
 from tune.contamination import separate
 from tune.data.check import check_file
-from tune.evaluate.scores import Answers
 from tune.meaning import Meaning, by_meaning, close_pairs
 from tune.split import Split
 from unshot.contracts.task import Task
@@ -173,9 +172,12 @@ def test_bertscore_scores_equal_texts_one_and_empty_ones_nothing(tiny_embedder: 
     assert scores["f1"][[2, 3]].tolist() == [0, 0]
     turned = bertscore(model, answers, truth)
     assert np.allclose(turned["precision"], scores["recall"]) and 0 < scores["f1"][1] < 1
-    report = Answers(Task(), truth, answers).bertscore(tiny_embedder)
-    assert report["f1"].value == pytest.approx(scores["f1"].mean()) and report["layer"] == 2
-    assert report["f1"].low < report["f1"].value < report["f1"].high
+    task = Task()
+    report = figures(task, task.answers(truth, answers), embedder=tiny_embedder).bertscore
+    assert report is not None and report.f1.value == pytest.approx(scores["f1"].mean()) and report.layer == 2
+    assert report.f1.low < report.f1.value < report.f1.high
+    found = Task(metric="bertscore", embedder=str(tiny_embedder)).scores(truth, answers)
+    assert found.score == pytest.approx(scores["f1"].mean()) and found.low < found.score
 
 
 def test_bertscore_equals_the_bert_score_package(embedder: Embedder) -> None:

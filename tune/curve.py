@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from unshot.contracts.task import Task
-from unshot.metrics.scores import score
+from unshot.metrics.registry import metric as find_metric
+from unshot.metrics.scores import value_of_rows
 
 FRACTIONS = (0.125, 0.25, 0.5)
 MINIMUM = 16  # training rows of the smallest part
@@ -58,29 +59,35 @@ def rows_for(a: float, b: float, error: float) -> float:
 
 
 def learning_curve(
-    task: Task, truth: Sequence[str], points: Sequence[Point], *, seed: int = 0
+    task: Task,
+    truth: Sequence[str],
+    points: Sequence[Point],
+    *,
+    requests: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Fit the points (the last is the whole training set) and say what the next point of the metric would cost.
 
     `more_rows` and its interval `low`, `high` count rows beyond those at hand; None means farther than `BEYOND`
     times the rows, or that the curve does not fall at all.
     """
-    true = np.array([task.label(t) for t in truth], dtype=object)
-    labelled = [np.array([task.label(g) for g in p.guesses], dtype=object) for p in points]
+    blank = task.answers(truth, truth, requests=requests)
+    tables = [find_metric(task.metric).of(blank.with_answers(p.guesses)) for p in points]
+    classes = len(blank.classes)
     counts = np.array([p.rows for p in points], dtype=float)
 
     def errors(chosen: np.ndarray) -> np.ndarray:
-        return np.array([1 - score(task.metric, list(true[chosen]), list(g[chosen])) for g in labelled])
+        return np.array([1 - value_of_rows(task.metric, table[chosen], classes) for table in tables])
 
     def further(chosen: np.ndarray) -> tuple[float, float]:
         a, b = fit(counts, errors(chosen), len(chosen))
         return rows_for(a, b, a * counts[-1] ** -b - STEP) - counts[-1], b
 
-    everything = np.arange(len(true))
-    a, b = fit(counts, errors(everything), len(true))
+    everything = np.arange(len(blank))
+    a, b = fit(counts, errors(everything), len(blank))
     more, _ = further(everything)
     random = np.random.default_rng(seed)
-    drawn = np.array([further(random.integers(0, len(true), len(true))) for _ in range(DRAWS)])
+    drawn = np.array([further(random.integers(0, len(blank), len(blank))) for _ in range(DRAWS)])
     low, high = np.quantile(drawn[:, 0], [0.025, 0.975], method="nearest")
     slopes = np.quantile(drawn[:, 1], [0.025, 0.975])
     observed = errors(everything)
@@ -91,7 +98,7 @@ def learning_curve(
         "formula": "error = a x rows^-b",
         "source": "Figueroa et al. 2012; Hestness et al. 2017",
         "metric": task.metric,
-        "validation_rows": len(true),
+        "validation_rows": len(blank),
         "points": [
             {"rows": int(n), "score": 1 - float(e), "fitted": 1 - float(f)}
             for n, e, f in zip(counts, observed, fitted, strict=True)

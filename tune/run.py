@@ -90,7 +90,7 @@ def tune_run(
         )
     data = loaded.data
     try:
-        task = derive_task(case.task, loaded.all)
+        task = derive_task(case.task, loaded.all, out.log)
         cleaned = separate_split(loaded, task, case.tune, out)
     except InputError as error:
         raise InputError(name_file(data, error)) from None
@@ -274,7 +274,8 @@ def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output)
         points.append(Point(count, answer_rows(job, net, validation)))
     trainer.load_best()
     points.append(Point(len(order), answer_rows(job, net, validation)))
-    curve = learning_curve(job.task, [r.answer or "" for r in validation], points, seed=job.plan.seed)
+    truth, requests = [r.answer or "" for r in validation], [r.text for r in validation]
+    curve = learning_curve(job.task, truth, points, requests=requests, seed=job.plan.seed)
     out.log(sentence(curve, job.case.plan.example_cost))
     return curve
 
@@ -327,7 +328,8 @@ def score_rows(
     if keep is not None:
         keep.extend(texts)
     loss = mean_loss(net, encoded, job.plan.capacity, job.device, bf16=job.bf16, world=job.world)
-    return {"loss": loss, **job.task.scores([r.answer or "" for r in rows], texts)}
+    scores = job.task.scores([r.answer or "" for r in rows], texts, requests=[r.text for r in rows])
+    return {"loss": loss, **scores.plain()}
 
 
 def write_parts(work: Path, job: Job) -> None:

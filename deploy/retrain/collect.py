@@ -14,7 +14,7 @@ from unshot.contracts.request_log import Feedback
 from unshot.contracts.task import Task
 from unshot.data.rows import Example
 from unshot.errors import InputError
-from unshot.metrics.scores import INVALID
+from unshot.metrics.answers import INVALID
 
 # With this many corrections a fifth of them is kept out of training, to see whether the mistakes are mended.
 ENOUGH_FOR_FRESH = 25

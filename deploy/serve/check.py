@@ -11,7 +11,7 @@ from deploy.serve.parameters import Json
 from unshot.contracts.task import Task
 from unshot.data.rows import read_text
 from unshot.errors import InputError
-from unshot.metrics.scores import INVALID
+from unshot.metrics.answers import INVALID
 
 FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", flags=re.DOTALL)
 

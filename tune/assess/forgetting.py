@@ -17,19 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tune.evaluate.scores import draws, interval, mean_interval
 from unshot.contracts.gates import Gate
 from unshot.data.rows import Example, read_examples
+from unshot.metrics.intervals import mean, paired
+from unshot.metrics.quality import ERROR
+from unshot.metrics.thresholds import FORGETTING_KNOWN, FORGETTING_PERPLEXITY
 
 if TYPE_CHECKING:
     from tune.job import Job
 
 SHIPPED = Path(__file__).parent / "general.jsonl"
 MAX_TOKENS = 16
-# Below this accuracy the base knows too little of the set to be seen forgetting it.
-KNOWS = 0.1
-# Perplexity may rise to this multiple: a narrow model's replies become terser, which alone costs some.
-PERPLEXITY_RATIO = 1.5
 
 
 @dataclass(frozen=True)
@@ -93,37 +91,42 @@ def untuned(net: Any) -> Iterator[Any]:
 
 
 def forgetting(rows: Sequence[Example], before: Measured, after: Measured, drop: float) -> Gate:
-    """The gate: accuracy may fall by `drop` at most, perplexity rise to 1.5 times at most."""
+    """The gate: accuracy may fall by `drop` at most, perplexity rise to `FORGETTING_PERPLEXITY` times at most.
+
+    Accuracy goes by the one-sided 95% bounds of the paired change: failed if it falls by more than `drop`, passed if
+    that is ruled out, else undecided; and so is a base that answers too few questions to be seen forgetting.
+    """
+    most = FORGETTING_PERPLEXITY.value
     was, now = np.array(before.right, dtype=float), np.array(after.right, dtype=float)
-    chosen = draws([str(row.extra.get("kind", "")) for row in rows])
-    change = now - was
-    fall = float(was.mean() - now.mean())
+    change = paired(float((now - was).mean()), now - was)
+    bound = paired(change.value, now - was, level=1 - 2 * ERROR)
     ratio = after.perplexity / before.perplexity
-    knows = was.mean() >= KNOWS
-    failed = (knows and fall > drop) or ratio > PERPLEXITY_RATIO
+    passed: bool | None = True if bound.low >= -drop else False if bound.high < -drop else None
+    word = {True: "shown", False: "fell by more", None: "too few questions to tell"}[passed]
+    if was.mean() < FORGETTING_KNOWN.value:
+        passed, word = None, "the base answers too few of them for accuracy to count"
+    if not ratio <= most:
+        passed, word = False, f"{word}; perplexity rose by more"
     kinds: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         kinds[str(row.extra.get("kind", "all"))].append(number)
-    detail = (
-        f"{len(rows)} general questions: accuracy {was.mean():.3f} before, {now.mean():.3f} after (may fall by "
-        f"{drop:g}); perplexity {before.perplexity:.2f} before, {after.perplexity:.2f} after (may rise "
-        f"{PERPLEXITY_RATIO:g} times)"
-    )
-    if not knows:
-        detail += "; the base answers too few of them for accuracy to count"
     return Gate(
         name="forgetting",
-        passed=not failed,
-        detail=detail,
+        passed=passed,
+        detail=(
+            f"{len(rows)} general questions: accuracy {was.mean():.3f} before, {now.mean():.3f} after, change "
+            f"{change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}] (may fall by {drop:g}); perplexity "
+            f"{before.perplexity:.2f} before, {after.perplexity:.2f} after (may rise {most:g} times): {word}"
+        ),
         figures={
             "rows": len(rows),
-            "accuracy_before": vars(mean_interval(was, chosen)),
-            "accuracy_after": vars(mean_interval(now, chosen)),
-            "change": vars(interval(change[chosen].mean(axis=1), float(change.mean()))),
+            "accuracy_before": vars(mean(was)),
+            "accuracy_after": vars(mean(now)),
+            "change": vars(change),
             "perplexity_before": before.perplexity,
             "perplexity_after": after.perplexity,
             "allowed_drop": drop,
-            "allowed_perplexity_ratio": PERPLEXITY_RATIO,
+            "allowed_perplexity_ratio": most,
             "kinds": {
                 name: {"rows": len(own), "before": float(was[own].mean()), "after": float(now[own].mean())}
                 for name, own in sorted(kinds.items())

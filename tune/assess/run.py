@@ -11,20 +11,31 @@ from tune.job import request
 from tune.wrapping import reformat
 from unshot.console import Output
 from unshot.contracts.gates import Gate
+from unshot.metrics.quality import FAILED, INCONCLUSIVE, PASSED, against_target
+from unshot.metrics.scores import Scores
 
 if TYPE_CHECKING:
     from tune.job import Job
 
 
-def quality(test: dict[str, Any], target: float | None) -> Gate:
-    """Test score against the case's target; undecided without one."""
-    detail = f"{test['rows']} test rows: {test['metric']} {test['score']:.3f} [{test['low']:.3f}, {test['high']:.3f}]"
-    detail += f", target {target:g}" if target is not None else ", no target was set"
+def quality(scores: Scores, target: float | None) -> Gate:
+    """Test score against the case's target, by its interval; undecided without one."""
+    verdict, why = (
+        against_target(scores, target) if target is not None else (INCONCLUSIVE, "no target was set")
+    )
     return Gate(
         name="quality",
-        passed=None if target is None else test["score"] >= target,
-        detail=detail,
-        figures={k: test[k] for k in ("metric", "score", "low", "high", "rows")} | {"target": target},
+        passed={PASSED: True, FAILED: False}.get(verdict),
+        detail=f"{scores.rows} test rows: {scores.metric} {scores.score:.3f} [{scores.low:.3f}, {scores.high:.3f}], "
+        f"{why}",
+        figures={
+            "metric": scores.metric,
+            "score": scores.score,
+            "low": scores.low,
+            "high": scores.high,
+            "rows": scores.rows,
+            "target": target,
+        },
     )
 
 
@@ -46,15 +57,15 @@ def assess(
     from tune.run import answer_requests
 
     settings, task, rows = job.case.tune, job.task, job.cleaned.parts.test
-    gates = [quality(test, job.plan.target)]
+    scores = Scores.of({k: v for k, v in test.items() if k != "loss"})
+    gates = [quality(scores, job.plan.target)]
     if settings.robustness:
         chosen = sample(rows, settings.seed)
         out.log(f"asking {len(chosen)} test rows in another form")
         asked = [reformat(request(rows[i], task), settings.seed, task.labels) for i in chosen]
         other = answer_requests(job, net, asked, task.max_answer_tokens or 64)
-        truth = [rows[i].answer or "" for i in chosen]
         plain = [answers[i] for i in chosen]
-        gates.append(robustness(task, truth, plain, other, settings.robustness_gap, settings.seed))
+        gates.append(robustness(task, [rows[i] for i in chosen], plain, other, settings.robustness_gap))
     if settings.forgetting:
         general = read_general(settings.general)
         out.log(f"asking {len(general)} general questions, before and after tuning")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unshot.contracts.task import MAX_LABELS
-from unshot.metrics.scores import INVALID, parse_answer
+from unshot.metrics.answers import INVALID, parse_answer
 
 
 class Labels:

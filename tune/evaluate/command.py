@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unshot.engines.embedder import ACCEPTED
+from unshot.metrics.registry import NAMES
 from unshot.metrics.thresholds import REVIEW_ACCEPT
 from unshot.options import EMBEDDER, PATH, SHARE, common, row_options, whole
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=PATH, help="Directory for scores and answers.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
 @click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the bootstrap.")
+@click.option("--metric", type=click.Choice(NAMES), help="What is scored; default: the task's metric.")
 @click.option("--embedder", type=EMBEDDER, help=f"For BERTScore and paraphrases: {ACCEPTED}.")
 @click.option("--judge", "judge_spec", metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH.")
 @click.option("--judge-model", metavar="NAME", help="The judge's name at its server.")
@@ -67,9 +69,9 @@ def evaluate(
     """
     import contextlib
 
-    from tune.evaluate.judge import open_judge
     from tune.evaluate.tables import review_tables, tables
     from unshot.errors import GateError, InputError
+    from unshot.metrics.judge import open_judge
 
     if from_review and settings["review"]:
         raise InputError("--review draws a sheet and --from-review reads one; give one of them")
@@ -84,20 +86,20 @@ def evaluate(
 
             read_manifest(run, stage="tune")
             result = read_back(run, from_review, judge, out, accept=accept, seed=settings["seed"])
-            out.result(result, *review_tables(result))
-            if result["gate"]["passed"] is False:
-                raise GateError(f"the gate `review` failed: {result['gate']['detail']}")
+            out.result(result.plain(), *review_tables(result))
+            if result.gate.passed is False:
+                raise GateError(f"the gate `review` failed: {result.gate.detail}")
             return
-        from tune.evaluate.run import evaluate_run
+        from tune.evaluate.run import Ask, evaluate_run
 
-        result = evaluate_run(run, out, judge=judge, **settings)
-    reading = result["reading"]
-    if reading["reading"] > 1:
+        found = evaluate_run(run, out, Ask(judge=judge, **settings))
+    if found.reading.reading > 1:
         out.warn(
-            f"reading {reading['reading']} of {reading['data']}: what is chosen by its score is no longer tested by it"
+            f"reading {found.reading.reading} of {found.reading.data}: what is chosen by its score is no longer tested "
+            "by it"
         )
-    if result["like_training"]:
-        out.warn(
-            f"{len(result['like_training'])} of {result['rows']} rows are near-duplicates of training rows"
-        )
-    out.result(result, *tables(result))
+    if found.like_training:
+        out.warn(f"{len(found.like_training)} of {found.rows} rows are near-duplicates of training rows")
+    if found.caution:
+        out.warn(found.caution)
+    out.result(found.plain(), *tables(found))

@@ -13,27 +13,95 @@ import io
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from tune.data.agreement import agreement as several
-from tune.evaluate.agreement import agree, wilson
-from tune.evaluate.judge import Judge, Pair, judge_pairs
+from tune.evaluate.agreement import Agreement, agree
 from unshot.console import Output
 from unshot.contracts.gates import Gate, add_gate
+from unshot.contracts.record import Record, RecordError
 from unshot.contracts.task import Task
 from unshot.data.files import write_text
 from unshot.data.rows import Example, read_text
 from unshot.errors import InputError
+from unshot.metrics.intervals import Interval, share
+from unshot.metrics.judge import Judge, Judged, Pair, judge_pairs
+from unshot.metrics.thresholds import REVIEW_ACCEPT
 from unshot.report.formats import sheet_cell
 
 FOLDER = "reviews"
+V = TypeVar("V", bool, str)
 COLUMNS = ("id", "request", "answer_1", "answer_2", "ok_1", "ok_2", "better", "comment")
 SHEETS = (".csv", ".html", ".htm")
-# Share of the run's answers that reviewers must accept, as the lower end of its interval.
-ACCEPT = 0.8
 YES, NO = ("yes", "y", "1", "true", "ok"), ("no", "n", "0", "false")
 BETTER = {"1": "1", "2": "2", "tie": "tie", "=": "tie", "0": "tie", "both": "tie", "same": "tie"}
+
+
+class KeyRow(Record):
+    """Which answer of a sheet's row is whose (`ours` is 1 or 2), and what stood there."""
+
+    id: str
+    line: int
+    ours: int
+    equal: bool
+    # Whether the task's metric calls the run's answer right.
+    automatic: bool
+    request: str
+    answer: str
+    against: str
+
+
+class Key(Record):
+    """What a review was drawn from: `reviews/NAME.json` in the run. `against` is `run` or `reference`."""
+
+    review: str
+    seed: int
+    against: str
+    rows: list[KeyRow]
+
+
+class Filled(Record):
+    """A filled row of a sheet; None is an empty cell."""
+
+    id: str
+    ok_1: bool | None
+    ok_2: bool | None
+    better: str | None
+
+    def ok(self, side: int) -> bool | None:
+        """Whether the answer of a side (1 or 2) was accepted."""
+        return self.ok_1 if side == 1 else self.ok_2
+
+
+class Preference(Record):
+    """How often the run's answer was preferred; `run_preferred` is of the rows with a preference."""
+
+    rows: int
+    run: int
+    other: int
+    ties: int
+    run_preferred: Interval | None
+
+
+class Reviewed(Record, kw_only=True, omit_defaults=True):
+    """What the reviewers said of a review's rows, with intervals, and the gate that follows."""
+
+    review: str
+    against: str
+    drawn: int
+    reviewers: int
+    rows: int
+    accepted: Interval
+    other_accepted: Interval | None = None
+    preference: Preference | None = None
+    # Agreement of the task's metric with the people, of the people with each other, of a judge with the people.
+    metric_human: Agreement | None = None
+    between_reviewers: dict[str, object] | None = None
+    judge: Judged | None = None
+    judge_human: Agreement | None = None
+    gate: Gate
 
 
 def draw(
@@ -69,18 +137,15 @@ def draw(
             dict.fromkeys(COLUMNS, "")
             | {"id": item, "request": shown(rows[i]), "answer_1": pair[0], "answer_2": pair[1]}
         )
-        right = task.label(answers[i]) == task.label(rows[i].answer or "")
+        right = bool(task.answers([rows[i].answer or ""], [answers[i]]).right[0])
         key.append(
-            {"id": item, "line": rows[i].line, "ours": ours, "equal": equal, "automatic": right,
-             "request": shown(rows[i]), "answer": answers[i], "against": against[i]}
+            KeyRow(
+                id=item, line=rows[i].line, ours=ours, equal=equal, automatic=right, request=shown(rows[i]),
+                answer=answers[i], against=against[i],
+            )
         )  # fmt: skip
-    facts = {
-        "review": name,
-        "seed": seed,
-        "against": "run" if other is not None else "reference",
-        "rows": key,
-    }
-    write_text(run / FOLDER / f"{name}.json", json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+    facts = Key(name, seed, "run" if other is not None else "reference", key)
+    write_text(run / FOLDER / f"{name}.json", facts.to_json(indent=1) + "\n")
     return sheet
 
 
@@ -106,7 +171,7 @@ def write_sheet(path: Path, sheet: Sequence[dict[str, str]], instruction: str | 
     write_text(path, "\ufeff" + text.getvalue())
 
 
-def read_sheet(path: Path) -> list[dict[str, Any]]:
+def read_sheet(path: Path) -> list[Filled]:
     """Filled rows of a sheet: id, `ok_1`, `ok_2` (True, False, None) and `better` (`1`, `2`, `tie`, None).
 
     Rows nobody filled in are left out. `InputError` for a sheet without its columns or with other words in them.
@@ -130,13 +195,10 @@ def read_sheet(path: Path) -> list[dict[str, Any]]:
         better = (row["better"] or "").strip().casefold()
         if better and better not in BETTER:
             raise InputError(f"{where}: `better` is {row['better']!r}; accepted: 1, 2 or tie")
-        read = {
-            "id": item,
-            "ok_1": _yes(where, "ok_1", row["ok_1"]),
-            "ok_2": _yes(where, "ok_2", row["ok_2"]),
-            "better": BETTER.get(better),
-        }
-        if any(read[k] is not None for k in ("ok_1", "ok_2", "better")):
+        read = Filled(
+            item, _yes(where, "ok_1", row["ok_1"]), _yes(where, "ok_2", row["ok_2"]), BETTER.get(better)
+        )
+        if (read.ok_1, read.ok_2, read.better) != (None, None, None):
             found.append(read)
     if not found:
         raise InputError(
@@ -154,9 +216,9 @@ def _yes(where: str, column: str, value: str | None) -> bool | None:
     raise InputError(f"{where}: `{column}` is {value!r}; accepted: yes or no")
 
 
-def read_key(run: Path, sheets: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The key of the review that all sheets belong to; `InputError` where it is not this run's."""
-    names = {row["id"].rsplit("-", 1)[0] for rows in sheets.values() for row in rows}
+def read_key(run: Path, sheets: dict[str, list[Filled]]) -> Key:
+    """The key of the review that all sheets belong to; `InputError` if it is not this run's."""
+    names = {row.id.rsplit("-", 1)[0] for rows in sheets.values() for row in rows}
     if len(names) != 1:
         raise InputError(
             f"the sheets are of different reviews ({', '.join(sorted(names))}); read one at a time"
@@ -165,15 +227,24 @@ def read_key(run: Path, sheets: dict[str, list[dict[str, Any]]]) -> dict[str, An
     if not path.is_file():
         raise InputError(f"{path}: no such review; the sheet was not drawn from {run}")
     try:
-        key: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        known = {row["id"] for row in key["rows"]}
-    except (ValueError, KeyError, TypeError):
+        key = Key.from_json(path.read_text(encoding="utf-8"))
+    except (RecordError, UnicodeDecodeError):
         raise InputError(f"{path}: not a review's key; it was changed by hand") from None
+    known = {row.id for row in key.rows}
     for sheet, rows in sheets.items():
         for row in rows:
-            if row["id"] not in known:
-                raise InputError(f"{sheet}: {row['id']} is not a row of this review")
+            if row.id not in known:
+                raise InputError(f"{sheet}: {row.id} is not a row of this review")
     return key
+
+
+@dataclass
+class Votes:
+    """What the reviewers said of one row, about the run's answer and the other side's."""
+
+    ok: list[bool | None] = field(default_factory=list)
+    other_ok: list[bool | None] = field(default_factory=list)
+    better: list[str | None] = field(default_factory=list)
 
 
 def from_review(
@@ -182,9 +253,9 @@ def from_review(
     judge: Judge | None,
     out: Output,
     *,
-    accept: float = ACCEPT,
+    accept: float = REVIEW_ACCEPT.value,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Reviewed:
     """What the reviewers said, with intervals; appends the gate `review` to the run.
 
     Several sheets of one review are several reviewers: the majority counts, and their agreement is reported. With a
@@ -192,99 +263,102 @@ def from_review(
     """
     sheets = {str(path): read_sheet(path) for path in paths}
     key = read_key(run, sheets)
-    facts = {row["id"]: row for row in key["rows"]}
-    votes: dict[str, dict[str, list[Any]]] = {}
-    for rows in sheets.values():
-        for row in rows:
-            fact = facts[row["id"]]
-            own = votes.setdefault(row["id"], {"ok": [], "other_ok": [], "better": []})
-            ours, theirs = ("ok_1", "ok_2") if fact["ours"] == 1 else ("ok_2", "ok_1")
-            own["ok"].append(row[ours])
-            own["other_ok"].append(row[ours if fact["equal"] else theirs])
-            own["better"].append("tie" if fact["equal"] else _side(row["better"], fact["ours"]))
-    ok = {item: _majority(v["ok"]) for item, v in votes.items()}
+    facts = {row.id: row for row in key.rows}
+    votes = count_votes(sheets, facts)
+    ok = {item: _majority(v.ok) for item, v in votes.items()}
     judged = [item for item in facts if ok.get(item) is not None]
     if not judged:
         raise InputError("no row says whether the answer is acceptable; fill in ok_1 and ok_2 (yes or no)")
-    result: dict[str, Any] = {
-        "review": key["review"],
-        "against": key["against"],
-        "drawn": len(facts),
-        "reviewers": len(sheets),
-        "accepted": wilson(sum(bool(ok[i]) for i in judged), len(judged)),
-        "rows": len(judged),
-    }
-    other = [v for v in (_majority(v["other_ok"]) for v in votes.values()) if v is not None]
-    result["other_accepted"] = wilson(sum(other), len(other)) if other else None
-    better = {item: _majority(v["better"]) for item, v in votes.items()}
+    accepted = share(sum(bool(ok[i]) for i in judged), len(judged))
+    other = [v for v in (_majority(v.other_ok) for v in votes.values()) if v is not None]
+    result = Reviewed(
+        review=key.review,
+        against=key.against,
+        drawn=len(facts),
+        reviewers=len(sheets),
+        rows=len(judged),
+        accepted=accepted,
+        other_accepted=share(sum(other), len(other)) if other else None,
+        gate=review_gate(key.review, accepted, len(sheets), accept),
+    )
+    better = {item: _majority(v.better) for item, v in votes.items()}
     settled = [item for item in facts if better.get(item) is not None]
     if settled:
         counts = {side: sum(better[i] == side for i in settled) for side in ("first", "second", "tie")}
-        result["preference"] = {
-            "rows": len(settled),
-            "run": counts["first"],
-            "other": counts["second"],
-            "ties": counts["tie"],
-            # Of the rows on which somebody had a preference.
-            "run_preferred": wilson(counts["first"], decided)
-            if (decided := counts["first"] + counts["second"])
-            else None,
-        }
+        decided = counts["first"] + counts["second"]
+        result.preference = Preference(
+            rows=len(settled),
+            run=counts["first"],
+            other=counts["second"],
+            ties=counts["tie"],
+            run_preferred=share(counts["first"], decided) if decided else None,
+        )
     if len(judged) >= 2:
         people = ["yes" if ok[i] else "no" for i in judged]
-        metric = ["yes" if facts[i]["automatic"] else "no" for i in judged]
-        result["metric_human"] = agree(people, metric, seed=seed)
+        metric = ["yes" if facts[i].automatic else "no" for i in judged]
+        result.metric_human = agree(people, metric, seed=seed)
     if len(sheets) > 1:
-        ratings: dict[int, dict[str, str]] = {}
-        for number, item in enumerate(facts):
-            given = {
-                name: str(row[f"ok_{facts[item]['ours']}"])
-                for name, rows in sheets.items()
-                for row in rows
-                if row["id"] == item and row[f"ok_{facts[item]['ours']}"] is not None
+        result.between_reviewers = several(
+            {
+                number: {
+                    name: str(row.ok(fact.ours))
+                    for name, rows in sheets.items()
+                    for row in rows
+                    if row.id == fact.id and row.ok(fact.ours) is not None
+                }
+                for number, fact in enumerate(key.rows)
             }
-            ratings[number] = given
-        result["between_reviewers"] = several(ratings)
+        )
     if judge is not None:
-        result["judge"] = _judge_agreement(judge, facts, settled, better, out, seed)
-    gate = review_gate(result, accept)
-    result["gate"] = gate.plain()
-    add_gate(run, gate)
+        result.judge, result.judge_human = _judge_agreement(judge, facts, settled, better, out, seed)
+    add_gate(run, result.gate)
     return result
+
+
+def count_votes(sheets: dict[str, list[Filled]], facts: dict[str, KeyRow]) -> dict[str, Votes]:
+    """The reviewers' words by row, blinding undone."""
+    votes: dict[str, Votes] = {}
+    for rows in sheets.values():
+        for row in rows:
+            fact = facts[row.id]
+            own = votes.setdefault(row.id, Votes())
+            own.ok.append(row.ok(fact.ours))
+            own.other_ok.append(row.ok(fact.ours if fact.equal else 3 - fact.ours))
+            own.better.append("tie" if fact.equal else _side(row.better, fact.ours))
+    return votes
 
 
 def _judge_agreement(
     judge: Judge,
-    facts: dict[str, dict[str, Any]],
+    facts: dict[str, KeyRow],
     settled: Sequence[str],
-    better: dict[str, Any],
+    better: dict[str, str | None],
     out: Output,
     seed: int,
-) -> dict[str, Any]:
+) -> tuple[Judged, Agreement]:
     """The judge on the pairs that people compared; equal answers are no evidence and are left out."""
-    differing = [item for item in settled if not facts[item]["equal"]]
+    differing = [item for item in settled if not facts[item].equal]
     if not differing:
         raise InputError(
             "no row with two different answers has `better` filled in; there is nothing to hold the judge to"
         )
-    pairs = [Pair(facts[i]["request"], facts[i]["answer"], facts[i]["against"]) for i in differing]
-    summary, verdicts = judge_pairs(judge, pairs, out, seed=seed)
-    return {**summary, "human": agree([better[i] for i in differing], list(verdicts), seed=seed)}
+    pairs = [Pair(facts[i].request, facts[i].answer, facts[i].against) for i in differing]
+    summary, verdicts = judge_pairs(judge, pairs, out)
+    return summary, agree([better[i] or "tie" for i in differing], list(verdicts), seed=seed)
 
 
-def review_gate(result: dict[str, Any], accept: float) -> Gate:
-    """Passed where the interval of accepted answers lies at or above `accept`, failed where it lies below."""
-    share = result["accepted"]
-    passed = True if share.low >= accept else False if share.high < accept else None
+def review_gate(review: str, accepted: Interval, reviewers: int, accept: float) -> Gate:
+    """Passed if the interval of accepted answers lies at or above `accept`, failed if it lies below."""
+    passed = {"met": True, "not met": False}.get(accepted.verdict(accept))
     detail = (
-        f"{result['reviewers']} reviewer(s), {result['rows']} rows: {share} of the answers accepted, asked for "
+        f"{reviewers} reviewer(s), {accepted.n} rows: {accepted} of the answers accepted, asked for "
         f"{accept:g}" + ("; too few rows to tell" if passed is None else "")
     )
     figures = {
-        "review": result["review"],
-        "rows": result["rows"],
-        "reviewers": result["reviewers"],
-        "accepted": vars(share),
+        "review": review,
+        "rows": accepted.n,
+        "reviewers": reviewers,
+        "accepted": vars(accepted),
         "accept": accept,
     }
     return Gate(name="review", passed=passed, detail=detail, figures=figures)
@@ -296,7 +370,7 @@ def _side(better: str | None, ours: int) -> str | None:
     return "first" if int(better) == ours else "second"
 
 
-def _majority(values: Sequence[Any]) -> Any:
+def _majority(values: Sequence[V | None]) -> V | None:
     """The most usual vote; an even split of yes and no is no, of preferences a tie; None without votes."""
     given = [v for v in values if v is not None]
     if not given:

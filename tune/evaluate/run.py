@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from msgspec import structs
 
 from tune import near
-from tune.evaluate.judge import Judge, Pair, judge_pairs
 from tune.evaluate.review import SHEETS, draw, shown, write_sheet
-from tune.evaluate.scores import Answers, compare
+from tune.evaluate.scores import compare, figures
 from tune.job import request
 from tune.meaning import by_meaning
 from tune.model import has_tuned
-from unshot.console import Output, dumps
+from unshot.console import Output
+from unshot.contracts.evaluation import Evaluation, Reading, Seen, Sheet, System, Unseen
 from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged
 from unshot.contracts.task import Task, read_task
 from unshot.data import seal
@@ -28,7 +28,11 @@ from unshot.data.load import load_rows
 from unshot.data.rows import Example, RowOptions, read_examples, write_jsonl
 from unshot.engines.embedder import find_embedder
 from unshot.errors import InputError, OutsideError
-from unshot.metrics.scores import INVALID
+from unshot.metrics.answers import INVALID, Tools
+from unshot.metrics.judge import Judge, Pair, judge_pairs
+from unshot.metrics.registry import NAMES
+from unshot.metrics.registry import metric as find_metric
+from unshot.metrics.scores import score_interval
 from unshot.models import Source, resolve
 from unshot.text.chat import Chat, load_tokenizer
 
@@ -64,7 +68,7 @@ def open_run(path: Path, base: str | None, out: Output) -> Run:
     return Run(path, source, read_task(path / "task.json"), method)
 
 
-def record_reading(run: Run, data: Path, against: Path | None) -> dict[str, Any]:
+def record_reading(run: Run, data: Path, against: Path | None) -> Reading:
     """Append a reading to `readings.jsonl` in the run (not among its hashed files) and return it with its number.
 
     The run's own test split was first read by `unshot tune`, so that its readings here start at 2. Written
@@ -77,19 +81,19 @@ def record_reading(run: Run, data: Path, against: Path | None) -> dict[str, Any]
         with path.open("a+", encoding="utf-8") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             handle.seek(0)
-            before = [json.loads(line) for line in handle if line.strip()]
-            reading = {
-                "reading": 1 + own + sum(r.get("sha256") == digest for r in before),
-                "data": "splits/test.jsonl" if own else str(data),
-                "sha256": digest,
-                "at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "compared_with": str(against) if against else None,
-            }
-            handle.write(json.dumps(reading) + "\n")
+            before = [Reading.from_json(line) for line in handle if line.strip()]
+            reading = Reading(
+                reading=1 + own + sum(r.sha256 == digest for r in before),
+                data="splits/test.jsonl" if own else str(data),
+                sha256=digest,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                compared_with=str(against) if against else None,
+            )
+            handle.write(reading.to_json() + "\n")
             handle.flush()
             os.fsync(handle.fileno())
-    except ValueError:
-        raise InputError(f"{path}: not a list of readings; it was changed by hand") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not a list of readings ({error}); it was changed by hand") from None
     except OSError as error:
         raise OutsideError(
             f"{path}: the reading cannot be recorded ({error.strerror}), so none is done"
@@ -121,140 +125,156 @@ def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
         )
 
 
-def seen_rows(
-    run: Run, rows: Sequence[Example], embedder: str | None, out: Output
-) -> dict[int, dict[str, Any]]:
-    """Test rows with a near-duplicate among the run's training rows: index to `{line, train_line, similarity, by}`.
+def seen_rows(run: Run, rows: Sequence[Example], embedder: str | None, out: Output) -> dict[int, Seen]:
+    """Test rows with a near-duplicate among the run's training rows, by index.
 
     `by` is `text`, or `meaning` for paraphrases that an embedder finds.
     """
     train = read_examples(run.path / "splits" / "train.jsonl")
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, Seen] = {}
+
+    def link(a: int, index: int, similarity: float, by: str) -> None:
+        found[index] = Seen(rows[index].line, train[a].line, round(similarity, 3), by)
+
     # Training rows first, so that an equal text is always linked to one of them.
-    both = [*train, *rows]
-    pairs = near.similar_inputs([e.system for e in both], [e.dialogue for e in both])
+    pairs = near.similar_pairs([e.text for e in (*train, *rows)])
     for a, b, similarity in pairs:
         index = b - len(train)
-        if a < len(train) <= b and similarity > found.get(index, {}).get("similarity", 0):
-            found[index] = {
-                "line": rows[index].line,
-                "train_line": train[a].line,
-                "similarity": round(similarity, 3),
-                "by": "text",
-            }
-    close = by_meaning([e.dialogue for e in both], embedder, out=out)
+        if a < len(train) <= b and (index not in found or similarity > found[index].similarity):
+            link(a, index, similarity, "text")
+    close = by_meaning([e.text for e in (*train, *rows)], embedder, out=out)
     for a, b, similarity in close.pairs if close else ():
         index = b - len(train)
         known = found.get(index)
         if a < len(train) <= b and (
-            known is None or (known["by"] == "meaning" and similarity > known["similarity"])
+            known is None or (known.by == "meaning" and similarity > known.similarity)
         ):
-            found[index] = {
-                "line": rows[index].line,
-                "train_line": train[a].line,
-                "similarity": round(similarity, 3),
-                "by": "meaning",
-            }
+            link(a, index, similarity, "meaning")
     # A test row equal to an earlier one is linked to that, not to what both are like.
     for (a, b, _), equal in zip(pairs, pairs.equal, strict=True):
         if equal and a - len(train) in found:
-            found[b - len(train)] = {**found[a - len(train)], "line": rows[b - len(train)].line}
+            found[b - len(train)] = found[a - len(train)].changed(line=rows[b - len(train)].line)
     return dict(sorted(found.items()))
 
 
-def evaluate_run(
-    path: Path,
-    out: Output,
-    *,
-    data: Path | None = None,
-    other: Path | None = None,
-    base: str | None = None,
-    final: Path | None = None,
-    overwrite: bool = False,
-    seed: int = 0,
-    rows_as: RowOptions | None = None,
-    embedder: str | None = None,
-    judge: Judge | None = None,
-    judge_rows: int = 50,
-    review: Path | None = None,
-    review_rows: int = 50,
-) -> dict[str, Any]:
-    """Score a run (and another one on the same rows); `final` receives scores and answers. Raises `InputError`.
+@dataclass(frozen=True)
+class Ask:
+    """What `unshot eval` was asked for beside the run; see its options."""
 
-    `judge` compares the answers of up to `judge_rows` rows with the other run's (else with the references); `review`
-    is the sheet to draw for people.
-    """
-    if review is not None and review.suffix.lower() not in SHEETS:
-        raise InputError(f"{review}: a review sheet is a .csv or an .html file")
-    if review is not None and review.exists() and not overwrite:
-        raise InputError(f"{review}: already there; choose another name or pass --overwrite")
-    encoder = find_embedder(embedder)
-    runs = [open_run(path, base, out)]
-    if other is not None:
-        runs.append(open_run(other, base, out))
-        if (
-            runs[0].task.labels != runs[1].task.labels
-            or runs[0].task.answer_field != runs[1].task.answer_field
-        ):
-            raise InputError(f"{other}: tuned for other labels than {path}; only runs of one task compare")
-    source = data or path / "splits" / "test.jsonl"
-    rows = load_rows(source, rows_as, out, instruction=runs[0].task.instruction)
+    data: Path | None = None
+    other: Path | None = None
+    base: str | None = None
+    final: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+    rows_as: RowOptions | None = None
+    # None: the task's own.
+    metric: str | None = None
+    embedder: str | None = None
+    # Compares the answers of up to `judge_rows` rows with the other run's (else with the references).
+    judge: Judge | None = None
+    judge_rows: int = 50
+    # The sheet to draw for people.
+    review: Path | None = None
+    review_rows: int = 50
+
+
+def evaluate_run(path: Path, out: Output, ask: Ask) -> Evaluation:
+    """Score a run (and another one on the same rows); `ask.final` receives scores and answers. Raises `InputError`."""
+    if ask.review is not None and ask.review.suffix.lower() not in SHEETS:
+        raise InputError(f"{ask.review}: a review sheet is a .csv or an .html file")
+    if ask.review is not None and ask.review.exists() and not ask.overwrite:
+        raise InputError(f"{ask.review}: already there; choose another name or pass --overwrite")
+    encoder = find_embedder(ask.embedder)
+    runs = _open(path, ask, out)
+    task = runs[0].task
+    source = ask.data or path / "splits" / "test.jsonl"
+    rows = load_rows(source, ask.rows_as, out, instruction=task.instruction)
     for row in rows:
-        if runs[0].task.label(row.answer or "") == INVALID:
+        if task.label(row.answer or "") == INVALID:
             raise InputError(
                 f"{source}, line {row.line}: the answer {row.answer!r:.80} is none of the task's labels; "
                 f"see {path / 'task.json'}"
             )
-    readings = [record_reading(run, source, other) for run in runs]
-    seals = [seal.record_reading(rows, "eval", run.path) for run in runs]
     truth = [row.answer or "" for row in rows]
+    requests = [shown(row) for row in rows]
+    tools = Tools(ask.judge, ask.embedder) if ask.judge or ask.embedder else None
+    blank = task.answers(truth, truth, requests=requests, tools=tools)
+    if problem := find_metric(task.metric).problem(blank):
+        raise InputError(f"metric {task.metric}: {problem}; choose another by --metric ({', '.join(NAMES)})")
+    readings = [record_reading(run, source, ask.other) for run in runs]
+    seals = [seal.record_reading(rows, "eval", run.path) for run in runs]
     texts = [answer(run, rows, out) for run in runs]
-    scored = [Answers(runs[0].task, truth, given, seed=seed) for given in texts]
+    scored = [blank.with_answers(given) for given in texts]
     systems = []
-    for run, given, system, reading, sealed in zip(runs, texts, scored, readings, seals, strict=True):
-        seen = seen_rows(run, rows, embedder, out)
+    for run, answers, reading, sealed in zip(runs, scored, readings, seals, strict=True):
+        seen = seen_rows(run, rows, ask.embedder, out)
         clean = [i for i in range(len(rows)) if i not in seen]
-        report = {
-            "run": str(run.path),
-            **system.report(),
-            "reading": reading,
-            "test_seal": vars(sealed),
-            "like_training": list(seen.values()),
-        }
+        unseen = None
         if seen and clean:
-            unseen = Answers(run.task, [truth[i] for i in clean], [given[i] for i in clean], seed=seed)
-            report["without_like_training"] = {"rows": len(clean), "score": unseen.metric()}
-        if "rouge" in report and encoder is not None:
-            report["bertscore"] = system.bertscore(encoder)
-        systems.append(report)
-    result: dict[str, Any] = {"data": str(source), **systems[0]}
+            unseen = Unseen(len(clean), score_interval(task.metric, answers.subset(clean), seed=ask.seed))
+        systems.append(
+            System(
+                **structs.asdict(figures(task, answers, embedder=encoder, seed=ask.seed)),
+                run=str(run.path),
+                reading=reading,
+                test_seal=sealed,
+                like_training=list(seen.values()),
+                without_like_training=unseen,
+            )
+        )
+    result = Evaluation(**structs.asdict(systems[0]), data=str(source))
     if len(runs) == 2:
-        result["other"] = systems[1]
-        result["comparison"] = compare(scored[0], scored[1])
-    if judge is not None:
+        result.other = systems[1]
+        result.comparison = compare(task, scored[0], scored[1])
+    if ask.judge is not None:
         against = texts[1] if len(runs) == 2 else truth
-        chosen = sorted(random.Random(seed).sample(range(len(rows)), min(judge_rows, len(rows))))
-        pairs = [Pair(shown(rows[i]), texts[0][i], against[i]) for i in chosen]
-        result["judge"], _ = judge_pairs(judge, pairs, out, seed=seed)
-        result["judge"]["against"] = "run" if len(runs) == 2 else "reference"
-    if review is not None:
+        chosen = sorted(random.Random(ask.seed).sample(range(len(rows)), min(ask.judge_rows, len(rows))))
+        pairs = [Pair(requests[i], texts[0][i], against[i]) for i in chosen]
+        result.judge, _ = judge_pairs(ask.judge, pairs, out)
+        result.judge.against = "run" if len(runs) == 2 else "reference"
+    if ask.review is not None:
         others = texts[1] if len(runs) == 2 else None
-        sheet = draw(path, runs[0].task, rows, texts[0], others, count=review_rows, seed=seed)
-        write_sheet(review, sheet, runs[0].task.instruction)
-        result["review"] = {
-            "sheet": str(review),
-            "rows": len(sheet),
-            "name": sheet[0]["id"].rsplit("-", 1)[0],
-        }
-    if final is not None:
-        with staged(final, overwrite=overwrite) as work:
-            write_text(work / "scores.json", dumps(result) + "\n")
-            for name, given in zip(("answers", "other_answers"), texts, strict=False):
-                lines = [
-                    {"line": r.line, "truth": r.answer, "answer": a} for r, a in zip(rows, given, strict=True)
-                ]
-                write_jsonl(work / f"{name}.jsonl", lines)
-            manifest = Manifest("eval", seeds={"seed": seed}, inputs=[describe_file(source)])
-            manifest.inputs += [describe_file(run.path / "manifest.json") for run in runs]
-            manifest.finish(work)
+        sheet = draw(path, task, rows, texts[0], others, count=ask.review_rows, seed=ask.seed)
+        write_sheet(ask.review, sheet, task.instruction)
+        result.review = Sheet(str(ask.review), len(sheet), sheet[0]["id"].rsplit("-", 1)[0])
+    if ask.final is not None:
+        _write(ask, result, source, rows, texts, runs)
     return result
+
+
+def _open(path: Path, ask: Ask, out: Output) -> list[Run]:
+    """The run and the one it is compared with, under the metric that was asked for."""
+    runs = [open_run(path, ask.base, out)]
+    if ask.other is not None:
+        runs.append(open_run(ask.other, ask.base, out))
+        one, other = runs[0].task, runs[1].task
+        if one.labels != other.labels or one.answer_field != other.answer_field:
+            raise InputError(
+                f"{ask.other}: tuned for other labels than {path}; only runs of one task compare"
+            )
+    if ask.metric is not None:
+        name = find_metric(ask.metric).name
+        runs = [replace(run, task=run.task.changed(metric=name)) for run in runs]
+    return runs
+
+
+def _write(
+    ask: Ask,
+    result: Evaluation,
+    source: Path,
+    rows: Sequence[Example],
+    texts: Sequence[Sequence[str]],
+    runs: Sequence[Run],
+) -> None:
+    assert ask.final is not None
+    with staged(ask.final, overwrite=ask.overwrite) as work:
+        result.write(work / "scores.json")
+        for name, given in zip(("answers", "other_answers"), texts, strict=False):
+            lines = [
+                {"line": r.line, "truth": r.answer, "answer": a} for r, a in zip(rows, given, strict=True)
+            ]
+            write_jsonl(work / f"{name}.jsonl", lines)
+        manifest = Manifest("eval", seeds={"seed": ask.seed}, inputs=[describe_file(source)])
+        manifest.inputs += [describe_file(run.path / "manifest.json") for run in runs]
+        manifest.finish(work)

@@ -72,18 +72,24 @@ class Task(Document):
         given: Sequence[str | None],
         *,
         requests: Sequence[str] | None = None,
+        tools: Tools | None = None,
     ) -> Answers:
-        """Answers as this task reads them; None is an unanswered request. `requests` are what a judge is shown."""
-        judge = None
-        if self.metric == "judge" and self.judge is not None:
-            judge = _judge(self.judge, self.judge_model, self.judge_key_env)
+        """Answers as this task reads them; None is an unanswered request. `requests` are what a judge is shown.
+
+        `tools` None: the judge and the embedder that the task names.
+        """
+        if tools is None:
+            judge = None
+            if self.metric == "judge" and self.judge is not None:
+                judge = _judge(self.judge, self.judge_model, self.judge_key_env)
+            tools = Tools(judge, self.embedder)
         return Answers(
             list(references),
             list(given),
             self.labels,
             self.answer_field,
             list(requests) if requests is not None else None,
-            Tools(judge, self.embedder),
+            tools,
         )
 
     def scores(

@@ -118,9 +118,7 @@ def _bertscore(answers: Answers) -> np.ndarray:
 
     path = find_embedder(answers.tools.embedder)
     if path is None:
-        raise InputError(
-            "bertscore needs an embedder; run `pip install 'unshot[embed]'` or give --embedder DIRECTORY"
-        )
+        raise InputError(f"metric bertscore: {_no_embedder(answers)}")
     found = bertscore(Embedder(path), answers.references, answers.texts)["f1"]
     return np.where(answers.answered, np.clip(found, 0.0, 1.0), 0.0)
 
@@ -185,7 +183,10 @@ METRICS: dict[str, Metric] = {
 }  # fmt: skip
 NAMES: tuple[str, ...] = tuple(METRICS)
 # The accepted values in records: the case file's `metric`, `task.json`.
-MetricName = str if TYPE_CHECKING else Literal[NAMES]
+if TYPE_CHECKING:
+    MetricName = str
+else:
+    MetricName = Literal[NAMES]
 HELP = f"What is scored: {', '.join(NAMES[:-1])} or {NAMES[-1]}."
 
 

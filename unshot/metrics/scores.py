@@ -40,8 +40,14 @@ class Scores(Record, kw_only=True):
     macro_f1: float | None = None
     invalid: float
     classes: dict[str, ClassScores] | None = None
-    # Why the score says little (few rows, a constant answer, a single class); None: nothing to say.
+    # Why the metric cannot tell by these answers (one class, one answer to all), and that the rows are few; None: no.
+    cannot_tell: str | None = None
     caution: str | None = None
+
+
+def value_of_rows(name: str, rows: np.ndarray, classes: int) -> float:
+    """The score of some rows' figures, as `Metric.of` gives them; `classes` is the number of classes."""
+    return _value(find_metric(name).form, rows, classes)
 
 
 def value_of(name: str, answers: Answers) -> float:
@@ -117,7 +123,6 @@ def all_scores(name: str, answers: Answers, *, seed: int = 0) -> Scores:
     """The metric with its interval, accuracy, share of invalid answers and, with labels, the scores by class."""
     found = score_interval(name, answers, seed=seed)
     labelled = answers.labels is not None
-    doubts = [*cautions(answers), *([found.caution] if found.caution else [])]
     return Scores(
         metric=name,
         score=found.value,
@@ -129,11 +134,12 @@ def all_scores(name: str, answers: Answers, *, seed: int = 0) -> Scores:
         macro_f1=value_of("macro_f1", answers) if labelled else None,
         invalid=answers.invalid,
         classes=class_scores(answers.truth, answers.guess, answers.classes) if labelled else None,
-        caution="; ".join(doubts) or None,
+        cannot_tell="; ".join(doubts(answers)) or None,
+        caution=found.caution or None,
     )
 
 
-def cautions(answers: Answers) -> list[str]:
+def doubts(answers: Answers) -> list[str]:
     """Why no metric can tell a good system by these answers: one reference for all rows, one answer for all rows."""
     found = []
     if len(answers) > 1 and len(set(answers.truth)) == 1:
