@@ -55,7 +55,8 @@ class BenchGroup(click.Group):
 @click.option("--out", "final", type=PATH, help="Report directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists.")
 @case_flags(
-    "--prompt", "--system", "--instruction", "--requests", "--concurrency", "--margin", "--claim",
+    "--prompt", "--system", "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model",
+    "--judge-key-env", "--requests", "--concurrency", "--margin", "--claim",
     seed="bench.seed",
     help={
         "--prompt": "The baseline's few-shot examples.",

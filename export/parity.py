@@ -303,9 +303,7 @@ def _task(model: Model, expected: list[Expected], answers: list[list[int]], repo
     ]
     ours = model.task.answers([str(k[0]) for k in known], texts[0], requests=[k[3] for k in known])
     reference, export = (value_of(model.task.metric, a) for a in (ours, ours.with_answers(texts[1])))
-    report.figures.task = TaskFigures(
-        model.task.metric, len(known), reference, export, reference - export
-    )
+    report.figures.task = TaskFigures(model.task.metric, len(known), reference, export, reference - export)
     # One row's worth is noise on a small test split.
     if reference - export > max(report.limits.task, 1 / len(known)):
         report.failures.append(

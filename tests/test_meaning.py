@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Run
 from tune.contamination import separate
 from tune.data.check import check_file
+from tune.evaluate.scores import figures
 from tune.meaning import Meaning, by_meaning, close_pairs
 from tune.split import Split
 from unshot.contracts.task import Task

@@ -87,7 +87,7 @@ def test_bertscore_is_a_metric_like_the_others(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no embedder"):
         value_of("bertscore", Answers(["a"], ["b"], tools=Tools(None, "off")))
     with pytest.raises(InputError, match="no embedder"):
-        derive_task(TaskSettings(metric="bertscore", embedder="off"), rows(WORDS * 3))
+        derive_task(TaskSettings(metric="bertscore"), rows(WORDS * 3), embedder="off")
 
 
 def test_the_names_come_from_the_registry_alone() -> None:

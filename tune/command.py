@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=PATH, help="Run directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the run directory where it exists.")
 @case_flags(
-    "--instruction", "--labels", "--answer-field", "--metric", "--target", "--method", "--teacher", "--rank",
+    "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model", "--judge-key-env", "--target", "--method", "--teacher", "--rank",
     "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length",
     "--gradient-checkpointing", "--mix", "--mix-share", "--augment-format", "--embedder", "--strict",
     seed="tune.seed",
@@ -96,11 +96,11 @@ def tune(
         out.result(result, *forecast(result))
         return
     out.result({"out": str(final), **result}, *summary(result, final))
-    target, test = case.task.target, result["test"]
-    if target is not None and test["score"] < target:
-        raise GateError(
-            f"target {target:g} not met on the test split: {test['metric']} {test['score']:.3f}; {final} is kept"
-        )
+    target, quality = case.task.target, next(g for g in result["gates"] if g["name"] == "quality")
+    if target is not None and quality["passed"] is False:
+        raise GateError(f"target {target:g} not met on the test split: {quality['detail']}; {final} is kept")
+    if target is not None and quality["passed"] is None:
+        out.warn(f"whether the target {target:g} is met is not shown: {quality['detail']}")
     failed = [gate["name"] for gate in result["gates"] if gate["passed"] is False]
     if case.tune.strict and failed:
         raise GateError(

@@ -90,7 +90,7 @@ def tune_run(
         )
     data = loaded.data
     try:
-        task = derive_task(case.task, loaded.all, out.log)
+        task = derive_task(case.task, loaded.all, out.log, embedder=case.tune.embedder)
         cleaned = separate_split(loaded, task, case.tune, out)
     except InputError as error:
         raise InputError(name_file(data, error)) from None

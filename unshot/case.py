@@ -106,13 +106,6 @@ class TaskSettings(Record):
     judge_key_env: Annotated[
         str | None, about("Environment variable that holds the judge's key.", sample="UNSHOT_JUDGE_KEY")
     ] = None
-    embedder: Annotated[
-        str | None,
-        about(
-            "Embedder of the metric `bertscore`: a directory or a name; default: what is installed.",
-            sample="all-minilm-l6-v2",
-        ),
-    ] = None
     target: Annotated[
         Share | None,
         about("Tuning stops where validation reaches this score; the test split must reach it.", sample=0.9),

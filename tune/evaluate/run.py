@@ -23,7 +23,6 @@ from unshot.contracts.evaluation import Evaluation, Reading, Seen, Sheet, System
 from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged
 from unshot.contracts.task import Task, read_task
 from unshot.data import seal
-from unshot.data.files import write_text
 from unshot.data.load import load_rows
 from unshot.data.rows import Example, RowOptions, read_examples, write_jsonl
 from unshot.engines.embedder import find_embedder

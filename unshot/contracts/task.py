@@ -112,12 +112,18 @@ def _judge(spec: str, model: str | None, key_env: str | None) -> Judge:
     return open_judge(spec, model, key_env)
 
 
-def derive_task(section: TaskSettings, examples: Sequence[Example], say: Say = lambda line: None) -> Task:
+def derive_task(
+    section: TaskSettings,
+    examples: Sequence[Example],
+    say: Say = lambda line: None,
+    *,
+    embedder: str | None = None,
+) -> Task:
     """Fill what the case leaves open from the data: a label field, the labels, the metric.
 
     What was derived is said, with how to set it. A JSON answer of several fields is scored on all of them unless its
     label field is named; a constant is never the metric. Raises `InputError` for answers outside the labels and for a
-    metric that the answers do not fit, naming the line.
+    metric that the answers do not fit, naming the line. `embedder` is that of the metric `bertscore`.
     """
     answers = [example.answer or "" for example in examples]
     schema = read_schema(section.answer_schema) if section.answer_schema else None
@@ -135,7 +141,7 @@ def derive_task(section: TaskSettings, examples: Sequence[Example], say: Say = l
     task = Task(
         name=section.name, instruction=section.instruction, labels=labels, answer_field=field, metric=metric,
         answer_schema=schema, judge=section.judge, judge_model=section.judge_model,
-        judge_key_env=section.judge_key_env, embedder=section.embedder,
+        judge_key_env=section.judge_key_env, embedder=embedder,
     )  # fmt: skip
     _hold(task, section, examples)
     if examples and (problem := find_metric(metric).problem(task.answers(answers, answers))):
