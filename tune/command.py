@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.option("--out", "final", type=PATH, help="Run directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the run directory where it exists.")
 @case_flags(
-    "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model", "--judge-key-env", "--target", "--method", "--teacher", "--rank",
+    "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model", "--judge-key-env",
+    "--target", "--method", "--teacher", "--rank",
     "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length",
     "--gradient-checkpointing", "--mix", "--mix-share", "--augment-format", "--embedder", "--strict",
     seed="tune.seed",

@@ -16,7 +16,7 @@ from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
 from unshot.errors import InputError
 from unshot.memo import cache_dir
-from unshot.metrics.scores import INVALID, parse_answer
+from unshot.metrics.answers import INVALID, parse_answer
 from unshot.models import Source
 from unshot.text.chat import Chat, Encoded, load_tokenizer
 
@@ -181,8 +181,12 @@ def prompt_worth(
         agreement, nats = share(equal, len(rows)), _mean_with_bounds(divergences)
         score = None
         if known:
-            figures = job.task.scores([labels[i] or "" for i in known], [answers[i] for i in known])
-            score = [figures["score"], figures["low"], figures["high"]]
+            figures = job.task.scores(
+                [labels[i] or "" for i in known],
+                [answers[i] for i in known],
+                requests=[rows[i].text for i in known],
+            )
+            score = [figures.score, figures.low, figures.high]
         systems.append(
             SystemFigures(
                 name,
