@@ -220,3 +220,43 @@ def test_sentence_embeddings_of_a_local_model_can_stand_in(tiny_model: Path, tex
     assert rows.shape == (41, 64)
     assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-3)
     assert np.allclose(rows[0], rows[40], atol=0.02), "padding changes nothing"
+
+
+def days(folder: Path, number: int, *, shift: int | None = None) -> Path:
+    """A log of some days: long questions by day, short ones by night, other labels; `shift`: a day without night."""
+    generator = np.random.default_rng(6)
+    writer = Writer(folder)
+    for n in range(number * 240):
+        hour = n % 240 / 10
+        day = 8 <= hour < 20 or (shift is not None and n >= shift * 240)
+        words = int(generator.integers(25, 40) if day else generator.integers(3, 8))
+        label = "a" if generator.random() < (0.8 if day else 0.2) else "b"
+        text = " ".join(generator.choice(VERBS, size=words))
+        writer.write(
+            request(
+                n, input=text, label=label, schema_ok=True, time=1_789_948_800 + 360.0 * n, arm="candidate"
+            )
+        )
+    return folder
+
+
+def test_day_and_night_are_no_drift_where_like_hours_are_compared(capsys: Capture, tmp_path: Path) -> None:
+    folder = days(tmp_path / "log", 4)
+    plain = run_here(capsys, "deploy", "drift", folder, "--window", "60", "--json", "--state", tmp_path / "a")
+    assert plain.code == 1, "without a season every night is drift"
+    line = ["deploy", "drift", folder, "--window", "60", "--season", "day", "--json"]
+    done = run_here(capsys, *line, "--state", tmp_path / "b")
+    report = json.loads(done.out)
+    assert done.code == 0 and report["verdict"] == "no drift" and len(report["looks"]) > 20
+    assert "day" in report["reference"] and all(look["shifts"] for look in report["looks"])
+    other = days(tmp_path / "other", 4, shift=3)
+    done = run_here(capsys, "deploy", "drift", other, "--window", "60", "--season", "day", "--json")
+    assert done.code == 1 and json.loads(done.out)["found"]["requests"] > 3 * 240
+
+
+def test_a_season_needs_its_own_reference_and_a_whole_one(capsys: Capture, tmp_path: Path) -> None:
+    folder = days(tmp_path / "log", 1)
+    done = run_here(capsys, "deploy", "drift", folder, "--season", "day", "--json")
+    assert done.code == 0 and json.loads(done.out)["verdict"] == "too early"
+    done = run_here(capsys, "deploy", "drift", folder, "--season", "day", "--reference", tmp_path / "x")
+    assert done.code == 2 and "--reference" in done.err

@@ -52,7 +52,7 @@ def test_corrections_override_the_original_are_added_once_and_never_touch_the_se
         logged(7, "fine", "low"),
     ]
     said = [
-        Feedback(id="r1", time=1, correction="high"),
+        Feedback(id="r1", time=1, correction="high", by="reviewer"),
         Feedback(id="r2", time=1, correction="low"),
         Feedback(id="r3", time=2, correction='{"risk": "high", "reason": "because"}'),
         Feedback(id="r4", time=1, correction="low"),
@@ -72,6 +72,33 @@ def test_corrections_override_the_original_are_added_once_and_never_touch_the_se
         ("the sealed clause", '{"risk": "low"}')
     ]
     assert [row["request"] for row in found.to_label] == ["r5", "r6"]
+
+
+def test_users_do_not_undo_what_experts_wrote_or_said() -> None:
+    lines = [logged(n, "the first clause", "low", unit=f"u{n}") for n in range(15)]
+    found = merged(lines, [Feedback(id=f"r{n}", time=n, correction="high") for n in range(15)])
+    assert not found.replaced and len(found.contested) == 1
+    assert {json.loads(r["messages"][-1]["content"])["risk"] for r in found.train} == {"low"}
+    said = [Feedback(id="r0", time=1, correction="low", by="reviewer"),
+            Feedback(id="r1", time=9, correction="high")]  # fmt: skip
+    both = [logged(0, "a new clause", "high", unit="a"), logged(1, "a new clause", "high", unit="b")]
+    assert [r["by"] for r in merged(both, said).added] == ["reviewer"]
+
+
+def test_one_user_changes_a_few_inputs_only() -> None:
+    lines = [logged(n, f"a new clause {n}", "low", unit="the same") for n in range(12)]
+    said = {f"r{n}": Feedback(id=f"r{n}", time=n, correction="high") for n in range(12)}
+    found = collect([], [], gather(lines), said, TASK, per_user=5)
+    assert len(found.added) == 5 and len(found.unusable) == 7
+    expert = {k: f.changed(by="reviewer") for k, f in said.items()}
+    assert len(collect([], [], gather(lines), expert, TASK, per_user=5).added) == 12
+
+
+def test_a_text_that_the_log_has_cut_is_not_trained_on() -> None:
+    found = merged(
+        [logged(1, "the beginning", "low", cut=True)], [Feedback(id="r1", time=1, correction="high")]
+    )
+    assert not found.added and "beginning" in str(found.unusable[0]["why"])
 
 
 def test_a_correction_that_is_no_label_is_reported_and_not_trained_on() -> None:

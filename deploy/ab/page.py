@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deploy.ab.run import (
     BETTER,
@@ -20,10 +20,13 @@ from deploy.ab.run import (
 from unshot.contracts.request_log import Arm
 from unshot.report import charts, page
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 KINDS = {BETTER: "good", NOT_WORSE: "good", WORSE: "bad", OPEN: "warn", WITHHELD: "warn"}
 
 
-def tables(report: Report) -> list[Any]:
+def tables(report: Report) -> list[RenderableType]:
     """Verdict, metrics and sample size for the terminal."""
     from rich.table import Table
 
@@ -32,7 +35,7 @@ def tables(report: Report) -> list[Any]:
         shown.add_column(name, justify="left" if number in (0, len(HEADERS) - 1) else "right")
     for row in metric_rows(report):
         shown.add_row(*row)
-    lines = [shown, report["reason"], arms_line(report)]
+    lines: list[RenderableType] = [shown, report["reason"], arms_line(report)]
     if report["stratified"]:
         lines.append(report["stratified"])
     if report["sample"]:

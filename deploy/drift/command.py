@@ -12,6 +12,7 @@ from unshot.metrics.thresholds import DRIFT_ALARMS
 from unshot.options import EMBEDDER, INNER_SHARE, PATH, case_option, common, whole
 
 if TYPE_CHECKING:
+    from deploy.drift.season import Season
     from unshot.console import Output
 
 
@@ -30,6 +31,13 @@ if TYPE_CHECKING:
     default=200,
     show_default=True,
     help="First requests of a version, with which its answers are compared.",
+)
+@click.option(
+    "--season",
+    type=click.Choice(["none", "day", "week"]),
+    default="none",
+    show_default=True,
+    help="Compare like hours with like: with the first whole day or week of the log.",
 )
 @click.option(
     "--alpha",
@@ -60,6 +68,7 @@ def drift(
     window: int,
     every: int,
     settle: int,
+    season: Season,
     alpha: float,
     looks: int,
     arm: str | None,
@@ -92,7 +101,7 @@ def drift(
     report = drift_run(
         folder,
         out,
-        schedule=Schedule(window, every, settle, alpha, looks),
+        schedule=Schedule(window, every, settle, alpha, looks, season),
         reference=reference,
         arm=arm,
         embedder=embedder,
@@ -104,12 +113,13 @@ def drift(
     )
     shown = tables(report)
     if final is not None:
-        manifest = Manifest("deploy-drift", config={**report["schedule"], "embedder": embedder})
+        manifest = Manifest("deploy-drift", config={**report["schedule"].plain(), "embedder": embedder})
         manifest.inputs = [describe_file(p) for p in sorted(folder.glob("*.jsonl"))]
         with staged(final, overwrite=overwrite) as work:
             write_text(work / "drift.json", dumps(report) + "\n")
             write_text(work / "report.html", html(report))
-            manifest.result = {k: report[k] for k in ("verdict", "found", "since")}
+            manifest.verdict = report["verdict"]
+            manifest.result = {"found": report["found"], "since": report["since"]}
             manifest.finish(work)
         shown.append(f"written to {final}")
     out.result(report, *shown)

@@ -8,15 +8,16 @@ features are corrected by Holm. After the planned looks the budget starts again.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from deploy.drift.features import Shift, holm, input_shifts, output_shifts
 from deploy.drift.sample import Inputs
+from deploy.drift.season import Season, alike, first
 from unshot.console import dumps
 from unshot.contracts.request_log import Request
 from unshot.data.files import write_text
@@ -33,11 +34,27 @@ class Schedule:
     settle: int
     alpha: float
     looks: int
+    # Compare like hours with like: the reference is the first whole day or week.
+    season: Season = "none"
+
+    def plain(self) -> dict[str, int | float | str]:
+        """As it stands in the record of looks; a schedule without a season as it always stood there."""
+        return {k: v for k, v in asdict(self).items() if k != "season" or v != "none"}
 
     @property
     def spent(self) -> float:
         """Error rate of one look."""
         return self.alpha / self.looks
+
+
+class ShiftFacts(TypedDict):
+    """One feature's test at a look; `p_holm` is corrected for the number of features."""
+
+    feature: str
+    p: float
+    detail: str
+    p_holm: float
+    drift: bool
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Look:
     end: int
     last_id: str
     time: float
-    shifts: list[dict[str, Any]]
+    shifts: list[ShiftFacts]
     alarm: bool
 
 
@@ -63,41 +80,53 @@ def take(
 ) -> Look:
     """Look at the window that ends with request `end` (counted from 1) of the log.
 
-    `reference` None: the first `settle` requests are the reference of the inputs too. Outputs are compared with the
-    first `settle` answers of the version that answers now.
+    `reference` None: the first requests are the reference of the inputs too. Outputs are compared with the first
+    answers of the version that answers now. What the first are says `season.first`.
     """
     start = end - schedule.window
+    live = list(range(start, end))
     shifts: list[Shift] = []
-    base = reference
-    if base is None and start >= schedule.settle:
-        base = inputs.take(np.arange(schedule.settle))
-    if base is not None and start >= 0:
-        shifts += input_shifts(base, inputs.take(np.arange(start, end)), embed, seed=number)
+    if reference is not None and start >= 0:
+        shifts += input_shifts(reference, inputs.take(np.array(live)), embed, seed=number)
+    elif reference is None:
+        begun = first(lines, range(end), schedule.settle, schedule.season)
+        before, after = alike(lines, begun.rows, live, schedule.season) if start >= begun.span else ([], [])
+        if before:
+            shifts += input_shifts(
+                inputs.take(np.array(before)), inputs.take(np.array(after)), embed, seed=number
+            )
     version = lines[end - 1].version
     own = [i for i in range(end) if lines[i].version == version]
-    if len(own) >= schedule.settle + schedule.window:
-        first, last = own[: schedule.settle], own[-schedule.window :]
-        shifts += output_shifts([lines[i] for i in first], [lines[i] for i in last])
+    begun = first(lines, own, schedule.settle, schedule.season)
+    if len(own) >= begun.span + schedule.window:
+        before, after = alike(lines, begun.rows, own[-schedule.window :], schedule.season)
+        if before:
+            shifts += output_shifts([lines[i] for i in before], [lines[i] for i in after])
     corrected = holm(shifts)
-    rows = [
-        {**asdict(s), "p_holm": p, "drift": p <= schedule.spent}
+    rows: list[ShiftFacts] = [
+        {"feature": s.feature, "p": s.p, "detail": s.detail, "p_holm": p, "drift": p <= schedule.spent}
         for s, p in zip(shifts, corrected, strict=True)
     ]
     last_line = lines[end - 1]
     return Look(end, last_line.id, last_line.time, rows, any(r["drift"] for r in rows))
 
 
-def ends(total: int, schedule: Schedule, done: int, *, own_reference: bool) -> list[int]:
-    """The looks that are due: request counts after `done`, up to `total`."""
-    first = schedule.window + (schedule.settle if own_reference else 0)
+def ends(
+    total: int, schedule: Schedule, done: int, *, own_reference: bool, span: int | None = None
+) -> list[int]:
+    """The looks that are due: request counts after `done`, up to `total`.
+
+    `span` is the number of first requests that are the reference, None: `settle`.
+    """
+    least = schedule.window + ((schedule.settle if span is None else span) if own_reference else 0)
     points = range(schedule.every, total + 1, schedule.every)
-    return [n for n in points if n >= first and n > done]
+    return [n for n in points if n >= least and n > done]
 
 
-class Record:
+class LookRecord:
     """The looks taken so far, kept in a file beside the log so that none is taken twice."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
         self.path, self.settings = path, settings
         self.looks: list[Look] = []
 

@@ -2,80 +2,72 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from deploy.drift.run import DRIFT, EARLY, NONE
+from deploy.drift.looks import Look
+from deploy.drift.run import DRIFT, EARLY, NONE, Report, SliceFacts
 from unshot.report import charts, page
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 KINDS = {DRIFT: "bad", NONE: "good", EARLY: "warn"}
 SHOWN = 8
 SMALLEST = 1e-12
 TITLES = {DRIFT: "Drift was found", NONE: "No drift", EARLY: "Too early to look for drift"}
 FEATURES = ("length", "vocabulary", "embedding", "labels", "failures", "uncertainty")
-HEADERS = ("feature", "reference -> live window", "p", "corrected for features", "")
-SLICE_HEADERS = ("slice", "requests", "bad inside", "bad elsewhere", "corrected p", "")
+HEADERS = ("feature", "reference -> live window", "p", "corrected for features", "drift")
+SLICE_HEADERS = ("slice", "requests", "bad inside", "bad elsewhere", "corrected p", "worse")
 
 
-def headline(report: Mapping[str, Any]) -> str:
+def headline(report: Report) -> str:
     """The answer in one line."""
     if report["verdict"] == EARLY:
-        s = report["schedule"]
-        return (
-            f"too early: {report['requests']} requests, the first look is due after {first_look(report, s)}"
-        )
+        return f"too early: {report['requests']} requests, the first look is due after {report['first_look']}"
     last = report["looks"][-1]
-    if report["verdict"] == DRIFT:
+    if report["found"] is not None:
         found, since = report["found"], report["since"]
         text = f"drift in {', '.join(found['features'])}: found after request {found['requests']}, {found['time']}"
         if since is None:
             return f"{text}; gone since"
         earlier = since["requests"] < found["requests"]
         return f"{text}; lasts since request {since['requests']}" if earlier else text
-    return f"no drift in {len(report['looks'])} looks up to request {last['end']}"
+    return f"no drift in {len(report['looks'])} looks up to request {last.end}"
 
 
-def first_look(report: Mapping[str, Any], schedule: Mapping[str, Any]) -> int:
-    """Requests that the first look needs."""
-    own = schedule["settle"] if report["reference"].startswith("the first") else 0
-    need: int = math.ceil((schedule["window"] + own) / schedule["every"]) * schedule["every"]
-    return need
-
-
-def feature_rows(report: Mapping[str, Any]) -> list[list[str]]:
+def feature_rows(report: Report) -> list[list[str]]:
     """The features of the look that is shown."""
     look = shown_look(report)
     if look is None:
         return []
     return [
-        [s["feature"], s["detail"], f"{s['p']:.2g}", f"{s['p_holm']:.2g}", "drift" if s["drift"] else ""]
-        for s in look["shifts"]
+        [s["feature"], s["detail"], f"{s['p']:.2g}", f"{s['p_holm']:.2g}", "yes" if s["drift"] else ""]
+        for s in look.shifts
     ]
 
 
-def shown_look(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def shown_look(report: Report) -> Look | None:
     """The look that the tables show: the last one, but where drift came and went the one that found it."""
-    looks: list[dict[str, Any]] = report["looks"]
+    looks = report["looks"]
     if not looks:
         return None
-    if report["found"] and not looks[-1]["alarm"]:
-        return next(x for x in looks if x["end"] == report["found"]["requests"])
+    if report["found"] and not looks[-1].alarm:
+        return next(x for x in looks if x.end == report["found"]["requests"])
     return looks[-1]
 
 
-def look_title(report: Mapping[str, Any]) -> str:
+def look_title(report: Report) -> str:
     """Which look the tables show."""
     look = shown_look(report)
-    return f"after request {look['end']}, against {report['reference']}" if look else ""
+    return f"after request {look.end}, against {report['reference']}" if look else ""
 
 
-def worse_line(row: Mapping[str, Any], what: str) -> str:
+def worse_line(row: SliceFacts, what: str) -> str:
     """One slice in which the model is worse."""
     return f"worse in {row['name']}: {row['share']:.0%} {what}, elsewhere {row['elsewhere']:.0%}"
 
 
-def slice_rows(report: Mapping[str, Any]) -> list[list[str]]:
+def slice_rows(report: Report) -> list[list[str]]:
     """Slices, worst first."""
     return [
         [
@@ -84,18 +76,18 @@ def slice_rows(report: Mapping[str, Any]) -> list[list[str]]:
             f"{s['share']:.1%}",
             f"{s['elsewhere']:.1%}",
             f"{s['q']:.2g}",
-            "worse" if s["worse"] else "",
+            "yes" if s["worse"] else "",
         ]
         for s in report["slices"][:SHOWN]
     ]
 
 
-def tables(report: Mapping[str, Any]) -> list[Any]:
+def tables(report: Report) -> list[RenderableType]:
     """What the terminal shows."""
     from rich.table import Table
     from rich.text import Text
 
-    shown: list[Any] = [headline(report)]
+    shown: list[RenderableType] = [headline(report)]
     shown += [worse_line(s, report["judged_by"]) for s in report["slices"] if s["worse"]]
     for title, headers, rows in (
         (look_title(report), HEADERS, feature_rows(report)),
@@ -116,10 +108,10 @@ def tables(report: Mapping[str, Any]) -> list[Any]:
     return shown
 
 
-def html(report: Mapping[str, Any]) -> str:
+def html(report: Report) -> str:
     """The whole report as one page."""
     s = report["schedule"]
-    spent = s["alpha"] / s["looks"]
+    spent = s.spent
     look = shown_look(report)
     return page.page(
         TITLES[report["verdict"]],
@@ -131,8 +123,8 @@ def html(report: Mapping[str, Any]) -> str:
         page.cards(
             [
                 ("requests", f"{report['requests']:,}", f"{report['arm']}, version {report['version']}"),
-                ("looks", f"{len(report['looks'])}", f"every {s['every']} requests, window {s['window']}"),
-                ("error rate", f"{s['alpha']:g}", f"over {s['looks']} looks together"),
+                ("looks", f"{len(report['looks'])}", f"every {s.every} requests, window {s.window}"),
+                ("error rate", f"{s.alpha:g}", f"over {s.looks} looks together"),
                 ("reference", f"{report['reference_rows']:,}", report["reference"]),
             ]
         ),
@@ -168,14 +160,14 @@ def html(report: Mapping[str, Any]) -> str:
     )
 
 
-def chart(report: Mapping[str, Any], spent: float) -> str:
+def chart(report: Report, spent: float) -> str:
     """Corrected p-values of every look, on a log scale, with the bound."""
     series = []
     for name in FEATURES:
         points = [
-            (look["end"], max(s["p_holm"], SMALLEST))
+            (look.end, max(s["p_holm"], SMALLEST))
             for look in report["looks"]
-            for s in look["shifts"]
+            for s in look.shifts
             if s["feature"] == name
         ]
         if points:

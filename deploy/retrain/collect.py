@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from deploy.answers import LoggedRequest, failed, fold, stated
-from unshot.contracts.request_log import Feedback
+from unshot.contracts.request_log import USER, Feedback
 from unshot.contracts.task import Task
-from unshot.data.rows import Example
+from unshot.data.rows import Example, Message
 from unshot.errors import InputError
 from unshot.metrics.answers import INVALID
 
@@ -21,19 +21,24 @@ ENOUGH_FOR_FRESH = 25
 FRESH = 5
 
 
+Row = dict[str, object]
+
+
 @dataclass
 class Collected:
     """Rows for training and testing, and what happened to which. Rows are dicts as they are written."""
 
-    sealed: list[dict[str, Any]]
-    train: list[dict[str, Any]] = field(default_factory=list)
-    fresh: list[dict[str, Any]] = field(default_factory=list)
-    added: list[dict[str, Any]] = field(default_factory=list)
-    replaced: list[dict[str, Any]] = field(default_factory=list)
-    disputed: list[dict[str, Any]] = field(default_factory=list)
-    unusable: list[dict[str, Any]] = field(default_factory=list)
-    to_label: list[dict[str, Any]] = field(default_factory=list)
-    held_back: list[dict[str, Any]] = field(default_factory=list)
+    sealed: list[Row]
+    train: list[Row] = field(default_factory=list)
+    fresh: list[Row] = field(default_factory=list)
+    added: list[Row] = field(default_factory=list)
+    replaced: list[Row] = field(default_factory=list)
+    # Users' corrections that contradict an original row: an expert wrote that, so that nothing is changed.
+    contested: list[Row] = field(default_factory=list)
+    disputed: list[Row] = field(default_factory=list)
+    unusable: list[Row] = field(default_factory=list)
+    to_label: list[Row] = field(default_factory=list)
+    held_back: list[Row] = field(default_factory=list)
 
     @property
     def new(self) -> int:
@@ -48,6 +53,7 @@ class Collected:
             "fresh",
             "added",
             "replaced",
+            "contested",
             "disputed",
             "unusable",
             "to_label",
@@ -56,54 +62,92 @@ class Collected:
         return {name: len(getattr(self, name)) for name in names}
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What was said of one request: the right answer as a row, who said it, and in whose conversation."""
+
+    row: Row
+    by: str
+    unit: str
+    time: float
+
+    @property
+    def expert(self) -> bool:
+        return self.by != USER
+
+    def outranks(self, other: Correction) -> bool:
+        """Experts before users, then the newer one."""
+        return (self.expert, self.time) >= (other.expert, other.time)
+
+
 def collect(
     original: Sequence[Example],
     sealed: Sequence[Example],
     asked: Sequence[LoggedRequest],
     feedback: Mapping[str, Feedback],
     task: Task,
+    *,
+    per_user: int | None = None,
 ) -> Collected:
     """Merge corrections into the original rows.
 
-    The last correction of an input counts, above the original's answer. An input of the sealed test stays out of
-    training whatever was said of it; where a correction contradicts the test, that is reported and nothing changed.
+    Of an input's corrections an expert's counts above users', then the last one. An expert's replaces the original's
+    answer; a user's that contradicts it is put aside. One user (a sticky key of the gateway) changes at most `per_user`
+    inputs. An input of the sealed test stays out of training whatever was said of it; where a correction contradicts
+    the test, that is reported and nothing changed.
     """
     result = Collected([row.row() for row in sealed])
     kept_out = {fold(row.text): row for row in sealed}
-    corrections: dict[str, dict[str, Any]] = {}
+    corrections: dict[str, Correction] = {}
+    changed: dict[str, set[str]] = {}
     for one in asked:
-        said = feedback.get(one.id)
-        line = one.shown or one.tries[-1]
-        if said is None or said.correction is None:
-            wrong = said is not None and said.correct is False
-            if line.input is not None and (wrong or one.failed or failed(line)):
-                result.to_label.append({"input": line.input, "answer": line.answer, "request": one.id})
+        found = _correction(result, one, feedback.get(one.id), task)
+        if found is None:
             continue
-        if line.input is None:
-            result.unusable.append({"request": one.id, "why": "the log has no text of the input"})
-            continue
-        answer = completion(said.correction, task)
-        if answer is None:
-            result.unusable.append(
-                {"request": one.id, "why": f"not one of the labels: {said.correction[:80]}"}
-            )
-            continue
-        key = fold(line.input)
+        key = fold(text_of(found.row))
+        answer = _answer(found.row)
         if key in kept_out:
             if task.label(kept_out[key].answer or "") != task.label(answer):
                 result.disputed.append(
-                    {
-                        "input": line.input,
-                        "test": kept_out[key].answer,
-                        "correction": answer,
-                        "request": one.id,
-                    }
-                )
+                    {"input": text_of(found.row), "test": kept_out[key].answer, "correction": answer,
+                     "request": one.id, "by": found.by}
+                )  # fmt: skip
             continue
-        corrections.pop(key, None)
-        corrections[key] = row_of(line.input, answer, one.id, said.by)
+        own = changed.setdefault(found.unit, set())
+        if not found.expert and per_user is not None and key not in own and len(own) >= per_user:
+            result.unusable.append({"request": one.id, "why": f"this user has corrected {per_user} inputs"})
+            continue
+        if not found.expert:
+            own.add(key)
+        if key not in corrections or found.outranks(corrections[key]):
+            corrections.pop(key, None)
+            corrections[key] = found
     _merge(result, original, kept_out, corrections, task)
     return result
+
+
+def _correction(
+    result: Collected, one: LoggedRequest, said: Feedback | None, task: Task
+) -> Correction | None:
+    """The correction of a request; None where there is none that can be used, which is noted."""
+    line = one.shown or one.tries[-1]
+    if said is None or said.correction is None:
+        wrong = said is not None and said.correct is False
+        if line.input is not None and not line.cut and (wrong or one.failed or failed(line)):
+            result.to_label.append({"input": line.input, "answer": line.answer, "request": one.id})
+        return None
+    why = None
+    if line.input is None:
+        why = "the log has no text of the input"
+    elif line.cut:
+        why = "the log has only the beginning of the text"
+    answer = completion(said.correction, task)
+    if why is None and answer is None:
+        why = f"not one of the labels: {said.correction[:80]}"
+    if why is not None or line.input is None or answer is None:
+        result.unusable.append({"request": one.id, "why": why})
+        return None
+    return Correction(row_of(line.input, answer, one.id, said.by), said.by, one.unit, said.time)
 
 
 def completion(correction: str, task: Task) -> str | None:
@@ -116,50 +160,60 @@ def completion(correction: str, task: Task) -> str | None:
     return json.dumps({task.answer_field: label}, ensure_ascii=False)
 
 
-def row_of(text: str, answer: str, request: str, by: str) -> dict[str, Any]:
+def row_of(text: str, answer: str, request: str, by: str) -> Row:
     """A training row out of the log."""
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
     return {"messages": messages, "source": "log", "request": request, "by": by}
 
 
-def text_of(row: Mapping[str, Any]) -> str:
+def text_of(row: Mapping[str, object]) -> str:
     """The input text of a row as it is written: its last user message."""
-    return next(str(m["content"]) for m in reversed(row["messages"]) if m["role"] == "user")
+    return next(m["content"] for m in reversed(messages_of(row)) if m["role"] == "user")
+
+
+def messages_of(row: Mapping[str, object]) -> list[Message]:
+    """The messages of a row."""
+    return cast("list[Message]", row["messages"])
+
+
+def _answer(row: Mapping[str, object]) -> str:
+    return messages_of(row)[-1]["content"]
 
 
 def _merge(
     result: Collected,
     original: Sequence[Example],
     kept_out: Mapping[str, Example],
-    corrections: dict[str, dict[str, Any]],
+    corrections: dict[str, Correction],
     task: Task,
 ) -> None:
-    fresh = _fresh(corrections)
-    result.fresh = [corrections[key] for key in fresh]
-    placed: set[str] = set()
+    first: dict[str, Example] = {}
     for example in original:
-        key = fold(example.text)
-        if key in kept_out or key in fresh or key in placed:
+        first.setdefault(fold(example.text), example)
+    for key, found in list(corrections.items()):
+        old = first.get(key)
+        agrees = old is not None and task.label(_answer(found.row)) == task.label(old.answer or "")
+        if old is not None and not agrees and not found.expert:
+            result.contested.append({**found.row, "was": old.answer, "line": old.line})
+            del corrections[key]
+    fresh = _fresh(corrections)
+    result.fresh = [corrections[key].row for key in fresh]
+    for key, example in first.items():
+        if key in kept_out or key in fresh:
             continue
-        placed.add(key)
-        row = corrections.get(key)
-        if row is None:
+        found_row = corrections[key].row if key in corrections else None
+        if found_row is None or task.label(_answer(found_row)) == task.label(example.answer or ""):
             result.train.append(example.row())
             continue
-        answer = row["messages"][-1]["content"]
-        if task.label(answer) != task.label(example.answer or ""):
-            result.replaced.append({**row, "was": example.answer, "line": example.line})
-            messages = [*example.messages, row["messages"][-1]]
-            result.train.append({**row, "messages": messages})
-        else:
-            result.train.append(example.row())
-    for key, row in corrections.items():
-        if key not in placed and key not in fresh:
-            result.added.append(row)
-            result.train.append(row)
+        result.replaced.append({**found_row, "was": example.answer, "line": example.line})
+        result.train.append({**found_row, "messages": [*example.messages, messages_of(found_row)[-1]]})
+    for key, found in corrections.items():
+        if key not in first and key not in fresh:
+            result.added.append(found.row)
+            result.train.append(found.row)
 
 
-def _fresh(corrections: Mapping[str, Any]) -> set[str]:
+def _fresh(corrections: Mapping[str, Correction]) -> set[str]:
     """The inputs kept for the fresh test: the same ones in every run with the same corrections."""
     if len(corrections) < ENOUGH_FOR_FRESH:
         return set()
@@ -177,12 +231,12 @@ def drop_alike(collected: Collected, duplicates: Path) -> None:
     alike: set[int] = set()
     try:
         lines = [json.loads(line) for line in duplicates.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        pairs = [sorted((int(pair["line"]), int(pair["like_line"]))) for pair in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{duplicates}: cannot be read ({error}); delete its directory and run again"
         ) from None
-    for pair in lines:
-        low, high = sorted((int(pair["line"]), int(pair["like_line"])))
+    for low, high in pairs:
         if low <= first < high:
             alike.add(high - first - 1)
     collected.held_back = [row for i, row in enumerate(collected.train) if i in alike]

@@ -41,6 +41,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Fewer new rows: nothing is done.",
 )
+@click.option("--by", multiple=True, help="Only feedback of this source, repeatable: user, reviewer, judge.")
+@click.option(
+    "--per-user",
+    type=whole(1),
+    default=10,
+    show_default=True,
+    help="Inputs whose answer one user may change; reviewers are not limited.",
+)
 @click.option("--force", is_flag=True, help="Retrain although the target is met or new rows are few.")
 @click.option(
     "--check-rows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ TESTS = {
 KINDS_OF_ROWS = {
     "train": "rows to tune on (validation and a new test included)",
     "added": "added from the log",
-    "replaced": "original rows whose answer was corrected",
+    "replaced": "original rows whose answer an expert corrected",
+    "contested": "users' corrections of original rows (nothing changed; look at them)",
     "fresh": "corrections kept out of training",
     "held_back": "left out: nearly a test row",
     "disputed": "corrections that contradict the sealed test (nothing changed; look at them)",
@@ -113,7 +115,7 @@ def markdown(report: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
         lines += _table(("gate", "", ""), gates)
     if bench := bench_rows(report):
         lines += ["", *_table(("against the champion", "faster", "cheaper"), bench)]
-    for name in ("added", "replaced", "disputed"):
+    for name in ("added", "replaced", "contested", "disputed"):
         if changes[name]:
             lines += ["", f"<details><summary>{KINDS_OF_ROWS[name]}: {len(changes[name])}</summary>", ""]
             lines += _table(("input", "answer", "was"), row_texts(changes[name]))
@@ -125,9 +127,15 @@ def markdown(report: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
 
 def _table(headers: tuple[str, ...], rows: list[list[str]]) -> list[str]:
     def cells(row: tuple[str, ...] | list[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in row) + " |"
+        return "| " + " | ".join(_cell(c) for c in row) + " |"
 
     return [cells(headers), "|" + "---|" * len(headers), *map(cells, rows)]
+
+
+def _cell(text: str) -> str:
+    """A text of the log's in a Markdown table: no markup of its own, no HTML."""
+    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ").replace("\r", " ")
+    return re.sub(r"([\\`*_\[\]|#!~])", r"\\\1", plain)
 
 
 def row_texts(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -200,7 +208,7 @@ def html(report: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
                     f"{KINDS_OF_ROWS[name]}: {len(changes[name])}",
                     page.table(("input", "answer", "was"), row_texts(changes[name]), left=(0, 1, 2)),
                 )
-                for name in ("added", "replaced", "disputed", "held_back")
+                for name in ("added", "replaced", "contested", "disputed", "held_back")
                 if changes[name]
             ),
         ),

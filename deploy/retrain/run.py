@@ -11,13 +11,13 @@ from typing import Any
 
 from scipy import stats
 
-from deploy.answers import LoggedRequest, gather, right
+from deploy.answers import LoggedRequest, choose, gather, right
 from deploy.retrain.champion import Champion
 from deploy.retrain.collect import Collected, collect, drop_alike
 from unshot.console import Output, dumps
 from unshot.contracts.gates import read_gates
 from unshot.contracts.manifest import NAME, Manifest, describe_file, read_manifest, staged
-from unshot.contracts.request_log import Feedback, read_feedback, read_requests
+from unshot.contracts.request_log import Feedback, Unreadable, read_feedback, read_requests
 from unshot.data.files import write_text
 from unshot.data.rows import read_examples, write_jsonl
 from unshot.errors import InputError
@@ -43,6 +43,9 @@ class Settings:
     base: str | None
     check_rows: int
     requests: int
+    # Only feedback of these sources, all where empty; how many inputs one user may change.
+    by: tuple[str, ...] = ()
+    per_user: int = 10
 
 
 def retrain_run(
@@ -52,8 +55,11 @@ def retrain_run(
 
     A run that was interrupted goes on from its finished stages with the rows it had collected.
     """
-    asked = gather(read_requests(folder))
-    feedback = read_feedback(folder)
+    unreadable = Unreadable()
+    asked = gather(read_requests(folder, unreadable))
+    feedback = choose(read_feedback(folder, unreadable), settings.by)
+    if skipped := unreadable.sentence():
+        out.warn(skipped)
     live = live_quality(asked, feedback, champion)
     enough = good_enough(champion, settings.target, live)
     collected_dir = final / "data"
@@ -63,8 +69,18 @@ def retrain_run(
     stages: list[StageRun] = []
     if not collected_dir.exists():
         collected = collect(
-            read_examples(data), read_examples(champion.sealed), asked, feedback, champion.task
+            read_examples(data),
+            read_examples(champion.sealed),
+            asked,
+            feedback,
+            champion.task,
+            per_user=settings.per_user,
         )
+        if collected.contested:
+            out.warn(
+                f"{len(collected.contested)} users' corrections contradict original rows, which an expert wrote; those "
+                "stay as they are (changes.json lists them), a reviewer's correction would replace them"
+            )
         if collected.new < settings.least and not settings.force:
             few = f"{collected.new} new rows in the log, fewer than --min-rows {settings.least}"
             return _nothing(champion, live, few)
@@ -171,7 +187,7 @@ def _write(
 ) -> None:
     manifest = Manifest("deploy-retrain", inputs=[describe_file(data), describe_file(champion.sealed)])
     manifest.inputs += [describe_file(p) for p in sorted(log.glob("*.jsonl"))]
-    names = ("added", "replaced", "disputed", "unusable", "held_back")
+    names = ("added", "replaced", "contested", "disputed", "unusable", "held_back")
     with staged(folder) as work:
         write_jsonl(work / "data.jsonl", collected.train)
         write_jsonl(work / "fresh.jsonl", collected.fresh)
