@@ -25,7 +25,7 @@ from unshot.contracts.task import schema_check
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message, write_jsonl
 from unshot.errors import GateError, InputError, OutsideError
-from unshot.metrics.scores import INVALID, parse_answer
+from unshot.metrics.answers import INVALID, parse_answer
 from unshot.prices import TokenPrice
 
 # Sampling temperature of several votes; one vote is greedy.
