@@ -24,6 +24,8 @@ DOCUMENTS: tuple[str, ...] = (
     "unshot.contracts.registry:State",
     "unshot.contracts.request_log:Request",
     "unshot.contracts.request_log:Feedback",
+    "unshot.contracts.task:Task",
+    "unshot.contracts.evaluation:Evaluation",
 )
 
 
