@@ -8,13 +8,29 @@ PY := .venv/bin/python
 READY := .venv/.installed
 endif
 
-.PHONY: demo test lint types docs clean
+# Tests: all of them on two workers, and those without a model and without a process of the command line.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+LANES := --numprocesses $(WORKERS) --dist loadgroup
+
+.PHONY: demo test test-fast coverage wheel-test fuzz lint types docs clean
 
 demo: $(READY)
 	$(PY) -m unshot demo --out $(OUT) --overwrite
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest $(LANES) $(PYTEST_ARGS)
+
+test-fast: $(READY)
+	$(PY) -m pytest $(LANES) -m "not slow and not cli" $(PYTEST_ARGS)
+
+# What CI runs: all tests with their coverage and the slowest ones.
+coverage: $(READY)
+	$(PY) -m pytest $(LANES) --durations=20 --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+# The wheel in an environment without torch, in a folder full of name clashes.
+wheel-test: $(READY)
+	$(PY) tests/wheel_test.py
 
 lint: $(READY)
 	$(PY) -m ruff check .
@@ -42,4 +58,4 @@ docs: $(READY)
 	touch $@
 
 clean:
-	rm -rf .venv unshot-demo
+	rm -rf .venv unshot-demo build dist *.egg-info

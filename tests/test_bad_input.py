@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Run, command
+from tests.conftest import ROOT, Run
 
 DEMO = ROOT / "unshot" / "demo"
 PLAN = (
@@ -181,20 +181,9 @@ def test_in_json_mode_the_error_is_json_on_stdout(unshot: Run) -> None:
     assert "h100-sxm" in json.loads(done.stdout)["error"]
 
 
-@pytest.fixture(scope="module")
-def run(unshot: Run, tiny_model: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real run directory of the tiny model."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    done = unshot(
-        "tune", small_data, "--base", tiny_model, "--out", folder, "--epochs", "1", "--rank", "4", "-q"
-    )
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-def test_a_corrupted_adapter_is_refused(unshot: Run, run: Path, tmp_path: Path) -> None:
+def test_a_corrupted_adapter_is_refused(unshot: Run, tiny_run: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"
-    shutil.copytree(run, damaged)
+    shutil.copytree(tiny_run, damaged)
     adapter = damaged / "adapter" / "adapter_model.safetensors"
     raw = bytearray(adapter.read_bytes())
     raw[-100] ^= 0x40
@@ -203,9 +192,9 @@ def test_a_corrupted_adapter_is_refused(unshot: Run, run: Path, tmp_path: Path) 
     refused(done, 2, "adapter_model.safetensors", "does not match its hash")
 
 
-def test_a_manifest_that_does_not_match_is_refused(unshot: Run, run: Path, tmp_path: Path) -> None:
+def test_a_manifest_that_does_not_match_is_refused(unshot: Run, tiny_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    shutil.copytree(run, other)
+    shutil.copytree(tiny_run, other)
     (other / "splits" / "test.jsonl").unlink()
     refused(
         unshot("export", other, "--to", "gguf:f32", "--out", tmp_path / "out"), 2, "test.jsonl", "missing"
@@ -214,23 +203,26 @@ def test_a_manifest_that_does_not_match_is_refused(unshot: Run, run: Path, tmp_p
     refused(unshot("export", other, "--to", "gguf:f32", "--out", tmp_path / "out"), 2, "manifest.json")
 
 
-def test_an_existing_output_is_kept(unshot: Run, run: Path, tiny_model: Path, small_data: Path) -> None:
-    before = (run / "manifest.json").read_bytes()
-    refused(unshot("tune", small_data, "--base", tiny_model, "--out", run), 2, "already there", "--overwrite")
-    assert (run / "manifest.json").read_bytes() == before
+def test_an_existing_output_is_kept(unshot: Run, tiny_run: Path, tiny_model: Path, small_data: Path) -> None:
+    before = (tiny_run / "manifest.json").read_bytes()
+    refused(
+        unshot("tune", small_data, "--base", tiny_model, "--out", tiny_run), 2, "already there", "--overwrite"
+    )
+    assert (tiny_run / "manifest.json").read_bytes() == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    tiny_model: Path, small_data: Path, tmp_path: Path
+    unshot_process: Run, tiny_model: Path, small_data: Path, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:
-        arguments = ("tune", small_data, "--base", tiny_model, "--out", disk / "run", "--epochs", "1", "-q")
-        done = subprocess.run(command(arguments), cwd=ROOT, capture_output=True, text=True, check=False)
+        done = unshot_process(
+            "tune", small_data, "--base", tiny_model, "--out", disk / "run", "--epochs", "1", "-q"
+        )
         refused(done, 3, "no space left", "free some")
         assert not (disk / "run").exists()
     finally:

@@ -12,12 +12,14 @@ from xml.etree import ElementTree
 import psutil
 import pytest
 
+from tests.conftest import run_unshot
 from tests.golden import golden_server
 from unshot import embedded
 from unshot.contracts.gates import read_gates
 from unshot.data.rows import read_text
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+pytestmark = pytest.mark.slow
 
 EXAMPLES = [
     ("The battery died after one day.", "negative"),
@@ -36,9 +38,9 @@ def write_rows(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-def bench(*arguments: object, timeout: float = 180) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "unshot", "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    done: subprocess.CompletedProcess[str] = run_unshot("bench", *map(str, arguments))
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +146,6 @@ def test_memory_is_measured_and_power_is_measured_or_said_to_be_unreadable(
         assert (source in resources["mean_power_w"]) != (source in resources["not_readable"])
     if not resources["mean_power_w"]:
         assert facts["modes"]["cache on"]["baseline"]["energy"] is None
-    # The thread that looks takes next to nothing of the run.
-    assert resources["sampling_cpu_seconds"] < 0.02 * facts["timings"]["cache on"] + 0.05
 
 
 def test_compare_of_a_report_with_itself_shows_no_change(

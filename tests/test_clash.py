@@ -16,6 +16,8 @@ from unshot import child
 from unshot.console import Output
 from unshot.stages import run_stage
 
+pytestmark = pytest.mark.cli
+
 CASE = ROOT / "unshot" / "demo" / "unshot.toml"
 ROOMS = sorted(child.ROOMS - {"unshot"})
 THEIRS = "raise SystemExit('this is the file of the user')\n"

@@ -33,11 +33,13 @@ def imported(*arguments: str) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
+@pytest.mark.cli
 def test_the_command_line_imports_nothing_heavy() -> None:
     assert not imported("-c", "import unshot.cli") & HEAVY
     assert not imported("-m", "unshot", "--help") & (HEAVY | {"rich", "numpy", "msgspec"})
 
 
+@pytest.mark.cli
 def test_plan_imports_nothing_heavy() -> None:
     demo = str(ROOT / "unshot" / "demo" / "unshot.toml")
     light = HEAVY | {"pydantic", "rich", "scipy"}

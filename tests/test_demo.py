@@ -20,6 +20,8 @@ from unshot.contracts.manifest import read_manifest
 from unshot.data.rows import read_examples
 from unshot.pipeline import FOLDERS
 
+pytestmark = pytest.mark.slow
+
 CLASSES = {"liability", "lock_in", "unilateral_change", "data", "ip", "standard"}
 DEMO = ROOT / "unshot" / "demo"
 

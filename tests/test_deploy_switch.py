@@ -27,6 +27,8 @@ from tests.tiny_models import make
 from unshot.contracts.request_log import read_requests
 from unshot.text.chat import Chat, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 LABELLED = '[task]\nname = "risk"\nlabels = ["low", "high"]\ninstruction = "Risk?"\n'
 
 

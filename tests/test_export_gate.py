@@ -22,6 +22,8 @@ from unshot.catalog.formats import Target
 from unshot.console import Output
 from unshot.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 QUIET = Output(verbosity=-1)
 
 

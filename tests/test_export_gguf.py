@@ -31,6 +31,8 @@ from tests.tiny_models import FAMILIES, make
 from unshot.errors import InputError
 from unshot.text.chat import Chat, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def write(folder: Path, precision: str) -> Path:
     config = json.loads((folder / "config.json").read_text())

@@ -18,6 +18,8 @@ from tests.export_cases import add_lora
 from tests.tiny_models import make
 from unshot.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 KINDS = {
     "lora": {},
     "rslora": {"use_rslora": True},

@@ -26,6 +26,8 @@ from unshot.__main__ import main
 from unshot.catalog.formats import Target
 from unshot.errors import InputError, OutsideError
 
+pytestmark = pytest.mark.slow
+
 SEVEN = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 # GenAI 0.15's own tokenizer gives other ids for SentencePiece vocabularies; the gate refuses such a directory.
 OTHER_IDS = {("genai", family) for family in SEVEN if FAMILIES[family][2].startswith("spm")}

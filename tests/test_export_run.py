@@ -23,6 +23,8 @@ from tests.tiny_models import make
 from unshot.__main__ import main
 from unshot.contracts.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Path:

@@ -17,6 +17,8 @@ from unshot.metrics.answers import Answers
 from unshot.metrics.intervals import rows_needed
 from unshot.report.scatter import Dot, scatter
 
+pytestmark = pytest.mark.slow
+
 
 def answers(truth: list[str], given: list[str]) -> Answers:
     return Answers(truth, list(given), sorted({*truth, *given}))

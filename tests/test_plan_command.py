@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,19 +13,16 @@ from typing import Any
 import pytest
 
 from planner.payload import FORMAT
+from tests.conftest import ROOT, run_unshot
 from tests.planner_files import LEGALBENCH, few_shot, inputs, model_folder, needs_legalbench
 from unshot.contracts.manifest import read_manifest
 
-ROOT = Path(__file__).parent.parent
 PRICE = "some-api:input=2.5,cached=1.25,output=10"
 
 
 def run(*arguments: object, cwd: Path = ROOT, **extra: str) -> subprocess.CompletedProcess[str]:
-    import os
-
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNSHOT_OFFLINE": "1", "COLUMNS": "160", **extra}
-    command = [sys.executable, "-m", "unshot", "plan", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "UNSHOT_OFFLINE": "1", "COLUMNS": "160", **extra}
+    return run_unshot("plan", *map(str, arguments), cwd=cwd, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +118,7 @@ def test_a_narrow_terminal_loses_no_column(files: dict[str, Any]) -> None:
     assert "…" not in done.stdout
 
 
+@pytest.mark.cli
 def test_no_torch_and_no_hub_client(files: dict[str, Any]) -> None:
     probe = (
         "import sys\nfrom unshot.__main__ import main\n"

@@ -23,6 +23,8 @@ from unshot.contracts.manifest import read_manifest
 from unshot.data.rows import Example, read_examples
 from unshot.text.chat import Chat, Encoded, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4", "--no-gates")
 
 

@@ -16,6 +16,8 @@ from tune.generate import _greedy, _without_padding
 from tune.loss import pack_loss
 from unshot.text.chat import Chat, Encoded, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def model_of(path: Path) -> torch.nn.Module:
     """A model in fp32 with torch's attention."""

@@ -28,6 +28,8 @@ from unshot.data.rows import read_examples
 from unshot.models import resolve
 from unshot.text.chat import Chat, Encoded, load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 QUICK = (
     *("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4"),
     *("--no-gates", "-q", "--json"),

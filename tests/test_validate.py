@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from planner.fit import calibrate
 from planner.published import predict, read_published
 from planner.roofline import cost_of, efficiency
 from planner.validate import judge, validate
-from planner.validate_command import validate_command
+from tests.conftest import run_unshot
 from unshot import catalog
 from unshot.errors import InputError
 
@@ -115,11 +112,11 @@ def test_bad_files_are_refused_with_file_and_line(tmp_path: Path, text: str, mes
 def test_command_prints_json_and_table(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(HEADER + "llama-3.1-8b,H100-SXM-80GB,fp16,1,1000,1000,7000\n")
-    done = CliRunner().invoke(validate_command, [str(path), "--json"])
+    done = run_unshot("plan", "validate", path, "--json")
     report = json.loads(done.stdout)
-    assert done.exit_code == 0 and report["summary"]["throughput"]["rows"] == 1
-    plain = CliRunner().invoke(validate_command, [str(path)])
-    assert plain.exit_code == 0 and "median" in plain.stdout
+    assert done.returncode == 0 and report["summary"]["throughput"]["rows"] == 1
+    plain = run_unshot("plan", "validate", path)
+    assert plain.returncode == 0 and "median" in plain.stdout
 
 
 def test_several_files_one_of_which_cannot_be_left_out(tmp_path: Path) -> None:
@@ -132,8 +129,8 @@ def test_several_files_one_of_which_cannot_be_left_out(tmp_path: Path) -> None:
     ]
     two.write_text(HEADER + "".join(rows))
     one.write_text(HEADER + "llama-3.1-8b,H100-SXM-80GB,fp16,1,1000,1000,7000\n")
-    done = CliRunner().invoke(validate_command, [str(two), str(one), "--json", "--hold-out", "model"])
-    assert done.exit_code == 0, done.output
+    done = run_unshot("plan", "validate", two, one, "--json", "--hold-out", "model")
+    assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [f["hold_out"] for f in report["files"]] == ["model", "none"]
     assert set(report["summary"]) == {"two.csv: throughput", "one.csv: throughput"}
@@ -143,14 +140,13 @@ def test_several_files_one_of_which_cannot_be_left_out(tmp_path: Path) -> None:
 def test_unknown_names_are_skipped_with_a_count(tmp_path: Path) -> None:
     path = tmp_path / "odd.csv"
     path.write_text(HEADER + "llama-3.1-8b,l40s,fp8,1,10,10,5\nllama-3.1-8b,H10-SXM,fp8,1,10,10,5\n")
-    command = [sys.executable, "-m", "unshot", "plan", "validate", str(path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_unshot("plan", "validate", path, "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0 and len(report["rows"]) == 1 and len(report["skipped"]) == 1
     assert done.stderr.count("\n") == 1 and "1 rows skipped" in done.stderr
     assert "odd.csv:3" in done.stderr and "'H10-SXM'" in done.stderr and "h100-sxm" in done.stderr
     path.write_text(HEADER + "llama-3.1-8b,H10-SXM,fp8,1,10,10,5\n")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_unshot("plan", "validate", path, "--json")
     assert done.returncode == 2 and "odd.csv:2" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -204,12 +200,12 @@ def test_plan_moves_to_a_recorded_report(tmp_path: Path) -> None:
     ]
     (tmp_path / "shots.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     base = [
-        sys.executable, "-m", "unshot", "plan", "--prompt", str(tmp_path / "shots.jsonl"), "--rate", "0.001", "--json",
+        "plan", "--prompt", str(tmp_path / "shots.jsonl"), "--rate", "0.001", "--json",
         "-q", "--model", "smollm2-135m", "--baseline-model", "smollm2-135m", "--gpu", "cpu", "--precision", "q8_0",
     ]  # fmt: skip
 
     def tuned(*extra: str) -> tuple[float, float, float]:
-        done = subprocess.run([*base, *extra], capture_output=True, text=True)
+        done = run_unshot(*base, *extra)
         assert done.returncode == 0, done.stderr
         plan = json.loads(done.stdout)
         option = next(o for o in plan["options"] if o["tuned"] and o["precision"] == "q8_0")

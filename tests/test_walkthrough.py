@@ -19,6 +19,8 @@ from tests.conftest import ROOT, Run
 from unshot.contracts.request_log import read_feedback, read_requests
 from unshot.engines.server import free_port
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "walkthrough.md"
 # `ab`, `drift` and `retrain` answer by exit code 1 as well.
 SHIM = """#!/bin/bash

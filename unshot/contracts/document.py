@@ -18,14 +18,11 @@ from unshot.errors import InputError
 # "module:class" of every document; strings, so that reading one imports none of the others.
 DOCUMENTS: tuple[str, ...] = (
     "unshot.pipeline:PipelineRecord",
-    "tune.data.label:LabelReport",
     "unshot.contracts.manifest:Manifest",
     "unshot.contracts.parity:Parity",
     "unshot.contracts.registry:State",
     "unshot.contracts.request_log:Request",
     "unshot.contracts.request_log:Feedback",
-    "unshot.contracts.task:Task",
-    "unshot.contracts.evaluation:Evaluation",
 )
 
 
