@@ -36,7 +36,9 @@ class Champion:
 
     def case_text(self, target: float | None) -> str:
         """A case file with its task and its settings, so that the next run differs by its rows alone."""
-        task = {k: v for k, v in self.task.plain().items() if k != "max_answer_tokens"}
+        # The file's version, what the data says and the schema's content are no keys of a case.
+        own = ("version", "max_answer_tokens", "answer_schema", "embedder")
+        task = {k: v for k, v in self.task.plain().items() if k not in own}
         sections = {
             "task": {**task, "system": self.task.instruction, "target": target},
             "candidate": {"model": self.base},
