@@ -20,6 +20,7 @@ from unshot.contracts.task import Task, read_task
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message, read_examples
 from unshot.errors import InputError
+from unshot.methods import METHODS
 from unshot.models import Source, resolve
 from unshot.text.chat import Chat, load_tokenizer
 
@@ -123,13 +124,14 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
     recorded = manifest.base
     if recorded is None or not recorded.sha256:
         raise InputError(f"{path}: the run has no record of its base; run `unshot tune` again")
-    if method == "prompt":
+    known = METHODS[method] if method else None
+    if known is not None and known.virtual:
         raise InputError(
             f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no "
             "GGUF or "
             "ONNX file holds them; serve the base with peft, or run `unshot tune --method lora`"
         )
-    adapter = None if method == "full" else path / "adapter"
+    adapter = None if known is not None and known.whole else path / "adapter"
     if adapter is None:
         if base is not None:
             raise InputError(f"{path}: all weights were tuned and lie in {path / 'model'}; leave --base out")

@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from unshot.case import Method, PlanSettings
 from unshot.catalog.tables import table
+from unshot.methods import METHODS
 
 MONTHS = 12
 
@@ -44,12 +45,13 @@ def flops_per_token(params: float, method: Method) -> float:
     Forward 2N, gradients of the activations 2N, gradients of the weights 2N (Kaplan et al. 2020, section 2.1). LoRA
     and QLoRA need no gradients of the frozen weights: 4N, plus adapters below 1%.
     """
-    return (6.0 if method == "full" else 4.0) * params
+    return (6.0 if METHODS[method].whole else 4.0) * params
 
 
 def mfu_key(method: Method) -> str:
     """Which of the catalog's MFU entries holds for a method."""
-    return {"full": "full", "qlora": "qlora"}.get(method, "lora")
+    known = METHODS[method]
+    return "full" if known.whole else "qlora" if known.four_bit else "lora"
 
 
 def training_run(

@@ -15,10 +15,10 @@ import pytest
 
 from export.shipping import gate_lines, gates_of
 from tests.conftest import Run
-from tune.assess.forgetting import Measured, accepted, forgetting, is_right, read_general
+from tune.assess.forgetting import Measured, accepted, forgetting, is_right
 from tune.assess.robustness import robustness
 from tune.evaluate.review import read_sheet
-from tune.mix import draw, known
+from tune.mix import draw, known, read_general
 from tune.wrapping import AUGMENT, REFORMAT, augment, reformat
 from unshot.contracts.gates import Gate, add_gate, read_gates
 from unshot.contracts.manifest import Manifest, read_manifest

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unshot.case import TuneSettings
+from unshot.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -41,31 +42,30 @@ def learning_rate(method: str, hidden: int) -> tuple[float, str]:
     10 times that (Schulman et al., "LoRA Without Regret", Thinking Machines Lab, 2025-09). A soft prompt has no
     weights to spoil and is trained with 3e-2 (peft's own prompt tuning guide for causal models).
     """
-    if method == "prompt":
-        return 3e-2, "3e-2, as in peft's prompt tuning guide: only the vectors before the row move"
-    factor = 1 if method == "full" else 10
-    rate = float(f"{5e-5 * factor * (2000 / hidden) ** 0.781:.2g}")
+    known = METHODS[method]
+    if known.rate is not None:
+        return (
+            known.rate,
+            f"{known.rate:g}, as in peft's prompt tuning guide: only the vectors before the row move",
+        )
+    rate = float(f"{5e-5 * known.rate_factor * (2000 / hidden) ** 0.781:.2g}")
+    times = "" if known.rate_factor == 1 else f" x {known.rate_factor:g} (LoRA)"
     return rate, (
-        f"5e-5 x {factor}{'' if factor == 1 else ' (LoRA)'} x (2000 / hidden {hidden})^0.781, "
+        f"5e-5{times} x (2000 / hidden {hidden})^0.781, the exponent that was fitted to Llama models; "
         "Thinking Machines Lab 2025-09"
     )
 
 
 def trained(settings: TuneSettings, config: dict[str, Any]) -> str:
     """What the method trains, in words."""
-    layers, hidden = config["num_hidden_layers"], config["hidden_size"]
-    if settings.method == "full":
-        return "every weight, in fp32; needs some 16 bytes a weight, so choose lora or qlora for large models"
-    if settings.method == "prompt":
-        return (
-            f"{settings.virtual_tokens} vectors of {hidden} before each row; the weights stay, so it learns least "
-            "and cannot be merged on export"
-        )
+    layers, known = config["num_hidden_layers"], METHODS[settings.method]
     where = f"the top {settings.layers} of {layers} layers" if settings.layers else f"all {layers} layers"
-    return (
-        f"rank {settings.rank} on every linear layer of {where}: LoRA on all layers, not on attention alone, learns "
-        "like full fine-tuning while its capacity holds the data (Thinking Machines Lab 2025-09)"
-    )
+    facts = {
+        "rank": settings.rank,
+        "virtual_tokens": settings.virtual_tokens,
+        "hidden": config["hidden_size"],
+    }
+    return f"{known.trains.format(where=where, **facts)}: {known.reason}"
 
 
 def pack_capacity(batch_tokens: int, device: str, *, apart: bool = True) -> int:

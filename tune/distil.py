@@ -10,7 +10,7 @@ full one, and equal to it where k is the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from tune.batches import SoftTargets, pack
+from tune.batches import SoftTargets, Taught, pack
 from tune.loss import pack_logits
+from unshot.data.files import json_digest
+from unshot.data.rows import Example
 from unshot.engines.base import common_prefix
 from unshot.text.chat import Encoded
 
@@ -40,6 +42,33 @@ class TeacherAnswer:
     def finished(self, end: int) -> bool:
         """Whether the answer ended by itself."""
         return bool(self.ids) and self.ids[-1] == end
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What the teacher said, by row; `labels` holds the answers that the data had of its own."""
+
+    answers: dict[str, TeacherAnswer]
+    texts: dict[str, str]
+    labels: dict[str, str]
+    # Rows whose answer the teacher did not finish: left out.
+    unfinished: int
+    # Mean tokens of the teacher's requests.
+    prompt_tokens: float
+
+    def answered(self, rows: Sequence[Example]) -> list[Example]:
+        """The rows that the teacher answered, with its answers."""
+        return [replace(row, answer=self.texts[key(row)]) for row in rows if key(row) in self.answers]
+
+    def taught(self, row: Example, prompt_ids: list[int]) -> Encoded:
+        """The student's row: its own short request, the teacher's answer and distributions."""
+        answer = self.answers[key(row)]
+        return Taught([*prompt_ids, *answer.ids], len(prompt_ids), answer.soft)
+
+
+def key(row: Example) -> str:
+    """What tells one input from another: all its messages."""
+    return json_digest([dict(m) for m in row.messages])
 
 
 def ask(

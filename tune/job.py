@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,24 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from tune import processes
 from tune.contamination import Cleaned
-from tune.extras import Extras, add_extras
+from tune.mix import Extras, add_extras
 from tune.processes import World
 from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.manifest import BaseModel
 from unshot.contracts.task import Task
+from unshot.data.files import json_digest
 from unshot.data.load import shown
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message
 from unshot.errors import InputError
+from unshot.methods import METHODS
 from unshot.models import Source
 from unshot.text.chat import Chat, Encoded, load_tokenizer
 
 if TYPE_CHECKING:
     from tune.defaults import Defaults
+    from tune.distil import Teaching
     from tune.memory import Estimate, Load
-    from tune.teach import Teaching
-    from tune.train import Plan
+    from tune.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -44,24 +44,26 @@ class Options:
 
 def start(case: Case, options: Options) -> World:
     """Refuse what cannot run here, before any work, and join the launcher's other processes."""
-    from tune.model import check_method
+    from tune.model import pick_device
     from tune.reporting import wanted
 
-    check_method(case.tune.method)
+    method = METHODS[case.tune.method]
+    method.check(pick_device())
     wanted(options.report_to)
     world = processes.join(fsdp=options.fsdp)
     if options.fsdp and world.size == 1:
         raise InputError(
             "--fsdp shares a model between processes; start them with torchrun or accelerate launch"
         )
-    if world.fsdp and (case.tune.method in ("prompt", "qlora") or options.learning_curve):
-        raise InputError("FSDP goes with lora, dora and full, and without --learning-curve; leave it out")
+    if world.fsdp and (not method.shards or options.learning_curve):
+        able = ", ".join(name for name, known in METHODS.items() if known.shards)
+        raise InputError(f"FSDP goes with {able}, and without --learning-curve; leave it out")
     return world
 
 
 @dataclass
 class Job:
-    """A run before a weight is loaded: its parts as rows and as token ids, its settings, its plan."""
+    """A run before a weight is loaded: its parts as rows and as token ids, its settings."""
 
     source: Source
     fingerprint: BaseModel
@@ -74,7 +76,7 @@ class Job:
     validation_rows: list[Encoded]
     test_rows: list[Encoded]
     defaults: Defaults
-    plan: Plan
+    config: TrainConfig
     world: World
     bf16: bool
     extras: Extras
@@ -126,7 +128,7 @@ def prepare(
     from tune import defaults as choices
     from tune.loss import with_virtual
     from tune.model import fast_bf16, pick_device
-    from tune.train import Plan
+    from tune.train import TrainConfig
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -145,34 +147,35 @@ def prepare(
     longest = max(r.answer_length for r in (*train_rows, *validation_rows, *test_rows))
     task.max_answer_tokens = max(8, round(1.5 * longest))
     train_rows += encode_rows(extras.general, Task(), chat, settings.max_length)
-    if settings.method == "prompt":
+    if METHODS[settings.method].virtual:
         train_rows, validation_rows, test_rows = (
             with_virtual(rows, settings.virtual_tokens) for rows in (train_rows, validation_rows, test_rows)
         )
     defaults = choices.choose_defaults(settings, source.config(), len(train_rows))
-    plan = Plan(
+    config = TrainConfig(
         epochs=settings.epochs,
         patience=settings.patience,
         batch_rows=defaults.batch_rows,
         capacity=choices.pack_capacity(
-            settings.batch_tokens, device, apart=world.size == 1 and settings.method != "prompt"
+            settings.batch_tokens, device, apart=world.size == 1 and not METHODS[settings.method].virtual
         ),
         learning_rate=defaults.learning_rate,
         seed=settings.seed,
         rows=len(train_rows),
-        fingerprint=digest([fingerprint.sha256, [r.ids for r in train_rows], settings.plain()]),
+        fingerprint=json_digest([fingerprint.sha256, [r.ids for r in train_rows], settings.plain()]),
         target=case.task.target,
     )
     out.log(
-        f"{settings.method} on {source.name}, learning rate {plan.learning_rate:g}, {plan.batch_rows} rows a step, at "
-        f"most {plan.epochs} epochs, on {device}" + (f", {world.size} processes" if world.size > 1 else "")
+        f"{settings.method} on {source.name}, learning rate {config.learning_rate:g}, {config.batch_rows} rows a step, "
+        f"at most {config.epochs} epochs, on {device}"
+        + (f", {world.size} processes" if world.size > 1 else "")
     )
     for key, reason in defaults.reasons.items():
         value = f"{getattr(defaults, key)}; " if hasattr(defaults, key) else ""
         out.detail(f"{key}: {value}{reason}")
     return Job(
         source, fingerprint, cleaned, task, chat, case, device, train_rows, validation_rows, test_rows, defaults,
-        plan, world, fast_bf16(device), extras, teaching,
+        config, world, fast_bf16(device), extras, teaching,
     )  # fmt: skip
 
 
@@ -184,12 +187,12 @@ def load_of(job: Job) -> Load:
 
     steps = [
         packs
-        for epoch in range(min(job.plan.epochs, 3))
+        for epoch in range(min(job.config.epochs, 3))
         for packs in batches(
             job.train_rows,
-            batch_rows=job.plan.batch_rows,
-            capacity=job.plan.capacity,
-            seed=job.plan.seed,
+            batch_rows=job.config.batch_rows,
+            capacity=job.config.capacity,
+            seed=job.config.seed,
             epoch=epoch,
         )
     ]
@@ -244,16 +247,11 @@ def forecast(job: Job) -> dict[str, Any]:
     return {
         "base": job.source.name,
         "method": settings.method,
-        "plan": {k: v for k, v in vars(job.plan).items() if k != "fingerprint"},
+        "plan": {k: v for k, v in vars(job.config).items() if k != "fingerprint"},
         "reasons": job.defaults.reasons,
         "device": job.device,
-        "steps": job.plan.epochs * -(-job.plan.rows // job.plan.batch_rows),
+        "steps": job.config.epochs * -(-job.config.rows // job.config.batch_rows),
         "train_tokens": sum(len(r.ids) for r in job.train_rows),
         "memory": {**memory.as_dict(), "free": free_bytes(job.device)},
         "memory_terms": memory.lines(),
     }
-
-
-def digest(value: Any) -> str:
-    """Hex SHA-256 of a value's JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -22,6 +22,7 @@ from tune.loss import core, pack_loss
 from tune.model import checkpoint_layers, fast_bf16, prepare_model
 from unshot.case import TuneSettings
 from unshot.machine import free_memory
+from unshot.methods import METHODS
 from unshot.models import Source
 
 GB = 1e9
@@ -128,9 +129,9 @@ def estimate(
     whole = skeleton(config, settings, device, config.num_hidden_layers)
     parameters = {id(p): p for p in whole.parameters()}.values()
     moving = sum(p.numel() for p in parameters if p.requires_grad)
-    full = settings.method == "full"
+    full = METHODS[settings.method].whole
     weights = sum(p.nbytes for p in parameters) - (0 if full else 4 * moving)
-    if settings.method == "qlora":
+    if METHODS[settings.method].four_bit:
         weights -= four_bit_saving(whole)
     trained_layers = settings.layers or config.num_hidden_layers
     passes = line(lambda n: step_bytes(config, settings, load, device, n, checkpointing), trained_layers)
@@ -199,7 +200,7 @@ def skeleton(config: Any, settings: TuneSettings, device: str, layers: int) -> A
     short.num_hidden_layers = layers
     if getattr(short, "layer_types", None):
         short.layer_types = short.layer_types[:layers]
-    dtype = torch.bfloat16 if fast_bf16(device) and settings.method != "full" else torch.float32
+    dtype = torch.bfloat16 if fast_bf16(device) and not METHODS[settings.method].whole else torch.float32
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(short, dtype=dtype)
         top = None if settings.layers is None or settings.layers > layers else settings.layers

@@ -1,20 +1,22 @@
-"""General examples among the training rows, against forgetting (`--mix`)."""
+"""What goes into training beside the task's own rows as they are: other forms of them, general rows (`--mix`)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tune import near
 from tune.split import order
+from tune.wrapping import augment
+from unshot.case import TuneSettings
 from unshot.contracts.manifest import describe_file
 from unshot.data.rows import Example, read_examples
 from unshot.errors import InputError
 
-SHARE = 0.1
+SHIPPED = Path(__file__).parent / "assess" / "general.jsonl"
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,33 @@ def known(texts: Sequence[str], others: Sequence[str]) -> set[int]:
         return set()
     pairs = near.similar_pairs([*texts, *others])
     return {b - len(texts) for a, b, _ in pairs if a < len(texts) <= b}
+
+
+def read_general(path: Path | None) -> list[Example]:
+    """The shipped general set, or rows of a file (`prompt`, `completion`, and where wanted `answers`, a list)."""
+    return read_examples(path or SHIPPED)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Training rows in their final form, the general ones apart, and what the manifest records under `rows`."""
+
+    train: list[Example]
+    general: list[Example] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def add_extras(train: Sequence[Example], settings: TuneSettings) -> Extras:
+    """Apply `augment_format` and `mix` to the training rows; validation and test rows are never touched.
+
+    General rows are asked without the task's instruction. Raises `InputError` for a bad mix file.
+    """
+    rows, general, record = list(train), [], {}
+    if settings.augment_format:
+        rows, used = augment(rows, settings.seed)
+        record["augment_format"] = used
+    if settings.mix is not None:
+        held_out = [row.text for row in read_general(settings.general)]
+        mix = draw(settings.mix, settings.mix_share, len(rows), settings.seed, held_out=held_out)
+        general, record["mix"] = mix.rows, mix.record
+    return Extras(rows, general, record)

@@ -11,21 +11,10 @@ from typing import Any
 
 from unshot.case import TuneSettings
 from unshot.errors import InputError, OutsideError
+from unshot.methods import METHODS
 from unshot.models import Source
 
 ADAPTER, MODEL = "adapter", "model"  # what a run holds: a peft adapter, or for `full` the whole model
-
-
-def check_method(method: str) -> None:
-    """`OutsideError` where a method cannot run on this machine; asked before any work."""
-    if method != "qlora":
-        return
-    if pick_device() == "cpu":
-        raise OutsideError(
-            "qlora needs an NVIDIA GPU (bitsandbytes' NF4 kernels run on CUDA), and torch sees none; use --method lora"
-        )
-    if find_spec("bitsandbytes") is None:
-        raise OutsideError("qlora needs bitsandbytes; run `pip install 'unshot[qlora]'`")
 
 
 def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
@@ -38,9 +27,9 @@ def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {
-        "dtype": torch.bfloat16 if fast_bf16(device) and method != "full" else torch.float32
+        "dtype": torch.bfloat16 if fast_bf16(device) and not METHODS[method].whole else torch.float32
     }
-    if method == "qlora":
+    if METHODS[method].four_bit:
         from transformers import BitsAndBytesConfig
 
         options["quantization_config"] = BitsAndBytesConfig(
@@ -56,7 +45,7 @@ def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
         raise InputError(
             f"{source.path}: the model cannot be loaded ({type(error).__name__}: {error})"
         ) from None
-    return model if method == "qlora" else model.to(device)
+    return model if METHODS[method].four_bit else model.to(device)
 
 
 def fast_bf16(device: str) -> bool:
@@ -81,16 +70,18 @@ def prepare_model(model: Any, settings: TuneSettings) -> Any:
     import torch
 
     torch.manual_seed(settings.seed)
-    if settings.layers is not None and settings.method in ("full", "prompt"):
-        raise InputError(f"`tune.layers` goes with lora, dora and qlora, not with {settings.method}")
-    if settings.method == "full":
-        return model.requires_grad_(True)
-    if settings.method == "prompt":
-        return _soft_prompt(model, settings)
-    return _low_rank(model, settings)
+    if settings.layers is not None and not METHODS[settings.method].low_rank:
+        able = ", ".join(name for name, method in METHODS.items() if method.low_rank)
+        raise InputError(f"`tune.layers` goes with {able}, not with {settings.method}")
+    return METHODS[settings.method].prepare()(model, settings)
 
 
-def _low_rank(model: Any, settings: TuneSettings) -> Any:
+def every_weight(model: Any, settings: TuneSettings) -> Any:
+    """The model itself, all of it trained."""
+    return model.requires_grad_(True)
+
+
+def low_rank(model: Any, settings: TuneSettings) -> Any:
     """A fresh LoRA adapter (fp32) on every linear layer but the head.
 
     `settings.layers` keeps it to the top of the model, so that no gradient runs through what lies below.
@@ -113,7 +104,7 @@ def _low_rank(model: Any, settings: TuneSettings) -> Any:
     return get_peft_model(model, config)
 
 
-def _soft_prompt(model: Any, settings: TuneSettings) -> Any:
+def soft_prompt(model: Any, settings: TuneSettings) -> Any:
     """`virtual_tokens` trained vectors before each row, begun from vectors of the vocabulary.
 
     Lester et al. 2021 (arXiv 2104.08691): starting from vocabulary beats random vectors. Rows of the embedding are
@@ -174,7 +165,7 @@ def stored_dtype(source: Source) -> Any:
 
 def save_tuned(net: Any, folder: Path, source: Source, method: str) -> None:
     """Write `adapter/`, or for `full` `model/`: a model directory like the base's, its other files copied."""
-    if method == "full":
+    if METHODS[method].whole:
         net.to(stored_dtype(source)).save_pretrained(folder / MODEL)
         for path in source.path.iterdir():
             kept = path.suffix in (".json", ".jinja", ".txt", ".model") and path.name != "manifest.json"
@@ -204,9 +195,9 @@ def load_tuned(run: Path, base: Source, device: str, *, method: str = "lora") ->
         return load_base(Source(base.name, run / MODEL), device)
     from peft import PeftModel
 
-    nf4 = method == "qlora" and device != "cpu" and find_spec("bitsandbytes") is not None
+    nf4 = METHODS[method].four_bit and device != "cpu" and find_spec("bitsandbytes") is not None
     return PeftModel.from_pretrained(
-        load_base(base, device, method="qlora" if nf4 else "lora"), str(run / ADAPTER)
+        load_base(base, device, method=method if nf4 else "lora"), str(run / ADAPTER)
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,25 +14,27 @@ from tune.assess.card import card
 from tune.assess.run import assess, general_before
 from tune.contamination import Cleaned
 from tune.data.split import Loaded, Splitting, announce_parts, load_parts, name_file
-from tune.job import Job, Options, digest, forecast, prepare, remember, request, start
+from tune.job import Job, Options, forecast, prepare, remember, start
 from tune.meaning import by_meaning
 from tune.processes import World
+from tune.score import answer_rows, score_rows
 from tune.teach import bare_figures, prompt_worth, teach
 from unshot.case import Case, TuneSettings
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, Score, describe_data, staged
 from unshot.contracts.task import Task, derive_task
-from unshot.data.files import write_text
+from unshot.data.files import json_digest, write_text
 from unshot.data.load import load_rows
-from unshot.data.rows import Example, Message, RowOptions, write_jsonl
+from unshot.data.rows import Example, RowOptions, write_jsonl
 from unshot.data.seal import record_reading
 from unshot.errors import InputError
+from unshot.methods import METHODS
 from unshot.models import resolve
 from unshot.text.chat import Encoded
 
 if TYPE_CHECKING:
     from tune.reporting import Reporter
-    from tune.train import Plan, Trainer
+    from tune.train import TrainConfig, Trainer
 
 # The trained parameters before training, kept for the learning curve.
 INITIAL = "initial.safetensors"
@@ -142,7 +143,7 @@ def _run_in(
     names = wanted(options.report_to) if first else []
     logs = options.log_dir or final.resolve().parent / f"{final.name}-logs"
     reporter = Reporter(
-        names, logs, final.name, {**settings.plain(), "learning_rate": job.plan.learning_rate}
+        names, logs, final.name, {**settings.plain(), "learning_rate": job.config.learning_rate}
     )
     with manifest.timed("train"):
         train(job, trainer, out, reporter)
@@ -155,7 +156,7 @@ def _run_in(
             "the target is met; with --learning-curve a run also says what the next point would likely cost"
         )
     trainer.load_best()
-    if settings.method == "full":
+    if METHODS[settings.method].whole:
         net = round_weights(net, job.source, job.device)
     # Recorded before the rows are answered: a reading that breaks off counts.
     seal = record_reading(cleaned.parts.test, "tune", final) if first else None
@@ -194,23 +195,23 @@ def _run_in(
 
 
 def make_trainer(
-    job: Job, net: Any, work: Path, rows: list[Encoded] | None = None, plan: Plan | None = None
+    job: Job, net: Any, work: Path, rows: list[Encoded] | None = None, config: TrainConfig | None = None
 ) -> Trainer:
-    """A trainer of the job's rows and plan, or of others."""
+    """A trainer of the job's rows and settings, or of others."""
     from tune.train import Trainer
 
     return Trainer(
-        net, rows or job.train_rows, plan or job.plan, work, job.device, bf16=job.bf16, world=job.world
+        net, rows or job.train_rows, config or job.config, work, job.device, bf16=job.bf16, world=job.world
     )
 
 
 def train(job: Job, trainer: Trainer, out: Output, reporter: Reporter | None = None) -> None:
-    """Run the trainer's plan under a progress bar; the validation rows are answered after each epoch."""
-    plan = trainer.plan
+    """Run the training under a progress bar; the validation rows are answered after each epoch."""
+    config = trainer.config
     if reporter:
         reporter.begin(trainer.model)
     with out.progress() as progress:
-        bar = progress.add_task("training", total=plan.epochs * trainer.steps_per_epoch, note="")
+        bar = progress.add_task("training", total=config.epochs * trainer.steps_per_epoch, note="")
 
         def report(state: Any, rate: float) -> None:
             done = state.epoch * trainer.steps_per_epoch + state.step
@@ -257,13 +258,17 @@ def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output)
         return None
     validation = job.cleaned.parts.validation
     # Rows in a fixed random order, so that each part holds the one before.
-    order = sorted(range(len(job.train_rows)), key=lambda i: digest([job.plan.seed, job.train_rows[i].ids]))
+    order = sorted(
+        range(len(job.train_rows)), key=lambda i: json_digest([job.config.seed, job.train_rows[i].ids])
+    )
     trainer.optimizer.state.clear()  # the smaller trainings have their own
     points = []
     for count in counts:
         rows = [job.train_rows[i] for i in order[:count]]
-        plan = replace(job.plan, rows=count, target=None, fingerprint=f"{job.plan.fingerprint} {count} rows")
-        smaller = make_trainer(job, net, work / f"curve-{count}", rows, plan)
+        config = replace(
+            job.config, rows=count, target=None, fingerprint=f"{job.config.fingerprint} {count} rows"
+        )
+        smaller = make_trainer(job, net, work / f"curve-{count}", rows, config)
         if job.world.first:
             smaller.work.mkdir(exist_ok=True)
         smaller.restart(work / INITIAL)
@@ -275,32 +280,9 @@ def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output)
     trainer.load_best()
     points.append(Point(len(order), answer_rows(job, net, validation)))
     truth, requests = [r.answer or "" for r in validation], [r.text for r in validation]
-    curve = learning_curve(job.task, truth, points, requests=requests, seed=job.plan.seed)
+    curve = learning_curve(job.task, truth, points, requests=requests, seed=job.config.seed)
     out.log(sentence(curve, job.case.plan.example_cost))
     return curve
-
-
-def answer_rows(job: Job, net: Any, rows: Sequence[Example]) -> list[str]:
-    """The model's greedy answers to rows of the task, in order."""
-    return answer_requests(job, net, [request(r, job.task) for r in rows], job.task.max_answer_tokens or 64)
-
-
-def answer_requests(job: Job, net: Any, requests: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
-    """The model's greedy answers to any requests, in order."""
-    import torch
-
-    from tune.generate import answers
-
-    # fp32 weights under training answer in the precision in which they are trained.
-    precise = next(net.parameters()).dtype == torch.float32 and job.bf16
-    with torch.autocast(job.device.split(":")[0], torch.bfloat16, enabled=precise):
-        return answers(
-            net,
-            job.chat,
-            requests,
-            max_tokens=max_tokens,
-            world=job.world,
-        )
 
 
 def gathered(net: Any, world: World) -> Any:
@@ -316,20 +298,6 @@ def gathered(net: Any, world: World) -> Any:
                     processes.whole(value.detach()), requires_grad=value.requires_grad
                 )
     return net
-
-
-def score_rows(
-    job: Job, net: Any, rows: Sequence[Example], encoded: Sequence[Encoded], keep: list[str] | None = None
-) -> dict[str, Any]:
-    """Loss, and the task's scores of really generated answers, which `keep` receives."""
-    from tune.loss import mean_loss
-
-    texts = answer_rows(job, net, rows)
-    if keep is not None:
-        keep.extend(texts)
-    loss = mean_loss(net, encoded, job.plan.capacity, job.device, bf16=job.bf16, world=job.world)
-    scores = job.task.scores([r.answer or "" for r in rows], texts, requests=[r.text for r in rows])
-    return {"loss": loss, **scores.plain()}
 
 
 def write_parts(work: Path, job: Job) -> None:

@@ -3,51 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tune.batches import Taught
+from tune.distil import Teaching, key
 from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.record import Record
+from unshot.data.files import json_digest
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
 from unshot.errors import InputError
 from unshot.memo import cache_dir
 from unshot.metrics.answers import INVALID, parse_answer
 from unshot.models import Source
-from unshot.text.chat import Chat, Encoded, load_tokenizer
+from unshot.text.chat import Chat, load_tokenizer
 
 if TYPE_CHECKING:
-    from tune.distil import TeacherAnswer
     from tune.job import Job
 
 # Longest answer that is asked of the teacher, tokens; a longer one is left out and counted.
 MAX_ANSWER = 512
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """What the teacher said, by row; `labels` holds the answers that the data had of its own."""
-
-    answers: dict[str, TeacherAnswer]
-    texts: dict[str, str]
-    labels: dict[str, str]
-    # Rows whose answer the teacher did not finish: left out.
-    unfinished: int
-    # Mean tokens of the teacher's requests.
-    prompt_tokens: float
-
-    def answered(self, rows: Sequence[Example]) -> list[Example]:
-        """The rows that the teacher answered, with its answers."""
-        return [replace(row, answer=self.texts[key(row)]) for row in rows if key(row) in self.answers]
-
-    def taught(self, row: Example, prompt_ids: list[int]) -> Encoded:
-        """The student's row: its own short request, the teacher's answer and distributions."""
-        answer = self.answers[key(row)]
-        return Taught([*prompt_ids, *answer.ids], len(prompt_ids), answer.soft)
 
 
 class SystemFigures(Record):
@@ -76,13 +53,6 @@ class PromptWorth(Record):
         return 1 - tuned / bare if bare > 0 else 0.0
 
 
-def key(row: Example) -> str:
-    """What tells one input from another: all its messages."""
-    from tune.job import digest
-
-    return digest([dict(m) for m in row.messages])
-
-
 def teach(source: Source, prompt: Prompt, rows: Sequence[Example], case: Case, out: Output) -> Teaching:
     """Ask the base, with the long prompt, for the answer to every row.
 
@@ -90,7 +60,6 @@ def teach(source: Source, prompt: Prompt, rows: Sequence[Example], case: Case, o
     another run with the same base, prompt and rows does not ask again. Raises `InputError` without a prompt.
     """
     from tune.distil import ask, load_answers, save_answers
-    from tune.job import digest
     from tune.model import load_base, pick_device
 
     if not prompt.given:
@@ -110,7 +79,9 @@ def teach(source: Source, prompt: Prompt, rows: Sequence[Example], case: Case, o
             f"the answer, more than the {limit} of {source.name}; shorten the prompt or leave the row out"
         )
     kept = (
-        cache_dir() / "teacher" / f"{digest([source.fingerprint().sha256, prompts, MAX_ANSWER])}.safetensors"
+        cache_dir()
+        / "teacher"
+        / f"{json_digest([source.fingerprint().sha256, prompts, MAX_ANSWER])}.safetensors"
     )
     if kept.is_file():
         out.log(f"the teacher's answers to these {len(distinct)} inputs are known from an earlier run")
@@ -151,7 +122,7 @@ def bare_figures(job: Job, net: Any) -> tuple[list[str], np.ndarray]:
     """The model's answers to the test rows with the short prompt, and its divergence from the teacher there."""
     from tune.distil import divergence
     from tune.job import request
-    from tune.run import answer_requests
+    from tune.score import answer_requests
 
     asked = [request(row, job.task) for row in job.cleaned.parts.test]
     answers = answer_requests(job, net, asked, job.task.max_answer_tokens or 64)

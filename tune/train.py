@@ -45,8 +45,8 @@ class State:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The numbers that define a run; a checkpoint of another plan is not resumed."""
+class TrainConfig:
+    """The numbers that define a training; a checkpoint of another one is not resumed."""
 
     epochs: int
     patience: int
@@ -65,13 +65,13 @@ def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 class Trainer:
-    """Runs a plan; every method leaves a state from which a new process goes on to the same result."""
+    """Runs a training; every method leaves a state from which a new process goes on to the same result."""
 
     def __init__(
         self,
         model: Any,
         rows: Sequence[Encoded],
-        plan: Plan,
+        config: TrainConfig,
         work: Path,
         device: str,
         *,
@@ -80,7 +80,7 @@ class Trainer:
     ) -> None:
         self.model = model
         self.rows = rows
-        self.plan = plan
+        self.config = config
         self.work = work
         self.device = device
         self.world = world or World()
@@ -88,9 +88,9 @@ class Trainer:
         self.module = wrap(Step(model, device, bf16=bf16), core(model), self.world, bf16=bf16)
         self.parameters = trainable(model)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+            self.parameters.values(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self.steps_per_epoch = -(-len(rows) // plan.batch_rows)
+        self.steps_per_epoch = -(-len(rows) // config.batch_rows)
 
     def run(
         self,
@@ -105,14 +105,14 @@ class Trainer:
         `report(state, tokens_per_second)` is called after each step. Checkpoints are written every
         `save_seconds` (less often where writing one takes long) and after each epoch.
         """
-        state, plan = self.state, self.plan
+        state, config = self.state, self.config
         saved, every = time.perf_counter(), save_seconds
-        while state.epoch < plan.epochs and not state.stopped:
+        while state.epoch < config.epochs and not state.stopped:
             steps = batches(
                 self.rows,
-                batch_rows=plan.batch_rows,
-                capacity=plan.capacity,
-                seed=plan.seed,
+                batch_rows=config.batch_rows,
+                capacity=config.capacity,
+                seed=config.seed,
                 epoch=state.epoch,
             )
             for number, packs in enumerate(steps):
@@ -139,12 +139,12 @@ class Trainer:
 
     def _step(self, packs: list[Pack]) -> float:
         done = self.state.epoch * self.steps_per_epoch + self.state.step
-        factor = warmup_cosine(done, self.plan.epochs * self.steps_per_epoch)
+        factor = warmup_cosine(done, self.config.epochs * self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.learning_rate * factor
+            group["lr"] = self.config.learning_rate * factor
         self.model.train()
         if self.world.size > 1:  # dropout: apart in each process, the same again after a crash
-            torch.manual_seed(self.plan.seed * 1_000_003 + done * self.world.size + self.world.rank)
+            torch.manual_seed(self.config.seed * 1_000_003 + done * self.world.size + self.world.rank)
         count = sum(len(p.targets) for p in packs)
         summed = 0.0
         mine = deal(packs, self.world)
@@ -175,18 +175,18 @@ class Trainer:
 
     def _close_epoch(self, figures: dict[str, Any]) -> None:
         """Keep the best epoch (score first, then loss) and decide whether to stop."""
-        state, plan = self.state, self.plan
+        state, config = self.state, self.config
         state.history.append({"epoch": state.epoch + 1, "train_loss": self.epoch_loss(), **figures})
         key = [figures["score"], -figures["loss"]]
         if state.best_key is None or key > state.best_key:
             state.best_key, state.best_epoch = key, state.epoch
             self._write(self.work / "best.safetensors", self.parameters)
-        if plan.target is not None and figures["score"] >= plan.target:
-            state.stopped = f"target {plan.target:g} met on validation"
-        elif state.epoch - state.best_epoch >= plan.patience:
-            state.stopped = f"no better validation score for {plan.patience} epochs"
-        elif state.epoch + 1 == plan.epochs:
-            state.stopped = f"{plan.epochs} epochs done"
+        if config.target is not None and figures["score"] >= config.target:
+            state.stopped = f"target {config.target:g} met on validation"
+        elif state.epoch - state.best_epoch >= config.patience:
+            state.stopped = f"no better validation score for {config.patience} epochs"
+        elif state.epoch + 1 == config.epochs:
+            state.stopped = f"{config.epochs} epochs done"
         state.epoch, state.step = state.epoch + 1, 0
 
     def load_best(self) -> None:
@@ -207,7 +207,7 @@ class Trainer:
         self._write(fresh / "state.safetensors", tensors)
         if not self.world.first:
             return
-        facts = {"plan": asdict(self.plan), "state": asdict(self.state)}
+        facts = {"config": asdict(self.config), "state": asdict(self.state)}
         (fresh / "state.json").write_text(json.dumps(facts), encoding="utf-8")
         old = self.work / CHECKPOINT
         if old.exists():
@@ -216,7 +216,7 @@ class Trainer:
         shutil.rmtree(self.work / f"{CHECKPOINT}.old", ignore_errors=True)
 
     def resume(self) -> bool:
-        """Load the last checkpoint of this plan; False where there is none."""
+        """Load the last checkpoint of this training; False where there is none."""
         facts, tensors = self._checkpoint() if self.world.first else (None, {})
         facts = share(facts, self.world)
         if facts is None:
@@ -251,7 +251,7 @@ class Trainer:
                 facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
-            if facts["plan"] == asdict(self.plan):
+            if facts["config"] == asdict(self.config):
                 return facts, load_file(folder / "state.safetensors")
         return None, {}
 

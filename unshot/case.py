@@ -11,7 +11,7 @@ import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import msgspec.inspect
@@ -22,12 +22,16 @@ from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, Reco
 from unshot.data.prompts import Prompt, load_prompt
 from unshot.data.rows import read_text
 from unshot.errors import InputError, nearest
+from unshot.methods import METHODS
 from unshot.metrics import thresholds
 from unshot.metrics.registry import MetricName
 
 DEFAULT_FILE = Path("unshot.toml")
 
-Method = Literal["lora", "qlora", "dora", "full", "prompt"]
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(METHODS)]
 FAILS = ("facts", "tools", "format", "jargon", "reasoning", "latency", "cost")
 Whole = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]

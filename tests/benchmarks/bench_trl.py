@@ -70,10 +70,10 @@ def run_ours(train: list[Any], net: Any, work: Path) -> tuple[float, float, int]
     """Seconds, CPU seconds and tokens of all steps but the first."""
     from tune.defaults import pack_capacity
     from tune.model import fast_bf16, pick_device
-    from tune.train import Plan, Trainer
+    from tune.train import TrainConfig, Trainer
 
     device = pick_device()
-    plan = Plan(1, 1, BATCH, pack_capacity(2048, device), rate(), SEED, len(train), "bench")
+    plan = TrainConfig(1, 1, BATCH, pack_capacity(2048, device), rate(), SEED, len(train), "bench")
     trainer = Trainer(net, train, plan, work, device, bf16=fast_bf16(device))
     marks: list[tuple[float, float, int]] = []
     trainer.run(

@@ -133,7 +133,7 @@ def main() -> None:
     from tune.generate import _greedy
     from tune.memory import Load, estimate, lean_malloc
     from tune.model import checkpoint_layers, fast_bf16, pick_device, prepare_model
-    from tune.train import Plan, Trainer
+    from tune.train import TrainConfig, Trainer
     from unshot.case import TuneSettings
     from unshot.text.chat import Chat, Encoded, load_tokenizer
 
@@ -159,7 +159,7 @@ def main() -> None:
         net = prepare_model(network(shape, base, args.method, device), settings)
         if args.checkpointing:
             checkpoint_layers(net)
-        plan = Plan(1, 1, args.batch, capacity, 1e-5, 0, len(rows), "bench")
+        plan = TrainConfig(1, 1, args.batch, capacity, 1e-5, 0, len(rows), "bench")
         trainer = Trainer(net, rows, plan, folder, device, bf16=fast_bf16(device))
         seconds: list[float] = []
         if device == "cpu":

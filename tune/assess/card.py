@@ -9,6 +9,7 @@ from typing import Any
 from unshot.contracts.gates import Gate
 from unshot.contracts.manifest import Manifest
 from unshot.contracts.task import Task
+from unshot.methods import METHODS
 
 NOT_REVIEWED = (
     "No human has reviewed this model's answers: the scores here are automated metrics alone, and a model should not "
@@ -70,7 +71,7 @@ def _metadata(
     name: str, base: dict[str, Any], settings: dict[str, Any], task: Task, test: dict[str, Any]
 ) -> list[str]:
     """The YAML block; texts as JSON strings, which YAML reads."""
-    peft = settings["method"] != "full"
+    peft = not METHODS[settings["method"]].whole
     licence = (base.get("license") or "").lower()
     metrics = {HUB_METRICS.get(task.metric, task.metric): test["score"], "accuracy": test["accuracy"]}
     lines = ["---", f"base_model: {_text(base['name'])}"]
@@ -129,7 +130,7 @@ def _data(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
 
 def _method(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
     settings, defaults = config["tune"], config["defaults"]
-    rank = f" of rank {settings['rank']}" if settings["method"] in ("lora", "qlora", "dora") else ""
+    rank = f" of rank {settings['rank']}" if METHODS[settings["method"]].low_rank else ""
     return [
         f"{settings['method']}{rank}, learning rate {defaults['learning_rate']:g}, {defaults['batch_rows']} rows a "
         f"step, {result['epochs']} epochs, of which epoch {result['best_epoch']} was kept ({result['stopped']}). Loss "

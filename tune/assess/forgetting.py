@@ -12,13 +12,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unshot.contracts.gates import Gate
-from unshot.data.rows import Example, read_examples
+from unshot.data.rows import Example
 from unshot.metrics.intervals import mean, paired
 from unshot.metrics.quality import ERROR
 from unshot.metrics.thresholds import FORGETTING_KNOWN, FORGETTING_PERPLEXITY
@@ -26,7 +25,6 @@ from unshot.metrics.thresholds import FORGETTING_KNOWN, FORGETTING_PERPLEXITY
 if TYPE_CHECKING:
     from tune.job import Job
 
-SHIPPED = Path(__file__).parent / "general.jsonl"
 MAX_TOKENS = 16
 
 
@@ -36,11 +34,6 @@ class Measured:
 
     perplexity: float
     right: list[bool]
-
-
-def read_general(path: Path | None) -> list[Example]:
-    """The shipped set, or rows of a file (`prompt`, `completion`, and where wanted `answers`, a list)."""
-    return read_examples(path or SHIPPED)
 
 
 def accepted(row: Example) -> list[str]:
@@ -65,14 +58,14 @@ def is_right(row: Example, reply: str) -> bool:
 def measure(job: Job, net: Any, rows: Sequence[Example]) -> Measured:
     """Ask the general questions without the task's instruction: greedy answers, and the loss of the references."""
     from tune.loss import mean_loss, soft_prompt, with_virtual
-    from tune.run import answer_requests
+    from tune.score import answer_requests
 
     replies = answer_requests(job, net, [row.messages for row in rows], MAX_TOKENS)
     encoded = [job.chat.encode(row.messages, row.answer or "") for row in rows]
     soft = soft_prompt(net)
     if soft is not None:
         encoded = with_virtual(encoded, soft.shape[0])
-    loss = mean_loss(net, encoded, job.plan.capacity, job.device, bf16=job.bf16, world=job.world)
+    loss = mean_loss(net, encoded, job.config.capacity, job.device, bf16=job.bf16, world=job.world)
     return Measured(
         math.exp(min(loss, 50.0)), [is_right(row, reply) for row, reply in zip(rows, replies, strict=True)]
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune.assess.forgetting import Measured, forgetting, measure, read_general, untuned
+from tune.assess.forgetting import Measured, forgetting, measure, untuned
 from tune.assess.robustness import robustness, sample
 from tune.job import request
+from tune.mix import read_general
+from tune.score import answer_requests
 from tune.wrapping import reformat
 from unshot.console import Output
 from unshot.contracts.gates import Gate
+from unshot.methods import METHODS
 from unshot.metrics.quality import FAILED, INCONCLUSIVE, PASSED, against_target
 from unshot.metrics.scores import Scores
 
@@ -41,7 +44,7 @@ def quality(scores: Scores, target: float | None) -> Gate:
 
 def general_before(job: Job, net: Any) -> Measured | None:
     """The general set before training, where the base is gone after it (full tuning); else None."""
-    if job.case.tune.method != "full" or not job.case.tune.forgetting:
+    if not METHODS[job.case.tune.method].whole or not job.case.tune.forgetting:
         return None
     return measure(job, net, read_general(job.case.tune.general))
 
@@ -54,11 +57,9 @@ def assess(
     `test` and `answers` are the scores of the test split and what was answered. The last two gates cost one more
     pass over up to 96 test rows and two over the general set.
     """
-    from tune.run import answer_requests
-
     settings, task, rows = job.case.tune, job.task, job.cleaned.parts.test
     scores = Scores.of({k: v for k, v in test.items() if k != "loss"})
-    gates = [quality(scores, job.plan.target)]
+    gates = [quality(scores, job.config.target)]
     if settings.robustness:
         chosen = sample(rows, settings.seed)
         out.log(f"asking {len(chosen)} test rows in another form")
