@@ -10,7 +10,7 @@ import click
 from unshot.engines.embedder import ACCEPTED
 from unshot.metrics.registry import NAMES
 from unshot.metrics.thresholds import REVIEW_ACCEPT
-from unshot.options import EMBEDDER, PATH, SHARE, common, row_options, whole
+from unshot.options import EMBEDDER, PATH, SHARE, TEXT, common, row_options, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 @click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option("--metric", type=click.Choice(NAMES), help="What is scored; default: the task's metric.")
 @click.option("--embedder", type=EMBEDDER, help=f"For BERTScore and paraphrases: {ACCEPTED}.")
-@click.option("--judge", "judge_spec", metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH.")
-@click.option("--judge-model", metavar="NAME", help="The judge's name at its server.")
-@click.option("--judge-key-env", metavar="NAME", help="Environment variable that holds the judge's key.")
+@click.option(
+    "--judge", "judge_spec", type=TEXT, metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH."
+)
+@click.option("--judge-model", type=TEXT, metavar="NAME", help="The judge's name at its server.")
+@click.option(
+    "--judge-key-env", type=TEXT, metavar="NAME", help="Environment variable that holds the judge's key."
+)
 @click.option("--judge-rows", type=whole(1), default=50, show_default=True, help="Rows for the judge.")
 @click.option(
     "--review",
