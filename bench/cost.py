@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unshot.data.rows import read_text
+from unshot.contracts.plan import PlanFile
 from unshot.errors import InputError
 from unshot.prices import TokenPrice
 
@@ -46,37 +45,20 @@ def machine_price(flag: float | None, plan: Path | None, cores: int) -> Price:
     )
 
 
-def read_plan(plan: Path) -> dict[str, Any]:
-    """`plan.json` of a plan directory (or the file itself)."""
-    path = plan / "plan.json" if plan.is_dir() else plan
-    try:
-        loaded = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(loaded, dict):
-        raise InputError(f"{path}: not a plan; give the directory that `unshot plan --out` wrote")
-    return loaded
-
-
 def _plan_price(plan: Path) -> Price:
-    loaded = read_plan(plan)
-    value = loaded.get("price_per_hour")
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    loaded = PlanFile.read(plan)
+    if loaded.prices.machine is None or loaded.price_per_hour is None or not loaded.price_per_hour > 0:
         raise InputError(f"{plan}: the plan holds no price per hour; pass --price-per-hour")
-    machine = (loaded.get("prices") or {}).get("machine") or {}
-    name = machine.get("title") or machine.get("name") or "the planned machine"
-    return Price(float(value), f"plan {plan.name}: {name}")
+    return Price(loaded.price_per_hour, f"plan {plan.name}: {loaded.prices.machine.title}")
 
 
 def plan_token_price(plan: Path) -> TokenPrice | None:
-    """The price of the API that the plan has as baseline; None where it has none."""
-    api = (read_plan(plan).get("prices") or {}).get("api")
-    if not isinstance(api, dict):
+    """The price of the API that the plan has as baseline; None if it has none."""
+    api = PlanFile.read(plan).prices.api
+    if api is None:
         return None
-    million = {k: float(api[f"{k}_per_token"]) * 1e6 for k in ("input", "output", "cached_input")}
-    return TokenPrice(
-        million["input"], million["output"], million["cached_input"], f"plan: {api.get('model')}"
-    )
+    million = (api.input_per_token * 1e6, api.output_per_token * 1e6, api.cached_input_per_token * 1e6)
+    return TokenPrice(*million, f"plan: {api.model}")
 
 
 def costs(dollars: Sequence[float], correct_share: float | None) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.cost import read_plan
 from bench.measure import CACHE_OFF, CACHE_ON
 from bench.records import SIDES, Record
+from unshot.contracts.plan import PlanFile, PlannedOption
 
 PLAN_MODE = {CACHE_ON: "prefix cache", CACHE_OFF: "plain"}
 
@@ -56,29 +56,27 @@ def forecast(plan: Path | None, report: dict[str, Any]) -> list[dict[str, Any]]:
     """
     if plan is None:
         return []
-    loaded = read_plan(plan)
-    machine = (loaded.get("prices") or {}).get("machine") or {}
+    loaded = PlanFile.read(plan)
+    machine = loaded.prices.machine
     devices = {facts.get("device") for facts in report["systems"].values()}
-    if machine.get("kind") != "cpu" or devices != {"cpu"}:
+    if machine is None or machine.kind != "cpu" or devices != {"cpu"}:
         return []
     rows = []
     for mode, facts in report["modes"].items():
         for side in SIDES:
-            option = _option(
-                loaded.get("options") or [], side, mode, report["systems"][side].get("precision")
-            )
+            option = _option(loaded.options, side, mode, report["systems"][side].get("precision"))
             for figure in ("ttft", "e2e"):
                 measured = facts[side][f"{figure}_ms"]
-                planned = ((option or {}).get("latency_ms") or {}).get(figure)
+                planned = getattr(option.latency_ms, figure) if option and option.latency_ms else None
                 if planned and measured["count"]:
                     rows.append(
                         {
                             "mode": mode,
                             "side": side,
                             "figure": figure,
-                            "option": option["key"] if option else None,
-                            "utilisation": option.get("utilisation") if option else None,
-                            "forecast_ms": planned["p50"],
+                            "option": option.key if option else None,
+                            "utilisation": option.utilisation if option else None,
+                            "forecast_ms": planned.p50,
                             "measured_ms": measured["p50"]["value"],
                         }
                     )
@@ -86,16 +84,13 @@ def forecast(plan: Path | None, report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _option(
-    options: list[dict[str, Any]], side: str, mode: str, precision: str | None
-) -> dict[str, Any] | None:
-    """The hosted option of that side and cache mode, of the same precision where there is one."""
+    options: list[PlannedOption], side: str, mode: str, precision: str | None
+) -> PlannedOption | None:
+    """The hosted option of that side and cache mode, of the same precision if there is one."""
     fitting = [
         o
         for o in options
-        if o.get("kind") == "hosted"
-        and bool(o.get("tuned")) == (side == "candidate")
-        and o.get("mode") == PLAN_MODE[mode]
-        and o.get("usable", True)
+        if o.kind == "hosted" and o.tuned == (side == "candidate") and o.mode == PLAN_MODE[mode] and o.usable
     ]
-    same = [o for o in fitting if o.get("precision") == precision]
+    same = [o for o in fitting if o.precision == precision]
     return next(iter(same or fitting), None)

@@ -15,7 +15,9 @@ from unshot.catalog.tables import table
 RATE_LOW, RATE_HIGH = 0.6, 1.6
 
 
-def spreads(case: Case, usages: Sequence[Usage], tuned: Option | None) -> list[Assumption]:
+def spreads(
+    case: Case, usages: Sequence[Usage], tuned: Option | None, keep: Option | None
+) -> list[Assumption]:
     """What may be off and by how much: 5th and 95th percentile as factors round the forecast."""
     costs = table("costs")
     label = costs["example"][case.plan.labels_by]
@@ -63,12 +65,28 @@ def spreads(case: Case, usages: Sequence[Usage], tuned: Option | None) -> list[A
     if tuned is not None and tuned.serving is not None:
         low, high = tuned.serving.capacity_interval
         found.insert(
-            2, Assumption("capacity", "GPU throughput", low, high, "fitted efficiency of the GPU class")
+            2,
+            Assumption("capacity", "engine efficiency", low, high, "error of the engine's forecasts"),
         )
         found.insert(
             2,
             Assumption("gpu_price", "GPU price", *tuned.serving.price_interval, "spread between providers"),
         )
+    if keep is not None and keep.mode == "cached" and keep.caches():
+        why = "requests spread over the provider's machines may miss a cache that is alive"
+        found.append(Assumption("hit", "cache-hit share", 0.7, 1.0, why))
+    if any(u.reasoning for u in usages):
+        found.append(
+            Assumption("reasoning", "reasoning tokens", 0.5, 2.0, "they vary with the task and effort")
+        )
+    if tuned is not None and case.plan.min_replicas > 1:
+        least = case.plan.min_replicas
+        found.append(
+            Assumption(
+                "replicas", "replicas kept at least", 1 / least, (least + 1) / least, "your choice of availability",
+                chosen=True,
+            )
+        )  # fmt: skip
     if counting:
         found.append(
             Assumption("length", "token counts", 1 - counting, 1 + counting, "approximate tokenizer")

@@ -1,49 +1,64 @@
-"""From a case to a plan: count, price, forecast; `planner.judge` compares what is found."""
+"""From a case to its options: count, price, forecast; `planner.judge` compares them."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from msgspec.structs import replace
 
-from planner import oneoff, prices
+from planner import oneoff, price_data, prices
 from planner.count import Counts, Label
-from planner.judge import judge
 from planner.options import Option, Shape
-from planner.plan import Plan
-from planner.serving import Serving, machine, serve
+from planner.serving import Serving, describe, machine, serve
 from planner.settings import Settings
 from planner.usage import Usage
 from unshot import catalog
-from unshot.case import Case
-from unshot.errors import InputError
+from unshot.case import Case, Slo
+from unshot.errors import InputError, nearest
 
-PRECISIONS = ("fp16", "fp8", "int8", "int4")
+PRECISIONS = ("fp16", "fp8", "int4")
+DAYS_PER_MONTH = 365.25 / 12
 LLAMACPP_PRECISIONS = ("fp16", "q8_0", "q4_k_m")
 
 
-class Planner:
-    """Builds a plan; keeps options and notes while it does."""
+class Builder:
+    """Builds the options of a plan; keeps them, notes and warnings while it does."""
 
     def __init__(self, case: Case, settings: Settings, counts: Counts | None = None) -> None:
         self.case, self.settings = case, settings
         self.counts = counts or Counts(case, settings)
         # One list, so that notes stand in the order in which things were found.
         self.notes, self.warnings = self.counts.notes, self.counts.warnings
+        self.alarms: list[str] = []  # warnings that go first
         self.shape = Shape.of(case.traffic.peak_factor)
         self.options: list[Option] = []
+        self.slo = case.traffic.slo
+        self.slo_source = "your targets"
+        self.price: prices.ApiPrice | None = None
+        self.now = datetime.now(UTC)
 
     # API options
 
     def api(self, model: str, *, baseline: bool) -> prices.ApiPrice:
-        """The plain, cached and batch options of an API model with the long prompt; returns its price."""
+        """The plain, cached and batch options of an API model with the long prompt; returns its price.
+
+        Raises `InputError` for a model that has been shut down.
+        """
         usage = self.counts.usage(model, "long", api=True)
         price = prices.api_price(
             model, input_tokens=usage.input.mean, overrides=self.settings.prices, baseline=baseline
         )
+        self._lifetime(price, baseline=baseline)
         self.notes.append(price.describe())
-        if price.context and usage.input.largest + usage.output.largest > price.context:
-            self.warnings.append(
-                f"{model}: the longest request ({usage.input.largest:.0f} tokens) is over its context"
-            )
+        longest = usage.input.largest + usage.output.largest + usage.reasoning
+        unsure = (
+            ("its reasoning tokens are not counted: it costs more",) if model in self.counts.uncounted else ()
+        )
+        over = (
+            (f"the longest request has {longest:,.0f} tokens; {model} takes {price.context:,}",)
+            if price.context and longest > price.context
+            else ()
+        )
         first = Option(
             key=f"api:{model}:plain",
             name=f"{model}, long prompt",
@@ -56,19 +71,10 @@ class Planner:
             shape=self.shape,
             price=price,
             baseline=baseline,
+            unusable=bool(over),
+            notes=(*over, *unsure),
         )
-        cached = replace(
-            first, key=f"api:{model}:cached", name=f"{model}, long prompt, cached", mode="cached"
-        )
-        if price.rule is None:
-            cached = replace(cached, notes=("no prompt caching is known for this model",))
-        elif not cached.caches():
-            cached = replace(
-                cached, notes=(f"prefix of {usage.prefix} tokens is below the minimum {price.rule.minimum}",)
-            )
-        self.options += [first, cached]
-        if price.rule is not None:
-            self.notes.append(f"prompt cache of {price.provider}: {price.rule.source}, {price.rule.date}")
+        self.options += [first, self._cached(first, price)]
         if price.batch_input is not None:
             late = () if self.case.traffic.offline else ("answers may take 24 hours: not for live traffic",)
             self.options.append(
@@ -77,7 +83,7 @@ class Planner:
                     key=f"api:{model}:batch",
                     name=f"{model}, long prompt, batch",
                     mode="batch",
-                    notes=late,
+                    notes=(*first.notes, *late),
                 )
             )
             self.notes.append(f"batch price of {model}: {price.batch_source}")
@@ -85,10 +91,53 @@ class Planner:
             self.notes.append(f"latency of {price.provider}: {price.latency.source}; not a forecast")
         return price
 
+    def _cached(self, first: Option, price: prices.ApiPrice) -> Option:
+        """The option with prompt caching, and what is to be known of its rule."""
+        model, rule = first.model, price.rule
+        cached = replace(
+            first, key=f"api:{model}:cached", name=f"{model}, long prompt, cached", mode="cached"
+        )
+        if rule is None:
+            return replace(cached, notes=(*first.notes, "no cached price is known"))
+        self.notes.append(f"prompt cache of {model}: {rule.describe()}; {rule.source}, {rule.date}")
+        if rule.assumed:
+            self.warnings.append(
+                f"{model}: cached input has a price but the catalog has no caching rule; taken: {rule.describe()}. "
+                f"Set it with --price {model}:cache_min=..,cache_step=..,cache_ttl=SECONDS,write_factor=.."
+            )
+        if cached.caches():
+            return cached
+        short = f"prefix of {first.usage.prefix:,} tokens is below the minimum of {rule.minimum:,}"
+        return replace(cached, notes=(*first.notes, short))
+
+    def _lifetime(self, price: prices.ApiPrice, *, baseline: bool) -> None:
+        """Refuse a model that has been shut down; warn of one that ends within the horizon."""
+        end = price_data.retirement(price.id, price.provider)
+        if end is None:
+            return
+        told = f"{end.source}, read {end.read}"
+        if end.date <= f"{self.now:%Y-%m-%d}":
+            raise InputError(
+                f"{price.model} was shut down on {end.date} ({told}); plan with a living model: its successor is "
+                f"{end.successor}"
+            )
+        horizon = self.case.plan.horizon_months
+        if end.date > f"{self.now + timedelta(days=horizon * DAYS_PER_MONTH):%Y-%m-%d}":
+            return
+        line = f"{price.model} is shut down on {end.date}, within the {horizon:g} months planned; successor: "
+        line += end.successor
+        if end.fine_tunes:
+            line += "; models tuned from it end with it"
+            line += f", and no new tuning starts after {end.new_jobs}" if end.new_jobs else ""
+        (self.alarms if baseline else self.warnings).append(f"{line} ({told})")
+
     def tuned_api(self, model: str, price: prices.ApiPrice) -> None:
         """The fine-tuned version of an API model with the short prompt, where its provider sells one."""
-        tuned = prices.fine_tuned(model, price, self.settings.prices)
+        tuned = prices.fine_tuned(price, self.settings.prices)
         if tuned is None or tuned.training is None:
+            return
+        end = price_data.retirement(price.id, price.provider)
+        if end is not None and end.new_jobs and end.new_jobs < f"{self.now:%Y-%m-%d}":
             return
         usage = self.counts.usage(model, "short", api=True)
         costs = oneoff.fine_tuned_api(
@@ -136,17 +185,17 @@ class Planner:
             precision,
             usage,
             prefix_cache=prefix_cache,
-            rate=self.case.traffic.rate,
-            peak_factor=self.case.traffic.peak_factor,
-            arrival_cv=self.case.traffic.arrival_cv,
-            slo=self.case.traffic.slo,
-            price=self.settings.gpu_prices.get(gpu, self.settings.gpu_prices.get("")),
+            traffic=self.case.traffic,
+            slo=self.slo,
+            price=self.gpu_price(gpu),
+            setup=self.case.candidate,
             calibration=self.settings.calibration,
         )
         what = "tuned" if tuned else "base"
         device = gpu if served.gpus_per_replica == 1 else f"{served.gpus_per_replica} x {gpu}"
         # A tuned option always has the cache on: its short prefix makes little of it.
         cache = ", prefix cache" if prefix_cache and not tuned else ""
+        self._efficiency(served)
         option = Option(
             key=f"{gpu}:{model}:{precision}:{what}{':cache' if prefix_cache else ''}",
             name=f"{model} {what}, {label} prompt{cache}, {precision} on {device}",
@@ -164,9 +213,25 @@ class Planner:
             min_replicas=self.case.plan.min_replicas,
             baseline=baseline,
             notes=() if served.fits else (served.why,),
+            unusable=not served.fits,
         )
         self.options.append(option)
         return option
+
+    def _efficiency(self, served: Serving) -> None:
+        """Say what the forecast of an engine on a device family rests on."""
+        one, (low, high) = served.one, served.capacity_interval
+        overhead = one.overhead
+        measured = one.gpu.family in overhead.families if overhead.rows else one.eff.rows > 0
+        rows = overhead.rows or one.eff.rows
+        what = f"{one.engine.title} on {one.gpu.family}"
+        band = f"90% band of its speed {low:.2f} to {high:.2f} times the forecast"
+        if measured:
+            self.notes.append(f"speed of {what}: {rows} measured rows; {band}")
+        else:
+            self.warnings.append(
+                f"no measured rows of {what}: its speed is taken over from other devices; {band}"
+            )
 
     def _hosted_costs(self, model: str, served: Serving, usage: Usage, *, tuned: bool) -> oneoff.Costs:
         architecture = catalog.model(model)
@@ -178,7 +243,7 @@ class Planner:
             method=self.case.tune.method,
             params=float(architecture.params),
             peak_flops=served.train_flops,
-            gpu_hour=served.price_hour,
+            gpu_hour=served.machine.dollars_per_hour,
             tuned=tuned,
         )
 
@@ -194,7 +259,7 @@ class Planner:
                     if device.engine == "llamacpp"
                     else f"efficiencies of {gpu} are the catalog's: the bench report was taken with llama.cpp"
                 )
-            self.notes.append(machine(device, self.gpu_price(gpu))["line"])
+            self.notes.append(describe(machine(device, self.gpu_price(gpu))))
             asked = catalog.precision(wanted.precision).name
             for cache in (False, True):
                 self.hosted(wanted.model, gpu, asked, tuned=False, prefix_cache=cache)
@@ -229,47 +294,104 @@ class Planner:
             names = [p for p in PRECISIONS if p in ("fp16", "int4") or p in device.flops]
         return names if asked in names else [asked, *names]
 
-    # The answer
+    # All of them
 
-    def plan(self) -> Plan:
-        """Count, price and compare everything."""
-        case = self.case
-        price: prices.ApiPrice | None = None
-        api, model = _baseline(case)
+    def build(self) -> None:
+        """Count, price and forecast every option."""
+        api, model = _baseline(self.case)
         if api is not None:
-            price = self.api(api, baseline=True)
-            cheaper = case.plan.cheaper_api or prices.cheaper(api)
-            self.tuned_api(api, price)
-            if cheaper is not None and cheaper != "none":
-                self.tuned_api(cheaper, self.api(cheaper, baseline=False))
+            self.price = self.api(api, baseline=True)
+            self.tuned_api(api, self.price)
+            self._default_slo(self.options[0])
+            for sibling in self._siblings(self.price):
+                self.tuned_api(sibling, self.api(sibling, baseline=False))
+            self.candidates()
         else:
             assert model is not None
-            gpu = catalog.gpu(case.baseline.gpu or case.candidate.gpu[0]).name
-            precision = catalog.precision(case.baseline.precision or case.candidate.precision).name
-            self.counts.usage(model, "long", api=False)
-            mine = case.candidate
-            if (model, gpu, precision) != (
-                mine.model,
-                catalog.gpu(mine.gpu[0]).name,
-                catalog.precision(mine.precision).name,
-            ):
-                for cache in (False, True):
-                    self.hosted(model, gpu, precision, tuned=False, prefix_cache=cache, baseline=True)
-        self.candidates()
-        if api is None:
-            self.options = [
-                replace(o, baseline=True) if o.model == model and not o.tuned and o.kind == "hosted" else o
-                for o in self.options
-            ]
+            self._hosted_baseline(model)
         self.options.sort(key=lambda o: (not o.baseline, o.tuned, o.kind != "api"))
-        return judge(self, price)
+        self.settings.prices.check_used([o.model for o in self.options if o.kind == "api"])
+        gpus = sorted({o.gpu for o in self.options if o.gpu})
+        for name in self.settings.gpu_prices:
+            if name and name not in gpus:
+                raise InputError(
+                    f"--gpu-price for '{name}', which is not in this plan; {nearest(name, gpus)}"
+                )
+
+    def _hosted_baseline(self, model: str) -> None:
+        """Options where an open model runs today: it sets the default SLO rather than being held to it."""
+        mine = self.case.candidate
+        gpu = catalog.gpu(self.case.baseline.gpu or mine.gpu[0]).name
+        precision = catalog.precision(self.case.baseline.precision or mine.precision).name
+        self.counts.usage(model, "long", api=False)
+        today = [
+            self.hosted(model, gpu, precision, tuned=False, prefix_cache=cache, baseline=True)
+            for cache in (False, True)
+        ]
+        self._default_slo(today[0])
+        keys = {option.key for option in today}
+        self.candidates()
+        others = [option for option in self.options if option.key not in keys]
+        self.options = today + [replace(o, baseline=o.model == model and not o.tuned) for o in others]
+
+    def _default_slo(self, today: Option) -> None:
+        """Without an SLO, what the baseline gives today is the target: no option may be slower than that."""
+        if any(v is not None for v in (self.slo.ttft_ms, self.slo.tpot_ms, self.slo.e2e_ms)):
+            return
+        percentile = self.slo.percentile
+        if today.price is not None:
+            known = today.price.latency
+            if known is None:
+                self.warnings.append(
+                    f"no SLO was given and no latency of {today.model} is known: replicas are sized to "
+                    "90% of their capacity, however slow that is (--slo-ttft, --slo-e2e)"
+                )
+                return
+            usage = today.usage
+            ttft = (known.ttft_ms + usage.reasoning * known.tpot_ms) * known.factor
+            e2e = ttft + max(usage.output.mean - 1, 0) * known.tpot_ms * known.factor
+            how = f"{known.factor:g} times its provider's typical median"
+        elif today.serving is not None and today.serving.fits:
+            found = today.serving.latency(replica_rate(today, self.case.traffic.rate))
+            ttft, e2e = (found[name].at[95.0] * 1e3 for name in ("ttft", "e2e"))
+            percentile, how = 95.0, "simulated"
+        else:
+            return
+        self.slo = Slo(ttft_ms=ttft, e2e_ms=e2e, percentile=percentile)
+        self.slo_source = f"what {today.name} gives today, {how}"
+        self.notes.append(
+            f"SLO: none was given, so it is {self.slo_source}: p{percentile:g} TTFT {ttft:,.0f} ms, end to end "
+            f"{e2e:,.0f} ms (--slo-ttft, --slo-e2e, [traffic.slo])"
+        )
+
+    def _siblings(self, price: prices.ApiPrice) -> list[str]:
+        """Cheaper API models to compare with: the user's, else the price data's; said if there are none."""
+        asked = self.case.plan.cheaper_api
+        if asked is not None:
+            return [] if asked == "none" else [name.strip() for name in asked.split(",") if name.strip()]
+        found: list[price_data.Sibling] = []
+        if price_data.known(price.model):
+            found = price_data.siblings(price_data.look_up(price.model, self.now), self.now)
+        if not found:
+            self.warnings.append(
+                f"no cheaper sibling of {price.model} is in the price data; name one to compare with: --cheaper-api"
+            )
+        return [f"{price.provider}/{s.id}" if "/" in price.model else s.id for s in found]
+
+
+def replica_rate(option: Option, rate: float) -> float:
+    """Requests/s of one replica at the busiest hour."""
+    share = rate * option.shape.peak / float(max(option.replicas(rate), 1e-9))
+    if option.shared_by > 1 and option.serving is not None:
+        share = min(share, option.serving.capacity)
+    return share
 
 
 def _baseline(case: Case) -> tuple[str | None, str | None]:
     """`(API model, open model)`: which of the two runs today. `--baseline` may name either."""
     if case.baseline.api is not None:
         name = case.baseline.api
-        if not prices.known_api(name):
+        if not price_data.known(name):
             try:
                 return None, catalog.model(name).name
             except InputError:
@@ -280,8 +402,3 @@ def _baseline(case: Case) -> tuple[str | None, str | None]:
     raise InputError(
         "what runs today? give --baseline API_MODEL or --baseline-model OPEN_MODEL ([baseline] api or model)"
     )
-
-
-def build(case: Case, settings: Settings, counts: Counts | None = None) -> Plan:
-    """The plan of a case. Raises `InputError` for what the case lacks, `OutsideError` for tokenizers or packages."""
-    return Planner(case, settings, counts).plan()

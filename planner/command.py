@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,8 @@ class PlanGroup(click.Group):
 
 @click.group(cls=PlanGroup, invoke_without_command=True)
 @case_flags(
-    "--prompt", "--inputs", "--rate", "--peak-factor", "--arrival-cv", "--output-tokens", "--offline",
+    "--prompt", "--inputs", "--rate", "--peak-factor", "--arrival-cv", "--output-tokens",
+    "--reasoning-tokens", "--offline", "--engine", "--kv-cache", "--tensor-parallel", "--max-sequences", "--chunk",
     "--cheaper-api", "--system", "--instruction", "--slo-ttft", "--slo-tpot", "--slo-e2e", "--fails", "--current",
     "--target", "--examples-at-hand", "--min-replicas",
     baseline="baseline.api", baseline_model="baseline.model", model="candidate.model", gpu="candidate.gpu",
@@ -53,7 +53,7 @@ class PlanGroup(click.Group):
         "prompts.",
         "--baseline": "What runs today: an API model by name.",
         "--baseline-model": "What runs today: an open model by name.",
-        "--model": "Small model the prompt would move into.",
+        "--model": "Small model the prompt would move into: a name, a directory or a config.json.",
         "--gpu": "GPU (or cpu) to serve it on; may be given several times.",
     },
 )  # fmt: skip
@@ -62,7 +62,8 @@ class PlanGroup(click.Group):
     "price_values",
     type=PRICE,
     multiple=True,
-    help="API price, $ per million tokens; several for several models.",
+    help="API price, $ per million tokens; several for several models. cache_min, cache_step (tokens), cache_ttl "
+    "(seconds) and write_factor set the caching rule.",
 )
 @click.option(
     "--gpu-price", "gpu_price_values", type=TEXT, multiple=True, help="$ per hour: 2.10, or GPU=2.10."
@@ -71,12 +72,15 @@ class PlanGroup(click.Group):
     "--tokenizer", type=TEXT, multiple=True, help="PATH or MODEL=PATH of a tokenizer that is not at hand."
 )
 @click.option(
-    "--approximate", is_flag=True, help="Count with another tokenizer where one is missing, error stated."
+    "--approximate", is_flag=True, help="Count with another tokenizer if one is missing, error stated."
 )
 @click.option("--calibrate", type=PATH, help="report.json of `unshot bench` to fit efficiencies to.")
 @click.option("--seed", type=SEED, default=0, help="Seed of the uncertainty analysis.")
-@click.option("--out", "final", type=PATH, help="Directory to write plan.json and report.html to.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@click.option(
+    "--out", "final", type=PATH, help="Directory to write plan.json, plan.csv, plan.xlsx and report.html to."
+)
+@click.option("--all", "everything", is_flag=True, help="Show every option, not only the six that matter.")
+@click.option("--overwrite", is_flag=True, help="Replace the directory if it exists.")
 @common
 @click.pass_context
 def plan(ctx: click.Context, out: Output, **flags: Any) -> None:
@@ -86,15 +90,8 @@ def plan(ctx: click.Context, out: Output, **flags: Any) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    # numpy's matrix products are of a few dozen numbers here; a second BLAS thread only spins beside them.
+    # numpy's matrix products are of a few dozen numbers here; a second BLAS thread is of no use.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # A short process frees nothing that is worth looking for: the collector costs a tenth of a cold start.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        from planner.run import plan_run
+    from planner.run import plan_run
 
-        plan_run(out, **flags)
-    finally:
-        if collecting:
-            gc.enable()
+    plan_run(out, **flags)

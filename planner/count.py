@@ -1,11 +1,12 @@
-"""What is sent: a case's prompts and inputs, and their tokens with each model, counted once and kept between runs."""
+"""What is sent: a case's prompts and inputs, and their tokens with each model, counted once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from planner import prices
+from msgspec.structs import replace
+
+from planner import price_data
 from planner.settings import Settings
 from planner.usage import Usage, measure
 from unshot.case import Case
@@ -13,10 +14,8 @@ from unshot.data.load import load_inputs
 from unshot.data.prompts import SLOT, Prompt
 from unshot.data.rows import Example
 from unshot.errors import InputError
-from unshot.memo import Task, ahead, digest, remember
 from unshot.text.counters import Counter
-from unshot.text.encodings import openai_encoding
-from unshot.text.tokenizers import counter_for, fingerprint
+from unshot.text.tokenizers import counter_for
 
 Label = Literal["long", "short"]
 
@@ -31,11 +30,9 @@ class Counts:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.usages: dict[str, Usage] = {}
+        self.uncounted: set[str] = set()  # models that reason, without a figure for how long
         self._counters: dict[str, Counter] = {}
         self.inputs = self._inputs()
-        self._contents = digest(
-            [(e.messages, e.answer, sorted(e.extra.items(), key=repr)) for e in self.inputs]
-        )
         if long.template is None and not long.examples:
             self.warnings.append(
                 "the long prompt holds no examples: give them with --prompt or [task] examples"
@@ -67,42 +64,33 @@ class Counts:
             )
         return self._counters[model]
 
-    def _task(self, model: str, label: Label, *, api: bool) -> Task:
-        """What `remember` takes for the tokens of a prompt with a model."""
-        prompt, output = self.prompts[label], self.case.traffic.output_tokens
-
-        def count() -> dict[str, Any]:
-            return measure(prompt, self.inputs, self._counter(model, api=api), output_tokens=output).dump()
-
-        source = fingerprint(model, api=api, paths=self.settings.paths, approximate=self.settings.approximate)
-        shots = [(e.messages, e.answer) for e in prompt.examples]
-        return "tokens", (source, prompt.system, prompt.template, shots, self._contents, output), count
-
     def usage(self, model: str, label: Label, *, api: bool) -> Usage:
-        """Tokens of a prompt with a model; counts of an earlier run with the same contents are taken over."""
+        """Tokens of a prompt with a model."""
         name = f"{model}, {label} prompt"
         if name in self.usages:
             return self.usages[name]
-        found = Usage.load(remember(*self._task(model, label, api=api)), self.prompts[label])
+        output = self.case.traffic.output_tokens
+        found = measure(self.prompts[label], self.inputs, self._counter(model, api=api), output_tokens=output)
         self.notes.append(f"tokens of {model}: counted with {found.described()}")
         if found.error:
             self.warnings.append(f"tokens of {model} are approximate: within {found.error:.0%}")
-        self.usages[name] = found
-        return found
+        self.usages[name] = self._with_reasoning(model, found) if api else found
+        return self.usages[name]
 
-    def ahead(self) -> None:
-        """Begin to count, a process for each model, while this one loads what a plan is made with."""
-        long: Sequence[Label] = ("long",)
-        both: Sequence[Label] = ("long", "short")
-        today = self.case.baseline
-        wanted: dict[tuple[str, bool], Sequence[Label]] = {(self.case.candidate.model, False): both}
-        if today.model is not None:
-            wanted.setdefault((today.model, False), long)
-        for name in (today.api, self.case.plan.cheaper_api or prices.cheaper(today.api or "")):
-            if name is not None and openai_encoding(name) is not None:
-                wanted[name, True] = both if prices.sold_tuned(name) else long
-        for (model, api), labels in wanted.items():
-            ahead([self._task(model, label, api=api) for label in labels])
+    def _with_reasoning(self, model: str, usage: Usage) -> Usage:
+        """The usage with the tokens that the model thinks before an answer, as the case gives them."""
+        thought = self.case.traffic.reasoning_tokens
+        if not price_data.reasons(model):
+            return usage
+        if thought is None:
+            self.uncounted.add(model)
+            self.warnings.append(
+                f"{model} reasons before it answers and bills that as output; none is counted: give "
+                "[traffic] reasoning_tokens (--reasoning-tokens), from the usage your provider reports"
+            )
+            return usage
+        self.notes.append(f"{model}: {thought:g} reasoning tokens per request, your figure")
+        return replace(usage, reasoning=thought)
 
 
 def short_prompt(short: Prompt, long: Prompt) -> Prompt:

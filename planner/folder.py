@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from planner.build import build
+from planner.judge import make_plan
+from planner.options import SECONDS_PER_MONTH, Option
 from planner.payload import payload
 from planner.plan import Comparison, Plan
 from planner.settings import Settings
-from planner.terminal import months, per_second, table_of
+from planner.terminal import table_of
 from unshot import __version__
 from unshot.case import Case
-from unshot.console import Output, dumps
+from unshot.console import Output
 from unshot.contracts.manifest import Manifest, describe_file, staged
+from unshot.contracts.plan import FolderPlanFile
 from unshot.data.files import write_text
 from unshot.errors import InputError
 from unshot.report import page
 from unshot.report.charts import Bar, bars, dollars
+from unshot.report.formats import months, per_second
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 PROMPT_NAMES = ("base_prompt", "prompt", "few_shot")
 INPUT_NAMES = ("inputs", "test", "train", "data")
@@ -78,20 +85,20 @@ def plan_folder(case: Case, settings: Settings, out: Output, final: Path | None,
                 examples=one.prompt, inputs=one.inputs or case.task.inputs, name=one.name
             )
             try:
-                plans.append((one.name, build(case.changed(task=task), settings)))
+                plans.append((one.name, make_plan(case.changed(task=task), settings)))
             except InputError as error:
                 raise InputError(f"{one.name}: {error}") from None
             out.detail(f"{one.name}: planned")
-    data = {"format": 1, "folder": str(folder), "prompts": {name: payload(plan) for name, plan in plans}}
+    file = FolderPlanFile(folder=str(folder), prompts={name: payload(plan) for name, plan in plans})
     even = [c.break_even for _, plan in plans if (c := _compared(plan)) is not None and c.break_even]
     rows = [row(name, plan, min(even, default=None)) for name, plan in plans]
     if final is not None:
         with staged(final, overwrite=overwrite) as work:
             manifest.inputs = [describe_file(p) for one in found for p in (one.prompt, one.inputs) if p]
-            write_text(work / "plan.json", dumps(data) + "\n")
+            file.write(work)
             write_text(work / "report.html", report(case, plans, rows))
             manifest.finish(work)
-        data["out"] = str(final)
+    data = file.plain() | ({"out": str(final)} if final is not None else {})
     out.result(data, *([] if out.json_mode else _terminal(case, plans, rows)))
 
 
@@ -105,16 +112,16 @@ def row(name: str, plan: Plan, smallest: float | None) -> list[str]:
     `smallest` is the lowest break-even of the table, requests/s: it decides the unit of all.
     """
     long = next(o for o in plan.options if o.prompt == "long")
-    thousand = plan.rate * 8760 / 12 * 3.6
+    thousand = plan.rate * SECONDS_PER_MONTH / 1000
 
-    def cost(wanted: Any) -> str:
+    def cost(wanted: Callable[[Option], bool]) -> str:
         option = next((o for o in plan.options if wanted(o)), None)
         return dollars(float(option.monthly(plan.rate)) / thousand) if option is not None else "–"
 
-    def uncached(option: Any) -> bool:
+    def uncached(option: Option) -> bool:
         return bool(option.baseline and option.mode == "plain" and not option.prefix_cache)
 
-    def cached(option: Any) -> bool:
+    def cached(option: Option) -> bool:
         return bool(option.baseline and (option.mode == "cached" or option.prefix_cache))
 
     compared = _compared(plan)
@@ -129,7 +136,7 @@ def row(name: str, plan: Plan, smallest: float | None) -> list[str]:
         cost(lambda o: plan.tuned is not None and o.key == plan.tuned.key),
         per_second(compared.break_even, smallest) if compared else "–",
         months(compared.payback_months) if compared else "–",
-        plan.triage.answer,
+        plan.verdict.answer,
     ]
 
 
@@ -148,14 +155,14 @@ def _notes(plans: list[tuple[str, Plan]]) -> tuple[list[str], list[str]]:
     return list(assumptions), list(warnings)
 
 
-def _terminal(case: Case, plans: list[tuple[str, Plan]], rows: list[list[str]]) -> list[Any]:
+def _terminal(case: Case, plans: list[tuple[str, Plan]], rows: list[list[str]]) -> list[RenderableType]:
     from rich.text import Text
 
     table = table_of(_caption(case), *HEADERS)
     for cells in rows:
         table.add_row(*cells)
     assumptions, warnings = _notes(plans)
-    lines = [Text(f"  note: {w}", style="yellow") for w in warnings]
+    lines: list[RenderableType] = [Text(f"  warning: {w}", style="yellow") for w in warnings]
     lines.append(Text("Assumptions", style="bold"))
     return [table, *lines, *(Text(f"  - {a}", style="dim") for a in assumptions)]
 
@@ -172,7 +179,7 @@ def report(case: Case, plans: list[tuple[str, Plan]], rows: list[list[str]]) -> 
             "output": long.output.mean,
         }
         tokens.append(Bar(name, parts))
-    yes = sum(plan.triage.answer == "yes" for _, plan in plans)
+    yes = sum(plan.verdict.answer == "tune" for _, plan in plans)
     less = sum(bool(plan.economics and plan.economics.untuned) for _, plan in plans)
     first = [
         f"for {less} of them a cheaper model with the same prompt would cost less still, if it answers as well"
@@ -185,7 +192,7 @@ def report(case: Case, plans: list[tuple[str, Plan]], rows: list[list[str]]) -> 
         ),
         page.table(HEADERS, rows, left=(0, 10), caption=_caption(case)),
         page.charts(bars("Tokens per request with the long prompt", tokens, x_label="tokens")),
-        page.section("Why", page.bullets([f"{name}: {plan.triage.headline}" for name, plan in plans])),
+        page.section("Why", page.bullets([f"{name}: {plan.verdict.headline}" for name, plan in plans])),
         page.section("What it rests on", page.bullets(assumptions)),
         subtitle=str(case.task.examples),
         footer=f"unshot {__version__}. Forecast, not a measurement.",

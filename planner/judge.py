@@ -3,132 +3,144 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
-from planner import prices
 from planner.assumptions import cost_notes, spreads
 from planner.breakeven import exact_break_even, payback
+from planner.build import Builder
+from planner.count import Counts
 from planner.options import Option
 from planner.plan import Comparison, Plan
 from planner.serving import machine
-from planner.triage import Economics, triage
-from planner.uncertainty import analyse
+from planner.settings import Settings
+from planner.uncertainty import Uncertainty, analyse
+from planner.verdict import Economics, Rival, judge_case
 from unshot import catalog
-
-if TYPE_CHECKING:
-    from planner.build import Planner
+from unshot.case import Case
 
 
-def judge(planner: Planner, price: prices.ApiPrice | None) -> Plan:
-    """Compare the planner's options, with error bars, and answer whether to tune."""
-    case, rate, usages = planner.case, planner.case.traffic.rate, planner.counts.usages
-    keep = _cheapest(planner, [o for o in planner.options if o.baseline])
+def make_plan(case: Case, settings: Settings, counts: Counts | None = None) -> Plan:
+    """The plan of a case. Raises `InputError` for what the case lacks, `OutsideError` for tokenizers or packages."""
+    builder = Builder(case, settings, counts)
+    builder.build()
+    return judge(builder)
+
+
+def judge(builder: Builder) -> Plan:
+    """Compare the options, with error bars, and answer whether to tune."""
+    case, rate, usages = builder.case, builder.case.traffic.rate, builder.counts.usages
+    keep = _cheapest(builder, [o for o in builder.options if o.baseline])
     tuned = _cheapest(
-        planner, [o for o in planner.options if o.tuned and o.kind == "hosted" and o.shared_by == 1]
+        builder, [o for o in builder.options if o.tuned and o.kind == "hosted" and o.shared_by == 1]
     )
     comparisons = {}
-    for option in planner.options:
-        if keep is None or option.key == keep.key or (option.serving and not option.serving.fits):
+    for option in builder.options:
+        if keep is None or option.key == keep.key or not option.usable:
             continue
         months = payback(option, keep, rate)
-        comparisons[option.key] = Comparison(
-            exact_break_even(option, keep), months if months != float("inf") else None
-        )
-    usable = [o for o in planner.options if o.serving is None or o.serving.fits]
+        even = exact_break_even(option, keep)
+        comparisons[option.key] = Comparison(even, months if months != float("inf") else None)
     uncertainty = analyse(
-        usable,
-        spreads(case, tuple(usages.values()), tuned),
+        [o for o in builder.options if o.usable],
+        spreads(case, tuple(usages.values()), tuned, keep),
         rate,
         tuned=tuned,
         keep=keep,
-        draws=planner.settings.draws,
-        seed=planner.settings.seed,
+        draws=builder.settings.draws,
+        seed=builder.settings.seed,
     )
-    economics = _economics(planner, keep, tuned, comparisons)
-    shots = len(planner.counts.prompts["long"].examples or next(iter(usages.values())).examples)
-    misfits = [o.notes[0] for o in planner.options if o.tuned and o.serving and not o.serving.fits]
-    unfit = misfits[0] if tuned is None and misfits else ""
-    judged = triage(case.task, shots=shots, economics=economics, unfit=unfit)
+    economics = _economics(builder, keep, tuned, comparisons, uncertainty)
+    shots = len(builder.counts.prompts["long"].examples or next(iter(usages.values())).examples)
+    unfit = [o.notes[0] for o in builder.options if o.tuned and o.kind == "hosted" and not o.usable]
+    verdict = judge_case(
+        case.task, shots=shots, economics=economics, unfit=unfit[0] if unfit and not tuned else ""
+    )
     if uncertainty.cheaper is not None and 0.2 < uncertainty.cheaper < 0.8:
-        planner.warnings.append(
+        builder.warnings.append(
             f"the cost answer is uncertain: tuning is cheaper in {uncertainty.cheaper:.0%} of the draws"
         )
-    first = catalog.gpu(case.candidate.gpu[0]).name
+    first = catalog.gpu(case.candidate.gpu[0])
     return Plan(
         case=case,
         rate=rate,
-        options=tuple(planner.options),
+        slo=builder.slo,
+        slo_source=builder.slo_source,
+        options=tuple(builder.options),
         keep=keep,
         tuned=tuned,
         comparisons=comparisons,
         uncertainty=uncertainty,
-        triage=judged,
+        verdict=verdict,
         economics=economics,
         usages=usages,
-        assumptions=tuple(dict.fromkeys([*planner.notes, *cost_notes(case)])),
-        warnings=tuple(dict.fromkeys(planner.warnings)),
-        machine=machine(catalog.gpu(first), planner.gpu_price(first)),
-        price=price,
+        assumptions=tuple(dict.fromkeys([*builder.notes, *cost_notes(case)])),
+        warnings=tuple(dict.fromkeys([*builder.alarms, *builder.warnings])),
+        machine=machine(first, builder.gpu_price(first.name)),
+        price=builder.price,
     )
 
 
-def _cheapest(planner: Planner, options: Sequence[Option]) -> Option | None:
+def _cheapest(builder: Builder, options: Sequence[Option]) -> Option | None:
     """The cheapest usable option at the case's rate; batch only for offline work.
 
     Equal costs (whole GPUs make them common) go to the precision asked for, then to the prefix cache.
     """
-    good = [
-        o
-        for o in options
-        if (o.serving is None or o.serving.fits) and (o.mode != "batch" or planner.case.traffic.offline)
-    ]
-    asked = catalog.precision(planner.case.candidate.precision).name
+    asked = catalog.precision(builder.case.candidate.precision).name
 
     def order(option: Option) -> tuple[float, bool, bool]:
-        cost = round(float(option.monthly(planner.case.traffic.rate)), 2)
+        cost = round(float(option.monthly(builder.case.traffic.rate)), 2)
         return cost, option.precision != asked, not option.prefix_cache
 
-    return min(good, key=order) if good else None
+    return min((o for o in options if _competes(builder, o)), key=order, default=None)
+
+
+def _competes(builder: Builder, option: Option) -> bool:
+    return option.usable and (option.mode != "batch" or builder.case.traffic.offline)
 
 
 def _economics(
-    planner: Planner, keep: Option | None, tuned: Option | None, comparisons: Mapping[str, Comparison]
+    builder: Builder,
+    keep: Option | None,
+    tuned: Option | None,
+    comparisons: Mapping[str, Comparison],
+    uncertainty: Uncertainty,
 ) -> Economics | None:
     if keep is None or tuned is None:
         return None
-    rate = planner.case.traffic.rate
+    rate = builder.case.traffic.rate
     found = comparisons[tuned.key]
-    slo = planner.case.traffic.slo
-    asked = any(v is not None for v in (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms))
-    long_hosted = [o.serving.fits for o in planner.options if not o.tuned and o.serving is not None]
+    asked = any(v is not None for v in (builder.slo.ttft_ms, builder.slo.tpot_ms, builder.slo.e2e_ms))
+    long_hosted = [o.usable for o in builder.options if not o.tuned and o.kind == "hosted"]
+    below = min(float(keep.monthly(rate)), float(tuned.monthly(rate)))
     return Economics(
         rate=rate,
         keep=keep.name,
         keep_monthly=float(keep.monthly(rate)),
         tuned=tuned.name,
         tuned_monthly=float(tuned.monthly(rate)),
+        once=float(tuned.once()) - float(keep.once()),
         break_even=found.break_even,
         payback_months=found.payback_months,
-        horizon_months=planner.case.plan.horizon_months,
+        horizon_months=builder.case.plan.horizon_months,
+        cheaper=uncertainty.cheaper,
         latency_met=True if asked else None,
         # An API's latency is not forecast, so only a self-hosted long prompt can be said to miss the SLO.
         prompt_latency_met=any(long_hosted) if asked and keep.kind == "hosted" else None,
-        untuned=_cheaper(planner, tuned, lambda o: not o.tuned and not o.baseline),
-        cheaper_tuned=_cheaper(planner, tuned, lambda o: o.tuned and o.kind == "api"),
+        # A model whose reasoning tokens are not known cannot be said to be cheaper.
+        untuned=_cheaper(
+            builder,
+            below,
+            lambda o: not o.tuned and not o.baseline and o.model not in builder.counts.uncounted,
+        ),
+        cheaper_tuned=_cheaper(
+            builder, float(tuned.monthly(rate)), lambda o: o.tuned and (o.kind == "api" or o.shared_by > 1)
+        ),
     )
 
 
-def _cheaper(
-    planner: Planner, than: Option, wanted: Callable[[Option], bool]
-) -> tuple[tuple[str, float], ...]:
-    """Usable options that cost less than `than` at the case's rate, cheapest first."""
-    rate = planner.case.traffic.rate
+def _cheaper(builder: Builder, than: float, wanted: Callable[[Option], bool]) -> tuple[Rival, ...]:
+    """Usable options that cost less than `than` dollars a month at the case's rate, cheapest first."""
+    rate = builder.case.traffic.rate
     found = [
-        (o.name, float(o.monthly(rate)))
-        for o in planner.options
-        if wanted(o)
-        and (o.serving is None or o.serving.fits)
-        and (o.mode != "batch" or planner.case.traffic.offline)
-        and o.monthly(rate) < than.monthly(rate)
+        Rival(o.name, float(o.monthly(rate))) for o in builder.options if wanted(o) and _competes(builder, o)
     ]
-    return tuple(sorted(found, key=lambda pair: pair[1]))
+    return tuple(sorted((r for r in found if r.monthly < than), key=lambda r: r.monthly))

@@ -32,7 +32,9 @@ class World(Struct, frozen=True):
 
     `api_price` and `gpu_price` scale prices, `length` all token counts (the counting error), `varying` the part of the
     input that differs between requests and `answer` the output (sampling error), `capacity` what a replica serves,
-    `people` data, evaluation, engineering and operations, `training` training hours, `adapters` the many-adapter loss.
+    `people` data, evaluation, engineering and operations, `training` training hours, `adapters` the many-adapter loss,
+    `hit` the share of requests that find the prompt cache, `reasoning` the tokens thought before an answer, `replicas`
+    the replicas kept at least.
     """
 
     api_price: Any = 1.0
@@ -44,6 +46,12 @@ class World(Struct, frozen=True):
     people: Any = 1.0
     training: Any = 1.0
     adapters: Any = 1.0
+    hit: Any = 1.0
+    reasoning: Any = 1.0
+    replicas: Any = 1.0
+
+
+AS_FORECAST = World()
 
 
 class Shape(Struct, frozen=True):
@@ -90,6 +98,12 @@ class Option(Struct, frozen=True):
     shared_by: int = 1
     baseline: bool = False
     notes: tuple[str, ...] = ()
+    unusable: bool = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether the option can serve the task at all; if not, the first of its notes says why."""
+        return not self.unusable
 
     def hit(self, rate: Any, *, ttl: float | None = None) -> Any:
         """Share of requests that find the prefix cached, averaged over the day's load."""
@@ -111,11 +125,12 @@ class Option(Struct, frozen=True):
     def tokens(self, world: World) -> tuple[Any, Any]:
         """Mean input and output tokens of a request."""
         inputs = (self.usage.prefix + self.usage.varying * world.varying) * world.length
-        return inputs, self.usage.output.mean * world.answer * world.length
+        thought = self.usage.reasoning * world.reasoning
+        return inputs, self.usage.output.mean * world.answer * world.length + thought
 
     def request_cost(self, rate: Any, world: World | None = None) -> RequestCost:
         """Dollars of one request at an API; zero for a self-hosted option (its cost is per month)."""
-        world = world or World()
+        world = world or AS_FORECAST
         if self.price is None:
             return RequestCost(0.0, 0.0, 0.0, 0.0)
         inputs, outputs = self.tokens(world)
@@ -138,12 +153,12 @@ class Option(Struct, frozen=True):
                 plain.input * scale, plain.cached * scale, plain.write * scale, plain.output * scale
             )
 
-        short = cost(self.hit(rate))
+        short = cost(np.minimum(self.hit(rate) * world.hit, 1.0))
         rule = self.price.rule
         if not prefix or rule is None or rule.ttl_long is None or self.price.write_long is None:
             return short
         # The cheaper of the two lifetimes, as a careful user would choose.
-        other = cost(self.hit(rate, ttl=rule.ttl_long), long_ttl=True)
+        other = cost(np.minimum(self.hit(rate, ttl=rule.ttl_long) * world.hit, 1.0), long_ttl=True)
         better = np.less(other.total, short.total)
         return RequestCost(
             *(
@@ -164,29 +179,31 @@ class Option(Struct, frozen=True):
         """
         if self.serving is None:
             return 0.0 * np.asarray(rate)
-        world = world or World()
-        capacity = self.serving.capacity * world.capacity * self._length_factor(world)
+        world = world or AS_FORECAST
+        capacity = self.serving.capacity * world.capacity
+        if world is not AS_FORECAST:
+            capacity = capacity * self._length_factor(world)
         if self.shared_by > 1:
             capacity = capacity * self._adapter_share(world)
         need = np.asarray(rate) * self.shape.peak / capacity
+        least = np.maximum(np.round(self.min_replicas * world.replicas), 1.0)
         if self.shared_by > 1:
-            return np.maximum(need, self.min_replicas / self.shared_by)
-        return np.maximum(np.ceil(need - 1e-9), self.min_replicas)
+            return np.maximum(need, least / self.shared_by)
+        return np.maximum(np.ceil(need - 1e-9), least)
 
     def _adapter_share(self, world: World) -> Any:
         return 1.0 - np.minimum(table("costs")["adapters"]["overhead"] * world.adapters, 0.9)
 
     def _length_factor(self, world: World) -> Any:
-        """How capacity follows the request's length: a power law round the forecast point."""
+        """How capacity follows the request's length: that of the drawn lengths over the forecast's."""
         assert self.serving is not None
-        base_in, base_out = self.tokens(World())
         inputs, outputs = self.tokens(world)
-        by_input = (inputs / base_in) ** -self.serving.input_elasticity
-        return by_input * (outputs / base_out) ** -self.serving.output_elasticity
+        cached = self.serving.load.cached_tokens * world.length
+        return self.serving.length_factor(inputs, outputs, cached)
 
     def parts(self, rate: Any, world: World | None = None) -> dict[str, Any]:
         """Running dollars per month at a mean `rate` (requests per second), by what they pay for."""
-        world = world or World()
+        world = world or AS_FORECAST
         monthly = self._recurring(world)
         rate = np.asarray(rate, dtype=float)
         if self.price is not None:
@@ -200,7 +217,7 @@ class Option(Struct, frozen=True):
             }
         assert self.serving is not None
         hours = self.replicas(rate, world) * HOURS_PER_MONTH
-        gpu = hours * self.serving.gpus_per_replica * self.serving.price_hour * world.gpu_price
+        gpu = hours * self.serving.gpus_per_replica * self.serving.machine.dollars_per_hour * world.gpu_price
         return {"GPU hours": gpu, **{k: v + 0.0 * rate for k, v in monthly.items()}}
 
     def _recurring(self, world: World) -> dict[str, Any]:
@@ -217,7 +234,7 @@ class Option(Struct, frozen=True):
 
     def once(self, world: World | None = None) -> Any:
         """One-off dollars."""
-        world = world or World()
+        world = world or AS_FORECAST
         return sum(
             v * (world.training * world.gpu_price if k == "training" else world.people)
             for k, v in self.costs.once.items()
@@ -232,7 +249,7 @@ class Option(Struct, frozen=True):
             for f in self.shape.hourly
         ]
         mean = sum(counts) / len(counts)
-        return mean * HOURS_PER_MONTH * self.serving.gpus_per_replica * self.serving.price_hour
+        return mean * HOURS_PER_MONTH * self.serving.gpus_per_replica * self.serving.machine.dollars_per_hour
 
     def utilisation(self, rate: float) -> float | None:
         """Mean share of the kept replicas' capacity that the load uses; the rest is idle. None for an API."""
@@ -240,7 +257,7 @@ class Option(Struct, frozen=True):
             return None
         capacity = self.serving.capacity
         if self.shared_by > 1:
-            capacity *= float(self._adapter_share(World()))
+            capacity *= float(self._adapter_share(AS_FORECAST))
         return float(rate / (self.replicas(rate) * capacity))
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from msgspec import Struct
 
 from planner.options import Option
 from planner.prices import ApiPrice
-from planner.triage import Economics, Triage
 from planner.uncertainty import Uncertainty
 from planner.usage import Usage
-from unshot.case import Case
+from planner.verdict import Economics
+from unshot.case import Case, Slo
+from unshot.contracts.plan import MachinePrice, Verdict
 
 
 class Comparison(Struct, frozen=True):
@@ -26,17 +25,19 @@ class Plan(Struct, frozen=True):
 
     case: Case
     rate: float
+    slo: Slo
+    slo_source: str
     options: tuple[Option, ...]
     keep: Option | None
     tuned: Option | None
     comparisons: dict[str, Comparison]
     uncertainty: Uncertainty
-    triage: Triage
+    verdict: Verdict
     economics: Economics | None
     usages: dict[str, Usage]
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
-    machine: dict[str, Any] | None
+    machine: MachinePrice | None
     price: ApiPrice | None
 
     def option(self, key: str) -> Option:

@@ -6,26 +6,29 @@ rests on.
 
 from __future__ import annotations
 
-import functools
 import math
-import re
-from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from planner import price_data
 from planner.overrides import Overrides
+from planner.price_data import Family, Found
 from unshot.catalog.tables import table
-from unshot.errors import InputError, OutsideError, nearest
-from unshot.memo import Task, ahead, package_state, remember
+from unshot.errors import InputError
+from unshot.prices import RULE_KEYS
 
 MTOK = 1e6
 
 
 class CacheRule(Struct, frozen=True):
-    """When a prompt prefix is cached. Times in seconds; surcharges as shares of the input price."""
+    """When a prompt prefix is cached. Times in seconds.
+
+    `assumed`: no rule of the model's family is published, this one stands in.
+    """
 
     minimum: int = 1024
     step: int = 1
@@ -34,10 +37,15 @@ class CacheRule(Struct, frozen=True):
     automatic: bool = True
     source: str = ""
     date: str = ""
+    assumed: bool = False
 
     def cacheable(self, prefix: int) -> int:
         """Tokens of a static prefix that a hit reads from the cache: 0 below the minimum, else whole steps."""
         return prefix // self.step * self.step if prefix >= self.minimum else 0
+
+    def describe(self) -> str:
+        """The rule in one line."""
+        return f"from {self.minimum:,} tokens on, in steps of {self.step}, gone after {self.ttl / 60:g} min without use"
 
 
 class Latency(Struct, frozen=True):
@@ -49,11 +57,18 @@ class Latency(Struct, frozen=True):
     source: str
 
 
+class Batch(Struct, frozen=True):
+    """Batch mode of a provider: share off every token price, and where that is published."""
+
+    discount: float
+    source: str
+
+
 class ApiPrice(Struct, frozen=True):
     """Prices of one API model in $ per million tokens; None where the provider does not offer it.
 
     `write` and `write_long` are the full price of a token written to the cache (not the surcharge alone).
-    `training` is set for fine-tuned models.
+    `training` is set for fine-tuned models. `id` is the model's name in the price data.
     """
 
     model: str
@@ -73,6 +88,7 @@ class ApiPrice(Struct, frozen=True):
     batch_source: str = ""
     training: float | None = None
     context: int | None = None
+    id: str = ""
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
@@ -85,7 +101,8 @@ class ApiPrice(Struct, frozen=True):
         parts.append(f"${self.output:g} output")
         if self.training is not None:
             parts.append(f"${self.training:g} training")
-        return f"{self.model}: {', '.join(parts)} per million tokens; {self.source}, {self.date}"
+        dated = self.date or "the price itself is not dated"
+        return f"{self.model}: {', '.join(parts)} per million tokens; {self.source}, {dated}"
 
 
 class RequestCost(Struct, frozen=True):
@@ -118,15 +135,18 @@ def api_price(
     given, where = (overrides or Overrides()).of(model, baseline=baseline)
     when = when or datetime.now(UTC)
     try:
-        price = _published(model, input_tokens, when)
+        price = _published(price_data.look_up(model, when), model, input_tokens)
     except InputError:
         if not ("input" in given and "output" in given):
             raise
-        price = _bare(model)
+        price = ApiPrice(
+            model, "custom", 0.0, 0.0, None, None, None, None, None, None, None, None, "no published price", "",
+            id=price_data.plain_id(model),
+        )  # fmt: skip
     if not given:
-        return price
-    changes: dict[str, Any] = {k: v for k, v in given.items() if k != "training"}
-    today = when.date().isoformat()
+        return with_rule(price, {})
+    _check_units(model, given, price)
+    changes: dict[str, float] = {k: v for k, v in given.items() if k not in ("training", *RULE_KEYS)}
     if "input" in given:
         # A negotiated input price carries the published discounts unless those are given too.
         scale = given["input"] / price.input if price.input else 1.0
@@ -136,233 +156,165 @@ def api_price(
                 changes[key] = old * scale
     if "output" in given and "batch_output" not in given and price.batch_output is not None and price.output:
         changes["batch_output"] = price.batch_output * given["output"] / price.output
-    return replace(price, **changes, source=f"{where} (over {price.source})", date=today)
+    base = f"{price.source}, {price.date or 'not dated'}" if price.input else "no published price"
+    changed = replace(price, **changes, source=f"{where} (over {base})", date=when.date().isoformat())
+    return with_rule(changed, given)
 
 
-def _bare(model: str) -> ApiPrice:
-    return ApiPrice(
-        model, "custom", 0.0, 0.0, None, None, None, None, None, None, None, None, "no published price", "-"
-    )
+def _check_units(model: str, given: dict[str, float], price: ApiPrice) -> None:
+    """Refuse dollars per token or per thousand tokens, with what was probably meant."""
+    for key in (k for k in ("input", "output", "cached") if given.get(k)):
+        value, published = given[key], getattr(price, key) or price.input
+        for factor, unit in ((1e6, "token"), (1e3, "1,000 tokens")):
+            likely = (
+                0.02 <= value * factor / published <= 50 if published else 0.001 <= value * factor <= 1000
+            )
+            if value < 1e-3 and likely:
+                raise InputError(
+                    f"--price {model}: {key}={value:g} looks like dollars per {unit}; prices are dollars per million "
+                    f"tokens: did you mean {key}={value * factor:g}?"
+                )
 
 
-def _published(model: str, tokens: float, when: datetime) -> ApiPrice:
-    now = when.astimezone(UTC)
-    task = _task(model, now)
-    found = remember(*task)
-    if found is not None and found["by_hour"]:
-        found = remember("price", (*task[1], now.hour, now.minute // 30), lambda: _lookup(model, now))
-    if found is None:
-        raise InputError(
-            f"unknown API model '{model}': {nearest(model.rpartition('/')[2], _model_names())} Or give its price: "
-            f"--price {model}:input=2.5,output=10"
-        )
-    values: dict[str, Any] = {key: _tier(found["standard"][key], tokens) for key in _STANDARD}
-    if values["input"] is None or values["output"] is None:
+def _published(found: Found, model: str, tokens: float) -> ApiPrice:
+    values = {key: price_data.tier(found.standard[key], tokens) for key in price_data.STANDARD}
+    into, out = values["input"], values["output"]
+    if into is None or out is None:
         raise InputError(f"{model}: genai-prices has no token price for it; pass --price input=..,output=..")
-    facts = table("api")["provider"].get(found["provider"], {})
-    batch_values: dict[str, Any] = {key: _tier(found["batch"][key], tokens) for key in _BATCH}
-    batch_source = f"{found['source']}, batch rate"
-    if batch_values["batch_input"] == values["input"]:
-        discount = facts.get("batch_discount")
+    facts = table("api")["provider"].get(found.provider, {})
+    batch = {key: price_data.tier(found.batch[key], tokens) for key in price_data.BATCH}
+    batch_source = f"{found.source}, batch rate"
+    if batch["batch_input"] == into:
+        off = facts.get("batch_discount")
         batch_source = f"{facts.get('batch_source', '')}, {facts.get('batch_date', '')}"
-        off = None if discount is None else 1.0 - float(discount)
-        batch_values = {
-            "batch_input": None if off is None else values["input"] * off,
+        batch = {
+            "batch_input": None if off is None else into * (1.0 - off),
             # Where no batch rate for cached input is published, none is granted.
             "batch_cached": None,
-            "batch_output": None if off is None else values["output"] * off,
+            "batch_output": None if off is None else out * (1.0 - off),
         }
     return ApiPrice(
         model=model,
-        provider=found["provider"],
-        **values,
-        **batch_values,
-        rule=_rule(facts, found["id"]) if values["cached"] is not None else None,
+        provider=found.provider,
+        input=into,
+        output=out,
+        cached=values["cached"],
+        write=values["write"],
+        write_long=values["write_long"],
+        batch_input=batch["batch_input"],
+        batch_cached=batch["batch_cached"],
+        batch_output=batch["batch_output"],
+        rule=None,
         latency=_latency(facts),
-        source=found["source"],
-        date=found["date"],
+        source=found.source,
+        date=found.date,
         batch_source=batch_source,
-        context=found["context"],
+        context=found.context,
+        id=found.id,
     )
 
 
-def look_up_ahead(model: str) -> None:
-    """Begin to look a model's price up in another process."""
-    ahead([_task(model, datetime.now(UTC))])
+def with_rule(price: ApiPrice, given: dict[str, float]) -> ApiPrice:
+    """The price with its family's caching rule; the default rule where a cached price is known and no rule is.
+
+    `given` may hold `cache_min`, `cache_step`, `cache_ttl` (seconds) and `write_factor`, which win.
+    """
+    if price.cached is None:
+        return price
+    family = price_data.family_of(price.id or price.model)
+    rule = _family_rule(family, price_data.plain_id(price.id or price.model)) if family else None
+    if rule is None:
+        facts = table("api")["default"]
+        rule = CacheRule(
+            facts["minimum"], facts["step"], facts["ttl_s"], source=facts["source"], date=facts["date"],
+            assumed="cache_min" not in given,
+        )  # fmt: skip
+        factor = facts["write_factor"]
+    else:
+        assert family is not None
+        factor = family.write_factor
+        if price.write_long is None and family.write_factor_long is not None:
+            price = replace(price, write_long=price.input * family.write_factor_long)
+    own = {"cache_min": "minimum", "cache_step": "step", "cache_ttl": "ttl"}
+    changes = {field: type(getattr(rule, field))(given[key]) for key, field in own.items() if key in given}
+    if changes:
+        rule = replace(rule, **changes, source="your figures", date=date.today().isoformat())
+    if "write_factor" in given:
+        price = replace(price, write=price.input * given["write_factor"], write_long=None)
+    elif price.write is None and factor != 1.0:
+        price = replace(price, write=price.input * factor)
+    if price.write == price.input:
+        price = replace(price, write=None)
+    return replace(price, rule=rule)
 
 
-def _task(model: str, now: datetime) -> Task:
-    """What `remember` takes for the price of a model on a day, UTC."""
-    return "price", (package_state("genai_prices"), model, f"{now:%Y-%m-%d}"), lambda: _lookup(model, now)
-
-
-def _lookup(model: str, when: datetime) -> dict[str, Any] | None:
-    """What genai-prices says of a model, with its tiers; None for a model it does not know."""
-    from importlib import metadata  # a twentieth of a cold start, and only wanted here
-
-    provider_id, _, name = model.rpartition("/")
-    try:
-        provider, info = _snapshot().find_provider_model(name.lower(), None, provider_id or None, None)
-    except LookupError:
+def _family_rule(family: Family, name: str) -> CacheRule | None:
+    if family.minimum is None:
         return None
-    plain = info.get_prices(when)
-    batch = info.get_prices(when, {"processing": "batch"}) if info.price_variants else plain
-    return {
-        "source": f"genai-prices {metadata.version('genai-prices')}",
-        "provider": provider.id,
-        "id": info.id,
-        "context": info.context_window,
-        "date": _verified(info.price_comments) or _data_date(),
-        "by_hour": any(hasattr(item.constraint, "start_time") for item in _conditions(info)),
-        "standard": {key: _tiers(plain, name) for key, name in _STANDARD.items()},
-        "batch": {key: _tiers(batch, name) for key, name in _BATCH.items()},
-    }
-
-
-_STANDARD = {
-    "input": "input", "output": "output", "cached": "cache_read", "write": "cache_write",
-    "write_long": "cache_write_1h",
-}  # fmt: skip
-_BATCH = {"batch_input": "input", "batch_cached": "cache_read", "batch_output": "output"}
-
-
-def _tiers(price: Any, name: str) -> list[list[float]] | None:
-    """A price as `[[from tokens, $ per million], ...]`; None where it is not sold."""
-    value = getattr(price, f"{name}_mtok", None)
-    if value is None:
-        return None
-    if hasattr(value, "tiers"):
-        return [[0.0, float(value.base)], *([float(t.start), float(t.price)] for t in value.tiers)]
-    return [[0.0, float(value)]]
-
-
-def _tier(tiers: list[list[float]] | None, tokens: float) -> float | None:
-    """A price at a request size: the highest tier whose start is below it applies to all tokens."""
-    if tiers is None:
-        return None
-    chosen = tiers[0][1]
-    for start, price in tiers[1:]:
-        if tokens > start:
-            chosen = price
-    return chosen
-
-
-def _rule(facts: Mapping[str, Any], model: str) -> CacheRule | None:
-    if "cache_min" not in facts:
-        return None
-    special: Mapping[str, int] = facts.get("cache_min_models", {})
-    minimum = next((v for k, v in special.items() if model.startswith(k)), facts["cache_min"])
     return CacheRule(
-        minimum=int(minimum),
-        step=int(facts["cache_step"]),
-        ttl=float(facts["ttl_s"]),
-        ttl_long=facts.get("ttl_long_s"),
-        automatic=bool(facts["automatic"]),
-        source=facts["cache_source"],
-        date=facts["cache_date"],
+        minimum=int(price_data.longest(name, family.minima) or family.minimum),
+        step=family.step,
+        ttl=price_data.longest(name, family.ttls) or family.ttl_s,
+        ttl_long=family.ttl_long_s,
+        automatic=family.automatic,
+        source=family.source,
+        date=family.date,
     )
 
 
-def _latency(facts: Mapping[str, Any]) -> Latency | None:
-    if "ttft_ms" not in facts:
+class ProviderFacts(Struct, frozen=True):
+    """One `[provider.X]` of api.toml."""
+
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    latency_factor: float = 2.5
+    latency_source: str = ""
+
+
+def _latency(facts: object) -> Latency | None:
+    known = msgspec.convert(facts, ProviderFacts)
+    if known.ttft_ms is None or known.tpot_ms is None:
         return None
-    return Latency(
-        float(facts["ttft_ms"]),
-        float(facts["tpot_ms"]),
-        float(facts["latency_factor"]),
-        facts["latency_source"],
-    )
+    return Latency(known.ttft_ms, known.tpot_ms, known.latency_factor, known.latency_source)
 
 
-@functools.cache
-def _snapshot() -> Any:
-    try:
-        from genai_prices.data_snapshot import get_snapshot
+class FineTunePrice(Struct, frozen=True):
+    """Prices of a fine-tuned version of an API model, $ per million tokens."""
 
-        return get_snapshot()
-    except ImportError as error:
-        raise OutsideError(f"API prices need the package genai-prices ({error})") from None
-
-
-def _verified(comment: str | None) -> str | None:
-    """The newest "verified on YYYY-MM-DD" in a model's price comment, not after today."""
-    dates = re.findall(r"verified on (20\d\d-\d\d-\d\d)", comment or "")
-    dates = [d for d in dates if d <= date.today().isoformat()]
-    return max(dates) if dates else None
+    input: float
+    output: float
+    training: float
+    source: str
+    date: str
+    cached: float | None = None
 
 
-@functools.cache
-def _data_date() -> str:
-    """The newest dated price in the package that is not in the future: its data is at least as new."""
-    newest = date(2000, 1, 1)
-    today = date.today()
-    for provider in _snapshot().providers:
-        for model in provider.models:
-            for item in _conditions(model):
-                start = getattr(item.constraint, "start_date", None)
-                if start is not None and newest < start <= today:
-                    newest = start
-    return newest.isoformat()
-
-
-def _conditions(model: Any) -> list[Any]:
-    """The prices of a model that hold from a date on, at some hours, or for some kind of request."""
-    return [*(model.prices if isinstance(model.prices, list) else ()), *(model.price_variants or ())]
-
-
-def _model_names() -> list[str]:
-    wanted = ("openai", "anthropic", "google", "mistral", "deepseek", "azure", "x-ai", "cohere")
-    return sorted({m.id for p in _snapshot().providers if p.id in wanted for m in p.models})
-
-
-def known_api(model: str) -> bool:
-    """Whether genai-prices has a price for `model`."""
-    try:
-        _published(model, 0, datetime.now(UTC))
-    except InputError:
-        return False
-    return True
-
-
-def sold_tuned(model: str) -> bool:
-    """Whether the catalog has the price of a fine-tuned version of an API model."""
-    return bool(_tuned_facts(model))
-
-
-def _tuned_facts(model: str) -> dict[str, Any]:
-    found: dict[str, Any] = table("api")["finetune"].get(model.rsplit("/", 1)[-1], {})
-    return found
-
-
-def fine_tuned(model: str, price: ApiPrice, overrides: Overrides | None = None) -> ApiPrice | None:
+def fine_tuned(price: ApiPrice, overrides: Overrides | None = None) -> ApiPrice | None:
     """The price of a fine-tuned version of an API model; None where the provider tunes none that is known."""
-    name = model.rsplit("/", 1)[-1]
+    name = price.model.rsplit("/", 1)[-1]
     given, where = (overrides or Overrides()).of(f"ft-{name}", baseline=False)
-    facts = {**_tuned_facts(model), **given}
-    if not {"input", "output", "training"} <= facts.keys():
+    facts = table("api")["finetune"].get(price.id) or table("api")["finetune"].get(name) or {}
+    changed = {"source": where, "date": date.today().isoformat()} if given else {}
+    try:
+        found = msgspec.convert({**facts, **given, **changed}, FineTunePrice)
+    except msgspec.ValidationError:
         return None
     half = price.batch_input is not None
     return replace(
         price,
-        model=f"{model}, fine-tuned",
-        input=facts["input"],
-        output=facts["output"],
-        cached=facts.get("cached"),
+        model=f"{price.model}, fine-tuned",
+        input=found.input,
+        output=found.output,
+        cached=found.cached,
         write=None,
         write_long=None,
-        batch_input=facts["input"] / 2 if half else None,
-        batch_output=facts["output"] / 2 if half else None,
+        batch_input=found.input / 2 if half else None,
+        batch_output=found.output / 2 if half else None,
         batch_cached=None,
-        training=facts["training"],
-        source=where or facts["source"],
-        date=facts.get("date", date.today().isoformat()),
+        training=found.training,
+        source=found.source,
+        date=found.date,
     )
-
-
-def cheaper(model: str) -> str | None:
-    """The same provider's cheaper model that should be tried with the same prompt, where one is listed."""
-    found: str | None = table("api")["cheaper"].get(model.rsplit("/", 1)[-1])
-    return found
 
 
 def hit_rate(rate: float, ttl: float) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from planner import live
 from planner.options import HOURS_PER_MONTH, Option
 from planner.plan import Plan
-from planner.terminal import interval, months, per_second, quantiles, share
+from planner.rows import all_rows, quantiles, slo_text, with_latency
 from unshot import __version__
+from unshot.contracts.plan import PlanFile
 from unshot.report import page
 from unshot.report.charts import (
     Bar,
@@ -23,12 +24,13 @@ from unshot.report.charts import (
     number,
     tornado,
 )
+from unshot.report.formats import interval, months, per_second, share
 
 SHOWN_EXAMPLES = 24
 CURVE_POINTS = 121
 
 
-def report(plan: Plan, data: dict[str, Any]) -> str:
+def report(plan: Plan, file: PlanFile) -> str:
     """The page as HTML text."""
     case = plan.case
     title = "Should this prompt move into a tuned model?"
@@ -40,32 +42,35 @@ def report(plan: Plan, data: dict[str, Any]) -> str:
     return page.page(
         title,
         _verdict(plan),
-        _cards(plan, data),
-        page.charts(*_charts(plan, data)),
-        page.section("Options side by side", _options_table(plan, data), _latency_table(plan, data)),
+        _cards(plan, file),
+        live.controls(plan),
+        page.charts(*_charts(plan, file)),
+        page.section("Options side by side", _options_table(plan, file), _latency_table(plan, file)),
         page.section("Tokens", _tokens_table(plan), page.charts(*_token_charts(plan))),
         page.section("One-off and recurring costs", _once_table(plan)),
         page.section("What matters most", _swings(plan)),
         page.section("What it rests on", page.bullets(plan.assumptions)),
         subtitle=subtitle,
+        script=live.script(plan, shown(plan)),
         footer=f"unshot {__version__}. Forecast, not a measurement: `unshot bench` measures speed, cost and quality.",
     )
 
 
 def _verdict(plan: Plan) -> str:
-    judged = plan.triage
-    kind = "good" if judged.answer == "yes" else "warn"
-    reasons = list(judged.reasons)
-    reasons += [f"Would change it: {text}" for text in judged.would_change]
-    blocks = [page.verdict(judged.headline, reasons, kind=kind)]
+    verdict = plan.verdict
+    kind = "good" if verdict.answer == "tune" else "warn"
+    reasons = [*verdict.reasons, *(f"Would change it: {text}" for text in verdict.would_change)]
+    blocks = [page.verdict(verdict.summary, reasons, kind=kind)]
     if plan.warnings:
-        blocks.append(page.verdict("Mind", plan.warnings))
-    if judged.unknown:
-        blocks.append(page.details("Answers that would sharpen the verdict", page.bullets(judged.unknown)))
+        blocks.insert(0, page.verdict("Warnings", plan.warnings))
+    if verdict.unknown:
+        blocks.append(
+            page.details("Answers that would make the verdict surer", page.bullets(verdict.unknown))
+        )
     return "\n".join(blocks)
 
 
-def _cards(plan: Plan, data: dict[str, Any]) -> str:
+def _cards(plan: Plan, file: PlanFile) -> str:
     found, economics = plan.uncertainty, plan.economics
     if economics is None or found.saving is None or found.break_even is None or found.payback is None:
         return ""
@@ -75,7 +80,7 @@ def _cards(plan: Plan, data: dict[str, Any]) -> str:
         [
             (
                 "Saving per month",
-                dollars(data["compared"]["saving_per_month"]),
+                dollars(economics.saving),
                 f"90%: {interval(found.saving.p5, found.saving.p95)}",
             ),
             (
@@ -94,8 +99,8 @@ def _cards(plan: Plan, data: dict[str, Any]) -> str:
     )
 
 
-def _charts(plan: Plan, data: dict[str, Any]) -> list[str]:
-    figures = [_cost_curve(plan), *_latency_curves(plan), _breakdown(plan, data)]
+def _charts(plan: Plan, file: PlanFile) -> list[str]:
+    figures = [_cost_curve(plan), *_latency_curves(plan), _breakdown(plan, file)]
     swings = plan.uncertainty.tornado
     if swings and plan.economics is not None:
         figures.append(
@@ -111,7 +116,7 @@ def _charts(plan: Plan, data: dict[str, Any]) -> list[str]:
                     )
                     for s in swings
                 ],
-                base=plan.economics.keep_monthly - plan.economics.tuned_monthly,
+                base=plan.economics.saving,
                 x_label="$ saved per month",
                 x_format=dollars,
                 note="Ends are the 5th and 95th percentile of each assumption.",
@@ -137,7 +142,7 @@ def _charts(plan: Plan, data: dict[str, Any]) -> list[str]:
 def shown(plan: Plan) -> list[Option]:
     """The options a chart has room for: the two weighed, the plain baseline, and the cheapest of each other kind."""
     picked = [o for o in (plan.keep, plan.tuned) if o is not None]
-    usable = [o for o in plan.options if o.serving is None or o.serving.fits]
+    usable = [o for o in plan.options if o.usable]
     groups = (
         [o for o in usable if o.baseline and o.mode == "plain" and not o.prefix_cache],
         [o for o in usable if not o.baseline and not o.tuned and o.kind == "api" and o.mode == "cached"],
@@ -179,13 +184,13 @@ def _cost_curve(plan: Plan) -> str:
 
 
 def _latency_curves(plan: Plan) -> list[str]:
-    hosted = [o for o in plan.options if o.serving is not None and o.serving.fits and o.shared_by == 1]
+    hosted = [o for o in plan.options if o.serving is not None and o.usable and o.shared_by == 1]
     if not hosted:
         return []
     asked = plan.case.candidate.precision
     same = [o for o in hosted if o.precision == asked or o == plan.tuned]
     drawn = (same or hosted)[:6]
-    slo = plan.case.traffic.slo
+    slo = plan.slo
     wanted = [("ttft", "Time to first token", slo.ttft_ms), ("e2e", "End-to-end time", slo.e2e_ms)]
     if slo.tpot_ms is not None:
         wanted.insert(1, ("tpot", "Time per output token", slo.tpot_ms))
@@ -193,14 +198,14 @@ def _latency_curves(plan: Plan) -> list[str]:
 
 
 def _latency_curve(plan: Plan, drawn: list[Option], name: str, title: str, target: float | None) -> str:
-    from planner.queueing import capacity
+    from planner.latency.sizing import saturated
 
-    percentile = plan.case.traffic.slo.percentile
+    percentile = plan.slo.percentile
     series, tops, values = [], [], []
     for option in drawn:
         serving = option.serving
         assert serving is not None
-        top = float(capacity(serving.one.cost, serving.one.shape(serving.load)))
+        top = saturated(serving.one, serving.load)
         # Even on the logarithmic axis, and dense near saturation, where the curve bends.
         rates = [top * 10 ** (-3 + 2.7 * i / 40) for i in range(40)]
         rates += [top * (1 - 0.5 * (1 - i / 40) ** 2) for i in range(40)]
@@ -227,24 +232,22 @@ def _latency_curve(plan: Plan, drawn: list[Option], name: str, title: str, targe
         x_marks=[Mark(peak, f"busiest hour {number(peak)}/s")],
         y_marks=[Mark(target, label)] if target is not None else [],
         y_max=ceiling,
-        note=""
-        if target is not None
-        else f"No SLO was given: replicas are sized to 90% of capacity (--slo-{name}).",
+        note="Curves: closed form. The figures in the table are simulated.",
     )
 
 
-def _breakdown(plan: Plan, data: dict[str, Any]) -> str:
+def _breakdown(plan: Plan, file: PlanFile) -> str:
     horizon = plan.case.plan.horizon_months
     names = {o.key for o in shown(plan)}
     rows = []
-    for row in data["options"]:
-        if not row["usable"] or row["key"] not in names:
+    for row in file.options:
+        if not row.usable or row.key not in names or row.parts_per_month is None:
             continue
         per = 1000 / (plan.rate * HOURS_PER_MONTH * 3600)
-        parts = {k: v * per for k, v in row["parts_per_month"].items() if v > 0}
-        if row["one_off_total"]:
-            parts[f"one-off over {horizon:g} months"] = row["one_off_total"] / horizon * per
-        rows.append(Bar(row["name"], parts))
+        parts = {k: v * per for k, v in row.parts_per_month.items() if v > 0}
+        if row.one_off_total:
+            parts[f"one-off over {horizon:g} months"] = row.one_off_total / horizon * per
+        rows.append(Bar(row.name, parts))
     return bars(
         "What 1,000 requests cost, and for what",
         rows,
@@ -253,40 +256,42 @@ def _breakdown(plan: Plan, data: dict[str, Any]) -> str:
     )
 
 
-def _options_table(plan: Plan, data: dict[str, Any]) -> str:
+def _options_table(plan: Plan, file: PlanFile) -> str:
+    horizon = plan.case.plan.horizon_months
     headers = [
-        "option", "in / out", "$ / 1,000", "$ / month", "90% interval", "GPUs", "used", "one-off",
-        "break-even", "payback",
+        "option", "tokens in / out", "$ / 1,000 requests", "$ / month", "90% interval", f"$ / {horizon:g} months",
+        "GPUs", "utilisation", "one-off", "break-even", "payback",
     ]  # fmt: skip
     rows, strong, faint = [], [], []
     marked = {o.key for o in (plan.keep, plan.tuned) if o is not None}
-    for index, row in enumerate(data["options"]):
-        if row["key"] in marked:
+    for index, row in enumerate(all_rows(file)):
+        option = row.option
+        if option.key in marked:
             strong.append(index)
-        note = "; ".join(row["notes"])
-        tokens = f"{row['input_tokens']:,.0f} / {row['output_tokens']:,.0f}"
-        if not row["usable"]:
+        note = "; ".join(option.notes)
+        tokens = f"{option.input_tokens:,.0f} / {option.output_tokens:,.0f}"
+        if not option.usable or option.per_month is None or option.per_request is None:
             faint.append(index)
-            rows.append([f"{row['name']}: {note}", tokens, *["–"] * 8])
+            rows.append([f"{row.name}: not usable, {note}", tokens, *["–"] * 9])
             continue
-        compared = row["key"] in plan.comparisons and row["tuned"]
-        scaled, gpu = row.get("per_month_if_scaled_by_hour"), row["parts_per_month"].get("GPU hours", 0.0)
+        compared = option.key in plan.comparisons and option.tuned
+        scaled, gpu = option.per_month_if_scaled_by_hour, (option.parts_per_month or {}).get("GPU hours", 0.0)
         if scaled and scaled < 0.98 * gpu:
-            note = "; ".join(
-                [*row["notes"], f"{dollars(gpu)} for GPUs would be {dollars(scaled)} if scaled by the hour"]
-            )
+            by_hour = f"{dollars(gpu)} for GPUs would be {dollars(scaled)} if scaled by the hour"
+            note = "; ".join([*option.notes, by_hour])
         rows.append(
             [
-                f"{row['name']} ({note})" if note else row["name"],
+                f"{row.name} ({note})" if note else row.name,
                 tokens,
-                dollars(row["per_request"] * 1000),
-                dollars(row["per_month"]),
-                interval(*(row["per_month_interval"] or (None, None))),
-                "" if row["replicas"] is None else number(row["replicas"] * row["gpus_per_replica"]),
-                share(row["utilisation"]),
-                dollars(row["one_off_total"]) if row["one_off_total"] else "",
-                per_second(row["break_even_rate"]) if compared else "",
-                months(row["payback_months"]) if compared else "",
+                dollars(option.per_request * 1000),
+                dollars(option.per_month),
+                interval(*(option.per_month_interval or (None, None))),
+                dollars(option.total_over_horizon or 0.0),
+                "" if option.replicas is None else number(option.replicas * (option.gpus_per_replica or 1)),
+                share(option.utilisation),
+                dollars(option.one_off_total) if option.one_off_total else "",
+                per_second(option.break_even_rate) if compared else "",
+                months(option.payback_months) if compared else "",
             ]
         )
     return page.table(
@@ -295,21 +300,17 @@ def _options_table(plan: Plan, data: dict[str, Any]) -> str:
         strong=strong,
         faint=faint,
         caption="Tokens in and out, dollars. Bold: the two that the verdict weighs. Break-even and payback are "
-        "against the cheapest way to keep the prompt with today's model.",
+        "against the cheapest way to keep the prompt with today's model. Options with equal figures share a row.",
     )
 
 
-def _latency_table(plan: Plan, data: dict[str, Any]) -> str:
-    rows = []
-    for row in data["options"]:
-        found = row["latency_ms"]
-        if found is None:
-            continue
-        rows.append(
-            [row["name"], *(quantiles(found[k], forecast=found["forecast"]) for k in ("ttft", "tpot", "e2e"))]
-        )
+def _latency_table(plan: Plan, file: PlanFile) -> str:
+    rows = [
+        [row.name, *(quantiles(value) for value in (found.ttft, found.tpot, found.e2e))]
+        for row, found in with_latency(all_rows(file))
+    ]
     peak = plan.rate * plan.case.traffic.peak_factor
-    caption = f"Latency at the busiest hour, {peak:g} requests/s: p50 / p95 / p99"
+    caption = f"Latency at the busiest hour, {peak:g} requests/s: p50 / p95 / p99. {slo_text(file)}"
     return page.table(["option", "TTFT", "TPOT", "end to end"], rows, caption=caption)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from planner.count import Counts
 from planner.overrides import Overrides
-from planner.prices import api_price, look_up_ahead
+from planner.prices import api_price
 from planner.settings import Settings
 from unshot import catalog
 from unshot.case import Case
-from unshot.console import Output, dumps
+from unshot.catalog.gpu import own_gpu
+from unshot.console import Output
 from unshot.contracts.manifest import Manifest, describe_file, staged
+from unshot.contracts.plan import PlanFile
 from unshot.data.files import write_text
 from unshot.errors import InputError
 from unshot.prices import Prices
@@ -36,8 +37,13 @@ def plan_run(
     approximate: bool,
     calibrate: Path | None,
     seed: int,
+    everything: bool,
 ) -> None:
     """Plan one prompt, or each prompt of a folder, and write what was asked for."""
+    catalog.use_own(
+        {name: own_gpu(name, own) for name, own in case.gpu.items()},
+        {name: catalog.read_architecture(own.config) for name, own in case.model.items()},
+    )
     settings = Settings(
         paths=Paths.parse(tokenizer),
         approximate=approximate,
@@ -52,33 +58,30 @@ def plan_run(
         check_names(case, settings)
         plan_folder(case, settings, out, final, overwrite=overwrite)
         return
-    # Tokens and the price are on their way while numpy and what needs it are loaded.
-    counts = Counts(case, settings)
-    counts.ahead()
-    if case.baseline.api is not None:
-        look_up_ahead(case.baseline.api)
-    from planner.build import build
+    from planner.judge import make_plan
     from planner.payload import payload
 
     check_names(case, settings)
     manifest = Manifest("plan", config=case.plain(), seeds={"uncertainty": seed})
     with manifest.timed("plan"):
-        found = build(case, settings, counts)
-    data = payload(found)
+        found = make_plan(case, settings)
+        file = payload(found)
     if final is not None:
-        write_plan(found, data, final, manifest, overwrite=overwrite)
-        data["out"] = str(final)
+        write_plan(found, file, final, manifest, overwrite=overwrite)
+    data = file.plain() | ({"out": str(final)} if final is not None else {})
     if out.json_mode:
         out.result(data)
         return
     from planner.terminal import summary
 
     extra = [f"written to {final}"] if final else []
-    out.result(data, *summary(found, data), *extra)
+    out.result(data, *summary(found, file, everything=everything), *extra)
 
 
 def check_names(case: Case, settings: Settings) -> None:
     """Refuse unknown models, GPUs and priced models, with the nearest names, before any token is counted."""
+    if case.candidate.engine is not None:
+        catalog.engine(case.candidate.engine)
     names = [case.candidate.model, case.baseline.model]
     for name in filter(None, names):
         catalog.model(name)
@@ -109,15 +112,36 @@ def gpu_prices(values: Sequence[str]) -> dict[str, float]:
             price = math.nan
         if not (math.isfinite(price) and price >= 0):
             raise InputError(f"--gpu-price {value}: give dollars per hour, as 2.10 or h100-sxm=2.10")
+        _check_hourly(value, price, catalog.gpu(name) if name else None)
         found[catalog.gpu(name).name if name else ""] = price
     return found
 
 
-def write_plan(
-    found: Plan, data: dict[str, Any], final: Path, manifest: Manifest, *, overwrite: bool
-) -> None:
-    """Write plan.json, report.html and manifest.json as one directory."""
+# Above this a device costs no hour anywhere: eight B300s stay below it.
+DEAREST_HOUR = 150.0
+
+
+def _check_hourly(value: str, price: float, device: catalog.Gpu | None) -> None:
+    """Refuse a month's price, with what was probably meant."""
+    listed = device.price if device is not None and device.price else None
+    if price <= (25 * listed if listed else DEAREST_HOUR):
+        return
+    hours = 8760 / 12
+    per = (
+        f"{device.name} costs about ${listed:g} per hour"
+        if device and listed
+        else "no device costs that per hour"
+    )
+    raise InputError(
+        f"--gpu-price {value}: dollars per hour are needed, and {per}; if that is a month's price, did you mean "
+        f"{price / hours:.2f}?"
+    )
+
+
+def write_plan(found: Plan, file: PlanFile, final: Path, manifest: Manifest, *, overwrite: bool) -> None:
+    """Write plan.json, plan.csv, plan.xlsx, report.html and manifest.json as one directory."""
     from planner.report import report
+    from planner.workbook import csv_text, write_workbook
 
     task = found.case.task
     with staged(final, overwrite=overwrite) as work:
@@ -125,7 +149,9 @@ def write_plan(
             if path is not None and path.is_file():
                 manifest.inputs.append(describe_file(path))
         with manifest.timed("report"):
-            write_text(work / "plan.json", dumps(data) + "\n")
-            write_text(work / "report.html", report(found, data))
-        manifest.result = {"verdict": data["verdict"]["answer"], **data["compared"]}
+            file.write(work)
+            write_text(work / "report.html", report(found, file))
+            write_text(work / "plan.csv", csv_text(file))
+            write_workbook(found, work / "plan.xlsx")
+        manifest.result = {"verdict": file.verdict.answer, **file.compared.plain()}
         manifest.finish(work)

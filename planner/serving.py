@@ -1,10 +1,9 @@
-"""What the capacity forecast says of one self-hosted option: rate within the SLO, latency, dollars per hour."""
+"""What the forecast says of one self-hosted option: rate within the SLO, latency, dollars per hour."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,132 +11,97 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from planner.capacity import gpus_needed
-from planner.queueing import Shape, respond
-from planner.queueing import capacity as saturated
-from planner.replica import Load, Setup, setup
-from planner.replica import Slo as SecondsSlo
-from planner.roofline import StepCost, columns
+from planner.latency.closed_form import capacity as saturated
+from planner.latency.replica import Load, Replica, replica
+from planner.latency.replica import Slo as SecondsSlo
+from planner.latency.sizing import Latency, closed_form, rate_within, simulated
+from planner.latency.step import Efficiency
 from planner.usage import Usage
 from unshot import catalog
-from unshot.case import Slo
+from unshot.case import CandidateSettings, Slo, TrafficSettings
 from unshot.catalog import Gpu
+from unshot.contracts.plan import MachinePrice
 from unshot.errors import InputError
-from unshot.machine import usable_cores
-from unshot.memo import Task, ahead, remember
 
-# vLLM keeps the prefix cache in blocks of 16 tokens (docs.vllm.ai, "Automatic Prefix Caching").
-CACHE_BLOCK = 16
 # Without a price range of its own a GPU costs between these factors of its typical price (5th and 95th percentile of
 # what clouds ask for one card, spot aside).
 PRICE_LOW, PRICE_HIGH = 0.6, 1.6
 Z95 = 1.645
-PERCENTILES = (50.0, 95.0, 99.0)
-# Where the closed form is held to a tenth (docs/capacity.md): up to this share of the capacity, and from so many slots
-# on. Elsewhere the latencies shown are simulated, with so many requests.
-SIMULATED, SLOTS, REQUESTS = 0.7, 10, 40_000
-# Without an SLO a replica is loaded to this share of its capacity (as `gpus_needed` bounds it).
-MAX_UTILISATION = 0.9
+# Tensor parallelism that is tried where one device does not hold the model.
+SHARDS = (2, 4, 8)
 
 
 class Serving(Struct, frozen=True):
     """One replica of a model on a device under one prompt's requests.
 
-    `capacity` requests/s within the SLO (0 where `fits` is False, then `why` says why); elasticities say by what
-    power of the prompt's and the answer's length it falls. `capacity_interval` and `price_interval` are 90% factors.
+    `capacity` requests/s within the SLO (0 if `fits` is False, then `why` says why). `capacity_interval` and
+    `price_interval` are 90% factors.
     """
 
     fits: bool
     why: str
     capacity: float
     gpus_per_replica: int
-    price_hour: float
-    price_source: str
-    price_date: str
+    machine: MachinePrice
     train_flops: float
-    input_elasticity: float
-    output_elasticity: float
     capacity_interval: tuple[float, float]
     price_interval: tuple[float, float]
     load: Load
-    one: Setup
+    one: Replica
 
-    def simulation(self, rate: float) -> Task:
-        """For `remember`: percentiles in seconds from a simulation of `REQUESTS` requests, by measure."""
-        load = replace(self.load, rate=rate)
-
-        def run() -> dict[str, dict[str, float]]:
-            from planner.simulate import simulate
-
-            found = simulate(self.one, load, requests=REQUESTS)
-            seen = {measure: found.quantiles(measure) for measure in ("ttft", "tpot", "e2e")}
-            return {m: {"50.0": q.p50, "95.0": q.p95, "99.0": q.p99} for m, q in seen.items()}
-
-        return "latency", (self.one, load, REQUESTS), run
+    def length_factor(self, prompt: Any, output: Any, cached: Any) -> Any:
+        """Capacity with other mean lengths (tokens; numbers or arrays) over that with the load's own."""
+        one, load = self.one, self.load
+        prompt = np.maximum(prompt, cached + 1.0)
+        shape = one.shape(load, prompt=prompt, output=np.maximum(output, 1.0), cached=cached)
+        there = saturated(one.cost, shape, one.overhead.request)
+        return there / float(saturated(one.cost, one.shape(load), one.overhead.request))
 
     def curve(self, rates: list[float], measure: str, percentile: float) -> list[float]:
-        """`measure` (ttft, tpot or e2e) in milliseconds at the percentile, for rates of one replica."""
-        answer = respond(self.one.cost, self.one.shape(self.load), np.asarray(rates), (percentile,))
+        """`measure` (ttft, tpot or e2e) in milliseconds at the percentile, for rates of one replica (closed form)."""
+        answer = closed_form(self.one, self.load, np.asarray(rates), (percentile,))
         return [float(v) * 1e3 for v in np.atleast_1d(getattr(answer, measure)[percentile])]
 
-
-def latencies(loads: Sequence[tuple[Serving, float]]) -> list[dict[str, Any]]:
-    """TTFT, TPOT and end-to-end p50/p95/p99 in milliseconds of replicas, each at its own requests/s, in one go.
-
-    `p95_interval` is the p95's 90% interval over the error of the device's efficiency. `from` says where the
-    percentiles come from: `simulation` above `SIMULATED` of the capacity and below `SLOTS` slots, where the
-    closed form is often more than a tenth off, else `closed form`.
-    """
-    if not loads:
-        return []
-    costs, shapes, rates = [], [], []
-    for serving, rate in loads:
-        spread = Z95 * serving.one.eff.spread
-        costs += [serving.one.cost.scaled(speed) for speed in (1.0, math.exp(-spread), math.exp(spread))]
-        shapes += [serving.one.shape(serving.load)] * 3
-        rates += [max(rate, 1e-9)] * 3
-    answer = respond(StepCost(**columns(costs)), Shape(**columns(shapes)), np.asarray(rates), PERCENTILES)
-    tasks: dict[int, Task] = {}
-    for k, (serving, rate) in enumerate(loads):
-        share = float(answer.utilisation[3 * k])
-        if share < 1.0 and (share > SIMULATED or serving.one.max_batch < SLOTS):
-            tasks[k] = serving.simulation(rate)
-    todo, cores = list(tasks.values()), usable_cores()
-    for other in range(1, cores):
-        ahead(todo[other::cores])
-    found = []
-    for k in range(len(loads)):
-        seen: dict[str, dict[str, float]] | None = remember(*tasks[k]) if k in tasks else None
-        row: dict[str, Any] = {"from": "simulation" if seen is not None else "closed form"}
-        for measure in ("ttft", "tpot", "e2e"):
-            values = getattr(answer, measure)
-            at = {p: [float(v) * 1e3 for v in values[p][3 * k : 3 * k + 3]] for p in PERCENTILES}
-            if seen is not None:
-                # The interval is moved by the factor by which its middle is.
-                at = {p: [v * seen[measure][str(p)] * 1e3 / at[p][0] for v in at[p]] for p in PERCENTILES}
-            row[measure] = {
-                **{f"p{p:g}": at[p][0] for p in PERCENTILES},
-                "p95_interval": [min(at[95.0][1:]), max(at[95.0][1:])],
-            }
-        found.append(row)
-    return found
+    def latency(self, rate: float) -> dict[str, Latency]:
+        """TTFT, TPOT and end-to-end time in seconds of one replica at `rate` requests/s, simulated."""
+        return simulated(self.one, replace(self.load, rate=max(rate, 1e-9)))
 
 
-def machine(gpu: Gpu, price: float | None) -> dict[str, Any]:
-    """The device's name and dollars per hour with source and date. Raises `InputError` where no price is known."""
-    if price is None and gpu.price is None:
-        raise InputError(f"{gpu.name}: no price is known; pass --gpu-price {gpu.name}=DOLLARS_PER_HOUR")
-    hour = float(price if price is not None else gpu.price or 0.0)
-    source, date = ("your price", "-") if price is not None else (gpu.price_source, gpu.price_date)
-    return {
-        "name": gpu.name,
-        "title": gpu.title,
-        "kind": "cpu" if gpu.family == "cpu" else "gpu",
-        "dollars_per_hour": hour,
-        "source": source,
-        "date": date,
-        "line": f"{gpu.name} ({gpu.title}): ${hour:g} per hour; {source}, {date}",
-    }
+def machine(device: Gpu, price: float | None) -> MachinePrice:
+    """What an hour of a device costs: the user's price, else the catalog's. Raises `InputError` if neither is."""
+    if price is not None:
+        hour, source, date = price, "your price", ""
+    elif device.price is None:
+        raise InputError(
+            f"{device.name}: the catalog has no price for it; pass --gpu-price {device.name}=DOLLARS"
+        )
+    else:
+        hour, source, date = device.price, device.price_source, device.price_date
+    return MachinePrice(
+        name=device.name,
+        title=device.title,
+        kind="cpu" if device.family == "cpu" else "gpu",
+        dollars_per_hour=hour,
+        source=source,
+        date=date,
+    )
+
+
+def describe(price: MachinePrice) -> str:
+    """One line for the list of assumptions."""
+    where = ", ".join(filter(None, (price.source, price.date)))
+    return f"{price.title}: ${price.dollars_per_hour:g} per hour; {where}"
+
+
+def load_of(usage: Usage, rate: float, arrival_cv: float, *, cached: int) -> Load:
+    """The requests of a prompt; `cached` prefix tokens are found in the prefix cache."""
+    shortest = min(prompt for prompt, _ in usage.samples)
+    return Load.of_samples(
+        rate,
+        [(float(p), float(o)) for p, o in usage.samples],
+        cached_tokens=float(max(min(cached, shortest - 1), 0)),
+        arrival_cv=arrival_cv,
+    )
 
 
 def serve(
@@ -147,55 +111,55 @@ def serve(
     usage: Usage,
     *,
     prefix_cache: bool,
-    rate: float,
-    peak_factor: float,
+    traffic: TrafficSettings,
     slo: Slo,
     price: float | None,
-    arrival_cv: float = 1.0,
+    setup: CandidateSettings,
     calibration: Path | None = None,
 ) -> Serving:
     """Size one replica for the prompt's requests. Raises `InputError` for unknown names.
 
-    Where one GPU does not hold the model and a request's cache, two, four or eight share it (tensor parallelism).
+    If one GPU does not hold the model and a request's cache, two, four or eight share it (tensor parallelism), unless
+    `setup` says how many. `setup` also gives engine, KV-cache precision and the engine's limits.
     """
     device = catalog.gpu(gpu)
-    cached = usage.prefix // CACHE_BLOCK * CACHE_BLOCK if prefix_cache else 0
-    shortest = min(prompt for prompt, _ in usage.samples)
-    load = Load.of_samples(
-        rate,
-        [(float(p), float(o)) for p, o in usage.samples],
-        cached_tokens=float(min(cached, shortest - 1)),
-        arrival_cv=arrival_cv,
-    )
-    options: dict[str, Any] = {}
+    arch = catalog.model(model)
+    engine = catalog.engine(setup.engine or device.engine)
+    if engine.kernels == "batched" and device.engine == "llamacpp":
+        engine = catalog.engine(
+            device.engine
+        )  # no other engine of the catalog runs on a CPU or an Apple chip
+    cached = usage.prefix // engine.block * engine.block if prefix_cache else 0
+    load = load_of(usage, traffic.rate, traffic.arrival_cv, cached=cached)
+    eff: Efficiency | None = None
     if calibration is not None and device.engine == "llamacpp":
-        options = {"eff": _calibrated(calibration, device.name), "engine": "llamacpp"}
-    one = setup(model, device, precision, load, **options)
-    for shards in (2, 4, 8) if one.engine == "batched" and one.max_batch < 1 else ():
-        shared = setup(model, device, precision, load, tensor_parallel=shards, **options)
-        if shared.max_batch >= 1:
-            one = shared
-            break
-    targets = SecondsSlo(_seconds(slo.ttft_ms), _seconds(slo.tpot_ms), _seconds(slo.e2e_ms), slo.percentile)
-    if one.max_batch >= 1 and targets.ttft is targets.tpot is targets.e2e is None:
-        fits, why = True, ""
-        capacity = MAX_UTILISATION * float(saturated(one.cost, one.shape(load)))
+        eff, engine = _calibrated(calibration, device.name), catalog.engine("llamacpp")
+
+    def sized(shards: int) -> Replica:
+        return replica(
+            arch, device, precision, load, engine=engine, tensor_parallel=shards, eff=eff,
+            cache=setup.kv_cache, slots=setup.max_sequences, chunk=setup.chunk,
+        )  # fmt: skip
+
+    one = sized(setup.tensor_parallel or 1)
+    if setup.tensor_parallel is None and engine.kernels == "batched":
+        tried = (sized(shards) for shards in SHARDS if one.limit < 1)
+        one = next((r for r in tried if r.limit >= 1), one)
+    longest = max(prompt + output for prompt, output in usage.samples)
+    capacity, why = 0.0, ""
+    if arch.context and longest > arch.context:
+        why = f"the longest request has {longest:,} tokens; {arch.name} takes {arch.context:,}"
     else:
-        sizing = gpus_needed(one, load, targets, peak_factor=peak_factor, max_utilisation=MAX_UTILISATION)
-        fits, why, capacity = sizing.feasible, sizing.reason, sizing.rate_per_replica
-    facts = machine(device, price)
+        sizing = rate_within(one, load, seconds(slo))
+        capacity, why = sizing.rate, sizing.reason
     spread = math.exp(Z95 * one.eff.spread)
     return Serving(
-        fits=fits,
+        fits=not why,
         why=why,
         capacity=capacity,
         gpus_per_replica=one.tensor_parallel,
-        price_hour=facts["dollars_per_hour"],
-        price_source=facts["source"],
-        price_date=facts["date"],
+        machine=machine(device, price),
         train_flops=device.peak("fp16"),
-        input_elasticity=_elasticity(one, load, "prompt_tokens"),
-        output_elasticity=_elasticity(one, load, "output_tokens"),
         capacity_interval=(1 / spread, spread),
         price_interval=(1.0, 1.0) if price is not None else (PRICE_LOW, PRICE_HIGH),
         load=load,
@@ -203,20 +167,15 @@ def serve(
     )
 
 
-def _seconds(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1e3
-
-
-def _elasticity(one: Setup, load: Load, name: str) -> float:
-    """Minus d log(capacity) / d log(length), from a tenth more."""
-    more = replace(load, **{name: getattr(load, name) * 1.1})
-    before, after = (float(saturated(one.cost, one.shape(at))) for at in (load, more))
-    return -math.log(after / before) / math.log(1.1) if before > 0 and after > 0 else 0.0
+def seconds(slo: Slo) -> SecondsSlo:
+    """The case file's targets (milliseconds) in seconds."""
+    ttft, tpot, e2e = (None if v is None else v / 1e3 for v in (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms))
+    return SecondsSlo(ttft, tpot, e2e, slo.percentile)
 
 
 @functools.cache
-def _calibrated(path: Path, gpu: str) -> Any:
+def _calibrated(path: Path, gpu: str) -> Efficiency:
     """The efficiencies a bench report shows for its machine (benches run llama.cpp)."""
-    from planner.fit import calibrate
+    from planner.latency.fit import calibrate
 
     return calibrate(path, gpu=gpu)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unshot.report.formats import dollars, milliseconds, number
+from planner.rows import Row, all_rows, main_rows, quantiles, slo_text, with_latency
+from unshot.contracts.plan import PlanFile
+from unshot.report.formats import dollars, interval, months, number, per_second, share
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -12,67 +14,41 @@ if TYPE_CHECKING:
 
     from planner.plan import Plan
 
-
-def months(value: float | None) -> str:
-    """A payback time."""
-    if value is None:
-        return "never"
-    return "at once" if value < 0.05 else f"{value:.1f} months" if value < 100 else "over 8 years"
+STYLES = {"tune": "bold green"}
 
 
-def per_second(value: float | None, beside: float | None = None) -> str:
-    """A break-even rate: requests per second, or per hour where that (or the figure it stands `beside`) is small."""
-    if value is None:
-        return "never"
-    if value == 0:
-        return "always"
-    return f"{number(value)}/s" if (beside or value) >= 0.1 else f"{number(value * 3600)}/h"
-
-
-def share(value: float | None) -> str:
-    """A utilisation; empty where there is none."""
-    if value is None:
-        return ""
-    return "under 1%" if value < 0.01 else f"{value:.0%}"
-
-
-def interval(low: float | None, high: float | None, form: Any = dollars) -> str:
-    """`low to high`; an open end where a bound is not finite."""
-    return f"{form(low) if low is not None else '–'} to {form(high) if high is not None else 'never'}"
-
-
-def summary(plan: Plan, data: dict[str, Any]) -> list[RenderableType]:
-    """What `unshot plan` prints."""
+def summary(plan: Plan, file: PlanFile, *, everything: bool = False) -> list[RenderableType]:
+    """What `unshot plan` prints; `everything` shows all options instead of the six that matter."""
+    rows = all_rows(file) if everything else main_rows(plan, file)
+    hidden = len(file.options) - len(rows)
     return [
-        *_verdict(plan, data),
-        _cost_table(plan, data),
-        _latency_table(plan, data),
-        _tokens(plan),
-        *_matters(plan),
-        *_assumptions(plan),
+        *_verdict(plan, file),
+        _cost_table(plan, file, rows, hidden if not everything else 0),
+        _latency_table(plan, file, rows),
+        _tokens(file),
+        *_matters(file),
+        *_assumptions(file),
     ]
 
 
-def _verdict(plan: Plan, data: dict[str, Any]) -> list[RenderableType]:
+def _verdict(plan: Plan, file: PlanFile) -> list[RenderableType]:
     from rich.text import Text
 
-    style = "bold green" if plan.triage.answer == "yes" else "bold yellow"
-    lines: list[RenderableType] = [Text(plan.triage.headline, style=style)]
-    lines += [Text(f"  - {reason}") for reason in plan.triage.reasons]
-    lines += [Text(f"  would change it: {change}", style="dim") for change in plan.triage.would_change]
-    found = plan.uncertainty
+    verdict = file.verdict
+    lines: list[RenderableType] = [Text(verdict.summary, style=STYLES.get(verdict.answer, "bold yellow"))]
+    lines += [Text(f"  warning: {warning}", style="yellow") for warning in file.warnings]
+    lines += [Text(f"  - {reason}") for reason in verdict.reasons]
+    lines += [Text(f"  would change it: {change}", style="dim") for change in verdict.would_change]
+    found = file.uncertainty
     if plan.economics is not None and found.break_even is not None and found.saving is not None:
         band, saving, middle = found.break_even, found.saving, plan.economics.break_even
         lines.append(
             Text(
-                f"  break-even {per_second(middle)} (90%: {per_second(band.p5, middle)} to "
+                f"  tuning against keeping: break-even {per_second(middle)} (90%: {per_second(band.p5, middle)} to "
                 f"{per_second(band.p95, middle)}), payback {months(plan.economics.payback_months)}, saving "
-                f"{dollars(data['compared']['saving_per_month'])} a month (90%: {interval(saving.p5, saving.p95)}); "
-                f"cheaper in {found.cheaper:.0%} of the draws"
+                f"{dollars(plan.economics.saving)} a month (90%: {interval(saving.p5, saving.p95)})"
             )
         )
-    for warning in plan.warnings:
-        lines.append(Text(f"  note: {warning}", style="yellow"))
     return lines
 
 
@@ -88,77 +64,73 @@ def table_of(title: str, first: str, *others: str) -> Table:
     return table
 
 
-def _cost_table(plan: Plan, data: dict[str, Any]) -> Table:
+def _cost_table(plan: Plan, file: PlanFile, rows: list[Row], hidden: int) -> Table:
+    horizon = plan.case.plan.horizon_months
+    more = f"; {hidden} more with --all" if hidden > 0 else ""
     table = table_of(
-        f"Cost at {plan.rate:g} requests/s: $ per 1,000 requests, per month (90% interval), break-even rate",
-        *("option", "$/1,000", "$/month", "GPUs", "used", "even at", "payback"),
+        f"Cost at {plan.rate:g} requests/s (90% interval){more}",
+        *("option", "$/month", f"$/{horizon:g} months", "GPUs", "break-even", "payback"),
     )
-    for row in data["options"]:
-        marked = {plan.keep.key if plan.keep else "", plan.tuned.key if plan.tuned else ""}
-        style = "bold" if row["key"] in marked else "" if row["usable"] else "dim"
-        if not row["usable"]:
-            table.add_row(f"{row['name']}: {row['notes'][0]}", *[""] * 6, style=style)
+    marked = {plan.keep.key if plan.keep else "", plan.tuned.key if plan.tuned else ""}
+    for row in rows:
+        option = row.option
+        if not option.usable or option.per_month is None:
+            table.add_row(f"{row.name}: not usable, {option.notes[0]}", *[""] * 5, style="dim")
             continue
-        low, high = row["per_month_interval"] or (None, None)
-        compared = row["key"] in plan.comparisons
-        name = row["name"] + (f" ({row['notes'][0]})" if row["notes"] else "")
+        low, high = option.per_month_interval or (None, None)
+        busy = f"\n{share(option.utilisation)} busy" if option.utilisation is not None else ""
+        gpus = (
+            "" if option.replicas is None else number(option.replicas * (option.gpus_per_replica or 1)) + busy
+        )
         table.add_row(
-            name,
-            dollars(row["per_request"] * 1000),
-            f"{dollars(row['per_month'])}\n{interval(low, high)}",
-            "" if row["replicas"] is None else number(row["replicas"] * row["gpus_per_replica"]),
-            share(row["utilisation"]),
-            per_second(row["break_even_rate"]) if compared and row["tuned"] else "",
-            months(row["payback_months"]) if compared and row["tuned"] else "",
-            style=style,
+            row.name + (f" ({option.notes[0]})" if option.notes else ""),
+            f"{dollars(option.per_month)}\n{interval(low, high)}",
+            dollars(option.total_over_horizon or 0.0),
+            gpus,
+            per_second(option.break_even_rate) if option.tuned else "",
+            months(option.payback_months) if option.tuned else "",
+            style="bold" if option.key in marked else "",
         )
     return table
 
 
-def _latency_table(plan: Plan, data: dict[str, Any]) -> Table:
+def _latency_table(plan: Plan, file: PlanFile, rows: list[Row]) -> Table:
     peak = plan.rate * plan.case.traffic.peak_factor
-    title = f"Latency at the busiest hour, {peak:g} requests/s (p50 / p95 / p99)"
+    slo = slo_text(file)
+    title = f"Latency at the busiest hour, {peak:g} requests/s (p50 / p95 / p99)" + (
+        f"\n{slo}" if slo else ""
+    )
     table = table_of(title, "option", "TTFT", "TPOT", "end to end")
-    for row in data["options"]:
-        found = row["latency_ms"]
-        if found is None:
-            continue
-        cells = [quantiles(found[k], forecast=found["forecast"]) for k in ("ttft", "tpot", "e2e")]
-        table.add_row(row["name"], *cells)
+    for row, found in with_latency(rows):
+        table.add_row(row.name, *(quantiles(value) for value in (found.ttft, found.tpot, found.e2e)))
     return table
 
 
-def quantiles(values: dict[str, float | None], *, forecast: bool) -> str:
-    """`p50 / p95 / p99`; a provider's median alone is marked as typical."""
-    shown = [milliseconds(v) for v in (values["p50"], values["p95"], values["p99"]) if v is not None]
-    return " / ".join(shown) if forecast else f"typically {shown[0]}"
-
-
-def _tokens(plan: Plan) -> Table:
+def _tokens(file: PlanFile) -> Table:
     table = table_of(
-        "Tokens per request",
-        *("model and prompt", "static prefix", "varying", "input p5/p50/p95", "output p5/p50/p95"),
-        "dearest examples",
+        "Tokens per request (p5/p50/p95)",
+        *("model and prompt", "static prefix", "varying", "input", "output", "longest examples"),
     )
-    for key, usage in plan.usages.items():
-        top = sorted(usage.examples, key=lambda e: -e.tokens)[:3]
+    for key, tokens in file.tokens.items():
+        top = sorted(tokens.examples, key=lambda e: -e.tokens)[:3]
         table.add_row(
             key,
-            f"{usage.prefix:,}",
-            f"{usage.varying:,.0f}",
-            f"{usage.input.p5:,.0f}/{usage.input.p50:,.0f}/{usage.input.p95:,.0f}",
-            f"{usage.output.p5:,.0f}/{usage.output.p50:,.0f}/{usage.output.p95:,.0f}",
+            f"{tokens.prefix:,}",
+            f"{tokens.varying:,.0f}",
+            f"{tokens.input.p5:,.0f}/{tokens.input.p50:,.0f}/{tokens.input.p95:,.0f}",
+            f"{tokens.output.p5:,.0f}/{tokens.output.p50:,.0f}/{tokens.output.p95:,.0f}",
             ", ".join(f"#{e.number}: {e.tokens}" for e in top),
         )
     return table
 
 
-def _matters(plan: Plan) -> list[Table]:
-    if not plan.uncertainty.tornado:
+def _matters(file: PlanFile) -> list[Table]:
+    if not file.uncertainty.tornado:
         return []
-    title = "What matters most: the saving a month"
-    table = table_of(title, "assumption", "at its low end", "at its high end")
-    for swing in plan.uncertainty.tornado[:5]:
+    table = table_of(
+        "What moves the saving per month most", "assumption", "at its low end", "at its high end"
+    )
+    for swing in file.uncertainty.tornado[:5]:
         table.add_row(
             swing.label,
             f"{swing.low_factor:.2f}x: {dollars(swing.low)}",
@@ -167,12 +139,12 @@ def _matters(plan: Plan) -> list[Table]:
     return [table]
 
 
-def _assumptions(plan: Plan) -> list[RenderableType]:
+def _assumptions(file: PlanFile) -> list[RenderableType]:
     from rich.text import Text
 
     lines: list[RenderableType] = [Text("Assumptions", style="bold")]
-    lines += [Text(f"  - {line}", style="dim") for line in plan.assumptions]
-    if plan.triage.unknown:
-        lines.append(Text("Not said (the verdict would be sharper)", style="bold"))
-        lines += [Text(f"  - {line}", style="dim") for line in plan.triage.unknown]
+    lines += [Text(f"  - {line}", style="dim") for line in file.assumptions]
+    if file.verdict.unknown:
+        lines.append(Text("Not given (the verdict would be surer)", style="bold"))
+        lines += [Text(f"  - {line}", style="dim") for line in file.verdict.unknown]
     return lines

@@ -8,10 +8,9 @@ cancels in their difference.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 from msgspec.structs import replace
 
 from planner.breakeven import break_even
@@ -24,7 +23,7 @@ Z95 = 1.6448536269514722
 class Assumption(Struct, frozen=True):
     """One thing that may be off. `low` and `high` are factors (5th and 95th percentile) round the forecast.
 
-    `field` is the `World` field it scales, or `rate`.
+    `field` is the `World` field it scales, or `rate`. `chosen` ones are decisions: they are in the tornado, not drawn.
     """
 
     field: str
@@ -32,6 +31,7 @@ class Assumption(Struct, frozen=True):
     low: float
     high: float
     why: str
+    chosen: bool = False
 
 
 class Band(Struct, frozen=True):
@@ -81,18 +81,14 @@ class Uncertainty(Struct, frozen=True):
     tornado: tuple[Swing, ...]
     break_even_draws: tuple[float, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form, without the draws."""
-        data = to_builtins(self)
-        data.pop("break_even_draws")
-        return data
-
 
 def draw(assumptions: Sequence[Assumption], draws: int, seed: int) -> tuple[World, np.ndarray]:
     """A world of arrays, shape `(draws, 1)`, and the factors on the rate, same shape."""
     generator = np.random.default_rng(seed)
     factors = {}
     for one in assumptions:
+        if one.chosen:
+            continue
         normal = generator.standard_normal((draws, 1))
         below, above = np.log(one.low) / -Z95, np.log(one.high) / Z95
         factors[one.field] = np.exp(np.where(normal < 0, normal * below, normal * above))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 
 from unshot.data.prompts import SLOT, Prompt
 from unshot.data.rows import Example, Message
@@ -46,7 +45,8 @@ class Spread(Struct, frozen=True):
 class Usage(Struct, frozen=True):
     """Tokens of one prompt with one model. `prefix` is static (cacheable); `varying` is the rest of the input.
 
-    `samples` holds `(input tokens, output tokens)` per sampled request, for the simulation.
+    `samples` holds `(input tokens, output tokens)` per sampled request, for the simulation. `reasoning` tokens are
+    thought before each answer and billed as output; `output` is the answer alone.
     """
 
     counter: str
@@ -56,6 +56,7 @@ class Usage(Struct, frozen=True):
     output: Spread
     samples: tuple[tuple[int, int], ...]
     examples: tuple[ExampleCost, ...] = ()
+    reasoning: float = 0.0
 
     @property
     def varying(self) -> float:
@@ -65,34 +66,6 @@ class Usage(Struct, frozen=True):
     def described(self) -> str:
         """What was counted with, and how well."""
         return f"{self.counter}, within {self.error:.0%}" if self.error else self.counter
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form, without the samples."""
-        data = to_builtins(self)
-        data.pop("samples")
-        return {**data, "varying": self.varying}
-
-    def dump(self) -> dict[str, Any]:
-        """JSON form for the cache: numbers only, no text of the prompt."""
-        data = to_builtins(self)
-        data["examples"] = [cost.tokens for cost in self.examples]
-        return data
-
-    @classmethod
-    def load(cls, data: dict[str, Any], prompt: Prompt) -> Usage:
-        """The inverse of `dump`, with the texts taken from the prompt."""
-        texts = example_texts(prompt)
-        return cls(
-            counter=data["counter"],
-            error=data["error"],
-            prefix=data["prefix"],
-            input=Spread(**data["input"]),
-            output=Spread(**data["output"]),
-            samples=tuple((a, b) for a, b in data["samples"]),
-            examples=tuple(
-                ExampleCost(i + 1, n, t) for i, (n, t) in enumerate(zip(data["examples"], texts, strict=True))
-            ),
-        )
 
 
 class ExampleCost(Struct, frozen=True):

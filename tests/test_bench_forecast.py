@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from bench.forecast import forecast, sides
 from bench.records import Record
-from planner.fit import calibrate
+from planner.latency.fit import calibrate
+from unshot.case import Case, Slo
+from unshot.contracts.plan import (
+    Compared,
+    LatencyMs,
+    MachinePrice,
+    Percentiles,
+    PlanFile,
+    PlannedOption,
+    Prices,
+    Uncertainty,
+    Verdict,
+)
 from unshot.engines.llama_cpp import precision_of
 
 CONFIG = {
@@ -66,17 +78,26 @@ def test_sides_that_do_not_tell_about_one_stream_on_a_cpu_are_left_out() -> None
     assert sides(records(), {"baseline": system(config=None), "candidate": system(precision=None)}) == []
 
 
-def plan(folder: Path, kind: str) -> Path:
+def plan(folder: Path, kind: Literal["cpu", "gpu"]) -> Path:
+    def option(key: str, *, tuned: bool, precision: str, ttft: float, e2e: float) -> PlannedOption:
+        times = LatencyMs("simulation", Percentiles(ttft), Percentiles(1.0), Percentiles(e2e))
+        return PlannedOption(
+            key=key, name=key, kind="hosted", model="m", prompt="long", tuned=tuned, baseline=False,
+            mode="prefix cache", usable=True, notes=[], input_tokens=1.0, prefix_tokens=0, output_tokens=1.0,
+            one_off={}, one_off_total=0.0, retraining={}, precision=precision, latency_ms=times,
+        )  # fmt: skip
+
     options = [
-        {"key": "a", "kind": "hosted", "tuned": False, "mode": "prefix cache", "precision": "int8",
-         "latency_ms": {"ttft": {"p50": 50.0}, "e2e": {"p50": 90.0}}},
-        {"key": "b", "kind": "hosted", "tuned": True, "mode": "prefix cache", "precision": "int8",
-         "latency_ms": {"ttft": {"p50": 10.0}, "e2e": {"p50": 30.0}}},
-        {"key": "c", "kind": "hosted", "tuned": True, "mode": "prefix cache", "precision": "q8_0",
-         "latency_ms": {"ttft": {"p50": 11.0}, "e2e": {"p50": 31.0}}},
-        {"key": "d", "kind": "api", "tuned": False, "mode": "plain", "latency_ms": {"ttft": {"p50": 1.0}}},
-    ]  # fmt: skip
-    (folder / "plan.json").write_text(json.dumps({"options": options, "prices": {"machine": {"kind": kind}}}))
+        option("a", tuned=False, precision="int8", ttft=50.0, e2e=90.0),
+        option("b", tuned=True, precision="int8", ttft=10.0, e2e=30.0),
+        option("c", tuned=True, precision="q8_0", ttft=11.0, e2e=31.0),
+    ]
+    PlanFile(
+        case=Case(), rate=1.0, verdict=Verdict("tune", "", "", [], [], []),
+        compared=Compared(None, None, None, None, None, None), slo=Slo(), slo_source="", price_per_hour=1.0,
+        prices=Prices(None, MachinePrice("m", "m", kind, 1.0, "by hand", "")), tokens={}, options=options,
+        uncertainty=Uncertainty({}, None, None, None, None, None, []), assumptions=[], warnings=[],
+    ).write(folder)  # fmt: skip
     return folder
 
 

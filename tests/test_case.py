@@ -21,7 +21,7 @@ def sections(model: type[Record], path: str = "") -> Iterator[tuple[str, str]]:
     for field in fields(model):
         if isinstance(field.type, type) and issubclass(field.type, Record):
             yield from sections(field.type, f"{path}.{field.name}".strip("."))
-        else:
+        elif path:  # [gpu.NAME] and [model.NAME] are tables of the user's own names
             yield path, field.name
 
 

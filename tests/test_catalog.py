@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from unshot import catalog
@@ -39,6 +42,43 @@ def test_gpu_names(name: str, key: str) -> None:
 )  # fmt: skip
 def test_model_names(name: str, key: str) -> None:
     assert catalog.model(name).name == key
+
+
+def test_cloud_instances_are_their_devices_at_their_price() -> None:
+    eighth = catalog.gpu("p5.48xlarge")
+    assert eighth.name == "h100-sxm" and eighth.price == pytest.approx(55.04 / 8)
+    assert "p5.48xlarge" in eighth.price_source and eighth.price_date == "2026-11-09"
+    assert catalog.gpu("g6.xlarge").name == "l4" and catalog.gpu("a3-highgpu-8g") == catalog.gpu("h100-sxm")
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("gpt-oss-20b", 20.9), ("gpt-oss-120b", 116.8), ("qwen3-235b-a22b", 235.1), ("ministral-3-3b", 3.4),
+        ("ministral-3-8b", 8.5), ("ministral-3-14b", 13.5), ("granite-3.3-8b", 8.17), ("olmo-2-13b", 13.7),
+        ("llama-4-scout", 107.8),
+    ],
+)  # fmt: skip
+def test_the_newer_models_have_their_size(name: str, billions: float) -> None:
+    assert catalog.model(name).params / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_own_models_and_devices_go_before_the_catalogs(tmp_path: Path) -> None:
+    from unshot.case import OwnGpu
+    from unshot.catalog.gpu import own_gpu
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(BASE))
+    mine = own_gpu("card", OwnGpu(memory_gib=48, bandwidth_gbs=864, fp16=181, price=0.9))
+    catalog.use_own({"card": mine}, {"mine": catalog.read_architecture(tmp_path / "mine")})
+    try:
+        assert catalog.gpu("card").memory == 48 * 2**30 and catalog.gpu("card").price == 0.9
+        assert catalog.model("mine").layers == BASE["num_hidden_layers"]
+        assert catalog.model(str(tmp_path / "mine")).name == "mine"
+    finally:
+        catalog.use_own({}, {})
+    with pytest.raises(InputError):
+        catalog.gpu("card")
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

@@ -9,9 +9,10 @@ import pytest
 from msgspec.structs import replace
 
 from planner.breakeven import GRID, break_even, exact_break_even, payback
+from planner.latency.replica import Load, replica
 from planner.options import HOURS_PER_MONTH, SECONDS_PER_MONTH, Option, Shape, World
 from planner.uncertainty import Assumption, Band, analyse, draw, tornado
-from tests.test_worked_example import api, tuned
+from tests.test_worked_example import api, tuned, usage
 
 
 def flat(option: Option) -> Option:
@@ -95,7 +96,8 @@ def test_break_even_at_the_ends() -> None:
     never = replace(dear, serving=replace(dear.serving, capacity=1e-3))
     assert exact_break_even(never, api("plain")) is None
     assert math.isnan(break_even(never, api("plain")))
-    free = replace(dear, serving=replace(dear.serving, price_hour=0.0))
+    unpaid = replace(dear.serving.machine, dollars_per_hour=0.0)
+    free = replace(dear, serving=replace(dear.serving, machine=unpaid))
     assert exact_break_even(free, api("plain")) == 0.0
 
 
@@ -105,9 +107,23 @@ def test_payback_is_never_where_nothing_is_saved() -> None:
 
 
 def test_longer_requests_lower_the_capacity() -> None:
+    """The capacity is worked out at the drawn length, not by a power of it."""
     option = tuned()
-    longer = float(option.replicas(100.0, World(length=2.0)))
-    assert longer == pytest.approx(2 * float(option.replicas(100.0)), abs=1)
+    assert option.serving is not None
+    base, double = float(option.replicas(1e4)), float(option.replicas(1e4, World(length=2.0)))
+    there = float(option.serving.length_factor(280.0, 40.0, 0.0))
+    assert 0.3 < there < 0.7 and double == pytest.approx(base / there, rel=1e-3)
+
+
+def test_a_cached_prefix_does_not_make_the_length_a_cliff() -> None:
+    """Found: elasticity 12.8 where the new tokens are a hundredth of the prompt, so a band of $1,975 to $79,896."""
+    load = Load(1.0, 2500.0, 20.0, cached_tokens=2480.0)
+    one = replica("llama-3.1-8b", "h100-sxm", "fp16", load)
+    serving = replace(tuned().serving, load=load, one=one)
+    option = replace(tuned(), serving=serving, usage=usage(2480, 20, 20))
+    longer = float(option.replicas(1e4, World(length=1.1))) / float(option.replicas(1e4))
+    # A tenth longer answers over a tenth longer context: 1.1 x 1.1 the cache read, at most.
+    assert 1.0 <= longer < 1.22
 
 
 ASSUMPTIONS = [

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.prices import Overrides, api_price, cheaper, fine_tuned, hit_rate, request_cost
+from planner.overrides import Overrides
+from planner.price_data import look_up, reasons, retirement, siblings
+from planner.prices import api_price, fine_tuned, hit_rate, request_cost
 from unshot.catalog.tables import table
 from unshot.errors import InputError
 from unshot.prices import parse_prices
@@ -71,6 +73,15 @@ def test_a_write_surcharge_can_make_rare_caching_dearer() -> None:
         ("claude-haiku-4-5", 1_200, 0),
         ("claude-haiku-4-5", 4_100, 4_100),
         ("gemini-2.5-pro", 1_500, 0),
+        ("gemini-2.5-flash", 2_047, 0),
+        ("gemini-2.5-flash", 2_048, 2_048),
+        ("gemini-3.8-flash", 4_000, 0),
+        ("gemini-3.8-flash", 4_096, 4_096),
+        ("claude-opus-5", 600, 600),
+        ("claude-opus-4-7", 2_000, 0),
+        ("google/claude-haiku-4-5", 4_000, 0),
+        ("google/claude-sonnet-4-5", 1_200, 1_200),
+        ("aws/global.anthropic.claude-opus-5", 600, 600),
     ],
 )
 def test_cache_minimum_and_steps(model: str, prefix: int, held: int) -> None:
@@ -101,10 +112,11 @@ def test_batch_halves_and_is_refused_where_unknown() -> None:
 
 def test_fine_tuned_prices_and_the_users_own() -> None:
     base = api_price("gpt-4o-mini", when=NOW)
-    tuned = fine_tuned("gpt-4o-mini", base)
+    tuned = fine_tuned(base)
     assert tuned is not None and tuned.training and tuned.input > base.input
-    assert fine_tuned("claude-sonnet-4-5", base) is None
-    mine = fine_tuned("x", base, Overrides(["ft-x:input=1,output=2,training=3"]))
+    assert fine_tuned(api_price("claude-sonnet-4-5", when=NOW)) is None
+    own = Overrides(["ft-claude-sonnet-4-5:input=1,output=2,training=3"])
+    mine = fine_tuned(api_price("claude-sonnet-4-5", when=NOW), own)
     assert mine is not None and (mine.input, mine.training) == (1, 3)
 
 
@@ -136,21 +148,114 @@ def test_unknown_models_name_the_nearest() -> None:
 
 
 def test_every_catalog_figure_has_its_source_and_date() -> None:
+    for name, facts in table("api")["family"].items():
+        assert "minimum" not in facts or (facts["source"] and facts["date"]), name
     for name, facts in table("api")["provider"].items():
-        assert facts["cache_source"] and facts["cache_date"], name
         assert "batch_discount" not in facts or (facts["batch_source"] and facts["batch_date"]), name
         assert facts["latency_source"], name
+    for row in table("api")["retirement"]:
+        assert row["source"] and row["read"] == "2026-11-26" and row["successor"]
     for name, facts in table("api")["finetune"].items():
         assert facts["source"] and facts["date"], name
         assert api_price(name, when=NOW).input < facts["input"], name
-    for name, other in table("api")["cheaper"].items():
-        assert api_price(other, when=NOW).input < api_price(name, when=NOW).input
-        assert cheaper(name) == other
+
+
+def test_a_cached_price_without_a_rule_is_not_ignored() -> None:
+    """mistral-large-4: 2,000 static of 2,100 input tokens at $0.70, $0.07 cached, and an answer of 20 at $2.10."""
+    price = api_price("mistral-large-4", when=NOW)
+    assert price.rule is not None and price.rule.assumed and price.rule.minimum == 1024
+    assert api_price("grok-4.3", when=NOW).rule is not None
+    held = 2_000 // 128 * 128
+    cost = request_cost(price, input_tokens=2_100, output_tokens=20, prefix=2_000, hit=1.0).total
+    assert cost == pytest.approx(((2_100 - held) * 0.70 + held * 0.07 + 20 * 2.10) / 1e6)
+    mine = api_price("mine", overrides=Overrides(["mine:input=2.5,cached=0.25,output=10"]), when=NOW)
+    assert mine.rule is not None and mine.rule.assumed
+
+
+def test_the_user_sets_the_caching_rule() -> None:
+    text = "mistral-large-4:cache_min=512,cache_step=1,cache_ttl=3600,write_factor=1.25"
+    price = api_price("mistral-large-4", overrides=Overrides([text]), when=NOW)
+    assert price.rule is not None and not price.rule.assumed
+    assert (price.rule.minimum, price.rule.step, price.rule.ttl) == (512, 1, 3600)
+    assert price.write == pytest.approx(1.25 * 0.70)
+    for bad in ("cache_min=1.5", "cache_step=0"):
+        with pytest.raises(InputError, match="cache_"):
+            Overrides([f"mistral-large-4:{bad}"])
+
+
+def test_caching_rules_follow_the_family_not_the_reseller() -> None:
+    own, sold = api_price("claude-sonnet-4-5", when=NOW), api_price("google/claude-sonnet-4-5", when=NOW)
+    assert own.rule is not None and own.rule == sold.rule and sold.write_long == 2 * sold.input
+    # From GPT-5.6 on an entry lives 30 minutes, and writing it costs a quarter more.
+    new, old = api_price("gpt-6-luna", when=NOW), api_price("gpt-4.1", when=NOW)
+    assert new.rule is not None and new.rule.ttl == 1800 and new.write == pytest.approx(1.25 * new.input)
+    assert old.rule is not None and old.rule.ttl == 300 and old.write is None
+
+
+@pytest.mark.parametrize(
+    ("model", "date", "successor"),
+    [
+        ("gpt-4o", "2027-01-14", "gpt-6-luna"),
+        ("gpt-4o-2024-08-06", "2027-01-14", "gpt-6-luna"),
+        ("gpt-4.1-mini", "2027-01-14", "gpt-6-luna"),
+        ("gpt-5", "2026-12-11", "gpt-6.1-sol"),
+        ("gpt-5-nano", "2026-12-11", "gpt-6-luna"),
+        ("o3", "2026-12-11", "gpt-6.1-sol"),
+        ("gpt-4.1-nano", "2026-10-23", "gpt-5.6-luna"),
+        ("o4-mini", "2026-10-23", "gpt-5.6-terra"),
+        ("gpt-4", "2026-10-23", "gpt-5.6-sol"),
+    ],
+)
+def test_models_end_when_their_provider_says(model: str, date: str, successor: str) -> None:
+    found = look_up(model, NOW)
+    end = retirement(found.id, found.provider)
+    assert end is not None and (end.date, end.successor) == (date, successor)
+
+
+def test_cheaper_siblings_come_from_the_price_data() -> None:
+    names = [s.id for s in siblings(look_up("openai/gpt-4o", NOW), NOW)]
+    assert len(names) > 1 and "gpt-6-luna" in names
+    assert not {"gpt-4", "gpt-4.1-nano", "gpt-4o-mini", "gpt-oss-20b"} & set(names)
+    dated = [s.id for s in siblings(look_up("gpt-4o-2024-08-06", NOW), NOW)]
+    assert dated == names
+    claude = [s.id for s in siblings(look_up("claude-sonnet-4-5", NOW), NOW)]
+    assert "claude-haiku-5-5" in claude and all(name.startswith("claude") for name in claude)
+    assert siblings(look_up("mistral-large-4", NOW), NOW)
+    assert siblings(look_up("openai/gpt-6-luna", NOW), NOW) == []
+
+
+def test_who_reasons_is_known() -> None:
+    assert reasons("gpt-6-luna") and reasons("o3") and reasons("gemini-2.5-flash")
+    assert not reasons("gpt-4o") and not reasons("claude-sonnet-4-5") and not reasons("my-model")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("gpt-4o:input=2.5e-6", "input=2.5"),
+        ("gpt-4o:output=1e-5", "output=10"),
+        ("mine:input=2e-6,output=8e-6", "input=2"),
+    ],
+)
+def test_dollars_per_token_are_refused_with_a_guess(text: str, meant: str) -> None:
+    with pytest.raises(InputError, match="per token") as caught:
+        api_price(text.partition(":")[0], overrides=Overrides([text]), when=NOW)
+    assert f"did you mean {meant}?" in str(caught.value)
+
+
+def test_a_price_for_a_model_that_is_not_asked_for_is_refused() -> None:
+    prices = Overrides(["gpt-4o-mni:input=1,output=2"])
+    api_price("gpt-4o", overrides=prices, when=NOW)
+    with pytest.raises(InputError, match=r"'gpt-4o-mni'.*did you mean gpt-4o"):
+        prices.check_used(["gpt-4o", "gpt-6-luna"])
 
 
 def test_a_price_is_dated() -> None:
     price = api_price("gpt-4o")
     assert price.source.startswith("genai-prices ") and price.date >= "2026-10-01"
+    # The date is the price's own: since when it holds, not that of the newest price of all.
+    assert api_price("mistral-large-4", when=NOW).date == "2026-10-29"
+    assert "not dated" in api_price("mistral-nemo", when=NOW).describe()
     assert math.isfinite(price.input)
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.fit import calibrate
-from planner.published import predict, read_published
-from planner.roofline import cost_of, efficiency
-from planner.validate import judge, validate
+from planner.latency.fit import calibrate
+from planner.latency.measured import predict, read_measured
+from planner.latency.step import cost_of, efficiency
+from planner.latency.validate import judge, validate
 from tests.conftest import run_unshot
 from unshot import catalog
 from unshot.errors import InputError
 
+LLAMA = catalog.engine("llamacpp")
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared" / "data" / "published"
 TRT, LLAMACPP = PUBLISHED / "trtllm_v0.14_throughput.csv", PUBLISHED / "llamacpp_single_stream.csv"
 needs_data = pytest.mark.skipif(not TRT.is_file(), reason=f"published measurements are not at {PUBLISHED}")
@@ -24,18 +25,18 @@ needs_data = pytest.mark.skipif(not TRT.is_file(), reason=f"published measuremen
 @needs_data
 @pytest.mark.parametrize("hold_out", ["gpu", "model", "none"])
 def test_throughput_rows_left_out(hold_out: str) -> None:
-    summary = validate(TRT, hold_out)["summary"]["throughput"]
-    assert summary["rows"] == 54
-    assert summary["median_abs_error"] < 0.10
-    assert summary["p90_abs_error"] < 0.30
+    summary = validate(TRT, hold_out).summary["throughput"]
+    assert summary.rows == 54
+    assert summary.median_abs_error < 0.10
+    assert summary.p90_abs_error < 0.30
 
 
 @needs_data
 @pytest.mark.parametrize("hold_out", ["gpu", "none"])
 def test_single_stream_rows_left_out(hold_out: str) -> None:
-    summary = validate(LLAMACPP, hold_out)["summary"]
-    assert summary["decode"]["median_abs_error"] < 0.12
-    assert summary["prefill"]["median_abs_error"] < 0.25
+    summary = validate(LLAMACPP, hold_out).summary
+    assert summary["decode"].median_abs_error < 0.12
+    assert summary["prefill"].median_abs_error < 0.25
 
 
 @needs_data
@@ -49,7 +50,7 @@ def test_left_out_rows_are_not_in_their_fit() -> None:
     """Spoiling the measurements of one device must not move that device's own left-out forecasts."""
     from msgspec.structs import replace
 
-    rows = read_published(TRT)
+    rows = read_measured(TRT)
     spoiled = [replace(r, measured=r.measured * 3) if r.gpu.name == "l40s" else r for r in rows]
     before, after = judge(rows, "gpu"), judge(spoiled, "gpu")
     for a, b in zip(before, after, strict=True):
@@ -64,7 +65,7 @@ def test_stored_spread_is_honest() -> None:
     inside = [
         abs(np.log(j.forecast / j.row.measured)) <= 1.5 * efficiency(j.row.gpu, j.row.engine).spread
         for path in (TRT, LLAMACPP)
-        for j in judge(read_published(path))
+        for j in judge(read_measured(path))
     ]
     assert np.mean(inside) > 0.7
 
@@ -78,9 +79,9 @@ def test_new_file_of_the_same_columns(tmp_path: Path) -> None:
         HEADER + "llama-3.1-70b,H200,fp8,2,1000,1000,6000\nllama-2-13b,A100-SXM-80GB,fp16,1,128,128,3000\n"
     )
     report = validate(path)
-    assert [row["line"] for row in report["rows"]] == [2, 3]
-    assert all(row["forecast"] > 0 for row in report["rows"])
-    two, one = (predict(r, efficiency(r.gpu, r.engine)) for r in read_published(path))
+    assert [row.line for row in report.rows] == [2, 3]
+    assert all(row.forecast and row.forecast > 0 for row in report.rows)
+    two, one = (predict(r) for r in read_measured(path))
     assert 500 < one < 20_000 and 500 < two < 20_000
 
 
@@ -97,6 +98,7 @@ def test_new_file_of_the_same_columns(tmp_path: Path) -> None:
             r"bad\.csv:3: `output_tokens`",
         ),
         (HEADER + "llama-3-8b,L40S,fp8,1,10,10,nan\n", r"bad\.csv:2: `output_tokens_per_s`"),
+        (HEADER.replace("gpu,", "") + "llama-3-8b,fp8,1,10,10,5\n", r"bad\.csv:1: columns missing: gpu"),
         (HEADER + "llama-3-8b,L40S,fp8,0,10,10,5\n", r"bad\.csv:2: `tensor_parallel`"),
         (HEADER + "llama-3-8b,L40S,fp8,1,10,10\n", r"bad\.csv:2: fewer fields"),
         (HEADER + "llama-3-8b,L40S,fp8,1,10,10,5,6\n", r"bad\.csv:2: more fields"),
@@ -106,7 +108,56 @@ def test_bad_files_are_refused_with_file_and_line(tmp_path: Path, text: str, mes
     path = tmp_path / "bad.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=message):
-        read_published(path)
+        read_measured(path)
+
+
+SERVED = (
+    "model;gpu;precision;concurrency;input_tokens;output_tokens;ttft_ms;itl_ms;output_tokens_per_s;engine\n"
+)
+
+
+def test_latency_tables_with_semicolons_thousands_and_blanks(tmp_path: Path) -> None:
+    path = tmp_path / "served.csv"
+    path.write_text(
+        SERVED + "qwen3-8b;h100-sxm;fp16;8;233;221;74.57;7.71;917.28;vllm-0.11\n"
+        "qwen3-8b;h100-sxm;fp16;64;2,048;128;;20;28,312;sglang\n\n"
+    )
+    rows = read_measured(path)
+    assert [(r.quantity, r.measured, r.concurrency, r.engine.name) for r in rows] == [
+        ("throughput", 917.28, 8, "vllm"), ("ttft", 74.57, 8, "vllm"), ("itl", 7.71, 8, "vllm"),
+        ("throughput", 28312.0, 64, "sglang"), ("itl", 20.0, 64, "sglang"),
+    ]  # fmt: skip
+    assert rows[3].input_tokens == 2048
+    report = validate(path)
+    assert set(report.summary) == {
+        "vllm throughput",
+        "vllm ttft",
+        "vllm itl",
+        "sglang throughput",
+        "sglang itl",
+    }
+    assert {r.unit for r in report.rows} == {"tokens/s", "ms"}
+    assert all(r.forecast and 0.2 < r.forecast / r.measured < 5 for r in report.rows if r.engine == "vllm")
+
+
+def test_rows_that_do_not_fit_are_counted_apart(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        HEADER + "llama-3.1-70b,L40S,fp16,1,1000,1000,100\nllama-3.1-8b,L40S,fp8,1,1000,1000,3700\n"
+    )
+    report = validate(path)
+    assert [r.line for r in report.does_not_fit] == [2] and report.summary["throughput"].rows == 1
+    assert report.rows[0].error is None and abs(report.summary["throughput"].mean_error) < 0.5
+
+
+def test_generation_speed_is_taken_over_its_true_context(tmp_path: Path) -> None:
+    """llama-bench generates from an empty context; a table may name another one."""
+    path = tmp_path / "single.csv"
+    head = "model,gpu,precision,prompt_tokens,generated_tokens,generated_tokens_per_s,context_tokens\n"
+    path.write_text(head + "llama-3-8b,rtx-4090,f16,512,128,50,\nllama-3-8b,rtx-4090,f16,512,128,50,8000\n")
+    empty, long = read_measured(path)
+    assert (empty.context, long.context) == (64.0, 8000.0)
+    assert predict(empty) > predict(long)
 
 
 def test_command_prints_json_and_table(tmp_path: Path) -> None:
@@ -166,10 +217,10 @@ ELSEWHERE = Path(__file__).parent / "published"
 def test_rows_that_nothing_was_fitted_on(
     name: str, quantity: str, rows: int, median: float, p90: float
 ) -> None:
-    summary = validate(ELSEWHERE / name)["summary"][quantity]
-    assert summary["rows"] == rows
-    assert summary["median_abs_error"] < median
-    assert summary["p90_abs_error"] < p90
+    summary = validate(ELSEWHERE / name).summary[quantity]
+    assert summary.rows == rows
+    assert summary.median_abs_error < median
+    assert summary.p90_abs_error < p90
 
 
 # As `unshot bench` writes it (the parts that calibration reads), times of a slow laptop typed in by hand.
@@ -228,8 +279,8 @@ def _report(compute: float, bandwidth: float) -> dict:
     from msgspec.structs import replace
 
     arch, gpu, form = catalog.model("smollm2-135m"), catalog.gpu("cpu"), catalog.precision("q8_0")
-    eff = replace(efficiency(gpu), compute=compute, bandwidth=bandwidth)
-    cost = cost_of(arch, gpu, form, engine="llamacpp", eff=eff)
+    eff = replace(efficiency(gpu, LLAMA), compute=compute, bandwidth=bandwidth)
+    cost = cost_of(arch, gpu, form, engine=LLAMA, eff=eff)
     sides = {}
     for name, prompt in (("baseline", 1500), ("candidate", 120)):
         chunks = -(-prompt // 512)
@@ -252,13 +303,13 @@ def test_calibration_finds_the_machine(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report))
     fitted = calibrate(path)
-    prior = efficiency(catalog.gpu("cpu"))
+    prior = efficiency(catalog.gpu("cpu"), LLAMA)
     assert fitted.rows == 4
     assert abs(np.log(fitted.compute / 0.2)) < abs(np.log(prior.compute / 0.2)) / 3
     assert all(e <= p for e, p in zip(fitted.errors, prior.errors, strict=True))
     assert fitted.spread < prior.spread
     arch, gpu, form = catalog.model("smollm2-135m"), catalog.gpu("cpu"), catalog.precision("q8_0")
-    step = float(cost_of(arch, gpu, form, engine="llamacpp", eff=fitted).step(0, 0, 1, 124))
+    step = float(cost_of(arch, gpu, form, engine=LLAMA, eff=fitted).step(0, 0, 1, 124))
     assert step == pytest.approx(np.median(report["sides"]["candidate"]["tpot_s"]), rel=0.08)
 
 

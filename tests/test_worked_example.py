@@ -11,13 +11,16 @@ from msgspec.structs import replace
 
 from planner import oneoff
 from planner.breakeven import exact_break_even, payback
+from planner.latency.replica import Load, replica
 from planner.options import SECONDS_PER_MONTH, Option, Shape
 from planner.prices import ApiPrice, CacheRule, request_cost
 from planner.serving import Serving
 from planner.usage import Spread, Usage
 from unshot.case import PlanSettings
+from unshot.contracts.plan import MachinePrice
 
 DOCS = Path(__file__).parent.parent / "docs" / "planner.md"
+LOAD = Load(1.0, 140.0, 20.0)
 RATE, PARAMS, L4_HOUR, L4_FLOPS = 2.0, 8.03e9, 0.80, 121e12
 
 
@@ -80,16 +83,12 @@ def tuned() -> Option:
         why="",
         capacity=10.0,
         gpus_per_replica=1,
-        price_hour=L4_HOUR,
-        price_source="by hand",
-        price_date="",
+        machine=MachinePrice("l4", "L4", "gpu", L4_HOUR, "by hand", ""),
         train_flops=L4_FLOPS,
-        input_elasticity=1.0,
-        output_elasticity=0.0,
         capacity_interval=(0.8, 1.2),
         price_interval=(0.6, 1.6),
-        load=cast(Any, None),
-        one=cast(Any, None),
+        load=LOAD,
+        one=replica("llama-3.1-8b", "l4", "fp16", LOAD),
     )
     costs = oneoff.self_hosted(
         PlanSettings(),

@@ -15,7 +15,7 @@ from unshot.data.files import json_digest
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
 from unshot.errors import InputError
-from unshot.memo import cache_dir
+from unshot.cache import cache_dir
 from unshot.metrics.answers import INVALID, parse_answer
 from unshot.models import Source
 from unshot.text.chat import Chat, load_tokenizer

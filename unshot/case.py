@@ -151,6 +151,10 @@ class TrafficSettings(Record):
     output_tokens: Annotated[
         Positive | None, about("Answer length in tokens where no answers are at hand.", sample=40)
     ] = None
+    reasoning_tokens: Annotated[
+        NotNegative | None,
+        about("Tokens a model that reasons thinks before each answer; billed as output.", sample=500),
+    ] = None
     offline: Annotated[bool, about("Answers may wait a day, so that batch prices apply.")] = False
     slo: Slo = field(default_factory=Slo)
 
@@ -158,7 +162,7 @@ class TrafficSettings(Record):
 class BaselineSettings(Record):
     """What runs today with the long prompt: an API model, or an open model on a GPU."""
 
-    api: Annotated[str | None, about("API model by name.", init="gpt-4o")] = None
+    api: Annotated[str | None, about("API model by name.", init="gpt-5.4")] = None
     model: Annotated[str | None, about("Open model by name.", sample="llama-3.1-8b")] = None
     gpu: Annotated[str | None, about("GPU (or cpu) that serves the open model.", sample="h100-sxm")] = None
     precision: Annotated[str | None, about("Precision of the open model.", sample="fp16")] = None
@@ -178,9 +182,34 @@ class CandidateSettings(Record):
     gpu: Annotated[list[str], about("GPUs (or cpu) to serve it on.", init=["h100-sxm", "l4"])] = field(
         default_factory=lambda: ["h100-sxm"]
     )
-    precision: Annotated[str, about("fp32, fp16, bf16, fp8, int8, int4 or a GGUF format.", init="fp16")] = (
-        "fp16"
-    )
+    precision: Annotated[
+        str,
+        about(
+            "fp32, fp16, bf16, fp8, w8a8, int8, int4 or a GGUF format; int8 and int4 are weight-only.",
+            init="fp16",
+        ),
+    ] = "fp16"
+    engine: Annotated[
+        str | None,
+        about(
+            "Serving engine; default: what the device usually runs.",
+            sample="vllm",
+            choices="unshot.catalog:ENGINE_NAMES",
+        ),
+    ] = None
+    kv_cache: Annotated[
+        Literal["fp16", "fp8"] | None,
+        about("Precision of the KV cache; default: the engine's for these weights.", sample="fp8"),
+    ] = None
+    tensor_parallel: Annotated[
+        Count | None, about("GPUs of one replica; default: the fewest that hold the model.", sample=2)
+    ] = None
+    max_sequences: Annotated[
+        Count | None, about("Sequences that run at once; default: the engine's.", sample=256)
+    ] = None
+    chunk: Annotated[
+        Count | None, about("Prefill tokens of one iteration; default: the engine's.", sample=2048)
+    ] = None
 
 
 class TuneSettings(Record):
@@ -271,8 +300,8 @@ class PlanSettings(Record):
     cheaper_api: Annotated[
         str | None,
         about(
-            "Cheaper API model to compare with; none leaves it out; default: by the catalog.",
-            sample="gpt-4o-mini",
+            "Cheaper API models to compare with (A,B); none leaves them out; default: by family and price.",
+            sample="gpt-6-luna",
         ),
     ] = None
 
@@ -298,6 +327,31 @@ class BenchSettings(Record):
     claim: Claim = field(default_factory=Claim)
 
 
+class OwnGpu(Record):
+    """A device that the catalog lacks; units as in `unshot/catalog/gpus.toml`, peaks dense, 1e12 operations/s."""
+
+    memory_gib: Positive
+    bandwidth_gbs: Positive
+    fp16: Positive
+    fp8: Positive | None = None
+    int8: Positive | None = None
+    # The family whose measured efficiency it shares (any other name: the mean of all, with a wide error bar).
+    family: str = "own"
+    engine: str = "vllm"
+    # $ per hour.
+    price: NotNegative | None = None
+    cores: Count = 1
+    clock_ghz: Positive = 1.0
+    link_gbs: Positive = 16.0
+    tdp_w: Positive | None = None
+
+
+class OwnModel(Record):
+    """A model that the catalog lacks: its `config.json`, or the directory that holds it."""
+
+    config: Path
+
+
 class Case(Record):
     """The whole case file."""
 
@@ -309,6 +363,9 @@ class Case(Record):
     tune: TuneSettings = field(default_factory=TuneSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     bench: BenchSettings = field(default_factory=BenchSettings)
+    # Devices and models of one's own, by name.
+    gpu: dict[str, OwnGpu] = field(default_factory=dict)
+    model: dict[str, OwnModel] = field(default_factory=dict)
 
     def long_prompt(self) -> Prompt:
         """The few-shot prompt of `[task]`."""
@@ -375,6 +432,8 @@ def _keys(record: type[msgspec.Struct], prefix: str) -> Iterator[Key]:
         if isinstance(item.type, msgspec.inspect.StructType):
             yield from _keys(item.type.cls, f"{name}.")
             continue
+        if isinstance(item.type, msgspec.inspect.DictType):  # tables of the user's own names
+            continue
         assert isinstance(item.type, msgspec.inspect.Metadata), f"{name}: say what it is about"
         text = (item.type.extra_json_schema or {})["description"]
         yield Key(name, item.type, getattr(values, item.name), text, **(item.type.extra or {}))
@@ -439,6 +498,10 @@ def _read(raw: dict[str, Any], path: Path, log: Callable[[str], None]) -> dict[s
             table[last] = str(path.parent / Path(value).expanduser())
         elif isinstance(key.inner, msgspec.inspect.ListType):
             table[last] = [value]
+    own = raw.get("model")
+    for row in own.values() if isinstance(own, dict) else ():
+        if isinstance(row, dict) and isinstance(row.get("config"), str):
+            row["config"] = str(path.parent / Path(row["config"]).expanduser())
     return raw
 
 

@@ -12,10 +12,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unshot.cache import cache_dir
 from unshot.console import Output
 from unshot.contracts.manifest import Manifest, describe_file, staged
 from unshot.errors import OutsideError
-from unshot.memo import cache_dir
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,6 +21,8 @@ from unshot.errors import InputError
 KEYS = (
     "input", "cached", "output", "write", "write_long", "batch_input", "batch_output", "batch_cached", "training",
 )  # fmt: skip
+# The caching rule: shortest prefix and step in tokens, lifetime in seconds, price of a write over the input price.
+RULE_KEYS = ("cache_min", "cache_step", "cache_ttl", "write_factor")
 FORMS = (
     "[MODEL:]input=2.5,output=10[,cached=1.25], IN,OUT[,CACHED] (or IN:OUT[:CACHED]), "
     "or a TOML or JSON file of prices by model"
@@ -98,8 +100,8 @@ def parse_prices(value: str) -> Prices:
 def _checked(row: Mapping[str, Any], where: str) -> dict[str, float]:
     found = {}
     for key, number in row.items():
-        if key not in KEYS:
-            raise InputError(f"{where}: unknown price `{key}`; accepted: {', '.join(KEYS)}")
+        if key not in (*KEYS, *RULE_KEYS):
+            raise InputError(f"{where}: unknown price `{key}`; accepted: {', '.join((*KEYS, *RULE_KEYS))}")
         try:
             price = math.nan if isinstance(number, bool) else float(number)
         except (TypeError, ValueError):
@@ -108,6 +110,10 @@ def _checked(row: Mapping[str, Any], where: str) -> dict[str, float]:
             raise InputError(
                 f"{where}: `{key}` is {number!r}; it must be dollars per million tokens, 0 or more"
             )
+        if key in ("cache_min", "cache_step") and price != int(price):
+            raise InputError(f"{where}: `{key}` is {number!r}; it must be a whole number of tokens")
+        if key == "cache_step" and price < 1:
+            raise InputError(f"{where}: `cache_step` is {number!r}; it must be 1 token or more")
         found[key] = price
     return found
 

@@ -1,67 +1,86 @@
-"""Timings of the planner's performance half: `python -m tests.benchmarks.bench_planner [--json]`.
+"""Timings of the planner: `python -m tests.benchmarks.bench_planner [--plan]`.
 
-Targets: a sweep of 100,000 points under 2 s, a simulation of 100,000 requests under 5 s, one forecast far below a
-second.
+100,000 simulated requests, and the sizing of ten options with an SLO; with `--plan` a new process of `unshot plan`,
+first (empty cache) and repeated, nine runs each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
 from msgspec.structs import replace
 
-from planner.capacity import forecast
-from planner.replica import Load, setup
-from planner.simulate import simulate
-from planner.sweep import sweep
+from planner.latency.replica import Load, Slo, replica
+from planner.latency.simulate import simulate
+from planner.latency.sizing import rate_within, simulated
+from tests.planner_files import few_shot, inputs, model_folder
+
+GPUS = ("l4", "a10g", "l40s", "a100-sxm-80", "h100-sxm")
 
 
-def timed(call) -> tuple[float, object]:  # type: ignore[no-untyped-def]
-    """Seconds of the fastest of three calls, and the result."""
-    best, result = float("inf"), None
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of three calls."""
+    seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        result = call()
-        best = min(best, time.perf_counter() - start)
-    return best, result
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def ten_options() -> None:
+    """Size and simulate ten options: five GPUs, the long prompt and the short one."""
+    os.environ["UNSHOT_NO_CACHE"] = "1"
+    for gpu in GPUS:
+        for prompt in (2000.0, 150.0):
+            load = Load(5.0, prompt, 60.0)
+            one = replica("llama-3.1-8b", gpu, "fp16", load)
+            rate = rate_within(one, load, Slo(ttft=1.0, e2e=6.0)).rate
+            if rate > 0:
+                simulated(one, replace(load, rate=0.8 * rate))
+
+
+def plan_seconds() -> tuple[list[float], list[float]]:
+    """Seconds of `unshot plan` in a new process, with an empty cache and again."""
+    first, again = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = few_shot(folder / "f.jsonl", 40), inputs(folder / "i.jsonl"), model_folder(folder / "model")
+        command = [
+            sys.executable, "-m", "unshot", "plan", "--prompt", str(files[0]), "--inputs", str(files[1]),
+            "--rate", "20", "--baseline", "gpt-4.1", "--approximate", "--tokenizer", f"llama-3.1-8b={files[2]}",
+            "--model", "llama-3.1-8b", "--gpu", "h100-sxm", "--gpu", "l4", "--slo-ttft", "500",
+        ]  # fmt: skip
+        for run in range(9):
+            environment = {**os.environ, "UNSHOT_CACHE": str(folder / f"cache{run}"), "UNSHOT_OFFLINE": "1"}
+            environment.pop("UNSHOT_NO_CACHE", None)
+            for seconds in (first, again):
+                start = time.perf_counter()
+                subprocess.run(command, env=environment, check=True, capture_output=True)
+                seconds.append(time.perf_counter() - start)
+    return first, again
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    models = [
-        "llama-2-7b", "llama-2-13b", "llama-3.1-8b", "mistral-7b", "mistral-nemo-12b", "qwen2.5-7b", "qwen2.5-14b",
-        "qwen3-8b", "gemma-2-9b", "phi-4",
-    ]  # fmt: skip
-    gpus = ["t4", "l4", "a10g", "l40s", "rtx-3090", "rtx-4090", "a40", "a100-sxm-80", "h100-sxm", "h200"]
-    prompts, rates = list(np.linspace(200, 4000, 10)), list(np.geomspace(0.05, 200, 25))
-    seconds, result = timed(
-        lambda: sweep(models, gpus, ["fp16", "fp8", "int8", "int4"], prompts, rates, output_tokens=128)
-    )
-    rows = [("sweep, points", int(result.ttft.size), seconds, 2.0)]  # type: ignore[attr-defined]
-    load = Load(1.0, 2000, 200)
-    one = setup("llama-3.1-8b", "h100-sxm", "fp16", load)
-    for rate in (3.0, 10.0):
-        busy = replace(load, rate=rate)
-        seconds, _ = timed(lambda busy=busy: simulate(one, busy, requests=100_000))
-        rows.append((f"simulation at {rate:g}/s, requests", 100_000, seconds, 5.0))
-    seconds, _ = timed(lambda: forecast(setup("llama-3.1-8b", "h100-sxm", "fp16", load), load))
-    rows.append(("one forecast", 1, seconds, 0.05))
-    if arguments.json:
-        print(
-            json.dumps(
-                [{"what": w, "count": n, "seconds": s, "target_s": t} for w, n, s, t in rows], indent=2
+    parser.add_argument("--plan", action="store_true")
+    load = Load(3.0, 2000.0, 200.0)
+    one = replica("llama-3.1-8b", "h100-sxm", "fp16", load)
+    print(f"100,000 simulated requests: {timed(lambda: simulate(one, load, requests=100_000)):.2f} s")
+    print(f"ten options sized and simulated: {timed(ten_options):.2f} s")
+    if parser.parse_args().plan:
+        for name, seconds in zip(("first", "repeated"), plan_seconds(), strict=True):
+            print(
+                f"unshot plan, {name}: median {statistics.median(seconds):.2f} s, {min(seconds):.2f} at best"
             )
-        )
-        return
-    for what, count, seconds, target in rows:
-        print(
-            f"{what:32s} {count:9,d}  {seconds:8.3f} s  (target {target:g} s) {'ok' if seconds < target else 'SLOW'}"
-        )
 
 
 if __name__ == "__main__":

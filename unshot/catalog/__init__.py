@@ -1,22 +1,29 @@
-"""The catalog: model architectures and accelerators, as frozen data with source and date.
-
-Only the standard library is imported: `unshot plan` reads this on a cold start.
-"""
+"""The catalog: model architectures, accelerators and serving engines, as frozen data with source and date."""
 
 from __future__ import annotations
 
 import functools
+import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec.structs import replace
 
 from unshot.catalog.architecture import Architecture, architecture_from_config
+from unshot.catalog.engine import Engine
 from unshot.catalog.gpu import PRECISIONS, Gpu, Precision, precision
 from unshot.catalog.tables import table
 from unshot.errors import InputError, nearest
 
 __all__ = [
-    "PRECISIONS", "Architecture", "Gpu", "Precision", "architecture_from_config", "gpu", "gpus", "model",
-    "models", "precision",
+    "PRECISIONS", "Architecture", "Engine", "Gpu", "Precision", "architecture_from_config", "engine", "engines", "gpu",
+    "gpus", "model", "models", "precision", "read_architecture", "use_own",
 ]  # fmt: skip
+
+# Devices and models of a case file, which go before the catalog's; set by `use_own`.
+_OWN_GPUS: dict[str, Gpu] = {}
+_OWN_MODELS: dict[str, Architecture] = {}
 
 _NOISE = {"nvidia", "geforce", "apple", "amd", "instinct", "tesla", "gpu", "gen"}
 
@@ -33,14 +40,41 @@ def gpus() -> dict[str, Gpu]:
     return {key: Gpu.from_catalog(key, row) for key, row in table("gpus").items()}
 
 
+# For the case file's key: the engines that can be named.
+ENGINE_NAMES = tuple(table("engines"))
+
+
+@functools.cache
+def engines() -> dict[str, Engine]:
+    """Every serving engine of the catalog by its key (`vllm`)."""
+    return {key: Engine.from_catalog(key, row) for key, row in table("engines").items()}
+
+
+def engine(name: str) -> Engine:
+    """The engine called `name`, a version after a dash left aside (`vllm-0.11`). Raises `InputError`."""
+    text = re.sub(r"[-_ ]v?\d[\w.]*$", "", name.strip().lower())
+    for one in engines().values():
+        if text in (one.name, *one.aliases):
+            return one
+    raise InputError(f"unknown engine '{name}'; {nearest(text, engines())}")
+
+
 def model(name: str) -> Architecture:
     """The architecture called `name`: a key, a repository name (`meta-llama/Llama-3.1-8B-Instruct`) or an alias.
 
     Raises `InputError` with the nearest names for an unknown one.
     """
+    if name in _OWN_MODELS:
+        return _OWN_MODELS[name]
+    path = Path(name).expanduser()
+    if path.suffix == ".json" or (path.is_dir() and (path / "config.json").is_file()):
+        return read_architecture(path)
     found = _model_index().get(_plain_model(name))
     if found is None:
-        raise InputError(f"unknown model '{name}'; {nearest(name, models())}")
+        known = [*models(), *_OWN_MODELS]
+        raise InputError(
+            f"unknown model '{name}'; {nearest(name, known)} Or give its directory or config.json"
+        )
     return models()[found]
 
 
@@ -49,13 +83,53 @@ def gpu(name: str) -> Gpu:
 
     Raises `InputError` with the nearest names for an unknown one.
     """
+    if name in _OWN_GPUS:
+        return _OWN_GPUS[name]
+    if name.strip().lower() in table("instances"):
+        return _of_instance(name.strip().lower())
     words = _gpu_words(name)
     index = _gpu_index()
     # The memory size tells some variants apart (A100 40/80); where it does not, it is only decoration.
     for candidate in (words, tuple(w for w in words if not w.isdigit() or w not in _sizes(name))):
         if candidate in index:
             return gpus()[index[candidate]]
-    raise InputError(f"unknown GPU '{name}'; {nearest(name, gpus())}")
+    raise InputError(f"unknown GPU '{name}'; {nearest(name, [*gpus(), *_OWN_GPUS])}")
+
+
+def _of_instance(name: str) -> Gpu:
+    """One device of a cloud instance, at its share of the instance's price where the catalog has that."""
+    row = table("instances")[name]
+    device = gpus()[row["gpu"]]
+    if "price" not in row:
+        return device
+    region, price = next(iter(row["price"].items()))
+    return replace(
+        device,
+        price=price / row["count"],
+        price_source=f"{name} in {region}, 1/{row['count']} of ${price:g}; {row['source']}",
+        price_date=row["date"],
+    )
+
+
+def use_own(gpus: Mapping[str, Gpu], models: Mapping[str, Architecture]) -> None:
+    """Let a case file's own devices and models be found by name, before the catalog's; replaces earlier ones."""
+    _OWN_GPUS.clear()
+    _OWN_GPUS.update(gpus)
+    _OWN_MODELS.clear()
+    _OWN_MODELS.update(models)
+
+
+def read_architecture(path: Path) -> Architecture:
+    """The architecture of a `config.json` or of the directory that holds it. Raises `InputError`."""
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot read it ({error}); give a model's config.json") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{file}: not a JSON object; give a model's config.json")
+    named = replace(architecture_from_config(config, name=str(file)), name=file.resolve().parent.name)
+    return named
 
 
 @functools.cache

@@ -167,12 +167,15 @@ def _tied_by_default(kind: str) -> bool:
 
 def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int, int]:
     """`(window, number of layers that use it)`."""
+    types = config.get("layer_types")
+    if isinstance(types, list) and "linear_attention" in types:
+        # A linear-attention layer keeps a state of fixed size: next to nothing beside a cache.
+        return 1, sum(t == "linear_attention" for t in types)
     window = config.get("sliding_window")
     if not isinstance(window, int) or isinstance(window, bool) or window <= 0:
         return 0, 0
     if config.get("use_sliding_window") is False:
         return 0, 0
-    types = config.get("layer_types")
     if isinstance(types, list):
         return window, sum(t == "sliding_attention" for t in types)
     pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")

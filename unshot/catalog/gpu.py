@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from unshot.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from unshot.case import OwnGpu
 
 GIB = float(2**30)
 
@@ -17,8 +20,8 @@ class Gpu(Struct, frozen=True):
 
     `memory` bytes, `bandwidth` bytes/s, `flops` dense peak operations/s by `fp16`, `fp8`, `int8` (only what the
     hardware has), `cores` SMs or cores, `clock` Hz, `link` bytes/s to a neighbour in one direction, `price` US$ per
-    hour or None. `family` names the class its efficiencies are fitted for, `engine` the serving stack it usually
-    runs: `batched` (TensorRT-LLM, vLLM) or `llamacpp`.
+    hour or None. `family` names the class its efficiencies are fitted for, `engine` the serving engine it usually
+    runs (see `unshot.catalog.engines`).
     """
 
     name: str
@@ -65,6 +68,12 @@ class Gpu(Struct, frozen=True):
         return self.flops.get(compute, self.flops["fp16"])
 
 
+def own_gpu(name: str, own: OwnGpu) -> Gpu:
+    """A device of the case file (`[gpu.NAME]`)."""
+    row = {**own.plain(), "title": name, "source": "your case file", "price_source": "your case file"}
+    return Gpu.from_catalog(name, {k: v for k, v in row.items() if v is not None})
+
+
 class Precision(Struct, frozen=True):
     """How weights (`weight` bytes each), cache (`cache` bytes per element) and arithmetic (`compute`) are kept.
 
@@ -77,13 +86,23 @@ class Precision(Struct, frozen=True):
     cache: float
     compute: str
     note: str = ""
+    # What a matrix-vector kernel spends to unpack one weight, in units of q4_k's (llama.cpp on Metal and CPU).
+    unpack: float = 1.0
 
 
 def _precisions() -> dict[str, Precision]:
     rows = [
         Precision("fp16", 2.0, 2.0, 2.0, "fp16", "fp16 or bf16 throughout"),
-        Precision("fp8", 1.0, 2.0, 1.0, "fp8", "fp8 weights, activations and cache; head in fp16"),
-        Precision("int8", 1.0, 2.0, 2.0, "int8", "W8A8; head and cache in fp16"),
+        Precision(
+            "fp8",
+            1.0,
+            2.0,
+            2.0,
+            "fp8",
+            "fp8 products (weight-only on cards without fp8); head in fp16",
+        ),
+        Precision("w8a8", 1.0, 2.0, 2.0, "int8", "int8 weights and activations; head and cache in fp16"),
+        Precision("int8", 1.0, 2.0, 2.0, "fp16", "weight-only (W8A16); arithmetic, head and cache in fp16"),
         # 4 bits, and one fp16 scale and zero for each group of 128 (AWQ, GPTQ).
         Precision("int4", 0.53, 2.0, 2.0, "fp16", "W4A16, groups of 128; arithmetic in fp16"),
         # Bits per weight of the GGUF formats: block layouts in llama.cpp, ggml-common.h; k-quant mixtures as
@@ -102,8 +121,9 @@ def _precisions() -> dict[str, Precision]:
 PRECISIONS: dict[str, Precision] = _precisions()
 _ALIASES = {
     "f16": "fp16", "bf16": "fp16", "float16": "fp16", "bfloat16": "fp16", "f32": "fp32", "float32": "fp32",
-    "e4m3": "fp8", "fp8_e4m3": "fp8", "w8a8": "int8", "w4a16": "int4", "awq": "int4", "gptq": "int4", "nf4": "int4",
+    "e4m3": "fp8", "fp8_e4m3": "fp8", "w8a16": "int8", "w4a16": "int4", "awq": "int4", "gptq": "int4", "nf4": "int4",
     "int4_awq": "int4", "w4a16_awq": "int4", "q8": "q8_0", "q4": "q4_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m",
+    "w8a8_int8": "w8a8", "smoothquant": "w8a8",
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from unshot.errors import InputError
 # "module:class" of every document; strings, so that reading one imports none of the others.
 DOCUMENTS: tuple[str, ...] = (
     "unshot.pipeline:PipelineRecord",
+    "unshot.contracts.plan:PlanFile",
     "unshot.contracts.manifest:Manifest",
     "unshot.contracts.parity:Parity",
     "unshot.contracts.registry:State",

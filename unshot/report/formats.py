@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 # What a formula may begin with, the full-width forms too.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -45,3 +46,31 @@ def milliseconds(value: float) -> str:
 def sheet_cell(text: str) -> str:
     """A cell of a CSV sheet that no spreadsheet takes for a formula (OWASP, CSV injection)."""
     return f"'{text}" if text.lstrip(" \u00a0\u3000")[:1] in FORMULA and text.strip() else text
+
+
+def months(value: float | None) -> str:
+    """A payback time."""
+    if value is None:
+        return "never"
+    return "at once" if value < 0.05 else f"{value:.1f} months" if value < 100 else "over 8 years"
+
+
+def per_second(value: float | None, beside: float | None = None) -> str:
+    """A break-even rate: requests per second, or per hour if that (or the figure it stands `beside`) is small."""
+    if value is None:
+        return "never"
+    if value == 0:
+        return "always"
+    return f"{number(value)}/s" if (beside or value) >= 0.1 else f"{number(value * 3600)}/h"
+
+
+def share(value: float | None) -> str:
+    """A utilisation; empty if there is none."""
+    if value is None:
+        return ""
+    return "under 1%" if value < 0.01 else f"{value:.0%}"
+
+
+def interval(low: float | None, high: float | None, form: Callable[[float], str] = dollars) -> str:
+    """`low to high`; an open end where a bound is not finite."""
+    return f"{form(low) if low is not None else '–'} to {form(high) if high is not None else 'never'}"

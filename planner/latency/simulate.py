@@ -12,15 +12,23 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from msgspec import Struct
-from msgspec.structs import replace
 
-from planner.capacity import Forecast, Quantiles, forecast
-from planner.replica import Load, Setup, all_pairs, windowed_pairs
-from planner.roofline import StepCost
+from planner.latency.replica import Load, Replica, all_pairs, kept_tokens, windowed_pairs
+from planner.latency.step import StepCost
 from unshot.errors import InputError
+
+
+class Quantiles(Struct, frozen=True):
+    """Mean, p50, p95 and p99 of a latency, seconds."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
 
 
 class Run(Struct, frozen=True):
@@ -41,12 +49,21 @@ class Run(Struct, frozen=True):
 
     def quantiles(self, name: str, *, warmup: float = 0.1) -> Quantiles:
         """Mean and percentiles of `ttft`, `tpot`, `e2e` or `wait`, the first `warmup` share left out."""
-        values = getattr(self, name)
+        values = self.values(name, warmup=warmup)
+        p50, p95, p99 = (float(v) for v in np.quantile(values, [0.5, 0.95, 0.99]))
+        return Quantiles(float(values.mean()), p50, p95, p99)
+
+    def at(self, name: str, percentile: float) -> float:
+        """One percentile (0-100) of `ttft`, `tpot`, `e2e` or `wait`, the first tenth left out."""
+        return float(np.quantile(self.values(name), percentile / 100.0))
+
+    def values(self, name: str, *, warmup: float = 0.1) -> np.ndarray:
+        """The latencies called `name` in order of arrival, the first `warmup` share left out."""
+        values: np.ndarray = getattr(self, name)
         values = values[int(len(values) * warmup) :]
         if name == "tpot" and values.any():
             values = values[values > 0.0]  # answers of one token have none
-        p50, p95, p99 = (float(v) for v in np.quantile(values, [0.5, 0.95, 0.99]))
-        return Quantiles(float(values.mean()), p50, p95, p99)
+        return values
 
 
 def arrivals(rate: float, count: int, cv: float, rng: np.random.Generator) -> np.ndarray:
@@ -74,14 +91,31 @@ def lengths(load: Load, count: int, rng: np.random.Generator) -> tuple[np.ndarra
     return prompts, spread(load.output_tokens, load.output_cv)
 
 
-def simulate(one: Setup, load: Load, *, requests: int = 20_000, seed: int = 0) -> Run:
-    """Simulate `requests` requests of `load` on the replica `one` (see `planner.capacity.setup`)."""
-    if one.max_batch < 1:
-        raise InputError(f"{one.arch.name} does not fit on {one.gpu.name}; nothing to simulate")
+def simulate(one: Replica, load: Load, *, requests: int = 20_000, seed: int = 0) -> Run:
+    """Simulate `requests` requests of `load` on the replica `one` (see `planner.latency.replica.replica`)."""
     rng = np.random.default_rng(seed)
     times = arrivals(load.rate, requests, load.arrival_cv, rng)
     prompts, outputs = lengths(load, requests, rng)
+    return serve(one, load, times, prompts, outputs)
+
+
+def serve(
+    one: Replica,
+    load: Load,
+    times: np.ndarray,
+    prompts: np.ndarray,
+    outputs: np.ndarray,
+    *,
+    clients: int | None = None,
+    http: bool = True,
+) -> Run:
+    """`simulate_cost` with a replica's limits; `http` False leaves out what requests cost at the server's door."""
+    if one.limit < 1:
+        raise InputError(f"{one.why_not}; nothing to simulate")
     full = load.prompt_tokens + (load.output_tokens - 1) / 2.0
+    per_token = one.held(load.prompt_tokens, load.output_tokens, load.cached_tokens, load.output_cv) / (
+        load.prompt_tokens - load.cached_tokens + load.output_tokens * (1.0 + load.output_cv**2)
+    )
     return simulate_cost(
         one.cost,
         times,
@@ -90,31 +124,17 @@ def simulate(one: Setup, load: Load, *, requests: int = 20_000, seed: int = 0) -
         cached=load.cached_tokens,
         limit=one.slots,
         chunk=one.chunk,
-        cache_tokens=one.cache_tokens,
-        context_share=one.arch.cached_tokens(full) / full,
+        cache_tokens=one.slots_in_memory(
+            load.prompt_tokens, load.output_tokens, load.cached_tokens, load.output_cv
+        )
+        * one.held(load.prompt_tokens, load.output_tokens, load.cached_tokens, load.output_cv)
+        / per_token,
+        context_share=kept_tokens(one.arch, full) / full,
         pair_share=windowed_pairs(one.arch, load.prompt_tokens) / all_pairs(load.prompt_tokens),
+        request=one.overhead.request if http else 0.0,
+        accept=one.overhead.accept if http else 0.0,
+        clients=clients,
     )
-
-
-def simulated_forecast(one: Setup, load: Load, *, requests: int = 20_000, seed: int = 0) -> Forecast:
-    """`forecast` with the latencies of a simulation in place of the closed form's.
-
-    Use it for figures that are shown: it is exact for the scheduler described above, where the closed form may be
-    off at the tail close to the memory limit. Returned as it is where the load does not fit or is not stable. The
-    bounds of p95 are moved by the same factor.
-    """
-    plain = forecast(one, load)
-    if not (plain.fits and plain.stable):
-        return plain
-    run = simulate(one, load, requests=requests, seed=seed)
-    ttft, tpot, e2e = (run.quantiles(name) for name in ("ttft", "tpot", "e2e"))
-    moved = {
-        "ttft_p95": ttft.p95 / plain.ttft.p95,
-        "tpot_p95": tpot.p95 / plain.tpot.p95,
-        "e2e_p95": e2e.p95 / plain.e2e.p95,
-    }
-    low, high = ({k: v * moved.get(k, 1.0) for k, v in side.items()} for side in (plain.low, plain.high))
-    return replace(plain, ttft=ttft, tpot=tpot, e2e=e2e, batch=run.batch * run.busy, low=low, high=high)
 
 
 def simulate_cost(
@@ -129,28 +149,45 @@ def simulate_cost(
     cache_tokens: float = math.inf,
     context_share: float = 1.0,
     pair_share: float = 1.0,
+    request: float = 0.0,
+    accept: float = 0.0,
+    clients: int | None = None,
 ) -> Run:
     """The simulation itself: arrival times (ascending), prompt and output tokens, shape (n,) each.
 
     `cached` prompt tokens are found in the prefix cache and kept once; `context_share` of the context is what
     decode attention reads, `pair_share` of the query-key pairs what prefill attention computes (below 1 with sliding
-    windows).
+    windows). The host takes requests in one after the other, `request` seconds each; `accept` seconds more pass
+    beside that. With `clients` the loop is closed: `times` do not count, each client sends its next request when it
+    has its answer.
+
+    One long loop on purpose: it runs once per event, and calls would double its time.
     """
     n = len(times)
-    arrive = [*times.tolist(), math.inf]
+    sent = times.tolist() if clients is None else [0.0] * min(clients, n) + [math.inf] * (n - min(clients, n))
+    arrive = [*taken_in(sent, request), math.inf]
+    last_sent, door = min(clients or n, n), arrive[min(clients or n, n) - 1]
     prompt, output = prompts.tolist(), [int(o) for o in outputs]
     first, done, entered = [0.0] * n, [0.0] * n, [0.0] * n
     fixed, move, sampled = float(cost.fixed), float(cost.move), float(cost.sampled)
     weights, experts, routed = float(cost.weights), float(cost.experts), float(cost.routed)
     token, head, extra = float(cost.token), float(cost.head), float(cost.chunk)
+    sequence = float(cost.sequence)
     pair = float(cost.pair) * pair_share
     per_context = float(cost.context) * context_share
     hypot, heappush, heappop, sqrt = math.hypot, heapq.heappush, heapq.heappop, math.sqrt
     infinity = math.inf
+    closed = clients is not None
 
     def base(tokens: float, samples: float) -> float:
         read = weights + experts * (1.0 - (1.0 - routed) ** tokens) if experts else weights
-        return fixed + hypot(read, tokens * token) + hypot(head, samples * sampled) + tokens * move
+        return (
+            fixed
+            + hypot(read, tokens * token)
+            + hypot(head, samples * sampled)
+            + tokens * move
+            + samples * sequence
+        )
 
     decode_base = [0.0] + [base(b, b) for b in range(1, min(limit, n) + 1)]
     room = cache_tokens
@@ -202,12 +239,20 @@ def simulate_cost(
                 room += max(1.0, prompt[r] - cached) + output[r]
                 running -= 1
                 finished += 1
+                if closed and last_sent < n:
+                    sent[last_sent] = now + accept
+                    door = arrive[last_sent] = max(now + accept, door) + request
+                    last_sent += 1
             for r in prefilling[:ended]:
                 first[r] = now
                 if output[r] <= 1:
                     done[r] = now
                     room += max(1.0, prompt[r] - cached) + output[r]
                     finished += 1
+                    if closed and last_sent < n:
+                        sent[last_sent] = now + accept
+                        door = arrive[last_sent] = max(now + accept, door) + request
+                        last_sent += 1
                 else:
                     heappush(finishing, (step + output[r] - 1, r))
                     context += prompt[r]
@@ -247,15 +292,30 @@ def simulate_cost(
             room += max(1.0, prompt[r] - cached) + output[r]
             running -= 1
             finished += 1
-    first_a, done_a = np.array(first), np.array(done)
+            if closed and last_sent < n:
+                sent[last_sent] = now + accept
+                door = arrive[last_sent] = max(now + accept, door) + request
+                last_sent += 1
+    first_a, done_a, sent_a = np.array(first), np.array(done), np.array(sent)
     decode_steps = np.maximum(np.array(output) - 1, 1)
     return Run(
-        arrival=times,
-        wait=np.array(entered) - times,
-        ttft=first_a - times,
+        arrival=sent_a,
+        wait=np.array(entered) - sent_a,
+        ttft=first_a - sent_a + accept,
         tpot=np.where(np.array(output) > 1, (done_a - first_a) / decode_steps, 0.0),
-        e2e=done_a - times,
-        busy=busy_time / max(now - times[0], 1e-12),
+        e2e=done_a - sent_a + accept,
+        busy=busy_time / max(now - sent_a[0], 1e-12),
         batch=batch_time / max(busy_time, 1e-12),
         iterations=step,
     )
+
+
+def taken_in(sent: Sequence[float], seconds: float) -> list[float]:
+    """When a host that takes requests in one after the other, `seconds` each, has taken each in."""
+    if seconds == 0.0:
+        return list(sent)
+    out, free = [], 0.0
+    for time in sent:
+        free = max(time, free) + seconds
+        out.append(free)
+    return out

@@ -1,7 +1,7 @@
 """Small results kept between runs in the user's cache directory, so that a repeated plan starts at once.
 
-Keys hold everything that a result depends on (contents, versions, dates). Written are their SHA-256 and the result:
-counts, prices, catalog tables, never a prompt. A cache that cannot be read or written changes nothing but the time.
+Keys hold everything that a result depends on (versions, dates, the load). Written are their SHA-256 and the result:
+prices and simulated latencies, never a prompt. A cache that cannot be read or written changes nothing but the time.
 `UNSHOT_NO_CACHE=1` turns it off.
 """
 
@@ -14,20 +14,13 @@ import importlib.util
 import json
 import os
 import sys
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from unshot import __version__
-from unshot.machine import usable_cores
 
 KEPT = 500
-THREADED = {"torch", "onnxruntime", "llama_cpp"}
-# What `remember` takes: a kind, a key, and what computes the value.
-Task = tuple[str, Any, Callable[[], Any]]
-# Where a process started by `ahead` will write.
-_running: dict[Path, int] = {}
 
 
 def cache_dir() -> Path:
@@ -39,46 +32,17 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unshot"
 
 
-def remember(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
+def cached(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """The JSON value that `compute` gives for `key` (anything with a stable `repr`), from the cache where it is."""
     if os.environ.get("UNSHOT_NO_CACHE"):
         return compute()
     path = _place(kind, key)
-    if path in _running:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(_running.pop(path), 0)
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_bytes())
     value = compute()
     with contextlib.suppress(OSError):
         _write(path, json.dumps(value))
     return value
-
-
-def ahead(tasks: Sequence[Task]) -> None:
-    """Compute what the cache lacks of these (each as `remember` takes it) in another process; `remember` waits for it.
-
-    This process is forked, so nothing is done where that could harm or not help (not on Linux, other threads, libraries
-    with threads of their own, one core). A fork that fails leaves the work to `remember`, which then tells the user;
-    it never touches the network, whose timeouts would be waited for twice.
-    """
-    missing = [(path, compute) for kind, key, compute in tasks if stat_of(path := _place(kind, key)) is None]
-    off = os.environ.get("UNSHOT_NO_CACHE") or sys.platform != "linux" or THREADED & sys.modules.keys()
-    if not missing or off or threading.active_count() > 1 or usable_cores() < 2:
-        return
-    child = os.fork()
-    if child:
-        _running.update((path, child) for path, _ in missing)
-        return
-    try:
-        silence = os.open(os.devnull, os.O_RDWR)
-        for standard in range(3):
-            os.dup2(silence, standard)
-        os.environ["UNSHOT_OFFLINE"] = "1"
-        for path, compute in missing:
-            _write(path, json.dumps(compute()))
-    finally:
-        os._exit(0)
 
 
 def digest(value: Any) -> str:

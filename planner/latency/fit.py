@@ -1,0 +1,502 @@
+"""Fit the efficiencies of device families and the overheads of engines, from measured rows or from one bench report.
+
+Each family's four numbers are fitted in logarithms by damped least squares (Levenberg 1944, Marquardt 1963) on log
+errors with a pseudo-Huber loss, held near the fit of all families together: a family with few rows leans on the
+others. A family with no rows takes the mean of those that have some. What an engine adds (`Overhead`) is fitted on its
+own rows over these, held near a common start. No number belongs to a row, a model or a single device.
+
+`python -m planner.latency.fit MEASURED.csv ... --out efficiency.toml` rewrites the catalog's table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from planner.latency.measured import Observation, predict
+from planner.latency.step import (
+    UNKNOWN_FAMILY,
+    Efficiency,
+    Overhead,
+    cost_of,
+    efficiency,
+    pool,
+)
+from unshot import catalog
+from unshot.errors import InputError
+
+ROBUST = 0.1  # log error beyond which a row's pull grows only linearly
+# Where a fit starts and what it leans on: middle of the ranges seen in the literature, with wide tolerance.
+START = {
+    "batched": (np.log([0.55, 0.80, 0.70, 6e-5]), np.array([0.2, 1.0, 0.3, 0.3])),
+    "llamacpp": (np.log([0.45, 0.85, 8.0, 1e-4]), np.array([0.1, 0.5, 0.1, 0.5])),
+}
+# How strongly a family is held to the common fit (1 = one row of one natural log unit).
+HOLD = {
+    "batched": np.array([0.3, 0.5, 0.5, 0.5]),
+    "llamacpp": np.array([0.3, 1.0, 0.3, 1.0]),
+}
+PREFILL_WEIGHT = 0.7  # prefill rows of the single-stream kind scatter more: MMQ against cuBLAS paths
+# The overhead's six numbers in logarithms: factors on the kernels, 20 us per sequence, 4 and 10 ms per request.
+ADDED = ("compute", "bandwidth", "step", "sequence", "request", "accept")
+ADDED_START = np.log([0.85, 0.9, 1.0, 2e-5, 4e-3, 1e-2])
+ADDED_HOLD = np.array([0.5, 0.5, 0.15, 0.1, 0.1, 0.1])
+# TensorRT-LLM's kernels are what the families are fitted on: only its server adds something.
+ONLY_SERVER = np.array([1e3, 1e3, 1e3, 1e3, 0.1, 0.1])
+# The source's README: the H100 of these rows may have been throttled.
+WEIGHTS = {("gpustack", "h100-sxm"): 0.5}
+
+
+class Fit(Struct, frozen=True):
+    """The result: efficiencies by kernels and family, pooled ones for families without rows, overheads by engine."""
+
+    families: Mapping[tuple[str, str], Efficiency]
+    pooled: Mapping[tuple[str, str], Efficiency]
+    engines: Mapping[str, Overhead]
+    other: Overhead
+
+    def of(self, row: Observation) -> tuple[Efficiency, Overhead]:
+        """The numbers that apply to a row; `spread` of the first is the forecast's."""
+        kernels = row.engine.kernels
+        base = self.families.get((kernels, row.gpu.family))
+        if base is None:
+            base = self.pooled.get((kernels, pool(row.gpu, kernels))) or efficiency(row.gpu, row.engine)
+        if kernels == "llamacpp":
+            return base, Overhead()
+        return with_overhead(base, row, self.engines.get(row.engine.name, self.other))
+
+
+def with_overhead(base: Efficiency, row: Observation, added: Overhead) -> tuple[Efficiency, Overhead]:
+    """A family's efficiency with what an engine adds, as `planner.latency.step.efficiency` puts them together."""
+    known = row.gpu.family in added.families
+    return replace(
+        base,
+        compute=base.compute * added.compute,
+        bandwidth=base.bandwidth * added.bandwidth,
+        third=base.third * added.bandwidth,
+        step=base.step * added.step,
+        spread=added.spread if known else math.hypot(added.spread, UNKNOWN_FAMILY),
+    ), added
+
+
+def least_squares(
+    residual: Callable[[np.ndarray], np.ndarray],
+    start: np.ndarray,
+    *,
+    weight: np.ndarray,
+    toward: np.ndarray,
+    rounds: int = 60,
+    robust: float = ROBUST,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Minimise pseudo-Huber(residual(x)) + |weight (x - toward)|^2; return x and its covariance.
+
+    `residual` maps (k,) to (n,); `weight`, `toward` are (k,). The covariance, (k, k), is the inverse curvature
+    scaled by the residual variance.
+    """
+
+    def loss(r: np.ndarray, x: np.ndarray) -> float:
+        data = robust**2 * np.sum(np.sqrt(1 + (r / robust) ** 2) - 1)
+        return float(data + 0.5 * np.sum((weight * (x - toward)) ** 2))
+
+    x = np.array(start, dtype=float)
+    r = residual(x)
+    now, damping = loss(r, x), 1e-2
+    curvature = np.eye(len(x))
+    for _ in range(rounds):
+        jacobian = np.empty((len(r), len(x)))
+        for j in range(len(x)):
+            moved = x.copy()
+            moved[j] += 1e-4
+            jacobian[:, j] = (residual(moved) - r) / 1e-4
+        pull = 1.0 / np.sqrt(1 + (r / robust) ** 2)
+        curvature = jacobian.T @ (jacobian * pull[:, None]) + np.diag(weight**2)
+        slope = jacobian.T @ (pull * r) + weight**2 * (x - toward)
+        for _ in range(8):
+            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), -slope)
+            tried = residual(x + step)
+            new = loss(tried, x + step)
+            if new < now:
+                break
+            damping *= 4.0
+        else:
+            break
+        gained = now - new
+        x, r, now, damping = x + step, tried, new, max(damping / 5.0, 1e-9)
+        if gained < 1e-9:
+            break
+    variance = float(np.sum(r**2)) / max(1, len(r) - len(x))
+    return x, np.linalg.inv(curvature) * max(variance, 1e-4)
+
+
+def is_base(row: Observation) -> bool:
+    """Whether a row is one the kernels' efficiencies are fitted on: saturated TensorRT-LLM, or llama.cpp."""
+    if row.engine.kernels == "llamacpp":
+        return row.quantity in ("prefill", "decode")
+    return (
+        row.engine.name == "trtllm" and row.quantity == "throughput" and not (row.prompts or row.concurrency)
+    )
+
+
+def fit_rows(rows: Sequence[Observation], *, how: str = "") -> Fit:
+    """Fit every family and engine that has rows. Raises `InputError` for none."""
+    if not rows:
+        raise InputError("no rows to fit; give a CSV of measured figures")
+    families: dict[tuple[str, str], Efficiency] = {}
+    pooled: dict[tuple[str, str], Efficiency] = {}
+    base = [r for r in rows if is_base(r)]
+    for kernels, group in sorted({(r.engine.kernels, pool(r.gpu, r.engine.kernels)) for r in base}):
+        members = [r for r in base if (r.engine.kernels, pool(r.gpu, r.engine.kernels)) == (kernels, group)]
+        start, loose = START[kernels]
+        common, covariance = _solve(members, start, loose, start)
+        fitted = []
+        for family in sorted({r.gpu.family for r in members}):
+            own = [r for r in members if r.gpu.family == family]
+            watts = _watts(own) if kernels == "batched" else 0.0
+            logs, spread = _solve(own, common, HOLD[kernels], common, watts)
+            fitted.append(logs)
+            families[kernels, family] = _record(own, logs, spread, how, watts)
+        middle = np.mean(fitted, axis=0)
+        # A family of its own differs from the mean as the known ones do.
+        between = np.var(fitted, axis=0) if len(fitted) > 1 else np.full(4, 0.15**2)
+        pooled[kernels, group] = replace(_record(members, middle, covariance + np.diag(between), how), rows=0)
+    partial = Fit(families, pooled, {}, Overhead())
+    engines = {}
+    for name in sorted({r.engine.name for r in rows if not is_base(r) and r.engine.kernels == "batched"}):
+        engines[name] = _fit_engine(
+            [r for r in rows if r.engine.name == name and not is_base(r)], partial, how
+        )
+    if any(r.engine.name == "trtllm" for r in base):
+        found = sorted({r.gpu.family for r in base if r.engine.name == "trtllm"})
+        served = engines.get("trtllm", Overhead(spread=0.1))
+        engines["trtllm"] = replace(served, rows=served.rows + len(base), families=tuple(found), how=how)
+    return Fit(families, pooled, engines, _other(list(engines.values())))
+
+
+def _fit_engine(rows: Sequence[Observation], base: Fit, how: str) -> Overhead:
+    """What an engine adds, on its own rows."""
+    hold = ONLY_SERVER if rows[0].engine.name == "trtllm" else ADDED_HOLD
+    start = np.where(hold > 1e2, np.log([1.0, 1.0, 1.0, 1e-9, 4e-3, 1e-2]), ADDED_START)
+    scale = np.array([_weight(r) for r in rows])
+    measured = np.log([r.measured for r in rows])
+
+    def added(x: np.ndarray) -> Overhead:
+        values = np.exp(np.clip(x, -25.0, 3.0))
+        return added_of(values)
+
+    def residual(x: np.ndarray) -> np.ndarray:
+        guess = [predict(r, *_plain(base, r, added(x))) for r in rows]
+        return scale * (np.log(np.maximum(guess, 1e-9)) - measured)
+
+    logs, _ = least_squares(residual, start, weight=hold, toward=start, rounds=9, robust=0.3)
+    left = residual(logs)
+    return replace(
+        added(logs),
+        spread=float(np.sqrt(np.mean(left**2))),
+        rows=len(rows),
+        families=tuple(sorted({r.gpu.family for r in rows})),
+        how=how,
+    )
+
+
+def added_of(values: Sequence[float]) -> Overhead:
+    """An overhead of these six numbers, in the order of `ADDED`."""
+    compute, bandwidth, step, sequence, request, accept = (float(v) for v in values)
+    return Overhead(compute, bandwidth, step, sequence, request, accept)
+
+
+def _plain(base: Fit, row: Observation, added: Overhead) -> tuple[Efficiency, Overhead]:
+    kernels = row.engine.kernels
+    found = base.families.get((kernels, row.gpu.family)) or base.pooled.get((kernels, pool(row.gpu, kernels)))
+    if found is None:
+        found = _catalog_base(row)
+    return with_overhead(found, row, added)
+
+
+def _catalog_base(row: Observation) -> Efficiency:
+    """The catalog's own numbers of the family, without any engine's factors."""
+    from planner.latency.step import family_efficiency
+
+    return family_efficiency(row.gpu, row.engine.kernels)
+
+
+def _other(engines: Sequence[Overhead]) -> Overhead:
+    """An engine without rows: the mean of those that have some, with a wide band."""
+    known = [e for e in engines if e.sequence > 1e-8]
+    if not known:
+        return Overhead()
+    means = [float(np.exp(np.mean([np.log(getattr(e, name)) for e in known]))) for name in ADDED]
+    return replace(added_of(means), spread=0.35, how="mean of the engines with rows")
+
+
+def _weight(row: Observation) -> float:
+    found = (
+        v for (source, gpu), v in WEIGHTS.items() if row.source.startswith(source) and row.gpu.name == gpu
+    )
+    return next(found, 1.0)
+
+
+def _watts(rows: Sequence[Observation]) -> float:
+    """Board power over fp16 peak of the best-fed device among the rows, W per 1e12 operations/s."""
+    return max((r.gpu.tdp or 0.0) / r.gpu.peak("fp16") * 1e12 for r in rows)
+
+
+def _solve(
+    rows: Sequence[Observation], start: np.ndarray, weight: np.ndarray, toward: np.ndarray, watts: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    blank = Efficiency(1.0, 1.0, 1.0, 1.0, watts=watts)
+    scale = np.array([PREFILL_WEIGHT if r.quantity == "prefill" else 1.0 for r in rows])
+    measured = np.log([r.measured for r in rows])
+
+    def residual(x: np.ndarray) -> np.ndarray:
+        eff = blank.with_vector(np.clip(x, -14.0, 6.0))
+        guess = np.array([predict(r, eff, Overhead()) for r in rows])
+        return scale * (np.log(np.maximum(guess, 1e-9)) - measured)
+
+    return least_squares(residual, start, weight=weight, toward=toward)
+
+
+def _record(
+    rows: Sequence[Observation], logs: np.ndarray, covariance: np.ndarray, how: str, watts: float = 0.0
+) -> Efficiency:
+    eff = Efficiency(1.0, 1.0, 1.0, 1.0, watts=watts).with_vector(logs)
+    c, b, t, s = (float(e) for e in np.sqrt(np.maximum(np.diag(covariance), 0.0)))
+    left = np.log([max(predict(r, eff, Overhead()), 1e-9) / r.measured for r in rows])
+    spread = float(np.sqrt(np.mean(left**2)))
+    return replace(eff, errors=(c, b, t, s), spread=spread, rows=len(rows), how=how)
+
+
+def calibrate(report: Path | Mapping[str, Any], *, gpu: str | None = None) -> Efficiency:
+    """Efficiencies of the machine a bench report was taken on, with error bars.
+
+    `report` is a `report.json` (path or its content). Read are `sides`: a list of objects with `model` (catalog name
+    or an object in `config.json` form), `precision`, `prompt_tokens` (one number, or one per request), optionally
+    `cached_tokens`, `ttft_s` and `tpot_s` (lists, seconds; one stream); and `gpu` (catalog name), which the argument
+    overrides. Prefill and decode times of each side are fitted together, leaning on the catalog's numbers for that
+    family: what the report does not determine stays near them with their error bars. Raises `InputError`.
+    """
+    where = str(report) if isinstance(report, Path) else "report"
+    if isinstance(report, Path):
+        try:
+            raw = json.loads(report.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{report}: cannot read it ({error}); give the report.json of `unshot bench`"
+            ) from None
+    else:
+        raw = report
+    sides = raw.get("sides") if isinstance(raw, Mapping) else None
+    if isinstance(sides, Mapping):
+        sides = list(sides.values())
+    if not isinstance(sides, list) or not sides:
+        raise InputError(f"{where}: no `sides`; give the report.json of `unshot bench`")
+    name = gpu or raw.get("gpu") or "cpu"
+    device = catalog.gpu(str(name))
+    engine = catalog.engine("llamacpp")
+    prior = efficiency(device, engine)
+    points = [point for i, side in enumerate(sides) for point in _side(side, f"{where}: sides[{i}]")]
+    # A medians' noise of about 5% against the prior's own error bars.
+    wide = 0.05 / np.maximum(np.asarray(prior.errors), 0.05)
+
+    def residual(x: np.ndarray) -> np.ndarray:
+        eff = prior.with_vector(np.clip(x, -16.0, 8.0))
+        errors = []
+        for arch, form, new, cached, output, ttft, tpot in points:
+            cost = cost_of(arch, device, form, engine=engine, eff=eff)
+            pairs = (new + cached) * (new + cached + 1) / 2 - cached * (cached + 1) / 2
+            chunks = max(1, math.ceil(new / engine.chunk))
+            guess = chunks * float(
+                cost.step(
+                    new / chunks, pairs / chunks, 0.0, 0.0, prompts=1 / chunks, chunks=new / 512 / chunks
+                )
+            )
+            errors.append(math.log(guess / ttft))
+            if tpot:
+                step = float(cost.step(0.0, 0.0, 1.0, arch.cached_tokens(new + cached + output / 2)))
+                errors.append(math.log(step / tpot))
+        return np.asarray(errors)
+
+    logs, covariance = least_squares(residual, prior.vector(), weight=wide, toward=prior.vector())
+    left = residual(logs)
+    # Not surer than the scatter allows, and no surer than 2% of a machine's day-to-day noise.
+    errors = np.sqrt(np.maximum(np.diag(covariance), 0.02**2))
+    # What the report says nothing about is as sure as it was before, however wide its times scatter.
+    errors = np.minimum(errors, np.maximum(np.asarray(prior.errors), math.sqrt(float(np.mean(left**2)))))
+    return replace(
+        prior.with_vector(logs),
+        errors=tuple(float(e) for e in errors),  # type: ignore[arg-type]
+        spread=float(max(0.05, math.sqrt(float(np.mean(left**2))))),
+        rows=len(left),
+        how=f"calibrated on {device.name} from {where}",
+    )
+
+
+def _side(side: Any, where: str) -> list[tuple[Any, ...]]:
+    if not isinstance(side, Mapping):
+        raise InputError(f"{where}: not an object; see `calibrate` for what is read")
+    for key in ("model", "precision", "prompt_tokens", "ttft_s"):
+        if key not in side:
+            raise InputError(f"{where}: no `{key}`; give the report.json of `unshot bench`")
+    model = side["model"]
+    arch = (
+        catalog.architecture_from_config(model, name=where)
+        if isinstance(model, Mapping)
+        else catalog.model(model)
+    )
+    form = catalog.precision(str(side["precision"]))
+
+    def median(key: str, default: float | None = None) -> float:
+        value = side.get(key, default)
+        try:
+            array = np.atleast_1d(np.asarray(value, dtype=float))
+        except (TypeError, ValueError):
+            array = np.array([])
+        array = array[np.isfinite(array)]
+        if not len(array):
+            if default is not None:
+                return default
+            raise InputError(f"{where}: `{key}` holds no numbers")
+        return float(np.median(array))
+
+    prompt, ttft = median("prompt_tokens"), median("ttft_s")
+    cached, output, tpot = median("cached_tokens", 0.0), median("output_tokens", 0.0), median("tpot_s", 0.0)
+    if prompt <= cached or ttft <= 0:
+        raise InputError(
+            f"{where}: prompt tokens must exceed the cached ones and `ttft_s` must be above zero"
+        )
+    return [(arch, form, prompt - cached, cached, output, ttft, tpot if tpot > 0 else 0.0)]
+
+
+def write_catalog(paths: Sequence[Path], out: Path) -> None:
+    """Fit every family and engine from the CSV files and write the catalog's `efficiency.toml`.
+
+    `spread` of a family is the root mean square log error of its rows when their device is left out; of an engine, that
+    of its rows when their file is left out of the fit (the whole engine, where that is its only one).
+    """
+    from planner.latency.measured import read_measured
+
+    rows = [row for path in paths for row in read_measured(path, skipped=[])]
+    names = ", ".join(p.name for p in paths)
+    lines = [
+        "# Efficiencies by kernels and device family, and what each engine adds; written by `python -m",
+        "# planner.latency.fit`; no number belongs to a row.",
+        "# compute: share of dense peak; bandwidth: share of memory bandwidth when weights are read;",
+        "# third: batched, share of bandwidth when decode attention reads the cache; llamacpp, bytes (CUDA) or",
+        "# quantised weights (Metal, CPU) per core and clock; step: seconds of overhead per layer and iteration.",
+        "# errors: relative standard errors of the four; spread: relative standard deviation of one forecast;",
+        "# watts: board power over fp16 peak of the fitted device (data sheet), W per 1e12 operations/s.",
+        "# engine: factors on compute, bandwidth and step; host seconds per sequence and iteration (sequence), per",
+        "# request and not overlapped (request), per request and overlapped (accept).",
+        f"# Fitted on: {names}.",
+    ]
+    fit = fit_rows(rows, how="least squares")
+    base = [r for r in rows if is_base(r)]
+    left_out = leave_out(base, lambda r: r.gpu.name)
+    for (kernels, name), eff in fit.families.items():
+        spread = _rms([e for r, e in left_out if (r.engine.kernels, r.gpu.family) == (kernels, name)])
+        lines += _family(kernels, name, replace(eff, spread=spread or eff.spread))
+    for (kernels, name), eff in fit.pooled.items():
+        if (kernels, name) in fit.families:
+            continue
+        spread = _rms([e for r, e in left_out if (r.engine.kernels, pool(r.gpu, kernels)) == (kernels, name)])
+        lines += _family(kernels, name, replace(eff, spread=spread or eff.spread))
+    for kernels, name in (("batched", "pooled"), ("llamacpp", "pooled"), ("llamacpp", "apple")):
+        if (kernels, name) not in fit.families and (kernels, name) not in fit.pooled:
+            lines += _family(kernels, name, efficiency(catalog.gpu("m1" if name == "apple" else "h100-sxm"), catalog.engine("trtllm" if kernels == "batched" else "llamacpp")))  # fmt: skip  # noqa: E501
+    lines += _family("llamacpp", "cpu", efficiency(catalog.gpu("cpu"), catalog.engine("llamacpp")))
+    by_source = leave_out(rows, lambda r: r.source)
+    for name, added in sorted(fit.engines.items()):
+        own = [(r, e) for r, e in by_source if r.engine.name == name]
+        first = [e for r, e in own if r.quantity == "ttft"]
+        errors = {"spread": _band([e for r, e in own if r.quantity != "ttft"]) or added.spread}
+        errors |= {"spread_first": _band(first)} if first else {}
+        lines += _engine(name, replace(added, **errors))
+    for name in sorted(set(catalog.engines()) - set(fit.engines) - {"llamacpp"}):
+        lines += _engine(name, fit.other)
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def leave_out(
+    rows: Sequence[Observation], key: Callable[[Observation], str]
+) -> list[tuple[Observation, float]]:
+    """Each row with the log error of its forecast when all rows that share its key are left out of the fit."""
+    found = []
+    for name in sorted({key(r) for r in rows}):
+        kept = [r for r in rows if key(r) != name]
+        if not kept:
+            continue
+        fit = fit_rows(kept)
+        for row in (r for r in rows if key(r) == name):
+            guess = predict(row, *fit.of(row))
+            if guess > 0:
+                found.append((row, math.log(guess / row.measured)))
+    return found
+
+
+def _band(errors: Sequence[float]) -> float:
+    """The standard deviation whose 90% band holds 90% of the log errors; 0 for none."""
+    return max(float(np.quantile(np.abs(errors), 0.9)) / 1.645, 0.05) if errors else 0.0
+
+
+def _rms(errors: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(errors)))) if errors else 0.0
+
+
+def _family(kernels: str, name: str, eff: Efficiency) -> list[str]:
+    errors = ", ".join(f"{e:.3f}" for e in eff.errors)
+    return [
+        "",
+        f"[family.{kernels}.{name}]",
+        f"compute = {eff.compute:.4g}",
+        f"bandwidth = {eff.bandwidth:.4g}",
+        f"third = {eff.third:.4g}",
+        f"step = {eff.step:.4g}",
+        f"errors = [{errors}]",
+        f"spread = {eff.spread:.3f}",
+        f"rows = {eff.rows}",
+        *([f"watts = {eff.watts:.4g}"] if eff.watts and kernels == "batched" else []),
+        f'how = "{eff.how}"',
+    ]
+
+
+def _engine(name: str, added: Overhead) -> list[str]:
+    families = ", ".join(f'"{f}"' for f in added.families)
+    return [
+        "",
+        f"[engine.{name}]",
+        *(f"{field} = {getattr(added, field):.4g}" for field in ADDED),
+        f"spread = {added.spread:.3f}",
+        f"spread_first = {added.spread_first:.3f}",
+        f"rows = {added.rows}",
+        f"families = [{families}]",
+        f'how = "{added.how}"',
+    ]
+
+
+def main() -> None:
+    """Command line of the refit."""
+    import click
+
+    from unshot.errors import UnshotError
+
+    @click.command()
+    @click.argument("measured", nargs=-1, required=True, type=click.Path(path_type=Path))
+    @click.option("--out", required=True, type=click.Path(path_type=Path), help="efficiency.toml to write.")
+    def run(measured: tuple[Path, ...], out: Path) -> None:
+        """Fit the efficiencies of every device family and engine from MEASURED files."""
+        try:
+            write_catalog(measured, out)
+        except UnshotError as error:
+            raise click.ClickException(str(error)) from None
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

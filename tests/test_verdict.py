@@ -1,0 +1,108 @@
+"""The verdict follows the article's order, and says what would change it."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from planner.verdict import Economics, Rival, judge_case
+from unshot.case import TaskSettings
+from unshot.errors import InputError
+
+PAYS = Economics(
+    rate=10,
+    keep="api, cached",
+    keep_monthly=10_000,
+    tuned="8b tuned",
+    tuned_monthly=2_000,
+    once=3_000,
+    break_even=2.0,
+    payback_months=1.5,
+    horizon_months=12,
+    cheaper=0.93,
+)
+COSTS = replace(PAYS, keep_monthly=1_000, break_even=20.0, payback_months=None)
+
+
+def ask(shots: int = 10, economics: Economics | None = PAYS, **task: object) -> tuple[str, str, str, str]:
+    found = judge_case(TaskSettings.of(task), shots=shots, economics=economics)
+    return found.answer, found.headline, " ".join(found.reasons), " ".join(found.would_change)
+
+
+def test_missing_facts_ask_for_retrieval_even_where_tuning_pays() -> None:
+    answer, headline, reasons, change = ask(fails=["facts"], examples_at_hand=500)
+    assert answer == "keep the prompt" and "retrieval" in headline
+    assert "for tuning:" in reasons and "passages" in change
+
+
+def test_the_order_is_prompt_retrieval_tools_tuning() -> None:
+    headline = ask(fails=["tools", "facts"])[1]
+    assert "retrieval" in headline
+    assert "calling" in ask(fails=["tools"])[1]
+    assert "prompt first" in ask(shots=0, fails=["format"])[1]
+
+
+def test_few_examples_come_first() -> None:
+    answer, headline, reasons, change = ask(fails=["format"], examples_at_hand=12)
+    assert answer == "keep the prompt" and "examples" in headline and "12" in reasons and "100" in change
+
+
+def test_a_met_target_ends_it_unless_cost_or_latency_hurt() -> None:
+    assert ask(current=0.95, target=0.92)[0] == "keep the prompt"
+    assert ask(current=0.95, target=0.92, fails=["cost"])[0] == "tune"
+
+
+@pytest.mark.parametrize(
+    ("fail", "word"), [("format", "format"), ("jargon", "language"), ("reasoning", "reasoning")]
+)
+def test_what_tuning_is_for_though_it_costs_more(fail: str, word: str) -> None:
+    """1,000 a month more and 3,000 once over 12 months: 1,250 a month for the reason that is named."""
+    answer, headline, *_ = ask(economics=COSTS, fails=[fail], examples_at_hand=300, current=0.8, target=0.9)
+    assert answer == "not for money" and word in headline and "$1,250 a month more" in headline
+
+
+def test_cost_alone_follows_the_break_even() -> None:
+    """8,000 a month saved for 12 months, 3,000 once: 93,000."""
+    found = judge_case(TaskSettings(), shots=10, economics=PAYS)
+    assert found.answer == "tune" and "$93k saved over 12 months" in found.headline
+    for part in ("from 2/s on", "now 10/s", "93% of the draws", "Would change it"):
+        assert part in found.summary
+    answer, _, reasons, change = ask(economics=COSTS)
+    assert answer == "keep the prompt" and "caching" in reasons and "20" in change
+    late = replace(PAYS, payback_months=30.0)
+    assert "too late" in ask(economics=late)[1]
+
+
+def test_a_cheaper_way_without_tuning_comes_first() -> None:
+    other = replace(PAYS, untuned=(Rival("mini, long prompt", 500.0),))
+    answer, headline, *_ = ask(economics=other)
+    assert answer == "try first" and headline == "Try mini, long prompt first"
+    # A failure that tuning mends is not mended by a cheaper model with the same prompt.
+    answer, headline, reasons, _ = ask(economics=other, fails=["format"], examples_at_hand=300)
+    assert answer == "tune" and "mini" in reasons
+
+
+def test_never_breaking_even_is_said() -> None:
+    never = replace(COSTS, break_even=None)
+    assert "at no rate" in ask(economics=never)[3]
+
+
+def test_questions_not_answered_are_listed() -> None:
+    found = judge_case(TaskSettings(), shots=5, economics=PAYS)
+    assert len(found.unknown) == 4
+    full = TaskSettings(fails=["cost"], current=0.8, target=0.9, examples_at_hand=100)
+    assert judge_case(full, shots=5, economics=PAYS).unknown == []
+
+
+def test_an_unknown_failure_names_the_accepted_ones() -> None:
+    with pytest.raises(InputError, match="format"):
+        ask(fails=["formatt"])
+
+
+def test_a_model_that_fits_nowhere_is_said() -> None:
+    found = judge_case(TaskSettings(), shots=5, economics=None, unfit="70b needs 140 GB; t4 has 16 GB")
+    assert (
+        found.answer == "keep the prompt"
+        and "cannot serve" in found.headline
+        and "140 GB" in found.reasons[0]
+    )
