@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tune.distil import Teaching, key
+from unshot.cache import cache_dir
 from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.record import Record
@@ -15,7 +16,6 @@ from unshot.data.files import json_digest
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
 from unshot.errors import InputError
-from unshot.cache import cache_dir
 from unshot.metrics.answers import INVALID, parse_answer
 from unshot.models import Source
 from unshot.text.chat import Chat, load_tokenizer
