@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.load import Driver, Run, run_loop
-from bench.records import Record
-from bench.remote import make_record, open_tokenizer
+from bench.load import Driver, LoadResult, run_loop
+from bench.records import RequestRecord
 from bench.schedule import Load
+from bench.sides import make_record
 from bench.sketch import Tally
+from bench.traffic import open_tokenizer
 from unshot.case import Slo
 from unshot.console import Output
+from unshot.contracts.report import Client, Lateness
 from unshot.engines.http import read_key
 from unshot.engines.openai import Api
 from unshot.errors import InputError, OutsideError
@@ -49,13 +51,13 @@ class Part:
     """What one worker brings home; times in `records` count from the common start."""
 
     tally: Tally
-    client: dict[str, Any]
-    records: list[Record]
+    client: Client
+    records: list[RequestRecord]
     interrupted: bool
     where: str
 
 
-class Client:
+class LoadClient:
     """One client; Ray makes an actor of it. `stop` comes from another thread than `run`."""
 
     def __init__(self) -> None:
@@ -70,13 +72,13 @@ class Client:
     def take(self, share: Share) -> None:
         """Make everything ready, so that nothing but sending is left to do at the start."""
         api = replace(share.api, key=read_key(share.key_env))
-        self._count = open_tokenizer(share.tokenizer)[0] if share.tokenizer else None
+        self._counter = open_tokenizer(share.tokenizer) if share.tokenizer else None
         self._share, self._api = share, api
         self._payloads = [api.wrap(body) for body in share.bodies]
 
     def run(self, begin: float) -> Part:
         """Send the share taken and read the answers; `begin` is this machine's wall clock's start time."""
-        share, api, count = self._share, self._api, self._count
+        share, api, counter = self._share, self._api, self._counter
         began = time.perf_counter() + begin - time.time()
         self._driver = Driver(
             api.address,
@@ -89,7 +91,7 @@ class Client:
         run = run_loop(_drive(self, self._driver))
         records = [
             make_record(
-                e, api, side="candidate", row=i, mode=share.load.text, block=0, clock=began, count=count
+                e, api, side="candidate", row=i, mode=share.load.text, block=0, clock=began, counter=counter
             )
             for i, e in enumerate(run.exchanges)
         ]
@@ -109,7 +111,7 @@ class Client:
             self.loop.call_soon_threadsafe(self._driver.stop)
 
 
-async def _drive(client: Client, driver: Driver) -> Run:
+async def _drive(client: LoadClient, driver: Driver) -> LoadResult:
     # Not a method: Ray runs a class with coroutines as an asyncio actor, in one loop of its own.
     client.loop = asyncio.get_running_loop()
     if client.stopped:
@@ -150,27 +152,31 @@ def deal(
     ]  # fmt: skip
 
 
-def merge(parts: Sequence[Part]) -> tuple[Tally, dict[str, Any], list[Record], bool]:
+def merge(parts: Sequence[Part]) -> tuple[Tally, Client, list[RequestRecord], bool]:
     """`(tally, client, sample of records, interrupted)` of all parts; one late client makes the run invalid."""
     total = Tally()
     for part in parts:
         total.merge(part.tally)
-    bad = [(i, p) for i, p in enumerate(parts) if not p.client["valid"]]
-    cpu = sum(p.client["cpu_seconds"] for p in parts)
-    late = [p.client["send_lateness"] for p in parts if p.client["send_lateness"]]
-    client = {
-        "valid": not bad,
-        "reasons": [f"client {i + 1} on {p.where}: {'; '.join(p.client['reasons'])}" for i, p in bad],
+    bad = [(i, p) for i, p in enumerate(parts) if not p.client.valid]
+    cpu = sum(p.client.cpu_seconds for p in parts)
+    late = [p.client.send_lateness for p in parts if p.client.send_lateness]
+    client = Client(
+        valid=not bad,
+        reasons=[f"client {i + 1} on {p.where}: {'; '.join(p.client.reasons)}" for i, p in bad],
         # Of the worst client: percentiles do not add up.
-        "send_lateness": {k: max(x[k] for x in late) for k in late[0]} if late else None,
-        "cpu_seconds": cpu,
-        "cpu_seconds_per_1000": cpu / total.requests * 1000 if total.requests else None,
-        "connections": sum(p.client["connections"] for p in parts),
-        "unsent": sum(p.client["unsent"] for p in parts),
-        "dns_seconds": max((x for p in parts if (x := p.client["dns_seconds"]) is not None), default=None),
-        "clients": len(parts),
-        "machines": sorted({p.where for p in parts}),
-    }
+        send_lateness=Lateness(
+            max(x.p50_ms for x in late), max(x.p99_ms for x in late), max(x.max_ms for x in late)
+        )
+        if late
+        else None,
+        cpu_seconds=cpu,
+        cpu_seconds_per_1000=cpu / total.requests * 1000 if total.requests else None,
+        connections=sum(p.client.connections for p in parts),
+        unsent=sum(p.client.unsent for p in parts),
+        dns_seconds=max((x for p in parts if (x := p.client.dns_seconds) is not None), default=None),
+        clients=len(parts),
+        machines=sorted({p.where for p in parts}),
+    )
     records = sorted((r for p in parts for r in p.records), key=lambda r: r.scheduled)
     return total, client, records, any(p.interrupted for p in parts)
 
@@ -190,7 +196,7 @@ def clock_offset(clock: Callable[[], float], trips: int = ROUND_TRIPS) -> tuple[
 
 def run_ray(
     shares: Sequence[Share], address: str | None, out: Output
-) -> tuple[Tally, dict[str, Any], list[Record], bool]:
+) -> tuple[Tally, Client, list[RequestRecord], bool]:
     """Run the shares on Ray workers: of the cluster at `address`, else of one started on this machine."""
     try:
         import ray
@@ -213,7 +219,7 @@ def run_ray(
 
 def _run(ray: Any, shares: Sequence[Share], out: Output) -> list[Part]:
     # Two threads: `stop` must be heard while `run` runs. SPREAD: on as many machines as there are.
-    actor = ray.remote(Client).options(num_cpus=1, max_concurrency=2, scheduling_strategy="SPREAD")
+    actor = ray.remote(LoadClient).options(num_cpus=1, max_concurrency=2, scheduling_strategy="SPREAD")
     clients = [actor.remote() for _ in shares]
     try:
         offsets = [clock_offset(lambda c=c: ray.get(c.clock.remote(), timeout=120)) for c in clients]  # type: ignore[misc]

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import click
 
+from bench.tools import server_flags
 from unshot.engines.registry import spec_forms
-from unshot.options import PATH, POSITIVE, PRICE, SECONDS, Option, case_flags, common, row_options, whole
+from unshot.engines.server import serve_forms
+from unshot.metrics.thresholds import ERROR_RATE
+from unshot.options import PATH, POSITIVE, PRICE, SHARE, Option, case_flags, common, row_options, whole
 
 if TYPE_CHECKING:
+    from bench.traffic import ServerOptions
     from unshot.case import Case
     from unshot.console import Output
     from unshot.data.rows import RowOptions
     from unshot.prices import Prices
 
-SPEC = f"{spec_forms()}, http://HOST:PORT/v1 or serve:gguf:PATH"
+SPEC = f"{spec_forms()}, http://HOST:PORT/v1, {serve_forms()}"
 
 
 class BenchGroup(click.Group):
@@ -67,9 +73,27 @@ class BenchGroup(click.Group):
 @row_options
 @click.option("--task", "task_path", type=PATH, help="task.json of the tuned run.")
 @click.option("--plan", type=PATH, help="Directory of `unshot plan`, for the price.")
-@click.option("--price-per-hour", type=POSITIVE, help="Dollars per hour of the machine under test.")
+@click.option("--price-per-hour", type=POSITIVE, help="Dollars per hour of a machine, for both sides.")
+@click.option("--baseline-price-per-hour", type=POSITIVE, help="Same, for the baseline's machine alone.")
+@click.option("--candidate-price-per-hour", type=POSITIVE, help="Same, for the candidate's machine alone.")
 @click.option(
-    "--cold-requests", type=whole(2), default=8, show_default=True, help="Timed requests per side without it."
+    "--baseline-machines",
+    type=whole(1),
+    default=1,
+    show_default=True,
+    help="Machines that serve the baseline.",
+)
+@click.option(
+    "--candidate-machines",
+    type=whole(1),
+    default=1,
+    show_default=True,
+    help="Machines that serve the candidate.",
+)
+@click.option(
+    "--cold-requests",
+    type=whole(2),
+    help="Timed requests per side without the prefix cache; default: until the verdict is settled, 48 at most.",
 )
 @click.option(
     "--cache",
@@ -89,11 +113,24 @@ class BenchGroup(click.Group):
 @click.option("--threads", type=whole(1), help="CPU threads per engine; default: the usable cores.")
 @click.option("--baseline-model", default="default", help="Servers: the baseline's model name.")
 @click.option("--candidate-model", default="default", help="Servers: the candidate's model name.")
-@click.option("--api", type=click.Choice(["chat", "completions"]), default="chat", help="Servers: which API.")
-@click.option("--api-key-env", help="Servers: environment variable that holds the API key.")
-@click.option("--timeout", type=SECONDS, default=120.0, help="Servers: seconds until a request is given up.")
-@click.option("--tokenizer", help="Servers: model directory whose tokenizer counts the answers.")
-@click.option("--request-extra", metavar="JSON", help="Servers: more fields for every request's body.")
+@click.option("--baseline-key-env", help="Servers: the variable of the baseline's key, where it has its own.")
+@click.option(
+    "--candidate-key-env", help="Servers: the variable of the candidate's key, where it has its own."
+)
+@server_flags
+@click.option("--server-args", metavar="ARGS", help="serve: more arguments for the servers that are started.")
+@click.option(
+    "--repeat",
+    is_flag=True,
+    help="Ask the same rows again as they are; default: what is asked again begins anew.",
+)
+@click.option(
+    "--max-error-rate",
+    type=SHARE,
+    default=ERROR_RATE.value,
+    show_default=True,
+    help="Share of requests that may fail.",
+)
 @click.option(
     "--baseline-price",
     cls=Option,
@@ -123,7 +160,11 @@ def bench(
     task_path: Path | None,
     plan: Path | None,
     price_per_hour: float | None,
-    cold_requests: int,
+    baseline_price_per_hour: float | None,
+    candidate_price_per_hour: float | None,
+    baseline_machines: int,
+    candidate_machines: int,
+    cold_requests: int | None,
     cache: str,
     rows: int | None,
     block: int,
@@ -132,11 +173,12 @@ def bench(
     threads: int | None,
     baseline_model: str,
     candidate_model: str,
-    api: str,
-    api_key_env: str | None,
-    timeout: float,
-    tokenizer: str | None,
-    request_extra: str | None,
+    baseline_key_env: str | None,
+    candidate_key_env: str | None,
+    server: ServerOptions,
+    server_args: str | None,
+    repeat: bool,
+    max_error_rate: float,
     baseline_price: Prices | None,
     candidate_price: Prices | None,
     junit: Path | None,
@@ -146,18 +188,16 @@ def bench(
 ) -> None:
     """Measure two systems on the same rows and check the claim "5-10x faster and cheaper".
 
-    Both answer every row (quality), in interleaved blocks, with the prefix cache on and off. Exit code 0 where the
-    claim is met, 1 where it is not met or the run cannot tell; the report is written either way.
+    Both answer every row (quality), in interleaved blocks, with the prefix cache on and off. Exit code 0 if the claim
+    is met, 1 if it is not met or the run cannot tell; the report is written either way.
     """
     if ctx.invoked_subcommand is not None:
         return
     from bench.artifacts import artifact_manifest, held_out
-    from bench.cost import plan_token_price
-    from bench.measure import CACHE_OFF, CACHE_ON, MODES
-    from bench.opening import Server
-    from bench.opening import request_extra as parse_extra
+    from bench.cost import PriceOptions, plan_token_price
     from bench.pull_request import junit_report, markdown_report
     from bench.run import Job, bench_run
+    from bench.sides import CACHE_OFF, CACHE_ON, MODES
     from bench.summary import summary
     from unshot.contracts.task import read_task
     from unshot.data.files import write_text
@@ -181,28 +221,33 @@ def bench(
         raise InputError("no data; give --data, or `data` under [task] in the case file")
     if case.task.instruction is None and task_path is not None:
         case.task.instruction = read_task(task_path).instruction
-    prices = {
-        side: given.of(model)
-        for side, given, model in (
-            ("baseline", baseline_price, baseline_model),
-            ("candidate", candidate_price, candidate_model),
-        )
-        if given is not None
-    }
-    if plan and baseline.startswith("http") and "baseline" not in prices:
-        planned = plan_token_price(plan)
-        prices.update({"baseline": planned} if planned else {})
+    names = {"baseline": baseline_model, "candidate": candidate_model}
+    keys = {"baseline": baseline_key_env, "candidate": candidate_key_env}
+    hours = {"baseline": baseline_price_per_hour, "candidate": candidate_price_per_hour}
+    machines = {"baseline": baseline_machines, "candidate": candidate_machines}
+    prices, servers = {}, {}
+    for side, given in (("baseline", baseline_price), ("candidate", candidate_price)):
+        tokens = given.of(names[side]) if given is not None else None
+        if tokens is None and plan and side == "baseline" and baseline.startswith("http") and not hours[side]:
+            tokens = plan_token_price(plan)
+        flag = f"--{side}-price-per-hour" if hours[side] else "--price-per-hour"
+        prices[side] = PriceOptions(hours[side] or price_per_hour, flag, machines[side], tokens)
+        servers[side] = replace(server, model=names[side])
+        if keys[side]:
+            servers[side] = replace(servers[side], key_env=keys[side], key_flag=f"--{side}-key-env")
+    arguments = shlex.split(server_args or "")
     job = Job(
         baseline=baseline,
         candidate=candidate,
         data=data,
         final=final,
         rows_as=rows_as,
-        baseline_prompt=load_prompt(case.task.examples, system=case.task.system),
-        candidate_prompt=case.short_prompt(),
+        prompts={
+            "baseline": load_prompt(case.task.examples, system=case.task.system),
+            "candidate": case.short_prompt(),
+        },
         task_path=task_path,
         plan=plan,
-        price_per_hour=price_per_hour,
         cold_requests=cold_requests,
         block=block,
         warm_up=warm_up,
@@ -210,15 +255,11 @@ def bench(
         max_tokens=max_tokens,
         threads=threads,
         concurrency=case.bench.concurrency,
-        server=Server(
-            {"baseline": baseline_model, "candidate": candidate_model},
-            api,
-            api_key_env,
-            timeout,
-            tokenizer,
-            parse_extra(request_extra),
-        ),
-        token_prices=prices,
+        repeat=repeat,
+        max_error_rate=max_error_rate,
+        servers=servers,  # type: ignore[arg-type]
+        server_args={"baseline": arguments, "candidate": arguments},
+        prices=prices,  # type: ignore[arg-type]
         modes={"both": MODES, "on": (CACHE_ON,), "off": (CACHE_OFF,)}[cache],
         inputs=[p for p in (case.task.examples, task_path) if p is not None],
     )
@@ -227,9 +268,9 @@ def bench(
         write_text(junit, junit_report(report))
     if markdown:
         write_text(markdown, markdown_report(report))
-    out.result({"out": str(final), **report}, *summary(report, final))
-    if report["verdict"] != "met":
-        low, high = report["claim"]["low"], report["claim"]["high"]
+    out.result({"out": str(final), **report.plain()}, *summary(report, final))
+    if report.verdict != "met":
         raise GateError(
-            f"claim {low:g}-{high:g}x {report['verdict']}: {report['reason']}; see {final}/report.html"
+            f"claim {report.claim.low:g}-{report.claim.high:g}x {report.verdict}: {report.reason}; see "
+            f"{final}/report.html"
         )

@@ -1,55 +1,68 @@
-"""What an hour of the machine costs, and from that and the measured throughput what requests cost."""
+"""What an hour of each side's machines or its tokens cost, and from that what requests cost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from bench.records import RequestRecord, machine_seconds
 from unshot.contracts.plan import PlanFile
+from unshot.contracts.report import Cost, SideName, SidePrice, SystemFacts
 from unshot.errors import InputError
 from unshot.prices import TokenPrice
 
 
 @dataclass(frozen=True)
-class Price:
-    """Dollars per hour of the machine that runs one side, and where the figure is from."""
+class PriceOptions:
+    """What the command line says of one side's price."""
 
-    per_hour: float
-    source: str
-
-    def of(self, seconds: float) -> float:
-        """Dollars for `seconds` of the machine."""
-        return self.per_hour * seconds / 3600
+    per_hour: float | None = None
+    flag: str = "--price-per-hour"
+    machines: int = 1
+    tokens: TokenPrice | None = None
 
 
-def machine_price(flag: float | None, plan: Path | None, cores: int) -> Price:
-    """The price to count with: the flag, else the plan's, else the list price of as many CPU cores.
+def side_price(
+    side: SideName, options: PriceOptions, plan: Path | None, facts: SystemFacts, *, local: bool, cores: int
+) -> SidePrice:
+    """The price to count with: token price, price per hour, the plan's, the list price of what runs here, or none.
 
-    Raises `InputError` for a price that is not positive or a plan without one.
+    A server at a URL runs on a machine that nobody named: without a price it has none. Raises `InputError` for a price
+    that is not positive or a plan without one.
     """
-    if flag is not None:
-        if not 0 < flag < float("inf"):
-            raise InputError(f"--price-per-hour is {flag:g}; it must be above 0 (dollars per hour)")
-        return Price(flag, "--price-per-hour")
+    if options.tokens is not None:
+        return SidePrice(tokens=options.tokens, source=options.tokens.source)
+    if options.per_hour is not None:
+        if not 0 < options.per_hour < math.inf:
+            raise InputError(f"{options.flag} is {options.per_hour:g}; it must be above 0 (dollars per hour)")
+        return SidePrice(per_hour=options.per_hour, machines=options.machines, source=options.flag)
     if plan is not None:
-        return _plan_price(plan)
+        return _plan_price(plan, options.machines)
+    if not local:
+        return SidePrice(
+            source=f"no price: give --{side}-price-per-hour or --{side}-price for a server at a URL"
+        )
+    if facts.device != "cpu":
+        return SidePrice(source=f"no price: give --{side}-price-per-hour for {facts.device}")
     from unshot.catalog import gpu
 
     cpu = gpu("cpu")
     assert cpu.price is not None
-    return Price(
-        cpu.price / cpu.cores * cores,
-        f"{cores} of the {cpu.cores} cores of {cpu.price_source}, {cpu.price_date}",
+    return SidePrice(
+        per_hour=cpu.price / cpu.cores * cores,
+        machines=options.machines,
+        source=f"{cores} of the {cpu.cores} cores of {cpu.price_source}, {cpu.price_date}",
     )
 
 
-def _plan_price(plan: Path) -> Price:
+def _plan_price(plan: Path, machines: int) -> SidePrice:
     loaded = PlanFile.read(plan)
     if loaded.prices.machine is None or loaded.price_per_hour is None or not loaded.price_per_hour > 0:
         raise InputError(f"{plan}: the plan holds no price per hour; pass --price-per-hour")
-    return Price(loaded.price_per_hour, f"plan {plan.name}: {loaded.prices.machine.title}")
+    source = f"plan {plan.name}: {loaded.prices.machine.title}"
+    return SidePrice(per_hour=loaded.price_per_hour, machines=machines, source=source)
 
 
 def plan_token_price(plan: Path) -> TokenPrice | None:
@@ -61,14 +74,52 @@ def plan_token_price(plan: Path) -> TokenPrice | None:
     return TokenPrice(*million, f"plan: {api.model}")
 
 
-def costs(dollars: Sequence[float], correct_share: float | None) -> dict[str, Any]:
+def busy_seconds(records: Sequence[RequestRecord]) -> dict[int, float]:
+    """Machine seconds of each answered request, by its number: the time shared by what was under way at once.
+
+    What failed requests took is spread over the answered ones, since the machine was paid for meanwhile. `records`
+    are one side's in one mode.
+    """
+    found: dict[int, float] = {}
+    blocks: dict[int, list[RequestRecord]] = {}
+    for record in records:
+        blocks.setdefault(record.block, []).append(record)
+    for group in blocks.values():
+        for record, seconds in zip(group, machine_seconds(group), strict=True):
+            if record.ok:
+                found[record.request] = seconds
+    answered, everything = sum(found.values()), sum(sum(machine_seconds(g)) for g in blocks.values())
+    scale = everything / answered if answered else 1.0
+    return {request: seconds * scale for request, seconds in found.items()}
+
+
+def dollars(
+    price: SidePrice, good: Sequence[RequestRecord], busy: dict[int, float]
+) -> tuple[list[float] | None, str | None]:
+    """`(dollars per answered request, why there are none)`."""
+    if price.tokens is not None:
+        known = [
+            price.tokens.of(r.prompt_tokens, r.output_tokens, r.cached_tokens)
+            for r in good
+            if r.prompt_tokens is not None and r.output_tokens is not None
+        ]
+        if len(known) < len(good):
+            return None, (
+                f"the {good[0].side}'s tokens are not known for {len(good) - len(known)} of {len(good)} requests: its "
+                "server reports no usage; give --tokenizer"
+            )
+        return known, None
+    if price.per_hour is None:
+        return None, price.source
+    rate = price.per_hour * price.machines / 3600
+    return [rate * busy[r.request] for r in good], None
+
+
+def costs(each: Sequence[float] | None, correct_share: float | None, seconds: float | None) -> Cost:
     """Dollars per 1,000 requests and per 1,000 correct answers from dollars per request.
 
-    `correct_share` is the share of right answers; the second figure is None where none is right or none was
-    scored.
+    `correct_share` is the share of right answers; the second figure is None where none is right or none was scored.
     """
-    per_thousand = sum(dollars) / len(dollars) * 1000
-    return {
-        "per_1000_requests": per_thousand,
-        "per_1000_correct": per_thousand / correct_share if correct_share else None,
-    }
+    thousand = sum(each) / len(each) * 1000 if each else None
+    right = thousand / correct_share if thousand is not None and correct_share else None
+    return Cost(thousand, right, seconds)

@@ -19,9 +19,37 @@ from typing import Any
 from bench.timer import Alarm
 from unshot.errors import InputError, OutsideError, nearest
 
+# A JSON value.
+Json = Any
 FAULTS = (
-    "429", "500", "reset", "cut", "endless", "bad-json", "bad-chunk", "stall", "no-usage", "wrong-usage", "no-done",
-)  # fmt: skip
+    "429",
+    "500",
+    "reset",
+    "cut",
+    "endless",
+    "bad-json",
+    "bad-chunk",
+    "stall",
+    "no-usage",
+    "wrong-usage",
+    "no-done",
+    "content-list",
+    "null-choice",
+    "text-delta",
+    "done-inside",
+    "cr-lines",
+    "data-lines",
+    "new-limit-only",
+)
+STOP_TOKENS = ("uncounted", "counted", "timed")
+# The cache reuses whole blocks of so many words, as servers do with tokens.
+CACHE_BLOCK = 16
+# What fits no answer of the API, by the fault's name.
+MISSHAPEN: dict[str, Json] = {
+    "content-list": [{"index": 0, "delta": {"content": ["word"]}}],
+    "null-choice": [None],
+    "text-delta": [{"index": 0, "delta": "word"}],
+}  # fmt: skip
 HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n"
@@ -30,7 +58,13 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Script:
-    """How to answer. `every` applies `fault` to each so-many-th request; `stall_ms` is one long gap midway."""
+    """How to answer. `every` applies `fault` to each so-many-th request; `stall_ms` is one long gap midway.
+
+    `stop_token` is in `usage` and on the wire nowhere ("counted"), is waited for before the last event too ("timed"),
+    or does not exist ("uncounted"). The first `reasoning` tokens are reasoning, `tools` makes the others a tool call.
+    At most `slots` requests are answered at once (0: all). With `cache` a prompt's beginning that was seen before
+    takes none of the time to first token.
+    """
 
     ttft_ms: float = 20.0
     itl_ms: float = 5.0
@@ -40,8 +74,15 @@ class Script:
     every: int = 1
     stall_ms: float = 1000.0
     retry_after: int = 1
+    stop_token: str = "uncounted"
+    reasoning: int = 0
+    tools: bool = False
+    slots: int = 0
+    cache: bool = False
+    # Answer with the last words of the prompt instead of one word over and over.
+    echo: bool = False
 
-    def changed(self, given: Any) -> Script:
+    def changed(self, given: Json) -> Script:
         """With a request's own values; unknown ones are left out."""
         if not isinstance(given, dict):
             return self
@@ -77,7 +118,7 @@ class Handler(asyncio.Protocol):
     def __init__(self, server: Golden) -> None:
         self._server = server
         self._buffer = b""
-        self._transport: Any = None
+        self._transport: Json = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -127,12 +168,12 @@ class Handler(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def _answer(self, request: dict[str, Any], chat: bool, received: float) -> None:
+    def _answer(self, request: dict[str, Json], chat: bool, received: float) -> None:
         server = self._server
         server.requests += 1
         server.arrivals.append(received)
         script = server.script.changed(request.get("golden"))
-        limit: Any = request.get("max_tokens")
+        limit: Json = request.get("max_completion_tokens", request.get("max_tokens"))
         cut = isinstance(limit, int) and 0 < limit < script.tokens
         if cut:
             script = replace(script, tokens=limit)
@@ -143,8 +184,20 @@ class Handler(asyncio.Protocol):
         if fault == "500":
             self._whole(500, b'{"error":{"message":"broken"}}')
             return
-        prompt = len(json.dumps(request.get("messages", ""))) // 4
-        Stream(self, script, fault, chat, received, prompt, "length" if cut else "stop").start()
+        if fault == "new-limit-only" and "max_tokens" in request:
+            self._whole(
+                400, b'{"error":{"message":"Unsupported parameter: use \'max_completion_tokens\' instead."}}'
+            )
+            return
+        said = request.get("messages") or request.get("prompt") or ""
+        words = (
+            " ".join(str(m.get("content")) for m in said) if isinstance(said, list) else str(said)
+        ).split()
+        cached = server.remember(words) if script.cache else None
+        if cached and words:
+            script = replace(script, ttft_ms=script.ttft_ms * (1 - cached / len(words)))
+        begin = server.slot(script, received)
+        Stream(self, script, fault, chat, received, begin, words, cached, "length" if cut else "stop").start()
 
 
 class Stream:
@@ -157,7 +210,9 @@ class Stream:
         fault: str | None,
         chat: bool,
         received: float,
-        prompt: int,
+        begin: float,
+        words: list[str],
+        cached: int | None,
         finish: str,
     ) -> None:
         self.handler = handler
@@ -165,14 +220,17 @@ class Stream:
         self.fault = fault
         self.chat = chat
         self.received = received
-        self.prompt = prompt
+        self.begin = begin
+        self.prompt = len(words)
+        self.cached = cached
         self.finish = finish
+        self.echoed = words[-script.tokens :]
         self.sent: list[float] = []
         self.pieces = -(-script.tokens // script.per_chunk)
 
     def start(self) -> None:
         """Plan the first piece."""
-        self._plan(self.received + self.script.ttft_ms / 1000)
+        self._plan(self.begin + self.script.ttft_ms / 1000)
 
     def _plan(self, when: float) -> None:
         self.handler._server.clock.at(when, self._next)
@@ -194,38 +252,65 @@ class Stream:
         left = self.script.tokens - number * self.script.per_chunk
         count = self.script.per_chunk if self.fault == "endless" else min(self.script.per_chunk, left)
         text = " word" * count
-        choice: dict[str, Any] = {"index": 0, "finish_reason": None}
-        choice["delta" if self.chat else "text"] = {"content": text} if self.chat else text
-        event = _event({"object": "chat.completion.chunk", "model": "golden", "choices": [choice]})
+        if self.script.echo:
+            done = len(self.sent) * self.script.per_chunk
+            text = "".join(f" {word}" for word in self.echoed[done : done + count])
+        choice: dict[str, Json] = {"index": 0, "finish_reason": None}
+        choice["delta" if self.chat else "text"] = self._delta(number, text) if self.chat else text
+        choices: Json = [choice]
+        if halfway and self.fault in MISSHAPEN:
+            choices = MISSHAPEN[self.fault]
+        event = self._event({"object": "chat.completion.chunk", "model": "golden", "choices": choices})
         if halfway and self.fault == "bad-json":
             event = b"data: {not json\n\n"
         chunk = b"zz\r\n\r\n" if halfway and self.fault == "bad-chunk" else _chunk(event)
         now = time.perf_counter()
         self.handler._write(HEAD + chunk if not number else chunk)
         self.sent.append(now)
-        if len(self.sent) >= self.pieces and self.fault != "endless":
-            self._end()
-            return
         # From the plan and not from now: a late piece does not push the others back.
-        start = self.received + self.script.ttft_ms / 1000
+        start = self.begin + self.script.ttft_ms / 1000
+        if len(self.sent) >= self.pieces and self.fault != "endless":
+            if self.script.stop_token == "timed" and self.finish == "stop":
+                when = start + self.script.itl_ms / 1000 * len(self.sent)
+                self.handler._server.clock.at(when, self._end)
+            else:
+                self._end()
+            return
         gap = self.script.itl_ms / 1000 * len(self.sent)
         stalled = self.fault == "stall" and len(self.sent) >= max(1, self.pieces // 2)
         self._plan(start + gap + (self.script.stall_ms / 1000 if stalled else 0))
 
+    def _delta(self, number: int, text: str) -> dict[str, Json]:
+        if number * self.script.per_chunk < self.script.reasoning:
+            return {"reasoning_content": text}
+        if self.script.tools:
+            return {"tool_calls": [{"index": 0, "function": {"arguments": text}}]}
+        return {"content": f"{text} [DONE]" if self.fault == "done-inside" else text}
+
+    def _event(self, value: dict[str, Json]) -> bytes:
+        text = json.dumps(value, separators=(",", ":"))
+        if self.fault == "data-lines":
+            text = json.dumps(value, indent=0)
+        raw = "".join(f"data: {line}\n" for line in text.split("\n")) + "\n"
+        return raw.replace("\n", "\r" if self.fault == "cr-lines" else "\n").encode()
+
     def _end(self) -> None:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": self.finish}
+        choice: dict[str, Json] = {"index": 0, "finish_reason": self.finish}
         choice["delta" if self.chat else "text"] = {} if self.chat else ""
-        last: dict[str, Any] = {"object": "chat.completion.chunk", "choices": [choice]}
+        last: dict[str, Json] = {"object": "chat.completion.chunk", "choices": [choice]}
         last["golden"] = {"received": self.received, "sent": self.sent}
         if self.fault != "no-usage":
             count = self.script.tokens * (2 if self.fault == "wrong-usage" else 1)
+            count += self.script.stop_token != "uncounted" and self.finish == "stop"
             last["usage"] = {"prompt_tokens": self.prompt, "completion_tokens": count}
-        tail = _chunk(_event(last)) + (b"" if self.fault == "no-done" else _chunk(b"data: [DONE]\n\n"))
+            if self.cached is not None:
+                last["usage"]["prompt_tokens_details"] = {"cached_tokens": self.cached}
+            if self.script.reasoning:
+                reasoning = min(self.script.reasoning, self.script.tokens)
+                last["usage"]["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+        end = b"data: [DONE]\r\r" if self.fault == "cr-lines" else b"data: [DONE]\n\n"
+        tail = _chunk(self._event(last)) + (b"" if self.fault == "no-done" else _chunk(end))
         self.handler._write(tail + b"0\r\n\r\n")
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _chunk(data: bytes) -> bytes:
@@ -238,10 +323,39 @@ class Golden:
     def __init__(self, script: Script) -> None:
         if script.fault is not None and script.fault not in FAULTS:
             raise InputError(f"unknown fault `{script.fault}`; {nearest(script.fault, FAULTS)}")
+        if script.stop_token not in STOP_TOKENS:
+            raise InputError(
+                f"unknown stop token `{script.stop_token}`; {nearest(script.stop_token, STOP_TOKENS)}"
+            )
         self.script = script
         self.requests = 0
         self.arrivals: list[float] = []
         self.port = 0
+        self._seen: set[int] = set()
+        self._busy: list[float] = []
+
+    def remember(self, words: list[str]) -> int:
+        """How many of the words stand in the cache, from the beginning; then all of them do."""
+        ends = range(CACHE_BLOCK, len(words) + 1, CACHE_BLOCK)
+        keys = [hash(tuple(words[:end])) for end in ends]
+        cached = 0
+        for end, key in zip(ends, keys, strict=True):
+            if key not in self._seen:
+                break
+            cached = end
+        self._seen.update(keys)
+        return cached
+
+    def slot(self, script: Script, received: float) -> float:
+        """When a request that comes now is begun; its slot is taken until its last token."""
+        if not script.slots:
+            return received
+        self._busy = sorted(t for t in self._busy if t > received)
+        free = len(self._busy) < script.slots
+        begin = received if free else self._busy[-script.slots]
+        pieces = -(-script.tokens // script.per_chunk)
+        self._busy.append(begin + (script.ttft_ms + script.itl_ms * (pieces - 1)) / 1000)
+        return begin
 
     async def serve(self, host: str, port: int, ready: Callable[[int], None]) -> None:
         """Listen until cancelled; `ready` is called with the port."""

@@ -7,92 +7,126 @@ import gc
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from bench.schedule import Load
 from bench.timer import Alarm
+from unshot.contracts.report import Client, Lateness
 from unshot.engines.http import Address, Exchange, Pool
 
 # A run is invalid where the client sent 1 request in 100 later than this (seconds), ...
 LATE = 0.002
-# ... or where its own event loop lagged, at p99, by more than both of these: seconds, and a share of the median answer.
+# ... or where its own event loop was late in 1% of the time by more than both of these: seconds, and a share of the
+# median answer.
 LAG, LAG_SHARE = 0.010, 0.05
 TICK = 0.01
+# Processor time that one TLS handshake may take of the loop, seconds.
+HANDSHAKE = 0.005
 SWEEP = 0.05
 MAX_BACK_OFF = 30.0
 
 Done = Callable[[int, Exchange], None]
+# The requests' bytes: all of them, or made when they are sent.
+Payloads = Sequence[bytes] | Callable[[int], bytes]
 
 
 @dataclass
-class Run:
-    """What one load brought. `lateness` (open loop) and `lag` of the client's own event loop are seconds."""
+class LoadResult:
+    """What one load brought. `lateness` (open loop) and `stalls` of the client's own event loop are seconds.
+
+    `watched` is the time over which stalls were looked for; a stall is how late the loop ran what was due.
+    """
 
     exchanges: list[Exchange]
     began: float
     seconds: float
     lateness: np.ndarray
-    lag: np.ndarray
+    stalls: np.ndarray
+    watched: float
     cpu_seconds: float
     connections: int
     interrupted: bool = False
     unsent: int = 0
     dns_seconds: float | None = None
 
-    def client(self) -> dict[str, Any]:
+    def client(self) -> Client:
         """What the report says of the client, and whether it was the bottleneck."""
-        late = _percentiles(self.lateness)
-        lag = _percentiles(self.lag)
+        late = _lateness(self.lateness)
+        lag = time_weighted(self.stalls, self.watched)
         reasons = []
-        if late and late["p99_ms"] > LATE * 1000:
+        if late and late.p99_ms > LATE * 1000:
             reasons.append(
-                f"1 in 100 requests was sent {late['p99_ms']:.1f} ms late or more (limit {LATE * 1000:g} ms)"
+                f"1 in 100 requests was sent {late.p99_ms:.1f} ms late or more (limit {LATE * 1000:g} ms)"
             )
         spans = [e.ended - e.scheduled for e in self.exchanges if e.error is None]
         bound = max(LAG, LAG_SHARE * float(np.median(spans))) * 1000 if spans else LAG * 1000
-        if lag and lag["p99_ms"] > bound:
+        if lag and lag.p99_ms > bound:
             reasons.append(
-                f"the client's own loop lagged {lag['p99_ms']:.1f} ms at p99 (limit {bound:.1f} ms)"
+                f"in 1% of the time the client's own loop was {lag.p99_ms:.1f} ms late or more (limit {bound:.1f} ms)"
             )
         sent = len(self.exchanges)
-        return {
-            "valid": not reasons,
-            "reasons": reasons,
-            "send_lateness": late,
-            "loop_lag": lag,
-            "cpu_seconds": self.cpu_seconds,
-            "cpu_seconds_per_1000": self.cpu_seconds / sent * 1000 if sent else None,
-            "connections": self.connections,
-            "dns_seconds": self.dns_seconds,
-            "unsent": self.unsent,
-        }
+        return Client(
+            valid=not reasons,
+            reasons=reasons,
+            send_lateness=late,
+            loop_lag=lag,
+            cpu_seconds=self.cpu_seconds,
+            cpu_seconds_per_1000=self.cpu_seconds / sent * 1000 if sent else None,
+            connections=self.connections,
+            dns_seconds=self.dns_seconds,
+            unsent=self.unsent,
+        )
 
 
-def _percentiles(values: np.ndarray) -> dict[str, float] | None:
+def _lateness(values: np.ndarray) -> Lateness | None:
     if not len(values):
         return None
     cut = np.percentile(values, [50, 99]) * 1000
-    return {"p50_ms": float(cut[0]), "p99_ms": float(cut[1]), "max_ms": float(values.max() * 1000)}
+    return Lateness(float(cut[0]), float(cut[1]), float(values.max() * 1000))
+
+
+def time_weighted(stalls: np.ndarray, watched: float) -> Lateness | None:
+    """How late something that became due at a random time was run: quantiles over time, not over stalls.
+
+    In a stall of length L what is due at a time u into it waits L - u. So the share of the time in which the delay
+    exceeds x is the sum of max(0, L - x) over the stalls, by the time watched.
+    """
+    if not len(stalls) or watched <= 0:
+        return None
+    ordered = np.sort(stalls)[::-1]
+    sums = np.cumsum(ordered)
+
+    def quantile(share: float) -> float:
+        # The k longest stalls exceed x: their sum - k x = share * watched.
+        ranks = np.arange(1, len(ordered) + 1)
+        x = (sums - share * watched) / ranks
+        shorter = np.append(ordered[1:], 0.0)
+        fits = np.flatnonzero((x >= shorter) & (x <= ordered))
+        return float(max(0.0, x[fits[0]])) if len(fits) else 0.0
+
+    return Lateness(quantile(0.5) * 1000, quantile(0.01) * 1000, float(ordered[0]) * 1000)
 
 
 class Driver:
     """One run against one server; `done` is called with each request's number and finished exchange.
 
     `warm_connections` are opened before the clock starts. `ramp` spreads a closed loop's first requests over so
-    many seconds, so that its streams do not all begin at once.
+    many seconds, so that its streams do not all begin at once. It ends after `count` requests or `duration` seconds,
+    whichever comes first; requests under way then are still waited for.
     """
 
     def __init__(
         self,
         address: Address,
-        payloads: Sequence[bytes],
+        payloads: Payloads,
         load: Load,
         *,
+        count: int | None = None,
+        duration: float | None = None,
         timeout: float = 120.0,
         seed: int = 0,
         warm_connections: int = 0,
@@ -101,11 +135,21 @@ class Driver:
         start_time: Callable[[], Awaitable[float]] | None = None,
     ) -> None:
         self.address = address
-        self.payloads = payloads
+        self._payload = payloads if callable(payloads) else payloads.__getitem__
+        given = count if callable(payloads) else len(payloads)
         self.load = load
         self.timeout = timeout
-        self.arrivals = load.arrivals(len(payloads), seed=seed) if load.open else np.zeros(0)
-        self.total = len(self.arrivals) if load.open else len(payloads)
+        self.duration = duration
+        if load.open:
+            self.arrivals = load.arrivals(
+                given if given is not None else load.most(duration or 0.0), seed=seed
+            )
+            if duration is not None:
+                self.arrivals = self.arrivals[self.arrivals < duration]
+        else:
+            self.arrivals = np.zeros(0)
+        # Without a number a closed loop goes on until its duration is over.
+        self.total = len(self.arrivals) if load.open else given if given is not None else sys.maxsize
         self.exchanges: list[Exchange] = []
         self.warm_connections = warm_connections
         self.ramp = ramp
@@ -114,9 +158,9 @@ class Driver:
         self._next = 0
         self._active: set[int] = set()
         self._interrupted = False
-        self._lag: list[float] = []
+        self._stalls: list[float] = []
 
-    async def run(self, done: Done | None = None, *, pool: Pool | None = None) -> Run:
+    async def run(self, done: Done | None = None, *, pool: Pool | None = None) -> LoadResult:
         """Send everything and wait for the answers, or for `stop`."""
         self._loop = asyncio.get_running_loop()
         self._done = done
@@ -127,6 +171,7 @@ class Driver:
             self._planned = await self._start_time()
         opened = self._pool.opened
         timers = [self._loop.create_task(self._watch()), self._loop.create_task(self._expire())]
+        watching = time.perf_counter()
         cpu = time.process_time()
         with _steady():
             self._alarm = Alarm(self._loop, self._due)
@@ -134,25 +179,30 @@ class Driver:
             if self._planned and not self.load.open:
                 await asyncio.sleep(max(0.0, self._planned - time.perf_counter()))
             try:
-                self._start()
+                if self._interrupted:
+                    self._finished.set()
+                else:
+                    self._start()
                 await self._finished.wait()
             finally:
                 self._alarm.close()
                 for timer in timers:
                     timer.cancel()
         ended = max((e.ended for e in self.exchanges), default=self.began)
-        result = Run(
+        result = LoadResult(
             exchanges=self.exchanges,
             began=self.began,
             seconds=ended - self.began,
-            lateness=np.array([max(0.0, e.started - e.scheduled) for e in self.exchanges if e.started])
+            # Until the client had it ready: connecting and the TLS handshake are not its lateness.
+            lateness=np.array([max(0.0, e.handed - e.scheduled) for e in self.exchanges if e.handed])
             if self.load.open
             else np.zeros(0),
-            lag=np.asarray(self._lag),
+            stalls=np.asarray(self._stalls),
+            watched=time.perf_counter() - watching,
             cpu_seconds=time.process_time() - cpu,
             connections=self._pool.opened - opened,
             interrupted=self._interrupted,
-            unsent=self.total - self._next,
+            unsent=self.total - self._next if self.total < sys.maxsize else 0,
             dns_seconds=self._pool.dns_seconds,
         )
         if pool is None:
@@ -162,6 +212,8 @@ class Driver:
     def stop(self) -> None:
         """Send nothing more and give up on what is under way; the run ends as a partial one."""
         self._interrupted = True
+        if not hasattr(self, "_finished"):
+            return  # not even begun: `run` ends at once
         for number in list(self._active):
             self._give_up(number, "interrupted", "the run was stopped")
         self._finished.set()
@@ -173,11 +225,18 @@ class Driver:
             self._due()
         else:
             streams = min(self.load.concurrency, self.total)
+            if self.duration is not None:
+                self._loop.call_later(self.duration, self._time_is_up)
             for number in range(streams):
                 if self.ramp and number:
                     self._loop.call_later(self.ramp * number / streams, self._resume)
                 else:
                     self._send(time.perf_counter())
+
+    def _time_is_up(self) -> None:
+        self.total = min(self.total, self._next)
+        if not self._active:
+            self._finished.set()
 
     def _due(self) -> None:
         """Send all that is due, then sleep until the next."""
@@ -192,7 +251,7 @@ class Driver:
         number = self._next
         self._next += 1
         exchange = Exchange(
-            self.payloads[number],
+            self._payload(number),
             scheduled,
             self.timeout,
             lambda e, number=number: self._end(number, e),  # type: ignore[misc]
@@ -244,10 +303,12 @@ class Driver:
     async def _watch(self) -> None:
         """How late the event loop runs what is due: what every arrival time may be off by."""
         while True:
+            handshakes = self._pool.connecting if self.address.tls else 0
             due = self._loop.time() + TICK
             await asyncio.sleep(TICK)
-            # asyncio itself rounds a timer up to a millisecond.
-            self._lag.append(max(0.0, self._loop.time() - due - 0.001))
+            # asyncio itself rounds a timer up to a millisecond; a handshake's arithmetic is no stall of the client.
+            allowed = 0.001 + HANDSHAKE * max(handshakes, self._pool.connecting if self.address.tls else 0)
+            self._stalls.append(max(0.0, self._loop.time() - due - allowed))
 
 
 def retry_after(exchange: Exchange) -> float:
@@ -261,7 +322,7 @@ def retry_after(exchange: Exchange) -> float:
 
 
 @contextmanager
-def _steady() -> Any:
+def _steady() -> Iterator[None]:
     """No garbage collection in the middle of a measurement."""
     enabled = gc.isenabled()
     gc.collect()
@@ -275,10 +336,10 @@ def _steady() -> Any:
             gc.enable()
 
 
-def drive(driver: Driver, done: Done | None = None) -> Run:
+def drive(driver: Driver, done: Done | None = None) -> LoadResult:
     """Run to the end in a loop of its own; the first Ctrl-C stops it and what is there is kept."""
 
-    async def main() -> Run:
+    async def main() -> LoadResult:
         loop = asyncio.get_running_loop()
         handled = False
         if sys.platform != "win32":
@@ -294,7 +355,7 @@ def drive(driver: Driver, done: Done | None = None) -> Run:
     return run_loop(main())
 
 
-def run_loop(main: Coroutine[Any, Any, Run]) -> Run:
+def run_loop(main: Coroutine[None, None, LoadResult]) -> LoadResult:
     """`asyncio.run` on asyncio's own loop, whatever policy is set (Ray sets uvloop's where that is installed)."""
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         return runner.run(main)

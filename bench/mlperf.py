@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from bench.records import Record
+from bench.records import RequestRecord
 from bench.schedule import Load
+from unshot.contracts.report import LoadReport
 from unshot.data.files import write_text
 from unshot.errors import InputError
 
@@ -39,11 +39,11 @@ def scenario_of(load: Load, requests: int) -> str:
     )
 
 
-def write_logs(folder: Path, report: dict[str, Any], records: Sequence[Record], load: Load) -> None:
+def write_logs(folder: Path, report: LoadReport, records: Sequence[RequestRecord], load: Load) -> None:
     """Write `mlperf_log_summary.txt` and `mlperf_log_detail.txt`."""
-    scenario = scenario_of(load, report["conditions"]["requests"])
-    bounds = (report["figures"].get("goodput") or {}).get("slo_ms", {})
-    run = _Run(scenario, sorted(records, key=lambda r: r.scheduled), bounds, load)
+    scenario = scenario_of(load, report.conditions.requests)
+    bounds = report.figures.goodput.slo_ms if report.figures.goodput else {}
+    run = _LoadGen(scenario, sorted(records, key=lambda r: r.scheduled), bounds, load)
     write_text(folder / "mlperf_log_summary.txt", "\n".join(run.summary(report)) + "\n")
     write_text(folder / "mlperf_log_detail.txt", "\n".join(run.detail()) + "\n")
 
@@ -69,11 +69,11 @@ def queries_to_pass(late: int, percentile: float) -> int:
     return high
 
 
-class _Run:
+class _LoadGen:
     """One run in LoadGen's terms; latencies are whole nanoseconds from the scheduled time."""
 
     def __init__(
-        self, scenario: str, records: Sequence[Record], bounds: dict[str, float], load: Load
+        self, scenario: str, records: Sequence[RequestRecord], bounds: dict[str, float], load: Load
     ) -> None:
         self.scenario, self.load, self.bounds = scenario, load, bounds
         self.good = [r for r in records if r.ok]
@@ -81,11 +81,11 @@ class _Run:
         self.count = len(self.good)
         first = min(r.scheduled for r in records)
         self.scheduled = float(max(r.scheduled for r in records) - first)
-        self.done = float(max(r.scheduled + r.e2e for r in self.good) - first)
-        self.latency = _nanoseconds(r.e2e for r in self.good)
+        self.done = float(max(r.end for r in self.good) - first)
+        self.latency = _nanoseconds(r.seconds for r in self.good)
         self.first_token = _nanoseconds(r.ttft for r in self.good)
         self.per_token = _nanoseconds(0.0 if math.isnan(r.tpot) else r.tpot for r in self.good)
-        self.tokens = sum(r.output_tokens for r in self.good)
+        self.tokens = sum(r.output_tokens or 0 for r in self.good)
         self.target = TARGET[scenario]
         reached = self.done if scenario == "Offline" else self.scheduled
         self.long_enough = reached * 1000 >= MIN_DURATION_MS
@@ -135,14 +135,14 @@ class _Run:
             "tokens": _ratio(self.tokens, self.done),
         }
 
-    def summary(self, report: dict[str, Any]) -> list[str]:
+    def summary(self, report: LoadReport) -> list[str]:
         """`mlperf_log_summary.txt`."""
         rates, percent = self.rates(), f"{self.target * 100:.0f}th"
         lines = [
             "Written by `unshot bench load` in the form of MLPerf LoadGen's summary. This is not an MLPerf result.",
             "",
             *_heading("MLPerf Results Summary"),
-            f"SUT name : {report['model']} at {report['url']}",
+            f"SUT name : {report.model} at {report.url}",
             f"Scenario : {self.scenario}",
             "Mode     : PerformanceOnly",
         ]
@@ -186,9 +186,9 @@ class _Run:
             lines += _distribution("Time to Output Token (ns)", "time to output token (ns)  ", self.per_token)
         return [*lines, "", *_heading("Test Parameters Used"), *self._parameters(report)]
 
-    def _parameters(self, report: dict[str, Any]) -> list[str]:
-        seed = report["conditions"]["seed"]
-        values = {
+    def _parameters(self, report: LoadReport) -> list[str]:
+        seed = report.conditions.seed
+        values: dict[str, int | str] = {
             "samples_per_query": self.count if self.scenario == "Offline" else 1,
             "target_qps": f"{self.load.rate:g}",
             "ttft_latency (ns)": _or_zero(self._bound("TTFT")),
@@ -197,7 +197,7 @@ class _Run:
             "min_duration (ms)": MIN_DURATION_MS,
             "max_duration (ms)": 0,
             "min_query_count": MIN_QUERIES,
-            "max_query_count": report["conditions"]["requests"],
+            "max_query_count": report.conditions.requests,
             "schedule_rng_seed": seed,
             "sample_index_rng_seed": seed,
         }
@@ -206,7 +206,7 @@ class _Run:
     def detail(self) -> list[str]:
         """`mlperf_log_detail.txt`: one `:::MLLOG` line a value."""
         rates = self.rates()
-        values: dict[str, Any] = {
+        values: dict[str, str | int | float | bool] = {
             "effective_scenario": self.scenario,
             "effective_test_mode": "PerformanceOnly",
             "effective_min_duration_ms": MIN_DURATION_MS,
@@ -244,7 +244,7 @@ class _Run:
         ]  # fmt: skip
 
 
-def _nanoseconds(values: Any) -> list[int]:
+def _nanoseconds(values: Iterable[float]) -> list[int]:
     return sorted(round(v * 1e9) for v in values)
 
 
@@ -267,10 +267,12 @@ def _heading(text: str) -> list[str]:
 def _distribution(name: str, percentile_name: str, values: Sequence[int]) -> list[str]:
     facts = {"Min": values[0], "Max": values[-1], "Mean": sum(values) // len(values)}
     lines = [f"{k} {name}                : {v}" for k, v in facts.items()]
-    return lines + [f"{p * 100:.2f} percentile {percentile_name}: {_Run._at(values, p)}" for p in PERCENTILES]
+    return lines + [
+        f"{p * 100:.2f} percentile {percentile_name}: {_LoadGen._at(values, p)}" for p in PERCENTILES
+    ]
 
 
 def _named(form: str, values: Sequence[int]) -> dict[str, int]:
     facts = {"min": values[0], "max": values[-1], "mean": sum(values) // len(values)}
-    facts |= {f"{p * 100:.2f}_percentile": _Run._at(values, p) for p in PERCENTILES}
+    facts |= {f"{p * 100:.2f}_percentile": _LoadGen._at(values, p) for p in PERCENTILES}
     return {form.format(k): v for k, v in facts.items()}

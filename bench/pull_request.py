@@ -3,61 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 from xml.etree import ElementTree
 
 from bench.records import SIDES
-from bench.summary import ROWS, ratio
+from bench.summary import ROWS, judged_words, ratio, table_rows
+from unshot.contracts.report import BenchReport
 
 
-def markdown_report(report: dict[str, Any]) -> str:
-    """The report in Markdown: verdict, ratios, figures, conditions."""
-    low, high = report["claim"]["low"], report["claim"]["high"]
-    q = report["quality"]
-    d = q["difference"]
+def markdown_report(report: BenchReport) -> str:
+    """The report in Markdown: verdict, warnings, ratios, figures, conditions."""
+    q, d = report.quality, report.quality.difference
     lines = [
-        f"### {low:g}-{high:g}x faster and cheaper: {report['verdict']}",
+        f"### {report.claim.low:g}-{report.claim.high:g}x faster and cheaper: {report.verdict}",
         "",
-        report["reason"],
+        report.reason,
         "",
+        *(f"> Warning: {w}\n" for w in report.warnings),
         "| prefix | faster | cheaper | verdict |",
         "|---|---|---|---|",
     ]
-    for mode, facts in report["modes"].items():
-        c = facts["claim"]
-        lines.append(f"| {mode} | {ratio(c['speed'])} | {ratio(c['cost'])} | {c['verdict']} |")
+    for mode, facts in report.modes.items():
+        c = facts.claim
+        lines.append(f"| {mode} | {ratio(c.speed)} | {ratio(c.cost)} | {c.verdict} |")
     lines += [
         "",
-        f"Quality gate {q['gate']}: {q['metric']} {q['candidate']['score']:.3f} against {q['baseline']['score']:.3f}, "
-        f"difference {d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] on {q['rows']} rows, "
-        f"margin {q['margin']:g}.",
+        f"Quality gate {q.gate}: {q.metric} {q.candidate.score:.3f} against {q.baseline.score:.3f}, "
+        f"difference {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] on {q.rows} rows, margin {q.margin:g}.",
         "",
     ]
-    columns = [(mode, side) for mode in report["modes"] for side in SIDES]
+    columns = [(mode, side) for mode in report.modes for side in SIDES]
     lines.append("| | " + " | ".join(f"{mode}, {side}" for mode, side in columns) + " |")
     lines.append("|---|" + "--:|" * len(columns))
-    for name, show in ROWS.items():
-        cells = " | ".join(show(report["modes"][mode][side]) for mode, side in columns)
-        lines.append(f"| {name} | {cells} |")
-    c = report["conditions"]
     lines += [
-        "",
-        f"{c['load']}; {c['hardware'].get('cpu')}, {c['hardware'].get('cores')} cores; {c['date']}.",
-        "",
+        "| " + " | ".join(row) + " |"
+        for row in table_rows(ROWS, [report.modes[mode].side(side) for mode, side in columns])
     ]
+    on = report.conditions
+    lines += ["", f"{on.load}; {on.hardware.cpu}, {on.hardware.cores} cores; {on.date}.", ""]
     return "\n".join(lines)
 
 
-def junit_report(report: dict[str, Any]) -> str:
+def junit_report(report: BenchReport) -> str:
     """One test case per mode and one for the quality gate."""
-    cases = []
-    for mode, facts in report["modes"].items():
-        c = facts["claim"]
-        text = f"faster {ratio(c['speed'])}, cheaper {ratio(c['cost'])}: {c['verdict']}"
-        cases.append((f"claim, prefix {mode}", None if c["verdict"] == "met" else text))
-    q = report["quality"]
-    text = f"{q['metric']} difference {q['difference']['value']:+.3f}, margin {q['margin']:g}: {q['gate']}"
-    cases.append(("quality gate", None if q["gate"] == "passed" else text))
+    cases: list[tuple[str, str | None]] = []
+    for mode, facts in report.modes.items():
+        c = facts.claim
+        text = f"{judged_words('faster', c.speed)}, {judged_words('cheaper', c.cost)}"
+        text += "".join(f", {side} errors {gate.rate:.1%}" for side, gate in c.errors.items() if gate.failed)
+        cases.append((f"claim, prefix {mode}", None if c.verdict == "met" else f"{text}: {c.verdict}"))
+    q = report.quality
+    text = f"{q.metric} difference {q.difference.value:+.3f}, margin {q.margin:g}: {q.gate}"
+    cases.append(("quality gate", None if q.gate == "passed" else text))
     return junit("unshot bench", cases)
 
 

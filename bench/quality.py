@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
+from unshot.contracts.report import Difference, Quality
 from unshot.contracts.task import Task
 from unshot.metrics import quality
-from unshot.metrics.quality import FAILED, PASSED, Verdict
-from unshot.metrics.scores import Scores, all_scores
+from unshot.metrics.quality import FAILED, PASSED
+from unshot.metrics.scores import all_scores
 
 UNDECIDED = quality.INCONCLUSIVE
-__all__ = ["FAILED", "PASSED", "UNDECIDED", "Quality", "judge"]
-
-
-class Bounds(TypedDict):
-    """A figure with its interval."""
-
-    value: float
-    low: float
-    high: float
-    level: float
-
-
-class Quality(TypedDict):
-    """The report's `quality`; shares are by side."""
-
-    metric: str
-    rows: int
-    baseline: dict[str, object]
-    candidate: dict[str, object]
-    correct_share: dict[str, float]
-    right_only: dict[str, int]
-    difference: Bounds
-    lower_bound: float
-    margin: float
-    gate: Verdict
-    why: str
+__all__ = ["FAILED", "PASSED", "UNDECIDED", "judge"]
 
 
 def judge(
@@ -53,24 +28,24 @@ def judge(
     first = task.answers(truth, baseline, requests=requests)
     second = task.answers(truth, candidate, requests=requests)
     found = quality.compare(task.metric, first, second, margin, seed=seed)
-    scores: dict[str, Scores] = {
-        "baseline": all_scores(task.metric, first, seed=seed),
-        "candidate": all_scores(task.metric, second, seed=seed),
-    }
     d = found.difference
-    return {
-        "metric": task.metric,
-        "rows": len(truth),
-        "baseline": scores["baseline"].plain(),
-        "candidate": scores["candidate"].plain(),
-        "correct_share": {"baseline": float(first.right.mean()), "candidate": float(second.right.mean())},
-        "right_only": {
+    return Quality(
+        metric=task.metric,
+        rows=len(truth),
+        baseline=all_scores(task.metric, first, seed=seed),
+        candidate=all_scores(task.metric, second, seed=seed),
+        correct_share={"baseline": float(first.right.mean()), "candidate": float(second.right.mean())},
+        right_only={
             "baseline": int(((first.right == 1) & (second.right == 0)).sum()),
             "candidate": int(((second.right == 1) & (first.right == 0)).sum()),
         },
-        "difference": {"value": d.value, "low": d.low, "high": d.high, "level": d.level},
-        "lower_bound": found.lower_bound,
-        "margin": margin,
-        "gate": found.verdict,
-        "why": found.why,
-    }
+        unanswered={
+            "baseline": sum(answer is None for answer in baseline),
+            "candidate": sum(answer is None for answer in candidate),
+        },
+        difference=Difference(d.value, d.low, d.high, d.level),
+        lower_bound=found.lower_bound,
+        margin=margin,
+        gate=found.verdict,
+        why=found.why,
+    )

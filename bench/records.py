@@ -3,45 +3,70 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from msgspec import field
 
 from unshot.case import Slo
-from unshot.engines.timing import tpot, ttft
+from unshot.contracts.record import Record
+from unshot.contracts.report import (
+    Distribution,
+    Figures,
+    Goodput,
+    InFlight,
+    Percentile,
+    SideName,
+    TokenDifference,
+    Tokens,
+)
+from unshot.engines.timing import itl, tpot, ttft
 from unshot.metrics.intervals import percentile_interval
 
 PERCENTILES = (50, 90, 95, 99)
-SIDES = ("baseline", "candidate")
-Side = str
+SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
-@dataclass
-class Record:
+class RequestRecord(Record, kw_only=True):
     """One request. Times are seconds: `scheduled` and `start` since the run began, the others since `scheduled`.
 
-    `ttft` and `e2e` count from the scheduled time, so that waiting for the client or the system is latency and
-    not left out. `token_times` are the arrival of each output token. `error` is the kind of failure, else None.
+    Latencies count from the scheduled time, so that waiting for the client or the system is latency and not left out.
+    `token_times` are the arrivals of what holds tokens, and `timed_tokens` the tokens in them; `output_tokens` is all
+    that was generated, a stop token included that has no arrival of its own. None is a count that nobody knows.
+    `error` is the kind of failure, else None; of a failed request `e2e` is None and `elapsed` what it took.
     """
 
-    side: Side
+    side: SideName
     mode: str
     row: int
     block: int
+    request: int = -1
     scheduled: float
     start: float
-    token_times: list[float]
-    e2e: float
-    prompt_tokens: int
-    output_tokens: int
+    token_times: list[float] = field(default_factory=list)
+    # When the first token of the answer itself came, where reasoning came before it.
+    first_answer: float | None = None
+    e2e: float | None = None
+    elapsed: float = 0.0
+    # Looking up the host, connecting and the TLS handshake, where the request waited for that.
+    connect: float | None = None
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    timed_tokens: int | None = None
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    # The server's own count, where ours is by a tokenizer.
+    server_tokens: int | None = None
     text: str = ""
     finish: str | None = None
     error: str | None = None
     detail: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    retry_after: str | None = None
+    # What a golden server says it did, and when.
+    golden: dict[str, Any] | None = None
 
     @property
     def ok(self) -> bool:
@@ -54,100 +79,143 @@ class Record:
         return ttft(self.token_times, 0.0)
 
     @property
-    def tpot(self) -> float:
-        """Time per output token after the first; NaN below two tokens."""
-        return tpot(self.token_times, self.output_tokens)
+    def ttft_answer(self) -> float:
+        """Time to the first token of the answer itself; NaN where only reasoning came."""
+        return math.nan if self.first_answer is None else self.first_answer
 
     @property
-    def gaps(self) -> np.ndarray:
+    def tpot(self) -> float:
+        """Time per output token after the first; NaN below two tokens or where their number is not known."""
+        return tpot(self.token_times, self.timed_tokens)
+
+    @property
+    def gaps(self) -> list[float]:
         """Inter-token latencies: time between arrivals that follow each other."""
-        return np.diff(np.asarray(self.token_times, dtype=float))
+        return itl(self.token_times)
+
+    @property
+    def seconds(self) -> float:
+        """End-to-end time; NaN of a failed request."""
+        return math.nan if self.e2e is None else self.e2e
+
+    @property
+    def per_token(self) -> float:
+        """End-to-end time per output token; NaN where the number of tokens is not known."""
+        return self.seconds / self.output_tokens if self.output_tokens else math.nan
 
     @property
     def queue(self) -> float:
         """Time between the scheduled and the actual start."""
         return max(0.0, self.start - self.scheduled)
 
+    @property
+    def end(self) -> float:
+        """When the system was done with it, seconds since the run began."""
+        return self.scheduled + (self.elapsed if self.e2e is None else self.e2e)
 
-def distribution(values: Sequence[float] | np.ndarray, *, scale: float = 1000.0) -> dict[str, Any]:
+
+def distribution(values: Iterable[float] | np.ndarray, *, scale: float = 1000.0) -> Distribution:
     """Count, mean, standard deviation, extremes and percentiles with 95% intervals; milliseconds by default.
 
     NaN values are left out. Percentiles are linear between order statistics; their intervals come from the
     binomial distribution of order statistics and are None where the sample is too small to give one.
     """
-    array = np.asarray(values, dtype=float)
+    array = np.asarray(list(values), dtype=float)
     array = np.sort(array[np.isfinite(array)]) * scale
     if not len(array):
-        return {"count": 0}
-    result: dict[str, Any] = {
-        "count": len(array),
-        "mean": float(array.mean()),
-        "std": float(array.std(ddof=1)) if len(array) > 1 else None,
-        "min": float(array[0]),
-        "max": float(array[-1]),
+        return Distribution(count=0)
+    found = {
+        f"p{p}": Percentile(float(np.percentile(array, p)), *percentile_interval(array, p))
+        for p in PERCENTILES
     }
-    for p in PERCENTILES:
-        low, high = percentile_interval(array, p)
-        result[f"p{p}"] = {"value": float(np.percentile(array, p)), "low": low, "high": high}
-    return result
+    facts = Distribution(
+        count=len(array),
+        mean=float(array.mean()),
+        std=float(array.std(ddof=1)) if len(array) > 1 else None,
+        min=float(array[0]),
+        max=float(array[-1]),
+    )
+    return facts.changed(**found)
 
 
 def summarise(
-    records: Sequence[Record], seconds: float | None = None, slo: Slo | None = None
-) -> dict[str, Any]:
+    records: Sequence[RequestRecord],
+    seconds: float | None = None,
+    slo: Slo | None = None,
+    *,
+    asked: int | None = None,
+) -> Figures:
     """Figures of one side in one mode; `seconds` is the time the load took (default: the sum of service times).
 
-    Latencies are milliseconds, throughputs per second. With an SLO `goodput` is there, with counts of the server
-    beside ours `server_minus_our_tokens`.
+    `asked` is the concurrency of a closed loop, held against what the timestamps say.
     """
     good = [r for r in records if r.ok]
-    busy = seconds if seconds is not None else sum(r.e2e for r in records if math.isfinite(r.e2e))
-    errors: dict[str, int] = {}
-    for record in records:
-        if record.error:
-            errors[record.error] = errors.get(record.error, 0) + 1
-    prompt = np.array([r.prompt_tokens for r in good] or [0])
-    output = np.array([r.output_tokens for r in good] or [0])
-    cached = [r.cached_tokens for r in good if r.cached_tokens is not None]
-
-    facts: dict[str, Any] = {
-        "requests": len(records),
-        "answered": len(good),
-        "errors": errors,
-        "seconds": busy,
-        "tokens": {
-            "prompt": float(prompt.mean()),
-            "cached": float(np.mean(cached)) if cached else None,
-            "output": float(output.mean()),
-        },
-        "ttft_ms": distribution([r.ttft for r in good]),
-        "tpot_ms": distribution([r.tpot for r in good]),
-        "itl_ms": distribution(np.concatenate([r.gaps for r in good]) if good else []),
-        "e2e_ms": distribution([r.e2e for r in good]),
-        "queue_ms": distribution([r.queue for r in good]),
-        **rates(len(good), int(prompt.sum()), int(output.sum()), busy),
-        "stopped_at_limit": sum(r.finish == "length" for r in good),
-    }
-    theirs = [r.extra["server_tokens"] - r.output_tokens for r in records if "server_tokens" in r.extra]
-    facts["server_minus_our_tokens"] = token_difference(
-        len(theirs), sum(theirs), int(np.count_nonzero(theirs))
-    )
+    busy = seconds if seconds is not None else sum(r.seconds for r in good)
+    prompt, output = total([r.prompt_tokens for r in good]), total([r.output_tokens for r in good])
+    theirs = [
+        r.server_tokens - r.output_tokens
+        for r in good
+        if r.server_tokens is not None and r.output_tokens is not None
+    ]
     bounds = bounds_of(slo)
-    if bounds:
-        met = sum(meets(r, bounds) for r in records)
-        facts["goodput"] = goodput(met, len(records), busy, bounds)
-    return facts
+    return Figures(
+        requests=len(records),
+        answered=len(good),
+        errors=dict(Counter(r.error for r in records if r.error)),
+        error_rate=1 - len(good) / len(records) if records else 0.0,
+        seconds=busy,
+        tokens=token_means(
+            len(good),
+            prompt,
+            output,
+            total([r.cached_tokens for r in good]),
+            total([r.reasoning_tokens for r in good]),
+        ),
+        ttft_ms=distribution(r.ttft for r in good),
+        ttft_answer_ms=distribution(r.ttft_answer for r in good),
+        tpot_ms=distribution(r.tpot for r in good),
+        itl_ms=distribution(gap for r in good for gap in r.gaps),
+        e2e_ms=distribution(r.seconds for r in good),
+        queue_ms=distribution(r.queue for r in good),
+        connect_ms=distribution(r.connect for r in records if r.connect is not None),
+        requests_per_second=rate(len(good), busy),
+        input_tokens_per_second=rate(prompt, busy),
+        output_tokens_per_second=rate(output, busy),
+        stopped_at_limit=sum(r.finish == "length" for r in good),
+        server_minus_our_tokens=token_difference(len(theirs), sum(theirs), sum(t != 0 for t in theirs)),
+        goodput=goodput(sum(meets(r, bounds) for r in records), len(records), busy, bounds)
+        if bounds
+        else None,
+        in_flight=in_flight(records, asked) if asked is not None else None,
+    )
 
 
-def rates(answered: int, prompt: int, output: int, seconds: float) -> dict[str, float | None]:
-    """Throughput: answered requests and their tokens per second; None where no time passed."""
-    totals = {"requests": answered, "input_tokens": prompt, "output_tokens": output}
-    return {f"{name}_per_second": total / seconds if seconds > 0 else None for name, total in totals.items()}
+def total(counts: Sequence[int | None]) -> int | None:
+    """The sum of counts that are all known; None where one is not, or there are none."""
+    known = [c for c in counts if c is not None]
+    return sum(known) if known and len(known) == len(counts) else None
 
 
-def token_difference(counted: int, total: int, differ: int) -> dict[str, Any] | None:
+def token_means(
+    answered: int, prompt: int | None, output: int | None, cached: int | None, reasoning: int | None
+) -> Tokens:
+    """Means per answered request out of the sums; None stays None."""
+
+    def mean(count: int | None) -> float | None:
+        return None if count is None else count / answered
+
+    share = cached / prompt if cached is not None and prompt else None
+    return Tokens(mean(prompt), mean(cached), mean(output), mean(reasoning), share)
+
+
+def rate(count: int | None, seconds: float) -> float | None:
+    """Per second; None where the count is not known or no time passed."""
+    return count / seconds if count is not None and seconds > 0 else None
+
+
+def token_difference(counted: int, added: int, differ: int) -> TokenDifference | None:
     """How the server's counts of output tokens differ from ours; None where no request has both."""
-    return {"mean": total / counted, "differ": differ, "requests": counted} if counted else None
+    return TokenDifference(added / counted, differ, counted) if counted else None
 
 
 def bounds_of(slo: Slo | None) -> dict[str, float]:
@@ -156,16 +224,66 @@ def bounds_of(slo: Slo | None) -> dict[str, float]:
     return {k: v for k, v in every.items() if v is not None}
 
 
-def meets(record: Record, bounds: dict[str, float]) -> bool:
+def meets(record: RequestRecord, bounds: dict[str, float]) -> bool:
     """Whether the request was answered within every bound; a one-token answer has no TPOT and cannot miss it."""
-    values = ((getattr(record, name), bound) for name, bound in bounds.items())
-    return record.ok and all(math.isnan(v) or v * 1000 <= bound for v, bound in values)
+    values = {"ttft": record.ttft, "tpot": record.tpot, "e2e": record.seconds}
+    return record.ok and all(
+        math.isnan(values[name]) or values[name] * 1000 <= bound for name, bound in bounds.items()
+    )
 
 
-def goodput(met: int, requests: int, seconds: float, bounds: dict[str, float]) -> dict[str, Any]:
+def goodput(met: int, requests: int, seconds: float, bounds: dict[str, float]) -> Goodput:
     """Requests that met every bound per second, and their share."""
-    return {
-        "slo_ms": bounds,
-        "requests_per_second": met / seconds if seconds > 0 else None,
-        "share": met / requests if requests else None,
-    }
+    return Goodput(bounds, rate(met, seconds), met / requests if requests else None)
+
+
+def in_flight(records: Sequence[RequestRecord], asked: int) -> InFlight:
+    """Requests under way at once by their timestamps, while each block still had requests to send.
+
+    The mean is over the time from a block's first to its last scheduled request: after that it drains.
+    """
+    span = area = 0.0
+    peak = 0
+    blocks: dict[int, list[RequestRecord]] = {}
+    for record in records:
+        blocks.setdefault(record.block, []).append(record)
+    for group in blocks.values():
+        last = max(r.scheduled for r in group)
+        for begin, end, count in _levels(group):
+            peak = max(peak, count)
+            inside = max(0.0, min(end, last) - begin)
+            span, area = span + inside, area + inside * count
+    return InFlight(asked, area / span if span else float(peak), peak)
+
+
+def machine_seconds(records: Sequence[RequestRecord]) -> list[float]:
+    """Seconds of the machine that each request took: time is shared evenly by the requests under way.
+
+    The shares of a run add up to the time in which at least one request was under way. With one request at a time a
+    share is the request's own time.
+    """
+    times: list[float] = []
+    levels: list[float] = []
+    area = 0.0
+    for begin, end, count in _levels(records):
+        times.append(begin)
+        levels.append(area)
+        area += (end - begin) / count if count else 0.0
+        times.append(end)
+        levels.append(area)
+    starts = np.interp([r.scheduled for r in records], times or [0.0], levels or [0.0])
+    ends = np.interp([r.end for r in records], times or [0.0], levels or [0.0])
+    return [float(b - a) for a, b in zip(starts, ends, strict=True)]
+
+
+def _levels(records: Sequence[RequestRecord]) -> list[tuple[float, float, int]]:
+    """`(begin, end, requests under way)` of every stretch between two events."""
+    changes: Counter[float] = Counter()
+    for record in records:
+        changes[record.scheduled] += 1
+        changes[record.end] -= 1
+    stretches, count = [], 0
+    for begin, end in pairwise(sorted(changes)):
+        count += changes[begin]
+        stretches.append((begin, end, count))
+    return stretches

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.records import Record
+from bench.records import RequestRecord
+from unshot.contracts.report import Energy, Gpu, Resources
+from unshot.errors import InputError
 
 POWERCAP = Path("/sys/class/powercap")
 INTERVAL = 0.2
@@ -127,21 +129,26 @@ class Gpus:
         self.samples.append((now, row))
         return self._total
 
-    def facts(self) -> list[dict[str, Any]]:
-        """One entry a GPU: peak memory, mean and peak power, mean utilisation."""
-        result = []
-        for i, (name, total) in enumerate(zip(self.names, self.totals, strict=True)):
+    def facts(self) -> list[Gpu]:
+        """One entry a GPU: memory, power, utilisation and clocks; None for what NVML does not say."""
+        lib, result = self._lib, []
+        for i, (device, name, total) in enumerate(zip(self._devices, self.names, self.totals, strict=True)):
             table = np.array([row[i] for _, row in self.samples], dtype=float).reshape(-1, 3)
             watts, busy = (column[np.isfinite(column)] for column in (table[:, 1], table[:, 2]))
+            limit = self._ask(lib.nvmlDeviceGetEnforcedPowerLimit, device)
             result.append(
-                {
-                    "name": name,
-                    "memory_bytes": total,
-                    "memory_peak_bytes": int(table[:, 0].max()) if len(table) else None,
-                    "power_mean_w": float(watts.mean()) if len(watts) else None,
-                    "power_peak_w": float(watts.max()) if len(watts) else None,
-                    "utilisation_mean": float(busy.mean()) / 100 if len(busy) else None,
-                }
+                Gpu(
+                    name=name,
+                    catalog=catalog_name(name),
+                    memory_bytes=total,
+                    memory_peak_bytes=int(table[:, 0].max()) if len(table) else None,
+                    power_mean_w=float(watts.mean()) if len(watts) else None,
+                    power_peak_w=float(watts.max()) if len(watts) else None,
+                    power_limit_w=limit / 1000 if limit is not None else None,
+                    utilisation_mean=float(busy.mean()) / 100 if len(busy) else None,
+                    clock_mhz=self._ask(lib.nvmlDeviceGetClockInfo, device, lib.NVML_CLOCK_SM),
+                    clock_max_mhz=self._ask(lib.nvmlDeviceGetMaxClockInfo, device, lib.NVML_CLOCK_SM),
+                )
             )
         return result
 
@@ -234,7 +241,7 @@ class Monitor:
         """Energy of each readable source over stretches of time."""
         return {m.source.name: sum(m.between(a, b) for a, b in spans) for m in self.meters if m.readings}
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Resources:
         """What the report says."""
         gpus = next((m.source.facts() for m in self.meters if isinstance(m.source, Gpus)), [])
         power = {}
@@ -242,62 +249,73 @@ class Monitor:
             (begin, first), (end, last) = meter.readings[0], meter.readings[-1]
             if end > begin:
                 power[meter.source.name] = (last - first) / (end - begin)
-        return {
-            "memory_peak_bytes": dict(self.peaks),
-            "gpus": gpus,
-            "mean_power_w": power,
-            "not_readable": dict(self.unreadable),
-            "samples": self._samples,
-            "sampling_cpu_seconds": self._cpu,
-        }
+        return Resources(
+            memory_peak_bytes=dict(self.peaks),
+            gpus=gpus,
+            mean_power_w=power,
+            not_readable=dict(self.unreadable),
+            samples=self._samples,
+            sampling_cpu_seconds=self._cpu,
+        )
+
+
+def catalog_name(device: str) -> str | None:
+    """The catalog's name of a GPU that NVML or torch calls `device`; None where it knows none, or several."""
+    from unshot.catalog import gpu
+
+    try:
+        return gpu(device).name
+    except InputError:
+        return None
+
+
+def catalog_gpu(devices: Sequence[str], seen: Sequence[Gpu]) -> str | None:
+    """What the sides ran on in the catalog's words: `cpu`, a GPU's name, or None where that is not known."""
+    if set(devices) == {"cpu"}:
+        return "cpu"
+    if any(d in ("of the server", "cpu") for d in devices):
+        return None
+    names = {g.catalog for g in seen}
+    return names.pop() if len(names) == 1 else None
 
 
 def energy_per_request(
-    monitor: Monitor, records: Sequence[Record], side: str, mode: str, clock: float
-) -> dict[str, Any] | None:
+    monitor: Monitor, records: Sequence[RequestRecord], side: str, mode: str, clock: float
+) -> Energy | None:
     """Joules per answered request of one side and mode, by source and in all; None where nothing is readable.
 
     Each block counts from its first scheduled request to its last answer; `clock` is the mode's start. Blocks of
     the two sides alternate, so their energy is told apart by time.
     """
-    blocks: dict[int, list[Record]] = {}
+    blocks: dict[int, list[RequestRecord]] = {}
     for record in records:
         if record.side == side and record.mode == mode:
             blocks.setdefault(record.block, []).append(record)
     answered = sum(r.ok for group in blocks.values() for r in group)
     spans = [
-        (
-            clock + min(r.scheduled for r in group),
-            clock + max(r.scheduled + (r.e2e if r.ok else r.extra.get("elapsed", 0.0)) for r in group),
-        )
+        (clock + min(r.scheduled for r in group), clock + max(r.end for r in group))
         for group in blocks.values()
     ]
     joules = monitor.joules(spans)
     if not joules or not answered:
         return None
     each = {name: value / answered for name, value in joules.items()}
-    return {"by_source": each, "joules": sum(each.values())}
+    return Energy(each, sum(each.values()))
 
 
-def memory_words(facts: dict[str, Any]) -> str:
+def memory_words(facts: Resources) -> str:
     """Peak memory of the watched processes and GPUs in words."""
-    parts = [f"{name} {size / 2**20:,.0f} MiB" for name, size in facts["memory_peak_bytes"].items()]
+    parts = [f"{name} {size / 2**20:,.0f} MiB" for name, size in facts.memory_peak_bytes.items()]
     parts += [
-        f"{g['name']} {(g['memory_peak_bytes'] or 0) / 2**20:,.0f} of {g['memory_bytes'] / 2**20:,.0f} MiB"
-        for g in facts["gpus"]
+        f"{g.name} {(g.memory_peak_bytes or 0) / 2**20:,.0f} of {g.memory_bytes / 2**20:,.0f} MiB"
+        for g in facts.gpus
     ]
-    return ", ".join(parts) or f"not readable: {facts['not_readable'].get('memory', 'no process')}"
+    return ", ".join(parts) or f"not readable: {facts.not_readable.get('memory', 'no process')}"
 
 
-def power_words(facts: dict[str, Any]) -> str:
+def power_words(facts: Resources) -> str:
     """Mean power by source in words, and why the others have none."""
-    parts = [f"{name} {watts:,.1f} W on average" for name, watts in facts["mean_power_w"].items()]
-    parts += [
-        f"{g['name']} {g['utilisation_mean']:.0%} busy"
-        for g in facts["gpus"]
-        if g["utilisation_mean"] is not None
-    ]
-    parts += [
-        f"{name} not readable: {why}" for name, why in facts["not_readable"].items() if name != "memory"
-    ]
+    parts = [f"{name} {watts:,.1f} W on average" for name, watts in facts.mean_power_w.items()]
+    parts += [f"{g.name} {g.utilisation_mean:.0%} busy" for g in facts.gpus if g.utilisation_mean is not None]
+    parts += [f"{name} not readable: {why}" for name, why in facts.not_readable.items() if name != "memory"]
     return "; ".join(parts)

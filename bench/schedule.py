@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,12 @@ class Load:
     def open(self) -> bool:
         """Whether requests are sent by the clock, whatever the server does."""
         return self.kind != "closed"
+
+    def most(self, seconds: float) -> int:
+        """As many requests as an open loop may send within `seconds`, and some more."""
+        if self.kind == "trace":
+            return len(self.times)
+        return int(self.rate * seconds * 1.5 + 10 * math.sqrt(self.rate * seconds) + 100)
 
     def arrivals(self, count: int, *, seed: int = 0) -> np.ndarray:
         """Scheduled times in seconds from the start, ascending, shape `(count,)` (a trace may hold fewer).

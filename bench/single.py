@@ -2,106 +2,142 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bench import mlperf
-from bench.records import Record
+from bench.records import RequestRecord
 from bench.schedule import Load, parse_load
-from bench.target import Target
-from unshot.console import Output, dumps, jsonable
+from bench.target import LoadOptions, Target
+from unshot.console import Output, jsonable
 from unshot.contracts.manifest import Manifest, hardware, staged
+from unshot.contracts.report import Knee, LoadConditions, LoadReport, Step, SweepReport
 from unshot.data.files import write_text
-from unshot.data.rows import write_jsonl
 from unshot.errors import InputError
 
 # The automatic sweep ends where doubling the streams brings less than this.
 WORTH = 0.05
 
 
-def load_run(options: dict[str, Any], out: Output) -> dict[str, Any]:
+@dataclass(frozen=True)
+class LoadJob:
+    """One load: how many requests or for how long, and from how many clients."""
+
+    target: LoadOptions
+    final: Path
+    load: str
+    requests: int | None
+    warm_up: int = 4
+    duration: float | None = None
+    processes: int = 1
+    ray: int = 0
+    ray_address: str | None = None
+    formats: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """Rising closed loops: the steps, or the highest of an automatic sweep."""
+
+    target: LoadOptions
+    final: Path
+    concurrencies: str
+    most: int
+    requests: int
+    warm_up: int = 2
+    overwrite: bool = False
+
+
+def load_run(job: LoadJob, out: Output) -> LoadReport:
     """Measure one load; writes and returns the report. Raises `InputError`, `OutsideError`."""
-    wanted = parse_load(options["load"])
-    target = Target(options)
-    if "mlperf" in options["formats"]:
-        mlperf.scenario_of(wanted, options["requests"])
-    with staged(options["final"], overwrite=options["overwrite"]) as work:
-        manifest = Manifest("bench", config=jsonable(options), seeds={"seed": options["seed"]})
+    wanted = parse_load(job.load)
+    target = Target(job.target)
+    if "mlperf" in job.formats:
+        mlperf.scenario_of(wanted, job.requests or 0)
+    with staged(job.final, overwrite=job.overwrite) as work:
+        manifest = Manifest("bench", config=jsonable(job), seeds={"seed": job.target.seed})
         manifest.inputs = target.inputs
-        if options["warm_up"]:
-            target.run(Load("closed", concurrency=1), options["warm_up"])
-        out.log(f"{options['url']}: {options['requests']} requests, {wanted.text}")
+        target.warm_up(job.warm_up)
+        many = f"{job.duration:g} s" if job.duration is not None else f"{job.requests} requests"
+        out.log(f"{job.target.url}: {many}, {wanted.text}")
         with manifest.timed("load"):
             got = target.measure(
-                wanted, options["requests"], out, processes=options["processes"], ray=options["ray"]
+                wanted,
+                job.requests,
+                out,
+                processes=job.processes,
+                ray=job.ray,
+                ray_address=job.ray_address,
+                duration=job.duration,
+                steady=job.duration is not None,
             )
-        report = {
-            "schema": 1,
-            "kind": "load",
-            "url": options["url"],
-            "model": options["model"],
-            "load": wanted.text,
-            "partial": got.interrupted,
-            "figures": got.figures,
-            "failure": _failure(got.records),
-            "client": got.client,
-            "resources": got.resources,
-            "conditions": _conditions(options),
-        }
+        report = LoadReport(
+            url=job.target.url,
+            model=job.target.server.model,
+            load=wanted.text,
+            warnings=got.warnings,
+            partial=got.interrupted,
+            figures=got.figures,
+            failure=_failure(got.records),
+            client=got.client,
+            resources=got.resources,
+            conditions=_conditions(
+                target, got.figures.requests, job.warm_up, steady=job.duration is not None
+            ),
+        )
         _write(work, report, got.records)
-        if "mlperf" in options["formats"] and got.figures["answered"]:
+        if "mlperf" in job.formats and got.figures.answered:
             mlperf.write_logs(work, report, got.records, wanted)
         manifest.finish(work)
     return report
 
 
-def sweep_run(options: dict[str, Any], out: Output) -> dict[str, Any]:
+def sweep_run(job: SweepJob, out: Output) -> SweepReport:
     """Measure closed loops of rising concurrency; writes and returns the report with the knee."""
-    target = Target(options)
-    points: list[dict[str, Any]] = []
-    steps = _steps(options["concurrencies"], options["most"], points)
-    with staged(options["final"], overwrite=options["overwrite"]) as work:
-        manifest = Manifest("bench", config=jsonable(options), seeds={"seed": options["seed"]})
+    target = Target(job.target)
+    points: list[Step] = []
+    steps = _steps(job.concurrencies, job.most, points)
+    with staged(job.final, overwrite=job.overwrite) as work:
+        manifest = Manifest("bench", config=jsonable(job), seeds={"seed": job.target.seed})
         manifest.inputs = target.inputs
-        target.run(Load("closed", concurrency=1), 2)
-        everything: list[Record] = []
+        target.warm_up(job.warm_up)
+        everything: list[RequestRecord] = []
+        warnings: list[str] = []
         interrupted = False
         for step in steps:
             load = Load("closed", concurrency=step, text=f"closed:{step}")
             with manifest.timed(load.text):
-                got = target.measure(load, max(options["requests"], 3 * step), out)
+                got = target.measure(load, max(job.requests, 3 * step), out)
             everything += got.records
+            warnings += got.warnings
             facts = got.figures
-            points.append(
-                {"concurrency": step, "figures": facts, "client": got.client, "resources": got.resources}
-            )
+            points.append(Step(step, facts, got.client, got.resources))
+            p50 = facts.e2e_ms.p50.value if facts.e2e_ms.p50 else float("nan")
             out.log(
-                f"concurrency {step}: {facts['requests_per_second'] or 0:.2f} requests/s, "
-                f"e2e p50 {_value(facts['e2e_ms'], 'p50'):.0f} ms"
+                f"concurrency {step}: {facts.requests_per_second or 0:.2f} requests/s, e2e p50 {p50:.0f} ms"
             )
             interrupted = got.interrupted
-            if interrupted or not facts["answered"]:
+            if interrupted or not facts.answered:
                 break
-        report = {
-            "schema": 1,
-            "kind": "sweep",
-            "url": options["url"],
-            "model": options["model"],
-            "partial": interrupted,
-            "points": points,
-            "knee": knee(points),
-            "failure": _failure(everything),
-            "conditions": _conditions(options),
-        }
+        report = SweepReport(
+            url=job.target.url,
+            model=job.target.server.model,
+            warnings=warnings,
+            partial=interrupted,
+            points=points,
+            knee=knee(points),
+            failure=_failure(everything),
+            conditions=_conditions(target, job.requests, job.warm_up),
+        )
         _write(work, report, everything)
         manifest.finish(work)
     return report
 
 
-def _steps(text: str, most: int, points: Sequence[dict[str, Any]]) -> Iterator[int]:
+def _steps(text: str, most: int, points: Sequence[Step]) -> Iterator[int]:
     """The concurrencies given, or 1, 2, 4, ... until `points`, which grows meanwhile, shows saturation."""
     if text != "auto":
         try:
@@ -114,60 +150,72 @@ def _steps(text: str, most: int, points: Sequence[dict[str, Any]]) -> Iterator[i
     return _doubling(most, points)
 
 
-def _doubling(most: int, points: Sequence[dict[str, Any]]) -> Iterator[int]:
+def _doubling(most: int, points: Sequence[Step]) -> Iterator[int]:
     step = 1
     while step <= most:
         yield step
-        rates = [p["figures"]["requests_per_second"] or 0.0 for p in points]
+        rates = [p.figures.requests_per_second or 0.0 for p in points]
         # Two steps in a row that bring nothing: one alone may be chance.
         if len(rates) > 3 and max(rates[-2:]) < (1 + WORTH) * max(rates[:-2]):
             return
         step *= 2
 
 
-def knee(points: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def knee(points: Sequence[Step]) -> Knee | None:
     """The step of greatest power, throughput / mean latency (Kleinrock 1979), and the greatest throughput.
 
     None below three steps. Past the knee more load brings latency and little throughput.
     """
-    usable = [p for p in points if p["figures"]["requests_per_second"] and p["figures"]["e2e_ms"]["count"]]
+    usable = [
+        (p.figures.requests_per_second, p.figures.e2e_ms.mean, p)
+        for p in points
+        if p.figures.requests_per_second and p.figures.e2e_ms.mean
+    ]
     if len(usable) < 3:
         return None
-    best = max(usable, key=lambda p: p["figures"]["requests_per_second"] / p["figures"]["e2e_ms"]["mean"])
-    most = max(p["figures"]["requests_per_second"] for p in usable)
-    return {
-        "concurrency": best["concurrency"],
-        "requests_per_second": best["figures"]["requests_per_second"],
-        "e2e_p50_ms": best["figures"]["e2e_ms"]["p50"]["value"],
-        "most_requests_per_second": most,
-        "share_of_most": best["figures"]["requests_per_second"] / most,
-        "saturated": best is not usable[-1],
-    }
+    rate, _, best = max(usable, key=lambda u: u[0] / u[1])
+    most = max(r for r, _, _ in usable)
+    p50 = best.figures.e2e_ms.p50
+    return Knee(
+        concurrency=best.concurrency,
+        requests_per_second=rate,
+        e2e_p50_ms=p50.value if p50 else float("nan"),
+        most_requests_per_second=most,
+        share_of_most=rate / most,
+        saturated=best is not usable[-1][2],
+    )
 
 
-def _failure(records: Sequence[Record]) -> str | None:
+def _failure(records: Sequence[RequestRecord]) -> str | None:
     """Why not one request was answered, by the first of the reasons; None where one was."""
     if not records or any(r.ok for r in records):
         return None
     return f"no request was answered ({min(f'{r.error}: {r.detail}' for r in records)[:160]})"
 
 
-def _conditions(options: dict[str, Any]) -> dict[str, Any]:
-    kept = ("requests", "max_tokens", "cache", "data", "prompt_words", "warm_up", "timeout", "seed")
-    return {
-        **{k: options.get(k) for k in kept},
-        "hardware": hardware(),
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    }
+def _conditions(target: Target, requests: int, warm_up: int, *, steady: bool = False) -> LoadConditions:
+    options = target.options
+    return LoadConditions(
+        requests=requests,
+        max_tokens=options.max_tokens,
+        cache=options.cache,
+        prompts=target.prompts,
+        data=str(options.data) if options.data else None,
+        prompt_words=options.prompt_words,
+        warm_up=warm_up,
+        timeout=options.server.timeout,
+        seed=options.seed,
+        window="steady state: from every stream's first answer to the last request sent"
+        if steady
+        else "all requests",
+        hardware=hardware(),
+        date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    )
 
 
-def _write(work: Path, report: dict[str, Any], records: Sequence[Record]) -> None:
+def _write(work: Path, report: LoadReport | SweepReport, records: Sequence[RequestRecord]) -> None:
     from bench.single_page import render
 
-    write_jsonl(work / "records.jsonl", [jsonable(r) for r in records])
-    write_text(work / "report.json", dumps(report) + "\n")
+    write_text(work / "records.jsonl", "".join(f"{r.to_json()}\n" for r in records))
+    report.write(work)
     write_text(work / "report.html", render(report, records))
-
-
-def _value(facts: dict[str, Any], name: str) -> float:
-    return facts[name]["value"] if facts.get("count") else math.nan

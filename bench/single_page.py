@@ -2,231 +2,253 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+
+from rich.console import RenderableType
 
 from bench.html import ms
-from bench.records import Record
+from bench.records import RequestRecord
 from bench.resources import memory_words, power_words
-from bench.summary import errors, goodput_words, joules, token_words, told
+from bench.summary import (
+    Rows,
+    answer_time,
+    cached_words,
+    errors,
+    goodput_words,
+    in_flight_words,
+    joules,
+    number,
+    table_rows,
+    token_words,
+)
+from unshot.contracts.report import (
+    Client,
+    Distribution,
+    Figures,
+    Knee,
+    LoadReport,
+    Resources,
+    SweepReport,
+)
 from unshot.report import charts, page
 
 # Distributions in the order of a request's life; each is shown by its percentiles.
-TIMES = {
-    "TTFT": "ttft_ms", "TPOT": "tpot_ms", "ITL": "itl_ms", "end to end": "e2e_ms",
-    "queued in the client": "queue_ms",
-}  # fmt: skip
+TIMES: dict[str, Callable[[Figures], Distribution]] = {
+    "TTFT": lambda f: f.ttft_ms,
+    "TPOT": lambda f: f.tpot_ms,
+    "ITL": lambda f: f.itl_ms,
+    "end to end": lambda f: f.e2e_ms,
+    "queued in the client": lambda f: f.queue_ms,
+    "connecting, TLS included": lambda f: f.connect_ms,
+}
 # A look-up that is worth a word, seconds.
 SLOW_DNS = 0.01
 SHOWN = ("p50", "p90", "p95", "p99")
-COUNTS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "requests": lambda f: str(f["requests"]),
-    "answered": lambda f: str(f["answered"]),
+COUNTS: Rows = {
+    "requests": lambda f: str(f.requests),
+    "answered": lambda f: str(f.answered),
     "errors": errors,
-    "requests/s": lambda f: f"{f['requests_per_second'] or 0:.2f}",
-    "input tokens/s": lambda f: f"{f['input_tokens_per_second'] or 0:,.1f}",
-    "output tokens/s": lambda f: f"{f['output_tokens_per_second'] or 0:,.1f}",
-    "output tokens a request": lambda f: f"{f['tokens']['output']:.1f}",
+    "in flight": in_flight_words,
+    "requests/s": lambda f: number(f.requests_per_second, ".2f"),
+    "input tokens/s": lambda f: number(f.input_tokens_per_second, ",.1f"),
+    "output tokens/s": lambda f: number(f.output_tokens_per_second, ",.1f"),
+    "prompt tokens per request": lambda f: number(f.tokens.prompt, ".1f"),
+    "cached prompt tokens": cached_words,
+    "output tokens per request": lambda f: number(f.tokens.output, ".1f"),
+    "reasoning tokens per request": lambda f: number(f.tokens.reasoning, ".1f"),
+    "first answer token p50": answer_time,
     "server's tokens minus ours": token_words,
     "goodput": goodput_words,
-    "joules a request": joules,
-}
-FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
-    **COUNTS,
-    **{
-        f"{label} {p}": (lambda f, key=key, p=p: ms(f[key], p))  # type: ignore[misc]
-        for label, key in TIMES.items()
-        for p in SHOWN
-        if key != "queue_ms" or p == "p99"
-    },
+    "joules per request": joules,
 }
 
 
-def load_summary(report: dict[str, Any]) -> list[Any]:
+def _figures() -> Rows:
+    rows = dict(COUNTS)
+    for label, find in TIMES.items():
+        for p in SHOWN if label in ("TTFT", "TPOT", "ITL", "end to end") else ("p99",):
+            rows[f"{label} {p}"] = lambda f, find=find, p=p: ms(find(f), p)  # type: ignore[misc]
+    return rows
+
+
+FIGURES = _figures()
+
+
+def load_summary(report: LoadReport) -> list[RenderableType]:
     """One column of figures."""
     return [
-        _table(f"{report['url']}, {report['load']}", [("", report["figures"])]),
-        *(f"{name}: {text}" for name, text in _client(report["client"], report["resources"]).items()),
+        *(f"warning: {w}" for w in report.warnings),
+        _table(f"{report.url}, {report.load}", [("", report.figures)]),
+        *(f"{name}: {text}" for name, text in _client(report.client, report.resources).items()),
     ]
 
 
-def sweep_summary(report: dict[str, Any]) -> list[Any]:
+def sweep_summary(report: SweepReport) -> list[RenderableType]:
     """A column of figures per step, and the knee."""
-    columns = [(str(p["concurrency"]), p["figures"]) for p in report["points"]]
-    return [_table(f"{report['url']}, by concurrency", columns), _knee(report["knee"])]
+    columns = [(str(p.concurrency), p.figures) for p in report.points]
+    return [
+        *(f"warning: {w}" for w in report.warnings),
+        _table(f"{report.url}, by concurrency", columns),
+        _knee(report.knee),
+    ]
 
 
-def _table(title: str, columns: Sequence[tuple[str, dict[str, Any]]]) -> Any:
+def _table(title: str, columns: Sequence[tuple[str, Figures]]) -> RenderableType:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=len(columns) > 1)
     table.add_column("")
     for name, _ in columns:
         table.add_column(name, justify="right")
-    for row in told(FIGURES, [f for _, f in columns]):
+    for row in table_rows(FIGURES, [f for _, f in columns]):
         table.add_row(*row)
     return table
 
 
-def _client(client: dict[str, Any], resources: dict[str, Any] | None) -> dict[str, str]:
+def _client(client: Client, resources: Resources | None) -> dict[str, str]:
     """What the client did and whether it kept up, and what the run took of this machine."""
-    words = f"{client['cpu_seconds_per_1000'] or 0:.3f} CPU s per 1,000 requests"
-    words += f", {client['connections']} connections opened on the way"
-    late = client["send_lateness"]
+    words = f"{client.cpu_seconds_per_1000 or 0:.3f} CPU s per 1,000 requests"
+    words += f", {client.connections} connections opened on the way"
+    late, lag = client.send_lateness, client.loop_lag
     if late:
-        words += f", sent late by {late['p50_ms']:.2f} ms at p50, {late['p99_ms']:.2f} ms at p99"
-    if (client["dns_seconds"] or 0) > SLOW_DNS:
-        words += f", host name looked up in {charts.milliseconds(client['dns_seconds'] * 1000)}"
-    facts = {"client": words + ("" if client["valid"] else f"; INVALID: {'; '.join(client['reasons'])}")}
-    if "machines" in client:
+        words += f", sent late by {late.p50_ms:.2f} ms at p50, {late.p99_ms:.2f} ms at p99"
+    if lag:
+        words += f", its loop late by {lag.p99_ms:.2f} ms in 1% of the time"
+    if (client.dns_seconds or 0) > SLOW_DNS:
+        words += f", host name looked up in {charts.milliseconds((client.dns_seconds or 0) * 1000)}"
+    facts = {"client": words + ("" if client.valid else f"; INVALID: {'; '.join(client.reasons)}")}
+    if client.machines:
         facts["clients"] = (
-            f"{client['clients']} on Ray, on {', '.join(client['machines'])}; lateness of the worst one"
+            f"{client.clients} on Ray, on {', '.join(client.machines)}; lateness of the worst one"
         )
     if resources:
         facts |= {"peak memory": memory_words(resources), "power of this machine": power_words(resources)}
     return facts
 
 
-def _knee(knee: dict[str, Any] | None) -> str:
+def _knee(knee: Knee | None) -> str:
     if knee is None:
         return "too few steps for a knee; three are needed"
-    if not knee["saturated"]:
+    if not knee.saturated:
         return (
-            f"No knee up to concurrency {knee['concurrency']}: throughput still rises as fast as latency "
-            f"({knee['requests_per_second']:.2f} requests/s); go higher with --most or --concurrencies"
+            f"No knee up to concurrency {knee.concurrency}: throughput still rises as fast as latency "
+            f"({knee.requests_per_second:.2f} requests/s); go higher with --most or --concurrencies"
         )
     return (
-        f"Knee at concurrency {knee['concurrency']}: {knee['requests_per_second']:.2f} requests/s "
-        f"({knee['share_of_most']:.0%} of the most, {knee['most_requests_per_second']:.2f}), e2e p50 "
-        f"{charts.milliseconds(knee['e2e_p50_ms'])}"
+        f"Knee at concurrency {knee.concurrency}: {knee.requests_per_second:.2f} requests/s "
+        f"({knee.share_of_most:.0%} of the most, {knee.most_requests_per_second:.2f}), e2e p50 "
+        f"{charts.milliseconds(knee.e2e_p50_ms)}"
     )
 
 
-def render(report: dict[str, Any], records: Sequence[Record]) -> str:
+def render(report: LoadReport | SweepReport, records: Sequence[RequestRecord]) -> str:
     """The HTML page of either kind."""
+    parts = _sweep_parts(report) if isinstance(report, SweepReport) else _load_parts(report, records)
+    head, table, figures, modes, conditions = parts
     good = [r for r in records if r.ok]
-    if report["kind"] == "sweep":
-        points = report["points"]
-        head = page.verdict(
-            _knee(report["knee"]), kind="good" if report["knee"] and report["knee"]["saturated"] else "warn"
-        )
-        rows = told(FIGURES, [p["figures"] for p in points])
-        table = page.table(["", *(f"{p['concurrency']} at once" for p in points)], rows)
-        throughput = [p["figures"]["requests_per_second"] or 0.0 for p in points]
-        series = [
-            charts.Series(
-                name,
-                throughput,
-                [
-                    p["figures"]["e2e_ms"][name]["value"] if p["figures"]["e2e_ms"]["count"] else float("nan")
-                    for p in points
-                ],
-                points=True,
-            )
-            for name in ("p50", "p95")
-        ]
-        figures = [
-            charts.line(
-                "Throughput against latency",
-                series,
-                x_label="requests a second",
-                y_label="end to end, ms",
-                log_y=True,
-            )
-        ]
-        modes = {f"{p['concurrency']} at once": f"closed:{p['concurrency']}" for p in points}
-        conditions = {}
-    else:
-        client = report["client"]
-        facts = report["figures"]
-        head = page.verdict(
-            f"{facts['requests_per_second'] or 0:.2f} requests/s at {report['load']}, {facts['answered']:,} of "
-            f"{facts['requests']:,} answered"
-            + ("" if client["valid"] else ": INVALID, the client was the bottleneck"),
-            [*client["reasons"], *([report["failure"]] if report["failure"] else [])],
-            kind="bad" if report["failure"] or not client["valid"] else "warn" if facts["errors"] else "good",
-        )
-        head += page.cards(_cards(report["figures"]))
-        table = page.table(["", ""], told(COUNTS, [report["figures"]])) + page.table(
-            ["", *SHOWN],
-            [[label, *(_interval(report["figures"][key], p) for p in SHOWN)] for label, key in TIMES.items()],
-            caption="Percentiles with their 95% intervals",
-        )
-        figures = [
-            charts.line(
-                "Timeline",
-                [
-                    charts.Series(
-                        "end to end",
-                        [r.scheduled for r in good],
-                        [r.e2e * 1000 for r in good],
-                        points=True,
-                        joined=False,
-                    )
-                ],
-                x_label="scheduled, seconds since the start",
-                y_label="ms",
-                log_y=True,
-            )
-        ]
-        modes = {report["load"]: report["load"]}
-        conditions = _client(client, report["resources"])
-    for label, name in (("End to end", "e2e"), ("Time to first token", "ttft")):
+    for label, name in (("End to end", "seconds"), ("Time to first token", "ttft")):
         samples = {k: [getattr(r, name) * 1000 for r in good if r.mode == m] for k, m in modes.items()}
         figures.append(charts.cdf(label, samples, x_label="milliseconds (log)", log_x=True))
-    if report["partial"]:
+    if report.warnings:
+        head = page.verdict("Read this first", report.warnings, kind="warn") + head
+    if report.partial:
         head = page.verdict("Partial: the run was stopped before its end", kind="warn") + head
-    sample = len(records) < sum(f["requests"] for f in _all_figures(report))
-    conditions |= {k.replace("_", " "): _value(v) for k, v in report["conditions"].items()}
+    counts = [p.figures for p in report.points] if isinstance(report, SweepReport) else [report.figures]
+    sample = len(records) < sum(f.requests for f in counts)
+    conditions |= {k.replace("_", " "): _value(v) for k, v in report.conditions.plain().items()}
+    note = [page.text(f"Drawn from a sample of {len(records):,} requests.", small=True)] if sample else []
     return page.page(
-        f"{report['kind'].capitalize()} of {report['url'] if report['model'] == 'default' else report['model']}",
+        f"{report.kind.capitalize()} of {report.url if report.model == 'default' else report.model}",
         head,
         page.section("Figures", table),
-        page.section(
-            "Plots",
-            *(
-                [page.text(f"Drawn from a sample of {len(records):,} requests.", small=True)]
-                if sample
-                else []
-            ),
-            page.charts(*figures),
-        ),
+        page.section("Plots", *note, page.charts(*figures)),
         page.section("Conditions", page.facts(conditions)),
-        subtitle=f"{report['url']}, {report['conditions']['date']}",
+        subtitle=f"{report.url}, {report.conditions.date}",
         footer="Latency counts from the scheduled time of a request. Definitions: docs/bench.md.",
     )
 
 
-def _all_figures(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [p["figures"] for p in report["points"]] if report["kind"] == "sweep" else [report["figures"]]
+Parts = tuple[str, str, list[str], dict[str, str], dict[str, str]]
 
 
-def _cards(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _sweep_parts(report: SweepReport) -> Parts:
+    """`(head, table, figures, modes by their label, conditions)`."""
+    points = report.points
+    good = "good" if report.knee and report.knee.saturated else "warn"
+    rows = table_rows(FIGURES, [p.figures for p in points])
+    throughput = [p.figures.requests_per_second or 0.0 for p in points]
+    series = []
+    for name in ("p50", "p95"):
+        found = [getattr(p.figures.e2e_ms, name) for p in points]
+        series.append(
+            charts.Series(name, throughput, [f.value if f else math.nan for f in found], points=True)
+        )
+    figure = charts.line(
+        "Throughput against latency",
+        series,
+        x_label="requests a second",
+        y_label="end to end, ms",
+        log_y=True,
+    )
+    modes = {f"{p.concurrency} at once": f"closed:{p.concurrency}" for p in points}
+    table = page.table(["", *(f"{p.concurrency} at once" for p in points)], rows)
+    return page.verdict(_knee(report.knee), kind=good), table, [figure], modes, {}
+
+
+def _load_parts(report: LoadReport, records: Sequence[RequestRecord]) -> Parts:
+    """`(head, table, figures, modes by their label, conditions)`."""
+    client, facts = report.client, report.figures
+    kind = "bad" if report.failure or not client.valid else "warn" if facts.errors else "good"
+    head = page.verdict(
+        f"{facts.requests_per_second or 0:.2f} requests/s at {report.load}, {facts.answered:,} of "
+        f"{facts.requests:,} answered" + ("" if client.valid else ": INVALID, the client was the bottleneck"),
+        [*client.reasons, *([report.failure] if report.failure else [])],
+        kind=kind,
+    )
+    table = page.table(["", ""], table_rows(COUNTS, [facts])) + page.table(
+        ["", *SHOWN],
+        [[label, *(_interval(find(facts), p) for p in SHOWN)] for label, find in TIMES.items()],
+        caption="Percentiles with their 95% intervals",
+    )
+    good = [r for r in records if r.ok]
+    timeline = charts.Series(
+        "end to end", [r.scheduled for r in good], [r.seconds * 1000 for r in good], points=True, joined=False
+    )
+    figure = charts.line(
+        "Timeline", [timeline], x_label="scheduled, seconds since the start", y_label="ms", log_y=True
+    )
+    conditions = _client(client, report.resources)
+    return head + page.cards(_cards(facts)), table, [figure], {report.load: report.load}, conditions
+
+
+def _cards(facts: Figures) -> list[tuple[str, str, str]]:
     cards = [
-        (label, ms(facts[key], "p50"), f"p99 {ms(facts[key], 'p99')}")
-        for label, key in TIMES.items()
-        if key in ("ttft_ms", "tpot_ms", "e2e_ms")
+        (label, ms(find(facts), "p50"), f"p99 {ms(find(facts), 'p99')}")
+        for label, find in TIMES.items()
+        if label in ("TTFT", "TPOT", "end to end")
     ]
-    failed = facts["requests"] - facts["answered"]
-    cards.append(("Answered", f"{facts['answered']:,}", f"{failed:,} failed" if failed else "none failed"))
-    if "goodput" in facts:
-        bounds = ", ".join(f"{k} {v:g} ms" for k, v in facts["goodput"]["slo_ms"].items())
-        cards.append(("Within the SLO", f"{facts['goodput']['share'] or 0:.1%}", bounds))
+    failed = facts.requests - facts.answered
+    cards.append(("Answered", f"{facts.answered:,}", f"{failed:,} failed" if failed else "none failed"))
+    if facts.goodput:
+        bounds = ", ".join(f"{k} {v:g} ms" for k, v in facts.goodput.slo_ms.items())
+        cards.append(("Within the SLO", f"{facts.goodput.share or 0:.1%}", bounds))
     return cards
 
 
-def _interval(facts: dict[str, Any], name: str) -> str:
+def _interval(facts: Distribution, name: str) -> str:
     """The percentile with its interval; a bound that the sample is too small for is a question mark."""
-    if not facts.get("count"):
+    found = getattr(facts, name)
+    if found is None:
         return "-"
-    low, high = (
-        charts.number(v) if v is not None else "?" for v in (facts[name]["low"], facts[name]["high"])
-    )
+    low, high = (charts.number(v) if v is not None else "?" for v in (found.low, found.high))
     return f"{ms(facts, name)} [{low}, {high}]"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """A condition in words."""
     if isinstance(value, dict):
         return ", ".join(f"{k.replace('_', ' ')} {_value(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

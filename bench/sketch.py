@@ -7,22 +7,24 @@ whatever order. Count, mean, standard deviation and extremes are exact.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from bench.records import (
     PERCENTILES,
-    Record,
+    RequestRecord,
     bounds_of,
     goodput,
     meets,
-    rates,
+    rate,
     token_difference,
-)  # fmt: skip
+    token_means,
+)
 from unshot.case import Slo
+from unshot.contracts.report import Distribution, Figures, Percentile
 from unshot.errors import OutsideError
 from unshot.metrics.intervals import interval_ranks
 
@@ -89,32 +91,35 @@ class Sketch:
         share = place - below
         return (1 - share) * self.order(below) + (share * self.order(below + 1) if share else 0.0)
 
-    def distribution(self, *, scale: float = 1000.0) -> dict[str, Any]:
+    def distribution(self, *, scale: float = 1000.0) -> Distribution:
         """The same facts as `bench.records.distribution`, and the percentiles' relative error."""
         if not self.count:
-            return {"count": 0}
-        result: dict[str, Any] = {
-            "count": self.count,
-            "mean": self._mean * scale,
-            "std": math.sqrt(self._squares / (self.count - 1)) * scale if self.count > 1 else None,
-            "min": self.low * scale,
-            "max": self.high * scale,
-            "relative_error": RELATIVE_ERROR,
-        }
+            return Distribution(count=0)
+        found = {}
         for p in PERCENTILES:
             low, high = (None if r is None else self.order(r) * scale for r in interval_ranks(self.count, p))
-            result[f"p{p}"] = {"value": self.percentile(p) * scale, "low": low, "high": high}
-        return result
+            found[f"p{p}"] = Percentile(self.percentile(p) * scale, low, high)
+        facts = Distribution(
+            count=self.count,
+            mean=self._mean * scale,
+            std=math.sqrt(self._squares / (self.count - 1)) * scale if self.count > 1 else None,
+            min=self.low * scale,
+            max=self.high * scale,
+            relative_error=RELATIVE_ERROR,
+        )
+        return facts.changed(**found)
 
 
-FIGURES = ("ttft", "tpot", "itl", "e2e", "queue")
+FIGURES = ("ttft", "ttft_answer", "tpot", "itl", "e2e", "queue", "connect")
+COUNTS = ("prompt", "cached", "output", "reasoning")
 
 
 @dataclass
 class Tally:
     """What one client saw, in a form that adds up: sketches, counts, and when it was under load.
 
-    `began` and `ended` are seconds on the clock that all clients share.
+    `tokens` are sums, `known` of how many answers they are: a sum of some answers only is no figure. `began` and
+    `ended` are seconds on the clock that all clients share.
     """
 
     bounds: dict[str, float] = field(default_factory=dict)
@@ -123,8 +128,8 @@ class Tally:
     met: int = 0
     limited: int = 0
     errors: dict[str, int] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("prompt", "cached", "output"), 0))
-    cached_known: int = 0
+    tokens: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    known: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     compared: int = 0
     compared_total: int = 0
     compared_differ: int = 0
@@ -133,67 +138,76 @@ class Tally:
     sketches: dict[str, Sketch] = field(default_factory=lambda: {name: Sketch() for name in FIGURES})
 
     @classmethod
-    def of(cls, records: Sequence[Record], slo: Slo, began: float, ended: float) -> Tally:
+    def of(cls, records: Sequence[RequestRecord], slo: Slo, began: float, ended: float) -> Tally:
         """The tally of one client's requests."""
         tally = cls(bounds=bounds_of(slo), began=began, ended=ended)
         good = [r for r in records if r.ok]
         tally.requests, tally.answered = len(records), len(good)
         tally.met = sum(meets(r, tally.bounds) for r in records)
         tally.limited = sum(r.finish == "length" for r in good)
-        for record in records:
-            if record.error:
-                tally.errors[record.error] = tally.errors.get(record.error, 0) + 1
-        known = [r.cached_tokens for r in good if r.cached_tokens is not None]
-        tally.cached_known = len(known)
-        tally.tokens = {
-            "prompt": sum(r.prompt_tokens for r in good),
-            "cached": sum(known),
-            "output": sum(r.output_tokens for r in good),
-        }
-        theirs = [r.extra["server_tokens"] - r.output_tokens for r in records if "server_tokens" in r.extra]
+        tally.errors = dict(Counter(r.error for r in records if r.error))
+        for name in COUNTS:
+            counts = [c for r in good if (c := getattr(r, f"{name}_tokens")) is not None]
+            tally.tokens[name], tally.known[name] = sum(counts), len(counts)
+        theirs = [
+            r.server_tokens - r.output_tokens
+            for r in good
+            if r.server_tokens is not None and r.output_tokens is not None
+        ]
         tally.compared, tally.compared_total = len(theirs), sum(theirs)
         tally.compared_differ = sum(t != 0 for t in theirs)
-        for name in ("ttft", "tpot", "e2e", "queue"):
+        for name in ("ttft", "ttft_answer", "tpot", "queue"):
             tally.sketches[name].add(getattr(r, name) for r in good)
-        tally.sketches["itl"].add(gap for r in good for gap in r.gaps.tolist())
+        tally.sketches["e2e"].add(r.seconds for r in good)
+        tally.sketches["itl"].add(gap for r in good for gap in r.gaps)
+        tally.sketches["connect"].add(r.connect for r in records if r.connect is not None)
         return tally
 
     def merge(self, other: Tally) -> None:
         """Add another client's tally."""
-        for name in ("requests", "answered", "met", "limited", "cached_known"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("compared", "compared_total", "compared_differ"):
+        for name in (
+            "requests",
+            "answered",
+            "met",
+            "limited",
+            "compared",
+            "compared_total",
+            "compared_differ",
+        ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for kind, count in other.errors.items():
             self.errors[kind] = self.errors.get(kind, 0) + count
-        for name, count in other.tokens.items():
-            self.tokens[name] += count
+        for name in COUNTS:
+            self.tokens[name] += other.tokens[name]
+            self.known[name] += other.known[name]
         self.bounds = self.bounds or other.bounds
         self.began, self.ended = min(self.began, other.began), max(self.ended, other.ended)
         for name, sketch in self.sketches.items():
             sketch.merge(other.sketches[name])
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """The same facts as `bench.records.summarise`."""
         seconds = max(0.0, self.ended - self.began) if self.requests else 0.0
-        most = max(1, self.answered)
-        facts: dict[str, Any] = {
-            "requests": self.requests,
-            "answered": self.answered,
-            "errors": dict(self.errors),
-            "seconds": seconds,
-            "tokens": {
-                "prompt": self.tokens["prompt"] / most,
-                "cached": self.tokens["cached"] / self.cached_known if self.cached_known else None,
-                "output": self.tokens["output"] / most,
-            },
-            **{f"{name}_ms": sketch.distribution() for name, sketch in self.sketches.items()},
-            **rates(self.answered, self.tokens["prompt"], self.tokens["output"], seconds),
-            "stopped_at_limit": self.limited,
-            "server_minus_our_tokens": token_difference(
+        counts = {
+            name: self.tokens[name] if self.answered and self.known[name] == self.answered else None
+            for name in COUNTS
+        }
+        spread = {f"{name}_ms": sketch.distribution() for name, sketch in self.sketches.items()}
+        figures = Figures(
+            requests=self.requests,
+            answered=self.answered,
+            errors=dict(self.errors),
+            error_rate=1 - self.answered / self.requests if self.requests else 0.0,
+            seconds=seconds,
+            tokens=token_means(max(1, self.answered), **counts),
+            requests_per_second=rate(self.answered, seconds),
+            input_tokens_per_second=rate(counts["prompt"], seconds),
+            output_tokens_per_second=rate(counts["output"], seconds),
+            stopped_at_limit=self.limited,
+            server_minus_our_tokens=token_difference(
                 self.compared, self.compared_total, self.compared_differ
             ),
-        }
-        if self.bounds:
-            facts["goodput"] = goodput(self.met, self.requests, seconds, self.bounds)
-        return facts
+            goodput=goodput(self.met, self.requests, seconds, self.bounds) if self.bounds else None,
+            **dict.fromkeys(spread, Distribution(count=0)),  # type: ignore[arg-type]
+        )
+        return figures.changed(**spread)

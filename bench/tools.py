@@ -1,7 +1,8 @@
-"""The tools below `unshot bench`: load, sweep, compare, golden."""
+"""The tools below `unshot bench`: load, sweep, compare, golden; and the flags that say how a server is spoken to."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,45 +10,140 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unshot.metrics.thresholds import SLOWER
-from unshot.options import NOT_NEGATIVE, PATH, SECONDS, SEED, TEXT_OR_FILE, common, whole
+from unshot.options import NOT_NEGATIVE, PATH, SECONDS, SEED, TEXT_OR_FILE, Option, common, whole
 
 if TYPE_CHECKING:
+    from bench.target import LoadOptions
+    from bench.traffic import ServerOptions
     from unshot.console import Output
 
+Command = Callable[..., Any]
 OUT = click.option("--out", "final", type=PATH, required=True, help="Report directory to write.")
 
 
-def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The server and what is sent to it."""
+def server_flags(function: Command) -> Command:
+    """The flags that say how a server is spoken to; the command gets them as one `ServerOptions` named `server`."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        api: str,
+        key_env: str | None,
+        timeout: float,
+        tokenizer: str | None,
+        request_extra: str | None,
+        ignore_eos: bool,
+        insecure: bool,
+        ca: Path | None,
+        **kwargs: Any,
+    ) -> Any:
+        if click.get_current_context().invoked_subcommand is not None:
+            return None
+        from bench.traffic import ServerOptions
+        from bench.traffic import request_extra as parse_extra
+
+        extra = parse_extra(request_extra)
+        if ignore_eos:
+            extra["ignore_eos"] = True
+        server = ServerOptions(
+            api=api, key_env=key_env, timeout=timeout, tokenizer=tokenizer, extra=extra,
+            authorities=str(ca) if ca else None, verify=not insecure,
+        )  # fmt: skip
+        return function(*args, server=server, **kwargs)
+
+    command: Command = wrapper
+    for option in reversed(
+        (
+            click.option(
+                "--api", type=click.Choice(["chat", "completions"]), default="chat", help="Which API."
+            ),
+            click.option(
+                "--key-env",
+                cls=Option,
+                older=("--api-key-env",),
+                help="Environment variable that holds the API key.",
+            ),
+            click.option(
+                "--timeout", type=SECONDS, default=120.0, help="Seconds until a request is given up."
+            ),
+            click.option(
+                "--tokenizer",
+                help="Tokenizer that counts tokens: a model directory, a .gguf or a name. Default: that of the model "
+                "that the server lists, where it is on this machine.",
+            ),
+            click.option("--request-extra", metavar="JSON", help="More fields for every request's body."),
+            click.option(
+                "--ignore-eos", is_flag=True, help="Ask for answers of full length (vLLM, SGLang, llama.cpp)."
+            ),
+            click.option("--insecure", is_flag=True, help="Do not check the server's TLS certificate."),
+            click.option("--ca", type=PATH, help="Certificate authorities to trust instead of the system's."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def target_options(function: Command) -> Command:
+    """The server and what is sent to it; the command gets them as one `LoadOptions` named `target`."""
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any,
+        url: str,
+        model: str,
+        data: Path | None,
+        prompt: Path | None,
+        system: str | None,
+        prompt_words: str,
+        max_tokens: str,
+        cache: str,
+        repeat: int,
+        slo: str | None,
+        seed: int,
+        server: ServerOptions,
+        **kwargs: Any,
+    ) -> Any:
+        from dataclasses import replace
+
+        from bench.target import LoadOptions, parse_slo
+
+        target = LoadOptions(
+            url, replace(server, model=model), data, prompt, system, prompt_words, max_tokens, cache, repeat,
+            parse_slo(slo), seed,
+        )  # fmt: skip
+        return function(*args, target=target, **kwargs)
+
+    command = server_flags(wrapper)
     for option in reversed(
         (
             click.argument("url"),
             click.option("--model", default="default", help="Model name to ask for."),
-            click.option("--api", type=click.Choice(["chat", "completions"]), default="chat"),
-            click.option("--api-key-env", help="Environment variable that holds the API key."),
             click.option("--data", type=PATH, help="Rows to send, taken in turn."),
             click.option("--prompt", type=PATH, help="Few-shot examples before each row."),
             click.option("--system", type=TEXT_OR_FILE, help="System prompt: a text or a file."),
             click.option(
-                "--prompt-words", default="64", help="Without --data: words a prompt, N or LOW-HIGH."
+                "--prompt-words", default="64", help="Without --data: words per prompt, N or LOW-HIGH."
             ),
             click.option(
                 "--max-tokens", default="64", show_default=True, help="Longest answer, N or LOW-HIGH tokens."
             ),
             click.option("--cache", type=click.Choice(["on", "off"]), default="on", show_default=True),
             click.option(
-                "--timeout", type=SECONDS, default=120.0, help="Seconds until a request is given up."
+                "--repeat",
+                type=whole(0),
+                default=0,
+                metavar="N",
+                help="Send N requests over and over, so that caches can help. Default: each request is sent once, in "
+                "this and every other run.",
             ),
-            click.option("--tokenizer", help="Model directory whose tokenizer counts the answers."),
-            click.option("--request-extra", metavar="JSON", help="More fields for every request's body."),
             click.option("--slo", help="Goodput: e.g. ttft=200,tpot=50,e2e=2000 (milliseconds)."),
-            click.option("--seed", type=SEED, default=0),
+            click.option("--seed", type=SEED, default=0, help="Seed of the schedule and the answer lengths."),
             click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists."),
             OUT,
         )
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -58,7 +154,12 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="closed:N, constant:RATE, poisson:RATE, gamma:RATE:CV or trace:FILE.",
 )
-@click.option("--requests", type=whole(1), default=100, show_default=True)
+@click.option("--requests", type=whole(1), help="Requests to measure (default 100 without --duration).")
+@click.option(
+    "--duration",
+    type=SECONDS,
+    help="Measure for so many seconds; the figures are of the steady state, ramp-up and drain cut off.",
+)
 @click.option("--warm-up", type=whole(0), default=4, show_default=True, help="Requests before measuring.")
 @click.option("--processes", type=whole(1), default=1, show_default=True, help="Client processes.")
 @click.option("--ray", type=whole(0), default=0, help="So many clients on Ray instead, for several machines.")
@@ -67,28 +168,47 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--format", "formats", type=click.Choice(["mlperf"]), multiple=True, help="Also write logs of this form."
 )
 @common
-def load(out: Output, **options: Any) -> None:
+def load(
+    out: Output,
+    target: LoadOptions,
+    final: Path,
+    load: str,
+    requests: int | None,
+    duration: float | None,
+    warm_up: int,
+    processes: int,
+    ray: int,
+    ray_address: str | None,
+    formats: tuple[str, ...],
+    overwrite: bool,
+) -> None:
     """Drive the server at URL (http://HOST:PORT/v1) with one load and report its figures.
 
-    Latencies count from the scheduled time. Exit code 1 where the client itself was the bottleneck, 3 where nothing
-    was answered.
+    Latencies count from the scheduled time. Exit code 1 if the client itself was the bottleneck, 3 if nothing was
+    answered.
     """
-    from bench.single import load_run
+    from bench.single import LoadJob, load_run
     from bench.single_page import load_summary
     from unshot.errors import GateError, InputError, OutsideError
 
-    if options["ray"] and options["processes"] > 1:
+    if ray and processes > 1:
         raise InputError("--ray and --processes exclude each other; each Ray worker is a client of its own")
-    if options["ray_address"] and not options["ray"]:
+    if ray_address and not ray:
         raise InputError("--ray-address needs --ray N, the number of clients")
-    if options["ray"] and options["formats"]:
+    if ray and formats:
         raise InputError("--format needs every request; with --ray the report holds a sample of them")
-    report = load_run(options, out)
-    out.result({"out": str(options["final"]), **report}, *load_summary(report))
-    if report["failure"]:
-        raise OutsideError(f"{options['url']}: {report['failure']}; see {options['final']}/report.html")
-    if not report["client"]["valid"]:
-        raise GateError(f"invalid run: {'; '.join(report['client']['reasons'])}")
+    if duration is not None and (ray or processes > 1):
+        raise InputError("--duration needs one client; leave --ray and --processes out, or give --requests")
+    job = LoadJob(
+        target, final, load, requests if requests or duration else 100, warm_up, duration, processes, ray, ray_address,
+        formats, overwrite,
+    )  # fmt: skip
+    report = load_run(job, out)
+    out.result({"out": str(final), **report.plain()}, *load_summary(report))
+    if report.failure:
+        raise OutsideError(f"{report.url}: {report.failure}; see {final}/report.html")
+    if not report.client.valid:
+        raise GateError(f"invalid run: {'; '.join(report.client.reasons)}")
 
 
 @click.command()
@@ -102,16 +222,25 @@ def load(out: Output, **options: Any) -> None:
 @click.option("--most", type=whole(1), default=256, show_default=True, help="The highest step of auto.")
 @click.option("--requests", type=whole(1), default=50, show_default=True, help="Requests a step, at least.")
 @common
-def sweep(out: Output, **options: Any) -> None:
+def sweep(
+    out: Output,
+    target: LoadOptions,
+    final: Path,
+    concurrencies: str,
+    most: int,
+    requests: int,
+    overwrite: bool,
+) -> None:
     """Raise the load on the server at URL step by step and find the knee of throughput against latency."""
-    from bench.single import sweep_run
+    from bench.single import SweepJob, sweep_run
     from bench.single_page import sweep_summary
     from unshot.errors import OutsideError
 
-    report = sweep_run(options, out)
-    out.result({"out": str(options["final"]), **report}, *sweep_summary(report))
-    if report["failure"]:
-        raise OutsideError(f"{options['url']}: {report['failure']}; see {options['final']}/report.html")
+    job = SweepJob(target, final, concurrencies, most, requests, overwrite=overwrite)
+    report = sweep_run(job, out)
+    out.result({"out": str(final), **report.plain()}, *sweep_summary(report))
+    if report.failure:
+        raise OutsideError(f"{report.url}: {report.failure}; see {final}/report.html")
 
 
 @click.command()
@@ -131,8 +260,8 @@ def sweep(out: Output, **options: Any) -> None:
 def compare(
     old: Path, new: Path, side: str, threshold: float, junit: Path | None, markdown: Path | None, out: Output
 ) -> None:
-    """Compare two report directories: exit code 1 where NEW is slower, dearer or worse than OLD."""
-    from bench.history import compare_reports, compare_summary, to_junit, to_markdown
+    """Compare two report directories: exit code 1 if NEW is slower, dearer, fails more or is worse than OLD."""
+    from bench.compare import compare_reports, compare_summary, to_junit, to_markdown
     from unshot.data.files import write_text
     from unshot.errors import GateError
 
@@ -142,9 +271,8 @@ def compare(
     if markdown:
         write_text(markdown, to_markdown(result))
     out.result(result, *compare_summary(result))
-    worse = [row["name"] for row in result["rows"] if row["verdict"] == "regression"]
-    if worse:
-        raise GateError(f"{new} is worse than {old}: {', '.join(worse)}")
+    if result.worse:
+        raise GateError(f"{new} is worse than {old}: {', '.join(result.worse)}")
 
 
 @click.command(hidden=True)
@@ -160,6 +288,12 @@ def compare(
 )
 @click.option("--stall-ms", type=NOT_NEGATIVE, default=1000.0, show_default=True)
 @click.option("--retry-after", type=whole(0), default=1, show_default=True)
+@click.option("--stop-token", default="uncounted", show_default=True, help="uncounted, counted or timed.")
+@click.option("--reasoning", type=whole(0), default=0, show_default=True, help="Reasoning tokens first.")
+@click.option("--tools", is_flag=True, help="Answer by a tool call.")
+@click.option("--slots", type=whole(0), default=0, show_default=True, help="Requests at once; 0: all.")
+@click.option("--cache", is_flag=True, help="Cache the beginnings of prompts.")
+@click.option("--echo", is_flag=True, help="Answer with the prompt's last words.")
 @common
 def golden(host: str, port: int, out: Output, **script: Any) -> None:
     """Serve scripted answers on a real socket until Ctrl-C."""

@@ -1,17 +1,47 @@
-"""A golden server in a process of its own, as a fixture for tests and benchmarks."""
+"""A golden server in a process or a thread of its own, as a fixture for tests and benchmarks."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from bench.golden import Golden, Script
+
+
+@contextmanager
+def golden_thread(**script: Any) -> Iterator[str]:
+    """The golden server in a thread of this process: quick to start, and as late as this process is."""
+    server, loop, ready = Golden(Script(**script)), asyncio.new_event_loop(), threading.Event()
+
+    def serve() -> None:
+        asyncio.set_event_loop(loop)
+        task = loop.create_task(server.serve("127.0.0.1", 0, lambda port: ready.set()))
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    assert ready.wait(10), "the golden server did not start"
+    try:
+        yield f"http://127.0.0.1:{server.port}/v1"
+    finally:
+        loop.call_soon_threadsafe(lambda: [t.cancel() for t in asyncio.all_tasks(loop)])
+        thread.join(10)
 
 
 @contextmanager
 def golden_server(**script: object) -> Iterator[str]:
     """Start `unshot bench golden` with options from `script`; yields the base URL."""
-    options = [part for k, v in script.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+    options = [
+        part
+        for k, v in script.items()
+        for part in ([f"--{k.replace('_', '-')}"] if v is True else [f"--{k.replace('_', '-')}", str(v)])
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "unshot", "bench", "golden", *options], stdout=subprocess.PIPE, text=True
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.cluster import Client, Part, clock_offset, deal, merge
+from bench.cluster import LoadClient, Part, clock_offset, deal, merge
 from bench.records import distribution, summarise
 from bench.schedule import parse_load
 from bench.sketch import RELATIVE_ERROR, Sketch
@@ -34,11 +34,12 @@ def test_a_merged_sketch_is_within_its_error_of_the_whole_sample(count: int) -> 
         merged.merge(sketch)
     got, exact = merged.distribution(), distribution(values)
     for name in ("count", "mean", "std", "min", "max"):
-        assert got[name] == (None if exact[name] is None else pytest.approx(exact[name]))
+        expected = getattr(exact, name)
+        assert getattr(got, name) == (None if expected is None else pytest.approx(expected))
     for p in ("p50", "p90", "p95", "p99"):
         for part in ("value", "low", "high"):
-            expected = exact[p][part]
-            assert got[p][part] == (
+            expected = getattr(getattr(exact, p), part)
+            assert getattr(getattr(got, p), part) == (
                 None if expected is None else pytest.approx(expected, rel=RELATIVE_ERROR * 1.01)
             )
 
@@ -65,7 +66,7 @@ def test_a_key_that_a_client_machine_lacks_is_a_clear_error(monkeypatch: pytest.
         api, "NO_SUCH_KEY", [BODY], parse_load("closed:1"), 1, timeout=1, seed=0, tokenizer=None, slo=Slo()
     )
     with pytest.raises(InputError, match="NO_SUCH_KEY"):
-        Client().take(share[0])
+        LoadClient().take(share[0])
 
 
 def test_merged_clients_give_the_figures_of_one() -> None:
@@ -77,27 +78,22 @@ def test_merged_clients_give_the_figures_of_one() -> None:
         load = parse_load("poisson:100")
         for share in deal(api, None, [BODY] * 80, load, 2, timeout=5, seed=1, tokenizer=None, slo=slo):
             share.sample = 80
-            one = Client()
+            one = LoadClient()
             one.take(share)
             parts.append(one.run(time.time() + 0.3))
     tally, client, records, interrupted = merge(parts)
     got, exact = tally.figures(), summarise(records, tally.ended - tally.began, slo)
     assert not interrupted
-    assert client["clients"] == 2
-    assert got["errors"] == exact["errors"] == {"http 429": 16}
-    assert got["answered"] == exact["answered"] == 64
-    for name in (
-        "requests",
-        "tokens",
-        "seconds",
-        "requests_per_second",
-        "output_tokens_per_second",
-        "goodput",
-    ):
-        assert got[name] == pytest.approx(exact[name]) if name != "goodput" else got[name] == exact[name]
+    assert client.clients == 2
+    assert got.errors == exact.errors == {"http 429": 16}
+    assert got.answered == exact.answered == 64
+    assert (got.tokens, got.goodput, got.error_rate) == (exact.tokens, exact.goodput, exact.error_rate)
+    for name in ("requests", "seconds", "requests_per_second", "output_tokens_per_second"):
+        assert getattr(got, name) == pytest.approx(getattr(exact, name))
     for name in ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms"):
         for p in ("p50", "p90", "p99"):
-            assert got[name][p]["value"] == pytest.approx(exact[name][p]["value"], rel=RELATIVE_ERROR * 1.01)
+            value, expected = (getattr(getattr(f, name), p).value for f in (got, exact))
+            assert value == pytest.approx(expected, rel=RELATIVE_ERROR * 1.01)
 
 
 def test_the_offset_of_a_clock_is_found() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
 
-from bench.forecast import forecast, sides
-from bench.records import Record
+from bench.forecast import calibration_sides, forecast
+from bench.records import RequestRecord, summarise
 from planner.latency.fit import calibrate
 from unshot.case import Case, Slo
 from unshot.contracts.plan import (
@@ -31,29 +32,25 @@ CONFIG = {
 }  # fmt: skip
 
 
-def system(**changes: Any) -> dict[str, Any]:
-    return {"config": CONFIG, "precision": "q8_0", "device": "cpu", **changes}
+def system(**changes: Any) -> SystemFacts:
+    facts: dict[str, Any] = {
+        "config": CONFIG, "precision": "q8_0", "device": "cpu", "engine": "llama.cpp", "library": "x", "model": "m",
+        "spec": "gguf:m.gguf", "examples_in_prompt": 0, "system_prompt": False,
+    }  # fmt: skip
+    return SystemFacts(**{**facts, **changes})
 
 
-def records() -> list[Record]:
+def records() -> list[RequestRecord]:
     made = []
     for side, prompt in (("baseline", 1500), ("candidate", 80)):
         for mode, cached in (("cache on", prompt - 60), ("cache off", 0)):
             for i in range(4):
                 first = (prompt - cached) * 1e-3
                 made.append(
-                    Record(
-                        side,
-                        mode,
-                        i,
-                        0,
-                        0.0,
-                        0.0,
-                        [first, first + 0.01, first + 0.02],
-                        first + 0.02,
-                        prompt,
-                        3,
-                        cached,
+                    RequestRecord(
+                        side=side, mode=mode, row=i, block=0, scheduled=0.0, start=0.0,
+                        token_times=[first, first + 0.01, first + 0.02], e2e=first + 0.02, prompt_tokens=prompt,
+                        output_tokens=3, timed_tokens=3, cached_tokens=cached,
                     )
                 )
     return made
@@ -61,7 +58,7 @@ def records() -> list[Record]:
 
 def test_the_planner_takes_the_measured_sides() -> None:
     facts = {"baseline": system(), "candidate": system()}
-    report = {"gpu": "cpu", "sides": json.loads(json.dumps(sides(records(), facts)))}
+    report: dict[str, Any] = {"gpu": "cpu", "sides": jsonable(calibration_sides(records(), facts))}
     assert len(report["sides"]) == 4
     fitted = calibrate(report)
     assert fitted.rows == 8
@@ -74,8 +71,8 @@ def test_the_planner_takes_the_measured_sides() -> None:
 
 
 def test_sides_that_do_not_tell_about_one_stream_on_a_cpu_are_left_out() -> None:
-    assert sides(records(), {"baseline": system(device="H200"), "candidate": system(concurrency=4)}) == []
-    assert sides(records(), {"baseline": system(config=None), "candidate": system(precision=None)}) == []
+    assert calibration_sides(records(), {"baseline": system(device="H200"), "candidate": system(concurrency=4)}) == []
+    assert calibration_sides(records(), {"baseline": system(config=None), "candidate": system(precision=None)}) == []
 
 
 def plan(folder: Path, kind: Literal["cpu", "gpu"]) -> Path:
@@ -102,20 +99,19 @@ def plan(folder: Path, kind: Literal["cpu", "gpu"]) -> Path:
 
 
 def test_forecast_stands_beside_the_measurement_of_the_same_option(tmp_path: Path) -> None:
-    measured = {"count": 4, "p50": {"value": 20.0}}
-    side = {"ttft_ms": measured, "e2e_ms": measured}
-    report = {
-        "systems": {"baseline": system(), "candidate": system()},
-        "modes": {m: {"baseline": side, "candidate": side} for m in ("cache on", "cache off")},
-    }
+    figures = summarise([r for r in records() if r.side == "baseline" and r.mode == "cache on"])
+    mode = SimpleNamespace(side=lambda name: figures)
+    report: Any = SimpleNamespace(
+        systems={"baseline": system(), "candidate": system()}, modes={"cache on": mode, "cache off": mode}
+    )
     rows = forecast(plan(tmp_path, "cpu"), report)
-    assert [(r["mode"], r["side"], r["figure"], r["option"]) for r in rows] == [
+    assert [(r.mode, r.side, r.figure, r.option) for r in rows] == [
         ("cache on", "baseline", "ttft", "a"),
         ("cache on", "baseline", "e2e", "a"),
         ("cache on", "candidate", "ttft", "c"),
         ("cache on", "candidate", "e2e", "c"),
     ]
-    assert rows[2]["forecast_ms"] == 11.0
+    assert rows[2].forecast_ms == 11.0
     assert forecast(plan(tmp_path, "gpu"), report) == []
     assert forecast(None, report) == []
 

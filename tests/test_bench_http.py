@@ -16,13 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.load import Driver, Run, drive
-from bench.records import Record
-from bench.remote import make_record
+from bench.load import Driver, LoadResult, drive
+from bench.records import RequestRecord, summarise
 from bench.schedule import parse_load
+from bench.sides import make_record
 from bench.single import _steps
-from bench.target import Target
+from bench.target import LoadOptions, Target
+from bench.traffic import ServerOptions
 from tests.golden import golden_server
+from unshot.contracts.report import Client, Step
 from unshot.engines.http import Exchange, parse_url
 from unshot.engines.openai import Api, read_answer
 from unshot.errors import InputError
@@ -46,7 +48,7 @@ def run(
     timeout: float = 10.0,
     golden: dict[str, object] | None = None,
     kind: str = "chat",
-) -> tuple[Run, list[Record]]:
+) -> tuple[LoadResult, list[RequestRecord]]:
     api = Api(parse_url(url), "golden", kind, extra={"golden": golden or {}})
     payload = api.request(MESSAGES if kind == "chat" else "hello", 64)
     streams = int(load.split(":")[1]) if load.startswith("closed") else 32
@@ -67,30 +69,28 @@ def run(
     return result, records
 
 
-def errors_against_truth(records: list[Record]) -> dict[str, np.ndarray]:
+def errors_against_truth(records: list[RequestRecord]) -> dict[str, np.ndarray]:
     """Measured minus what the server really did, milliseconds."""
     ttft, e2e, itl = [], [], []
     for record in records:
         assert record.ok, record.detail
-        truth = record.extra["golden"]
+        truth = record.golden
+        assert truth is not None
         sent = np.asarray(truth["sent"])
         ttft.append(record.ttft - (sent[0] - truth["received"]))
-        e2e.append(record.e2e - (sent[-1] - truth["received"]))
-        itl.append(np.median(record.gaps - np.diff(sent)))
+        e2e.append(record.seconds - (sent[-1] - truth["received"]))
+        itl.append(np.median(np.asarray(record.gaps) - np.diff(sent)))
     return {k: np.asarray(v) * 1000 for k, v in (("ttft", ttft), ("e2e", e2e), ("itl", itl))}
 
 
 @pytest.mark.parametrize(("streams", "count"), [(1, 20), (50, 200)])
 def test_latencies_agree_with_the_server(server: str, streams: int, count: int) -> None:
-    # Whoever else uses the cores delays both processes; the best of three is the client's own error.
-    for attempt in range(3):
-        _, records = run(server, f"closed:{streams}", count)
-        found = errors_against_truth(records)
-        worst = max(abs(np.median(v)) for v in found.values())
-        if worst < 1.0:
-            break
-        time.sleep(attempt)
-    assert worst < 1.0, found
+    """How far they are off on a quiet machine is measured by tests/benchmarks/bench_client_accuracy.py."""
+    _, records = run(server, f"closed:{streams}", count)
+    found = errors_against_truth(records)
+    # Nothing is seen before it was sent (both processes share one clock); gaps are as the server made them.
+    assert min(found["ttft"]) > -0.1 and min(found["e2e"]) > -0.1
+    assert abs(np.median(found["itl"])) < 5
     assert all(r.output_tokens == 10 and r.finish == "stop" for r in records)
 
 
@@ -104,10 +104,10 @@ def test_open_loop_latency_counts_from_the_schedule(server: str) -> None:
 def test_a_stall_shows_in_the_tail() -> None:
     with golden_server(ttft_ms=5, itl_ms=1, tokens=10, fault="stall", every=20, stall_ms=400) as url:
         _, records = run(url, "constant:100", 100)
-    e2e = np.array([r.e2e for r in records])
+    e2e = np.array([r.seconds for r in records])
     assert np.percentile(e2e, 50) < 0.2
     assert np.percentile(e2e, 99) > 0.4
-    assert max(r.gaps.max() for r in records) > 0.39
+    assert max(max(r.gaps) for r in records) > 0.39
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,15 @@ def test_each_fault_is_counted_as_what_it_is(server: str, fault: str, kind: str 
     assert [r.error for r in records] == [kind] * 6
 
 
+class WordCounter:
+    """Words for tokens."""
+
+    name = "words"
+
+    def text(self, text: str) -> int:
+        return len(text.split())
+
+
 def test_wrong_token_counts_of_a_server_are_told_apart(server: str) -> None:
     api = Api(parse_url(server), "golden", extra={"golden": {"fault": "wrong-usage"}})
     result = drive(Driver(api.address, [api.request(MESSAGES, 10)], parse_load("closed:1")))
@@ -141,11 +150,11 @@ def test_wrong_token_counts_of_a_server_are_told_apart(server: str) -> None:
         mode="x",
         block=0,
         clock=0.0,
-        count=lambda t: len(t.split()),
+        counter=WordCounter(),  # type: ignore[arg-type]
     )
     # Ten words and the stop token, whatever the server claims.
     assert words.output_tokens == 11
-    assert words.extra["server_tokens"] == 20
+    assert words.server_tokens == 20
 
 
 def test_tokens_are_not_counted_by_chunks(server: str) -> None:
@@ -155,12 +164,10 @@ def test_tokens_are_not_counted_by_chunks(server: str) -> None:
 
 
 def test_sampled_lengths_are_asked_for_and_answered(server: str, tmp_path: Path) -> None:
-    options = {
-        "url": server, "model": "golden", "api": "chat", "api_key_env": None,
-        "request_extra": '{"golden": {"tokens": 99, "ttft_ms": 1, "itl_ms": 0.1}}',
-        "tokenizer": None, "slo": None, "seed": 7, "data": None, "prompt": None, "system": None, "prompt_words": "5-50",
-        "max_tokens": "2-12", "cache": "on", "timeout": 10.0,
-    }  # fmt: skip
+    extra = {"golden": {"tokens": 99, "ttft_ms": 1, "itl_ms": 0.1}}
+    options = LoadOptions(
+        server, ServerOptions("golden", timeout=10.0, extra=extra), prompt_words="5-50", max_tokens="2-12", seed=7
+    )
     target = Target(options)
     bodies = [json.loads(b) for b in target.bodies(200)]
     lengths = [b["max_tokens"] for b in bodies]
@@ -168,7 +175,7 @@ def test_sampled_lengths_are_asked_for_and_answered(server: str, tmp_path: Path)
     assert (min(lengths), max(lengths)) == (2, 12)
     assert 5 <= min(words) < 10 and 45 < max(words) <= 50
     assert [json.loads(b)["max_tokens"] for b in Target(options).bodies(200)] == lengths
-    _, records = target.run(parse_load("closed:4"), 20)
+    _, records = Target(options).run(parse_load("closed:4"), 20)
     assert [r.output_tokens for r in sorted(records, key=lambda r: r.row)] == lengths[:20]
     assert all(r.finish == "length" for r in records)
 
@@ -208,7 +215,7 @@ def test_a_slow_name_server_is_counted_as_what_it_is(server: str, monkeypatch: p
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     result, records = run(f"http://slow.test:{port}/v1", "closed:2", 6, timeout=5.0)
     assert all(r.ok for r in records)
-    assert result.client()["dns_seconds"] >= 0.4
+    assert (result.client().dns_seconds or 0) >= 0.4
     answer.clear()
     _, records = run(f"http://slow.test:{port}/v1", "constant:100", 6, timeout=0.5)
     assert [r.error for r in records] == ["dns"] * 6  # while the resolver has not answered yet
@@ -257,10 +264,10 @@ def test_schedules_have_their_rate_and_burstiness(tmp_path: Path) -> None:
 
 
 def test_the_automatic_sweep_ends_at_saturation(tmp_path: Path) -> None:
-    def point(rate: float) -> dict[str, object]:
-        return {"figures": {"requests_per_second": rate}}
+    def point(rate: float) -> Step:
+        return Step(1, summarise([], 1.0).changed(requests_per_second=rate), Client(valid=True, reasons=[]))
 
-    points: list[dict[str, object]] = []
+    points: list[Step] = []
     steps = []
     for step in _steps("auto", 256, points):
         steps.append(step)

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bench.mlperf import queries_to_pass, scenario_of, write_logs
-from bench.records import Record
+from bench.records import RequestRecord, goodput, summarise
 from bench.schedule import Load, parse_load
 from unshot.errors import InputError
 
 
-def records(count: int, spacing: float) -> list[Record]:
+def records(count: int, spacing: float) -> list[RequestRecord]:
     """Answers of 3 tokens in 30 ms, 2 ms longer each; scheduled `spacing` seconds apart."""
     return [
-        Record(
-            "candidate", "x", i, 0, i * spacing, i * spacing,
-            [0.010, 0.020 + 0.002 * i, 0.030 + 0.002 * i], 0.030 + 0.002 * i, 5, 3,
+        RequestRecord(
+            side="candidate", mode="x", row=i, block=0, scheduled=i * spacing, start=i * spacing,
+            token_times=[0.010, 0.020 + 0.002 * i, 0.030 + 0.002 * i], e2e=0.030 + 0.002 * i, prompt_tokens=5,
+            output_tokens=3, timed_tokens=3,
         )
         for i in range(count)
     ]  # fmt: skip
 
 
 def logs(
-    folder: Path, load: Load, rows: list[Record], slo: dict[str, float]
+    folder: Path, load: Load, rows: list[RequestRecord], slo: dict[str, float]
 ) -> tuple[str, dict[str, object]]:
-    report = {
-        "model": "m", "url": "http://h/v1", "conditions": {"requests": len(rows), "seed": 3},
-        "figures": {"goodput": {"slo_ms": slo}} if slo else {},
-    }  # fmt: skip
+    figures = summarise(rows)
+    report: Any = SimpleNamespace(
+        model="m",
+        url="http://h/v1",
+        conditions=SimpleNamespace(requests=len(rows), seed=3),
+        figures=figures.changed(goodput=goodput(1, 1, 1.0, slo) if slo else None),
+    )
     write_logs(folder, report, rows, load)
     lines = (folder / "mlperf_log_detail.txt").read_text().splitlines()
     values = [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
@@ -64,7 +70,7 @@ def test_a_long_server_run_within_its_bounds_is_valid(tmp_path: Path) -> None:
     ],
 )
 def test_what_loadgen_would_not_accept_is_invalid(
-    tmp_path: Path, rows: list[Record], slo: dict[str, float], words: str
+    tmp_path: Path, rows: list[RequestRecord], slo: dict[str, float], words: str
 ) -> None:
     text, values = logs(tmp_path, parse_load("poisson:9"), rows, slo)
     assert words in text

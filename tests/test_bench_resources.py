@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.records import Record
+from bench.records import RequestRecord
 from bench.resources import Gpus, Monitor, Rapl, Unreadable, energy_per_request, power_words
 
 
@@ -48,7 +48,7 @@ def test_what_cannot_be_read_has_its_reason(tmp_path: Path) -> None:
         pass
     facts = monitor.facts()
     assert "no CPU package" in power_words(facts)
-    assert facts["mean_power_w"] == {}
+    assert facts.mean_power_w == {}
     assert energy_per_request(monitor, [record("baseline", 0, 0.0, 1.0)], "baseline", "on", 0.0) is None
 
 
@@ -66,10 +66,14 @@ def nvml(*, counter: bool) -> types.ModuleType:
     module.nvmlInit = lambda: None
     module.nvmlDeviceGetCount = lambda: 2
     module.nvmlDeviceGetHandleByIndex = lambda i: i
-    module.nvmlDeviceGetName = lambda i: b"NVIDIA T" + str(i).encode()
+    module.nvmlDeviceGetName = lambda i: (b"NVIDIA H100 80GB HBM3", b"NVIDIA T1")[i]
     module.nvmlDeviceGetMemoryInfo = lambda i: types.SimpleNamespace(total=80 << 30, used=(7 + i) << 30)
     module.nvmlDeviceGetPowerUsage = lambda i: 250_000
     module.nvmlDeviceGetUtilizationRates = lambda i: types.SimpleNamespace(gpu=50)
+    module.NVML_CLOCK_SM = 1
+    module.nvmlDeviceGetEnforcedPowerLimit = lambda i: 700_000
+    module.nvmlDeviceGetClockInfo = lambda i, kind: 1500
+    module.nvmlDeviceGetMaxClockInfo = lambda i, kind: 1980
     module.nvmlDeviceGetTotalEnergyConsumption = total_energy
     return module
 
@@ -82,15 +86,17 @@ def test_gpus_by_their_energy_counter_or_by_power_times_time(
     with Monitor({}, interval=0.01, sources=[Gpus]) as monitor:
         time.sleep(0.1)
     facts = monitor.facts()
-    assert [g["name"] for g in facts["gpus"]] == ["NVIDIA T0", "NVIDIA T1"]
-    assert [g["memory_peak_bytes"] for g in facts["gpus"]] == [7 << 30, 8 << 30]
-    assert facts["gpus"][0]["power_mean_w"] == 250
-    assert facts["gpus"][0]["utilisation_mean"] == 0.5
+    assert [g.name for g in facts.gpus] == ["NVIDIA H100 80GB HBM3", "NVIDIA T1"]
+    assert [g.catalog for g in facts.gpus] == ["h100-sxm", None]
+    assert (facts.gpus[0].clock_mhz, facts.gpus[0].power_limit_w) == (1500, 700)
+    assert [g.memory_peak_bytes for g in facts.gpus] == [7 << 30, 8 << 30]
+    assert facts.gpus[0].power_mean_w == 250
+    assert facts.gpus[0].utilisation_mean == 0.5
     joules = monitor.meters[0].readings[-1][1]
     if counter:  # each of the two counters goes on by two steps of 30 J a look
-        assert joules == pytest.approx(120 * facts["samples"], abs=121)
+        assert joules == pytest.approx(120 * facts.samples, abs=121)
     else:  # two boards of 250 W
-        assert facts["mean_power_w"]["GPU"] == pytest.approx(500, rel=0.01)
+        assert facts.mean_power_w["GPU"] == pytest.approx(500, rel=0.01)
 
 
 def test_the_memory_of_a_process_is_watched_while_it_grows() -> None:
@@ -102,8 +108,11 @@ def test_the_memory_of_a_process_is_watched_while_it_grows() -> None:
     assert monitor.peaks["me"] - before > 50 << 20
 
 
-def record(side: str, block: int, scheduled: float, seconds: float) -> Record:
-    return Record(side, "on", 0, block, scheduled, scheduled, [seconds], seconds, 1, 1)
+def record(side: str, block: int, scheduled: float, seconds: float) -> RequestRecord:
+    return RequestRecord(
+        side=side, mode="on", row=0, block=block, scheduled=scheduled, start=scheduled, token_times=[seconds],
+        e2e=seconds, prompt_tokens=1, output_tokens=1,
+    )  # fmt: skip
 
 
 class Heater:
@@ -130,6 +139,6 @@ def test_energy_of_alternating_blocks_goes_to_the_side_that_ran() -> None:
         s: energy_per_request(monitor, records, s, "on", heater.start) for s in ("baseline", "candidate")
     }
     assert joules["baseline"] is not None and joules["candidate"] is not None
-    assert joules["baseline"]["joules"] == pytest.approx(10, rel=0.15)
-    assert joules["candidate"]["joules"] == pytest.approx(2, rel=0.15)
-    assert monitor.facts()["mean_power_w"]["heater"] > 20
+    assert joules["baseline"].joules == pytest.approx(10, rel=0.15)
+    assert joules["candidate"].joules == pytest.approx(2, rel=0.15)
+    assert monitor.facts().mean_power_w["heater"] > 20

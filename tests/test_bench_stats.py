@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from bench import claim as claims
+from bench.records import RequestRecord
 from unshot.case import Claim
+from unshot.contracts.report import ErrorGate, ModeClaim, SideName
 from unshot.metrics.answers import Answers
 from unshot.metrics.intervals import (
     INCONCLUSIVE,
@@ -184,24 +186,51 @@ def test_score_difference_equals_the_metric_and_its_bounds_hold_it() -> None:
 
 def test_per_correct_ratio_is_none_where_a_side_has_no_right_answer() -> None:
     costs = ([2.0, 2.1, 1.9], [1.0, 1.1, 0.9])
-    assert claims.per_correct_ratio(costs, ([False, False], [True, True])) is None
-    got = claims.per_correct_ratio(costs, ([True, False] * 20, [True, True] * 20))
-    assert got is not None
-    assert got["value"] == pytest.approx(4.0)
-    assert got["low"] < 4 < got["high"]
+    three = claims.Clusters([0, 1, 2], [0, 1, 2])
+    assert claims.per_correct_ratio(costs, ([False, False], [True, True]), three) is None
+    got = claims.per_correct_ratio(costs, ([True, False] * 20, [True, True] * 20), three)
+    assert got is not None and got.high is not None
+    assert got.value == pytest.approx(4.0)
+    assert got.low < 4 < got.high
 
 
 def test_per_correct_ratio_with_few_right_answers_has_a_lower_bound_and_no_upper() -> None:
     costs = ([2.0, 2.1, 1.9] * 4, [1.0, 1.1, 0.9] * 4)
-    got = claims.per_correct_ratio(costs, ([True] + [False] * 9, [True] * 2 + [False] * 8))
+    twelve = claims.Clusters(list(range(12)), list(range(12)))
+    got = claims.per_correct_ratio(costs, ([True] + [False] * 9, [True] * 2 + [False] * 8), twelve)
     assert got is not None
-    assert got["value"] == pytest.approx(4.0)
-    assert got["low"] < 4
-    assert got["high"] is None
+    assert got.value == pytest.approx(4.0)
+    assert got.low < 4
+    assert got.high is None
 
 
-def facts(verdict: str) -> dict[str, str]:
-    return {"verdict": verdict}
+PAIRS_OF_20 = claims.Clusters(list(range(20)), list(range(20)))
+
+
+def gates(baseline: int = 0, candidate: int = 0, requests: int = 100) -> dict[SideName, ErrorGate]:
+    def failing(side: SideName, failed: int) -> ErrorGate:
+        records = [
+            RequestRecord(
+                side=side,
+                mode="m",
+                row=i,
+                block=0,
+                scheduled=0.0,
+                start=0.0,
+                error="x" if i < failed else None,
+            )
+            for i in range(requests)
+        ]
+        return claims.error_gate(records, 0.01)
+
+    return {"baseline": failing("baseline", baseline), "candidate": failing("candidate", candidate)}
+
+
+def facts(verdict: str) -> ModeClaim:
+    """A mode's claim whose speed alone decides."""
+    bounds = {MET: (6.0, 8.0), NOT_MET: (2.0, 3.0), INCONCLUSIVE: (4.0, 8.0)}[verdict]
+    ratio = Interval(sum(bounds) / 2, *bounds, n=20)
+    return claims.check(ratio, ratio, Claim(), PAIRS_OF_20, errors=gates())
 
 
 @pytest.mark.parametrize(
@@ -223,9 +252,20 @@ def test_overall_needs_every_mode_and_the_gate(on: str, off: str, gate: str, exp
 
 def test_claim_check_asks_for_speed_and_cost() -> None:
     fast, slow = Interval(7, 6, 8, n=20), Interval(3, 2.5, 3.5, n=20)
-    assert claims.check(fast, fast, Claim())["verdict"] == MET
-    assert claims.check(fast, slow, Claim())["verdict"] == NOT_MET
     unsure = Interval(5.5, 4.5, 6.5, n=20)
-    checked = claims.check(fast, unsure, Claim())
-    assert checked["verdict"] == INCONCLUSIVE
-    assert checked["pairs_to_settle"] > 20
+    for cost, expected in ((fast, MET), (slow, NOT_MET), (unsure, INCONCLUSIVE), (None, INCONCLUSIVE)):
+        assert claims.check(fast, cost, Claim(), PAIRS_OF_20, errors=gates()).verdict == expected
+
+
+@pytest.mark.parametrize(
+    ("failed", "expected"),
+    [((0, 0), MET), ((0, 1), MET), ((0, 50), NOT_MET), ((50, 0), INCONCLUSIVE), ((0, 2), INCONCLUSIVE)],
+)
+def test_a_side_that_fails_more_often_than_allowed_is_never_met(
+    failed: tuple[int, int], expected: str
+) -> None:
+    fast = Interval(7, 6, 8, n=20)
+    checked = claims.check(fast, fast, Claim(), PAIRS_OF_20, errors=gates(*failed))
+    assert checked.verdict == expected
+    if expected != MET:
+        assert "failed" in claims.overall({"cache on": checked}, "passed")[1]

@@ -129,7 +129,7 @@ def test_the_gate_is_inconclusive_where_the_metric_cannot_tell(baseline, candida
     found = bench_quality(
         task, truth, [baseline(t) for t in truth], [candidate(t) for t in truth], margin=0.02
     )
-    assert found["gate"] == INCONCLUSIVE and why in found["why"], found["why"]
+    assert found.gate == INCONCLUSIVE and why in found.why, found.why
 
 
 def test_a_baseline_off_by_a_full_stop_now_and_then_is_not_a_weak_one() -> None:
@@ -146,7 +146,7 @@ def test_a_baseline_off_by_a_full_stop_now_and_then_is_not_a_weak_one() -> None:
 def test_one_class_is_nothing_to_tell() -> None:
     task = Task(labels=["USD", "EUR"], metric="macro_f1")
     truth = ["USD"] * 50
-    assert bench_quality(task, truth, truth, truth, margin=0.02)["gate"] == INCONCLUSIVE
+    assert bench_quality(task, truth, truth, truth, margin=0.02).gate == INCONCLUSIVE
     verdict, why = against_target(task.scores(truth, truth), 0.8)
     assert verdict == INCONCLUSIVE and "every reference is 'USD'" in why
 

@@ -17,6 +17,7 @@ from deploy.retrain.collect import Collected, collect, drop_alike
 from unshot.console import Output, dumps
 from unshot.contracts.gates import read_gates
 from unshot.contracts.manifest import NAME, Manifest, describe_file, read_manifest, staged
+from unshot.contracts.report import BenchReport
 from unshot.contracts.request_log import Feedback, Unreadable, read_feedback, read_requests
 from unshot.data.files import write_text
 from unshot.data.rows import read_examples, write_jsonl
@@ -316,13 +317,14 @@ def weigh(
 
 
 def _bench(folder: Path) -> dict[str, Any] | None:
-    path = folder / "report.json"
-    if not path.is_file():
+    if not (folder / BenchReport.FILE).is_file():
         return None
-    report = json.loads(path.read_text(encoding="utf-8"))
     return {
-        mode: {"faster": facts["claim"]["speed"], "cheaper": facts["claim"]["cost"]}
-        for mode, facts in report["modes"].items()
+        mode: {
+            "faster": facts.claim.speed.plain(),
+            "cheaper": facts.claim.cost.plain() if facts.claim.cost else None,
+        }
+        for mode, facts in BenchReport.read(folder).modes.items()
     }
 
 

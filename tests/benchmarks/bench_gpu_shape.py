@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.records import SIDES
 from bench.resources import memory_words, power_words
-from bench.summary import ratio
+from bench.summary import ratio, time
 from tests.benchmarks.batched import Onnx, Torch, to_saturation
 from unshot import embedded
+from unshot.contracts.report import BenchReport
 
 # hidden, layers, heads, kv heads, intermediate (Llama 2 7B; SmolLM2 135M)
 SHAPES = {"7b": (4096, 32, 32, 32, 11008), "135m": (576, 30, 9, 3, 1536)}
@@ -67,17 +69,17 @@ def compare(spec: str, data: Path, shots: Path, out: Path, options: argparse.Nam
     )  # fmt: skip
     if done.returncode not in (0, 1):
         raise SystemExit(done.returncode)
-    report = json.loads((out / "report.json").read_text())
-    system = report["systems"]["candidate"]
-    print(f"{system['library']}, {system['model']} on {system['device']}, batch 1")
-    for mode, facts in report["modes"].items():
+    report = BenchReport.read(out)
+    system = report.systems["candidate"]
+    print(f"{system.library}, {system.model} on {system.device}, batch 1")
+    for mode, facts in report.modes.items():
         sides = ", ".join(
-            f"{s} {facts[s]['tokens']['prompt']:.0f} prompt tokens, TTFT p50 "
-            f"{facts[s]['ttft_ms']['p50']['value']:.1f} ms, end to end p50 {facts[s]['e2e_ms']['p50']['value']:.1f} ms"
-            for s in ("baseline", "candidate")
+            f"{s} {facts.side(s).tokens.prompt:.0f} prompt tokens, TTFT p50 {time(facts.side(s).ttft_ms)}, end to end "
+            f"p50 {time(facts.side(s).e2e_ms)}"
+            for s in SIDES
         )
-        print(f"  {mode}: {ratio(facts['claim']['speed'])} faster; {sides}", flush=True)
-    print(f"  memory: {memory_words(report['resources'])}; power: {power_words(report['resources'])}")
+        print(f"  {mode}: {ratio(facts.claim.speed)} faster; {sides}", flush=True)
+    print(f"  memory: {memory_words(report.resources)}; power: {power_words(report.resources)}")
 
 
 def saturate(system: Torch | Onnx, options: argparse.Namespace) -> None:

@@ -36,7 +36,7 @@ def main() -> None:
                 times[watched].append(took)
                 if monitor:
                     facts = monitor.facts()
-                    looks, cpu = looks + facts["samples"], cpu + facts["sampling_cpu_seconds"]
+                    looks, cpu = looks + facts.samples, cpu + facts.sampling_cpu_seconds
     ratio = ratio_of_means(times[True], times[False])
     print(
         f"with / without watching: {ratio.value:.4f} [{ratio.low:.4f}, {ratio.high:.4f}] over {pairs} pairs of "

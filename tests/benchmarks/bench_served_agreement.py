@@ -7,18 +7,18 @@ DEMO is the directory of `unshot demo`. Both runs ask the same rows; the server 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from bench.records import SIDES
 from bench.summary import ratio
+from unshot.contracts.report import BenchReport
 
 
-def measure(demo: Path, folder: Path, prefix: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(demo: Path, folder: Path, prefix: str, options: argparse.Namespace) -> BenchReport:
     """The report of one run."""
     command = [
         sys.executable, "-m", "unshot", "bench", "--case", str(demo / "case" / "unshot.toml"),
@@ -32,8 +32,7 @@ def measure(demo: Path, folder: Path, prefix: str, options: argparse.Namespace) 
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(done.returncode)
-    report, _ = json.JSONDecoder().raw_decode(done.stdout)
-    return dict(report)
+    return BenchReport.read(folder / "report")
 
 
 def main() -> None:
@@ -49,22 +48,22 @@ def main() -> None:
     for name, prefix in (("in process", ""), ("served", "serve:")):
         with tempfile.TemporaryDirectory() as folder:
             reports[name] = measure(options.demo, Path(folder), prefix, options)
-        speeds = {mode: ratio(facts["claim"]["speed"]) for mode, facts in reports[name]["modes"].items()}
+        speeds = {mode: ratio(facts.claim.speed) for mode, facts in reports[name].modes.items()}
         print(f"{name}: {speeds}", flush=True)
-    for mode in reports["in process"]["modes"]:
-        facts = {name: r["modes"][mode] for name, r in reports.items()}
-        a, b = (facts[name]["claim"]["speed"] for name in facts)
-        overlap = a["low"] <= (b["high"] or float("inf")) and b["low"] <= (a["high"] or float("inf"))
+    for mode in reports["in process"].modes:
+        facts = {name: r.modes[mode] for name, r in reports.items()}
+        a, b = (facts[name].claim.speed for name in facts)
+        overlap = a.low <= (b.high or float("inf")) and b.low <= (a.high or float("inf"))
         print(
             f"{mode}: in process {ratio(a)}, served {ratio(b)}, intervals {'overlap' if overlap else 'DIFFER'}"
         )
-        for side in ("baseline", "candidate"):
+        for side in SIDES:
             for figure in ("ttft_ms", "tpot_ms", "e2e_ms"):
-                x, y = (facts[name][side][figure]["p50"]["value"] for name in facts)
+                x, y = (getattr(facts[name].side(side), figure).p50.value for name in facts)
                 print(f"  {side} {figure} p50: {x:.1f} in process, {y:.1f} served ({y - x:+.1f})")
     for name, report in reports.items():
-        print(f"{name}: {report['verdict']} ({report['reason']}); {report['quality']['metric']} "
-              + ", ".join(f"{s} {report['quality'][s]['score']:.3f}" for s in ("baseline", "candidate")))  # fmt: skip
+        scores = ", ".join(f"{s} {report.quality.side(s).score:.3f}" for s in SIDES)
+        print(f"{name}: {report.verdict} ({report.reason}); {report.quality.metric} {scores}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ DOCUMENTS: tuple[str, ...] = (
     "unshot.contracts.manifest:Manifest",
     "unshot.contracts.parity:Parity",
     "unshot.contracts.registry:State",
+    "unshot.contracts.report:BenchReport",
     "unshot.contracts.request_log:Request",
     "unshot.contracts.request_log:Feedback",
 )

@@ -1,36 +1,498 @@
-"""`report.json` of `unshot bench`: what was measured and judged, as planner, registry and `bench compare` read it.
+"""`report.json` of `unshot bench`, `bench load` and `bench sweep`: what was measured and judged.
 
-Times are milliseconds where a name ends in `_ms`, else seconds; money is US dollars. A figure that could not be
-measured is None, and `warnings` says why where that is not plain.
+`bench compare`, the planner's calibration, the registry and retraining read it. Times are milliseconds where a name
+ends in `_ms`, else seconds; money is US dollars. A figure that could not be measured is None, and `warnings` says why
+where the name does not.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from msgspec import field
 
+from unshot.case import Claim
+from unshot.contracts.document import Document
+from unshot.contracts.engine import EngineFacts, ModelConfig
+from unshot.contracts.manifest import Hardware
 from unshot.contracts.record import Record
+from unshot.metrics.scores import Scores
+from unshot.prices import TokenPrice
 
 Verdict = Literal["met", "not met", "inconclusive"]
 GateVerdict = Literal["passed", "failed", "inconclusive"]
 SideName = Literal["baseline", "candidate"]
-# A model's architecture in `config.json` form.
-ModelConfig = dict[str, int | float | str | bool]
+Kind = Literal["ab", "load", "sweep"]
 
 
-class EngineFacts(Record, kw_only=True, omit_defaults=True):
-    """What runs a model: engine, library with version, number format, size, threads and device."""
+class Percentile(Record):
+    """A percentile with its 95% interval; a bound is None where the sample is too small to give one."""
 
-    engine: str
-    library: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Distribution(Record, kw_only=True, omit_defaults=True):
+    """Many values of one figure; with `count` 0 nothing else is there."""
+
+    count: int
+    mean: float | None = None
+    std: float | None = None
+    min: float | None = None
+    max: float | None = None
+    p50: Percentile | None = None
+    p90: Percentile | None = None
+    p95: Percentile | None = None
+    p99: Percentile | None = None
+    # Of merged sketches: how far an order statistic may be off.
+    relative_error: float | None = None
+
+
+class Tokens(Record):
+    """Means per answered request; None where one answer's count is not known."""
+
+    prompt: float | None
+    cached: float | None
+    output: float | None
+    reasoning: float | None = None
+    # Share of all prompt tokens that the server says came out of its cache.
+    cached_share: float | None = None
+
+
+class TokenDifference(Record):
+    """The server's counts of output tokens minus ours, where both are there."""
+
+    mean: float
+    differ: int
+    requests: int
+
+
+class Goodput(Record):
+    """Requests within every bound of the SLO, per second and as a share of all; bounds by figure, milliseconds."""
+
+    slo_ms: dict[str, float]
+    requests_per_second: float | None
+    share: float | None
+
+
+class InFlight(Record):
+    """Requests under way at once: asked for, and by the timestamps while requests were still being sent."""
+
+    asked: int
+    mean: float
+    peak: int
+
+
+class Energy(Record):
+    """Joules per answered request, by source and in all."""
+
+    by_source: dict[str, float]
+    joules: float
+
+
+class Cost(Record):
+    """Dollars; None without a price, or without the counts that a token price needs."""
+
+    per_1000_requests: float | None
+    per_1000_correct: float | None
+    machine_seconds_per_request: float | None
+
+
+class Figures(Record, kw_only=True):
+    """What one side did under one load. Latencies count from the scheduled time."""
+
+    requests: int
+    answered: int
+    errors: dict[str, int]
+    error_rate: float
+    seconds: float
+    tokens: Tokens
+    ttft_ms: Distribution
+    # First token of the answer itself, where reasoning came before it.
+    ttft_answer_ms: Distribution
+    tpot_ms: Distribution
+    itl_ms: Distribution
+    e2e_ms: Distribution
+    queue_ms: Distribution
+    # Looking the host up, connecting and the TLS handshake, of the requests that had to wait for them.
+    connect_ms: Distribution
+    requests_per_second: float | None
+    input_tokens_per_second: float | None
+    output_tokens_per_second: float | None
+    stopped_at_limit: int
+    server_minus_our_tokens: TokenDifference | None = None
+    goodput: Goodput | None = None
+    in_flight: InFlight | None = None
+    energy: Energy | None = None
+    cost: Cost | None = None
+
+
+class RatioInterval(Record):
+    """A ratio of baseline to candidate with its interval. `high` None: it has no upper bound.
+
+    `pairs` are requests that both sides answered, `blocks` and `rows` what they were drawn in.
+    """
+
+    value: float
+    low: float
+    high: float | None
+    pairs: int
+    method: str
+    level: float = 0.95
+    blocks: int | None = None
+    rows: int | None = None
+
+
+class Judged(RatioInterval):
+    """A ratio held against the claim."""
+
+    verdict: Verdict = "inconclusive"
+
+
+class ErrorGate(Record):
+    """Whether a side failed more often than allowed; `low` and `high` are the exact 90% bounds of its error rate."""
+
+    failed: int
+    requests: int
+    rate: float
+    low: float
+    high: float
+    limit: float
+    verdict: GateVerdict
+
+
+class ModeClaim(Record, kw_only=True):
+    """The claim in one cache mode. `cost` None: there is no price, or no count for it (`no_cost` says which)."""
+
+    verdict: Verdict
+    speed: Judged
+    cost: Judged | None
+    no_cost: str | None = None
+    errors: dict[SideName, ErrorGate]
+    # Looks at the data that the interval's level allows for; the pairs that would settle it with 80% chance.
+    looks: int = 1
+    pairs_to_settle: int | None = None
+    above_range: bool = False
+
+
+class Factor(Record):
+    """A part of the speed ratio. `value` None: it was not measured, and `note` says what would measure it."""
+
+    name: Literal["prompt", "model", "engine", "output length"]
+    value: float | None
+    note: str
+
+
+class Ratios(Record, kw_only=True):
+    """Other ratios, for information; None where a side lacks the figure."""
+
+    ttft: RatioInterval | None = None
+    tpot: RatioInterval | None = None
+    prompt_tokens: RatioInterval | None = None
+    output_tokens: RatioInterval | None = None
+    # End-to-end time per output token.
+    per_token: RatioInterval | None = None
+    cost_per_correct: RatioInterval | None = None
+
+
+class Mode(Record, kw_only=True):
+    """Both sides in one cache mode."""
+
+    baseline: Figures
+    candidate: Figures
+    claim: ModeClaim
+    ratios: Ratios
+    split: list[Factor]
+    # Blocks that the client's own stalls spoilt, dropped and measured again.
+    spoilt_blocks: int = 0
+    blocks: int = 0
+
+    def side(self, name: str) -> Figures:
+        """The figures of `baseline` or `candidate`."""
+        return self.baseline if name == "baseline" else self.candidate
+
+
+class Difference(Record):
+    """Candidate minus baseline, with its interval."""
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+
+
+class Quality(Record, kw_only=True):
+    """Both sides' scores on the same rows, and the gate."""
+
+    metric: str
+    rows: int
+    baseline: Scores
+    candidate: Scores
+    correct_share: dict[SideName, float]
+    right_only: dict[SideName, int]
+    unanswered: dict[SideName, int] = field(default_factory=dict)
+    difference: Difference
+    lower_bound: float
+    margin: float
+    gate: GateVerdict
+    # Why the gate says what it says.
+    why: str = ""
+
+    def side(self, name: str) -> Scores:
+        """The scores of `baseline` or `candidate`."""
+        return self.baseline if name == "baseline" else self.candidate
+
+
+class Lateness(Record):
+    """Milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+class Client(Record, kw_only=True):
+    """What the client itself did, and whether it kept up. `loop_lag` is weighted by time, not by stalls."""
+
+    valid: bool
+    reasons: list[str]
+    send_lateness: Lateness | None = None
+    loop_lag: Lateness | None = None
+    cpu_seconds: float = 0.0
+    cpu_seconds_per_1000: float | None = None
+    connections: int = 0
+    unsent: int = 0
+    dns_seconds: float | None = None
+    clients: int = 1
+    machines: list[str] = field(default_factory=list)
+
+
+class SystemFacts(EngineFacts, kw_only=True):
+    """A side: its engine, and what it was asked with."""
+
+    spec: str
+    examples_in_prompt: int
+    system_prompt: bool
+    concurrency: int = 1
+    tokens_counted_by: str = "engine"
+    client: Client | None = None
+
+
+class SidePrice(Record, kw_only=True):
+    """What a side costs: its machines by the hour, or its tokens. Neither: `source` says why there is no price."""
+
+    per_hour: float | None = None
+    machines: int = 1
+    tokens: TokenPrice | None = None
+    source: str
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a price at all."""
+        return self.per_hour is not None or self.tokens is not None
+
+
+class Gpu(Record, kw_only=True):
+    """A GPU as NVML reads it; None where it does not say."""
+
+    name: str
+    catalog: str | None = None
+    memory_bytes: int
+    memory_peak_bytes: int | None = None
+    power_mean_w: float | None = None
+    power_peak_w: float | None = None
+    power_limit_w: float | None = None
+    utilisation_mean: float | None = None
+    clock_mhz: int | None = None
+    clock_max_mhz: int | None = None
+
+
+class Resources(Record, kw_only=True):
+    """What the run took of this machine; `not_readable` says why a figure is missing."""
+
+    memory_peak_bytes: dict[str, int] = field(default_factory=dict)
+    gpus: list[Gpu] = field(default_factory=list)
+    mean_power_w: dict[str, float] = field(default_factory=dict)
+    not_readable: dict[str, str] = field(default_factory=dict)
+    samples: int = 0
+    sampling_cpu_seconds: float = 0.0
+
+
+class Conditions(Record, kw_only=True):
+    """What both sides were asked, and on what."""
+
+    baseline: str
+    candidate: str
+    data: str
+    rows: int
+    requests: int
+    cold_requests: int | None
+    concurrency: int
+    block: int
+    warm_up: int
+    max_tokens: int
+    modes: list[str]
+    margin: float
+    max_error_rate: float
+    repeat: bool
+    load: str
+    decoding: str = "greedy"
+    hardware: Hardware
+    date: str
+
+
+class CalibrationSide(Record, kw_only=True):
+    """One side and mode as `unshot plan --calibrate` reads it; one stream, times in seconds."""
+
+    side: SideName
+    mode: str
+    model: ModelConfig | str
+    precision: str
+    prompt_tokens: list[int]
+    cached_tokens: list[int]
+    output_tokens: list[int]
+    ttft_s: list[float]
+    tpot_s: list[float]
+
+
+class ForecastRow(Record, kw_only=True):
+    """The plan's forecast of a figure beside the measurement, milliseconds."""
+
+    mode: str
+    side: SideName
+    figure: Literal["ttft", "e2e"]
+    option: str | None
+    utilisation: float | None
+    forecast_ms: float
+    measured_ms: float
+
+
+class BenchReport(Document, kw_only=True):
+    """The A/B report of `unshot bench`."""
+
+    FILE: ClassVar[str] = "report.json"
+    VERSION: ClassVar[int] = 2
+    WRITTEN_BY: ClassVar[str] = "`unshot bench`"
+
+    kind: Literal["ab"] = "ab"
+    verdict: Verdict
+    reason: str
+    # What a reader must know before the figures.
+    warnings: list[str] = field(default_factory=list)
+    partial: bool
+    valid: bool
+    claim: Claim
+    modes: dict[str, Mode]
+    quality: Quality
+    systems: dict[SideName, SystemFacts]
+    price: dict[SideName, SidePrice]
+    prefix_fill_ms: dict[SideName, float | None]
+    task: dict[str, Any]
+    conditions: Conditions
+    resources: Resources = field(default_factory=Resources)
+    # The catalog's name of the GPU that the sides ran on, `cpu`, or None where that is not known.
+    gpu: str | None
+    sides: list[CalibrationSide]
+    forecast: list[ForecastRow] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+class LoadConditions(Record, kw_only=True):
+    """What was sent to the server."""
+
+    requests: int
+    max_tokens: str
+    cache: str
+    prompts: str
+    data: str | None
+    prompt_words: str
+    warm_up: int
+    timeout: float
+    seed: int
+    window: str = "all requests"
+    hardware: Hardware
+    date: str
+
+
+class LoadReport(Document, kw_only=True):
+    """The report of `unshot bench load`."""
+
+    FILE: ClassVar[str] = "report.json"
+    VERSION: ClassVar[int] = 2
+    WRITTEN_BY: ClassVar[str] = "`unshot bench load`"
+
+    kind: Literal["load"] = "load"
+    url: str
     model: str
-    precision: str | None = None
-    config: ModelConfig | None = None
-    parameters: int | None = None
-    bytes: int | None = None
-    threads: int | None = None
-    device: str = "cpu"
-    providers: list[str] = field(default_factory=list)
-    # Version and flags of a server that was started for the run.
-    flags: list[str] = field(default_factory=list)
+    load: str
+    warnings: list[str] = field(default_factory=list)
+    partial: bool
+    figures: Figures
+    failure: str | None
+    client: Client
+    resources: Resources | None = None
+    conditions: LoadConditions
+
+
+class Knee(Record):
+    """The step of greatest throughput over mean latency."""
+
+    concurrency: int
+    requests_per_second: float
+    e2e_p50_ms: float
+    most_requests_per_second: float
+    share_of_most: float
+    saturated: bool
+
+
+class Step(Record):
+    """One concurrency of a sweep."""
+
+    concurrency: int
+    figures: Figures
+    client: Client
+    resources: Resources | None = None
+
+
+class SweepReport(Document, kw_only=True):
+    """The report of `unshot bench sweep`."""
+
+    FILE: ClassVar[str] = "report.json"
+    VERSION: ClassVar[int] = 2
+    WRITTEN_BY: ClassVar[str] = "`unshot bench sweep`"
+
+    kind: Literal["sweep"] = "sweep"
+    url: str
+    model: str
+    warnings: list[str] = field(default_factory=list)
+    partial: bool
+    points: list[Step]
+    knee: Knee | None
+    failure: str | None
+    conditions: LoadConditions
+
+
+AnyReport = BenchReport | LoadReport | SweepReport
+
+
+def read_report(path: Path) -> AnyReport:
+    """The report in a directory (or the file), of whichever kind. Raises `InputError`."""
+    import json
+
+    from unshot.data.rows import read_text
+    from unshot.errors import InputError
+
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        raw = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file}: not valid JSON ({error}); give a report directory of `unshot bench`"
+        ) from None
+    kind = raw.get("kind") if isinstance(raw, dict) else None
+    kinds: dict[Any, type[BenchReport] | type[LoadReport] | type[SweepReport]] = {
+        "load": LoadReport, "sweep": SweepReport,
+    }  # fmt: skip
+    return kinds.get(kind, BenchReport).parse(raw, str(file))

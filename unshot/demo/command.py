@@ -60,7 +60,7 @@ def demo(final: Path, overwrite: bool, out: Output) -> None:
 
 def stages_of(case_path: Path, final: Path) -> Pipeline:
     """The demo's stages, with less work in each than a user's own case would want."""
-    extra = {"export": FEW, "baseline": FEW, "bench": ("--cold-requests", "4")}
+    extra = {"export": FEW, "baseline": FEW}
     return Pipeline(case_path, load_case(case_path), final, extra=extra)
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from unshot.contracts.report import EngineFacts
+from unshot.contracts.engine import EngineFacts
 from unshot.data.rows import Message
 from unshot.engines.timing import tpot, ttft
 from unshot.errors import InputError

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime_genai as og
 
-from unshot.contracts.report import EngineFacts
+from unshot.contracts.engine import EngineFacts
 from unshot.data.rows import Message
 from unshot.engines.base import Engine, ModelFacts, directory_facts
 from unshot.errors import InputError, OutsideError

@@ -167,6 +167,8 @@ class Exchange:
     resent: bool = False
     # What it waits for before it can be sent: "dns", "connect" or nothing. A timeout is counted as that.
     waiting: str | None = None
+    # Whether a connection was opened for it.
+    opened_connection: bool = False
     # Reads along once the stream may have ended with [DONE].
     watcher: EventParser | None = None
 
@@ -369,6 +371,7 @@ class Pool:
         self.address = address
         self.loop = loop
         self.opened = 0
+        self.connecting = 0
         self._idle: deque[Connection] = deque()
         self._all: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -384,6 +387,7 @@ class Pool:
             if connection.usable:
                 connection.send(exchange)
                 return
+        exchange.opened_connection = True
         task = self.loop.create_task(self._open(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -406,6 +410,13 @@ class Pool:
     async def connect(self, exchange: Exchange | None = None) -> Connection:
         """Open one connection, to the first address of the host that answers."""
         self.opened += 1
+        self.connecting += 1
+        try:
+            return await self._connect(exchange)
+        finally:
+            self.connecting -= 1
+
+    async def _connect(self, exchange: Exchange | None) -> Connection:
         stage = exchange or Exchange(b"", 0.0, 0.0, lambda e: None)
         stage.waiting = "dns"
         addresses = await self._resolve()

@@ -18,7 +18,7 @@ from typing import Any
 import llama_cpp as lib
 import numpy as np
 
-from unshot.contracts.report import EngineFacts, ModelConfig
+from unshot.contracts.engine import EngineFacts, ModelConfig
 from unshot.data.rows import Message
 from unshot.engines.base import Engine, ModelFacts
 from unshot.errors import InputError, OutsideError

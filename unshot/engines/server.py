@@ -15,11 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unshot.engines.http import Address, call
+from unshot.engines.openai import served_models
 from unshot.errors import OutsideError
 
 START_LIMIT = 120.0
@@ -66,6 +67,103 @@ def llama_server_command(
         binary, "-m", str(path), "--port", str(port), "--host", HOST, "-t", str(threads),
         "-c", str(context * concurrency), "-np", str(concurrency), "--metrics",
     ]  # fmt: skip
+
+
+def _llama_cpp(path: Path, port: int, threads: int, concurrency: int) -> list[str]:
+    return server_command(path, port, threads, concurrency, logprobs=False)
+
+
+def _vllm(path: Path, port: int, threads: int, concurrency: int) -> list[str]:
+    binary = shutil.which("vllm")
+    if not binary:
+        raise OutsideError(
+            "vllm is not on the PATH; install vLLM (an environment of its own will do) or give a URL"
+        )
+    return [binary, "serve", str(path), "--host", HOST, "--port", str(port)]
+
+
+def _sglang(path: Path, port: int, threads: int, concurrency: int) -> list[str]:
+    python = os.environ.get("UNSHOT_SGLANG_PYTHON") or sys.executable
+    if python == sys.executable and importlib.util.find_spec("sglang") is None:
+        raise OutsideError(
+            "sglang is not installed here; name the Python of its environment in UNSHOT_SGLANG_PYTHON or give a URL"
+        )
+    return [
+        python,
+        "-m",
+        "sglang.launch_server",
+        "--model-path",
+        str(path),
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+    ]
+
+
+@dataclass(frozen=True)
+class ServerKind:
+    """A server that `serve:NAME:TARGET` starts; `command` gets the model, port, threads and concurrency."""
+
+    name: str
+    target: str
+    runs: str
+    command: Callable[[Path, int, int, int], list[str]]
+    # How it says which version it is.
+    version_command: Callable[[], list[str]]
+    gguf: bool = False
+    extra: Mapping[str, float] = field(default_factory=dict)
+    start_limit: float = START_LIMIT
+
+    @property
+    def form(self) -> str:
+        """`gguf:PATH`."""
+        return f"{self.name}:{self.target}"
+
+    def version(self) -> str:
+        """Name and version in one line, as the server itself says it."""
+        try:
+            done = subprocess.run(
+                self.version_command(), capture_output=True, text=True, timeout=60, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return f"{self.name}, version unknown"
+        lines = [line.strip() for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
+        found = next((line for line in lines if any(c.isdigit() for c in line)), "version unknown")
+        return f"{self.name} {found}"[:120]
+
+
+def _package_version(package: str, python: str = sys.executable) -> list[str]:
+    return [python, "-P", "-c", f"from importlib.metadata import version; print(version({package!r}))"]
+
+
+# llama-cpp-python's server penalises repetition by default, the labels of the prompt among it.
+SERVERS = {
+    kind.name: kind
+    for kind in (
+        ServerKind(
+            "gguf", "PATH", "a llama.cpp server: `llama-server` where it is on the PATH, else llama-cpp-python's",
+            _llama_cpp, lambda: _package_version("llama-cpp-python"), gguf=True, extra={"repeat_penalty": 1.0},
+        ),
+        ServerKind(
+            "llama-server", "PATH", "llama.cpp's own server, from the PATH",
+            llama_server_command, lambda: ["llama-server", "--version"], gguf=True,
+        ),
+        ServerKind(
+            "vllm", "DIR", "vLLM, from the PATH", _vllm, lambda: ["vllm", "--version"], start_limit=900.0,
+        ),
+        ServerKind(
+            "sglang", "DIR", "SGLang, of this environment or of UNSHOT_SGLANG_PYTHON's", _sglang,
+            lambda: _package_version("sglang", os.environ.get("UNSHOT_SGLANG_PYTHON") or sys.executable),
+            start_limit=900.0,
+        ),
+    )
+}  # fmt: skip
+
+
+def serve_forms() -> str:
+    """Every server's form, for help texts: `serve:gguf:PATH, ...`."""
+    return ", ".join(f"serve:{kind.form}" for kind in SERVERS.values())
 
 
 def free_port() -> int:
@@ -160,6 +258,15 @@ class LocalServer:
             return call(self.address, "/models", timeout=2)[0] == 200
         except OSError:
             return False
+
+    def served_model(self) -> str | None:
+        """The first model name that it lists; None where it lists none."""
+        try:
+            status, body = call(self.address, "/models", timeout=5)
+        except OSError:
+            return None
+        names = served_models(body) if status == 200 else []
+        return names[0] if names else None
 
     def wait(self, *, limit: float = START_LIMIT) -> None:
         """Wait until it answers. Raises `OutsideError` where it ends or does not answer within `limit` seconds."""

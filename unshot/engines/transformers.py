@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 
-from unshot.contracts.report import EngineFacts
+from unshot.contracts.engine import EngineFacts
 from unshot.data.rows import Message
 from unshot.engines.base import Engine, ModelFacts, directory_facts
 from unshot.errors import InputError

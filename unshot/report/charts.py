@@ -31,12 +31,15 @@ class Bar:
 
 @dataclass(frozen=True)
 class Span:
-    """A value with its interval, for interval and tornado charts; `note` is drawn after the value."""
+    """A value with its interval, for interval and tornado charts; `note` is drawn after the value.
+
+    A bound that is None lies beyond the chart (or nowhere): the interval is drawn open, up to the chart's edge.
+    """
 
     label: str
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     note: str = ""
 
 
@@ -189,7 +192,7 @@ def intervals(
     note: str = "",
 ) -> str:
     """A dot with its interval per row (forest plot), with vertical reference lines."""
-    values = [v for r in rows for v in (r.value, r.low, r.high)] + [m.value for m in marks]
+    values = [v for r in rows for v in (r.value, r.low, r.high) if v is not None] + [m.value for m in marks]
     axis = drawing.axis_of(values, log, hug_data=False)
     step, top = 36, 24 if marks else 10
     height = top + step * len(rows) + 34
@@ -198,9 +201,12 @@ def intervals(
     for index, row in enumerate(rows):
         y = top + step * index
         body.append(drawing.label(left - 4, y + 12, row.label, "label"))
-        a, b, c = (axis.at(v, left, right) for v in (row.low, row.value, row.high))
-        body.append(drawing.whisker(a, c, y + 22))
-        tip = f"{row.label}: {x_format(row.value)} [{x_format(row.low)}, {x_format(row.high)}]"
+        b = axis.at(row.value, left, right)
+        a = left if row.low is None else axis.at(row.low, left, right)
+        c = right if row.high is None else axis.at(row.high, left, right)
+        body.append(drawing.whisker(a, c, y + 22, open_low=row.low is None, open_high=row.high is None))
+        low, high = ("open" if v is None else x_format(v) for v in (row.low, row.high))
+        tip = f"{row.label}: {x_format(row.value)} [{low}, {high}]"
         body.append(
             f'<circle class="s{index % COLOURS + 1}" cx="{b:.1f}" cy="{y + 22}" r="4.5"><title>'
             f"{escape(tip)}</title></circle>"
@@ -229,7 +235,7 @@ def tornado(
 
     `Span.low` and `.high` are results (in either order), `.value` is not drawn; rows are drawn in the order given.
     """
-    values = [v for r in rows for v in (r.low, r.high) if math.isfinite(v)] + [base]
+    values = [v for r in rows for v in (r.low, r.high) if v is not None and math.isfinite(v)] + [base]
     axis = drawing.axis_of(values, log, hug_data=False)
     step, top = 38, 24
     height = top + step * len(rows) + 34
@@ -240,13 +246,14 @@ def tornado(
         body.append(drawing.label(8, y + 12, f"{row.label}{row.note}", "label"))
         zero = axis.at(base, left, right)
         for value, style in ((row.low, "s1"), (row.high, "s2")):
+            assert value is not None, "a tornado's ends are results"
             end = axis.at(value, left, right)
             x0, x1 = sorted((zero, end))
             body.append(
                 f'<rect class="{style}" x="{x0:.1f}" y="{y + 17}" width="{max(x1 - x0, 0.6):.1f}" height="12">'
                 f"<title>{escape(f'{row.label}: {x_format(value)}')}</title></rect>"
             )
-        low_end, high_end = sorted((row.low, row.high))
+        low_end, high_end = sorted(v for v in (row.low, row.high) if v is not None)
         body.append(
             drawing.label(axis.at(low_end, left, right) - 4, y + 27, x_format(low_end), "value end inside")
         )

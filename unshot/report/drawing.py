@@ -232,9 +232,11 @@ def top_marks(
     return body
 
 
-def whisker(a: float, b: float, y: float) -> str:
-    """A horizontal interval with its ends."""
-    return f'<path class="whisker" d="M{a:.1f} {y}H{b:.1f}M{a:.1f} {y - 4}v8M{b:.1f} {y - 4}v8"/>'
+def whisker(a: float, b: float, y: float, *, open_low: bool = False, open_high: bool = False) -> str:
+    """A horizontal interval with its ends; an open end is an arrow: the interval goes on beyond it."""
+    low = f"M{a + 6:.1f} {y - 4}L{a:.1f} {y}L{a + 6:.1f} {y + 4}" if open_low else f"M{a:.1f} {y - 4}v8"
+    high = f"M{b - 6:.1f} {y - 4}L{b:.1f} {y}L{b - 6:.1f} {y + 4}" if open_high else f"M{b:.1f} {y - 4}v8"
+    return f'<path class="whisker" fill="none" d="M{a:.1f} {y}H{b:.1f}{low}{high}"/>'
 
 
 def rule(x0: float, y0: float, x1: float, y1: float) -> str:

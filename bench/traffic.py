@@ -1,0 +1,165 @@
+"""What is asked of a server: by default messages that no cache holds yet; and how it is spoken to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from unshot.data.rows import Message
+from unshot.engines.http import parse_url, read_key
+from unshot.engines.openai import CHAT, LIMITS, Api, served_models
+from unshot.errors import InputError, UnshotError
+from unshot.secret import remember_in
+from unshot.text.counters import TemplateCounter
+from unshot.text.tokenizers import counter_for
+
+# Plain words of one token or two, to make prompts of any length and beginnings that no cache holds.
+TEXT = (
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work number night point home water room mother area "
+    "money story fact month lot right study book eye job word business issue side kind head house service friend"
+)
+WORDS = TEXT.split()
+MARKER_WORDS = 4
+# A server may round its cached prefix up to a block of tokens, and every prompt begins with the template's own.
+TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to talk to a server."""
+
+    model: str = "default"
+    api: str = CHAT
+    key_env: str | None = None
+    key_flag: str = "--key-env"
+    timeout: float = 120.0
+    tokenizer: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    authorities: str | None = None
+    verify: bool = True
+
+    def open(self, url: str) -> Api:
+        """The API at `url`. Raises `InputError` for a bad URL or a key that is not set."""
+        address = parse_url(url, authorities=self.authorities, verify=self.verify)
+        address.context()
+        return Api(address, self.model, self.api, read_key(self.key_env, self.key_flag), self.extra)
+
+
+def request_extra(text: str | None) -> dict[str, Any]:
+    """`--request-extra`: a JSON object for every request's body. Raises `InputError`."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        # Not shown: it may hold a key.
+        raise InputError("--request-extra is not a JSON object; give e.g. '{\"repeat_penalty\": 1.0}'")
+    remember_in(value)
+    return value
+
+
+class Fresh:
+    """Beginnings that no cache holds: a few words of this run's own, another for every number.
+
+    The same `nonce` gives the same words again; without one they are drawn anew, so that a second run repeats nothing.
+    """
+
+    def __init__(self, nonce: str | None = None) -> None:
+        self.nonce = nonce if nonce is not None else os.urandom(8).hex()
+        self._number = 0
+
+    def generator(self, number: int) -> random.Random:
+        """The random numbers of request `number`."""
+        return random.Random(hashlib.sha256(f"{self.nonce}:{number}".encode()).digest())
+
+    def words(self) -> str:
+        """The next words, as a sentence."""
+        self._number += 1
+        return sentence(self.generator(-self._number))
+
+
+def sentence(generator: random.Random) -> str:
+    """A few words, drawn."""
+    return " ".join(generator.choices(WORDS, k=MARKER_WORDS)).capitalize() + "."
+
+
+def uncached(messages: Sequence[Message], words: str) -> list[Message]:
+    """The messages with words in front of everything: nothing of them is in any cache."""
+    return [{**messages[0], "content": f"{words} {messages[0]['content']}"}, *messages[1:]]
+
+
+def fresh_input(messages: Sequence[Message], words: str) -> list[Message]:
+    """The messages with words in front of the last: the shared prefix may be cached, what follows it may not."""
+    last = messages[-1]
+    return [*messages[:-1], {**last, "content": f"{words} {last['content']}"}]
+
+
+def shared_share(requests: Sequence[Sequence[Message]]) -> float:
+    """The part of a request that is the same in all of them, by characters from the beginning: 0 to 1."""
+    if len(requests) < 2:
+        return 0.0
+    texts = ["\0".join(f"{m['role']}\1{m['content']}" for m in messages) for messages in requests[:50]]
+    shared = len(os.path.commonprefix(texts))
+    return shared / (sum(map(len, texts)) / len(texts))
+
+
+def cache_warning(where: str, asked: float, reported: float | None, *, repeated: bool) -> str | None:
+    """What to say where the server's cached share is not what the requests were made for; None where it is."""
+    if reported is None:
+        return None
+    if reported > asked + TOLERANCE:
+        return (
+            f"{where}: the server took {reported:.0%} of the prompt tokens from its cache, where the requests share "
+            f"{asked:.0%}: it has seen them before, and these times are the cache's"
+        )
+    if repeated and reported < TOLERANCE:
+        return f"{where}: the requests repeat (--repeat), but the server reports {reported:.0%} of their tokens cached"
+    return None
+
+
+def prompt_of(api: Api, messages: Sequence[Message], counter: TemplateCounter | None) -> list[Message] | str:
+    """What the API takes: the messages, or their text by the model's own template where that is known."""
+    if api.kind == CHAT:
+        return list(messages)
+    if counter is not None:
+        return str(counter.template.render(messages))
+    return "\n\n".join(m["content"] for m in messages)
+
+
+def open_tokenizer(name: str) -> TemplateCounter:
+    """The tokenizer in a directory, a .gguf or a tokenizer.json, or of a model in the local hub cache."""
+    found = counter_for(name, api=False)
+    if not isinstance(found, TemplateCounter):
+        raise InputError(
+            f"--tokenizer {name}: it has no chat template; give the model's directory or its .gguf"
+        )
+    return found
+
+
+def find_tokenizer(api: Api) -> TemplateCounter | None:
+    """The tokenizer of the model that the server says it serves, where that is on this machine; else None."""
+    from unshot.engines.http import call
+
+    names = [api.model]
+    try:
+        status, body = call(api.address, "/models", key=api.key, timeout=5.0)
+        names += served_models(body) if status == 200 else []
+    except OSError:
+        pass
+    for name in names:
+        try:
+            return open_tokenizer(name)
+        except UnshotError:
+            continue
+    return None
+
+
+def wants_other_limit(api: Api, error: str | None, detail: str | None) -> bool:
+    """Whether a server refused `max_tokens` and asks for `max_completion_tokens`, as OpenAI's newer models do."""
+    return api.limit_field == LIMITS[0] and error == "http 400" and LIMITS[1] in (detail or "")
