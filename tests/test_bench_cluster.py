@@ -15,7 +15,7 @@ from bench.cluster import LoadClient, Part, clock_offset, deal, merge
 from bench.records import distribution, summarise
 from bench.schedule import parse_load
 from bench.sketch import RELATIVE_ERROR, Sketch
-from tests.golden import golden_server
+from tests.golden import golden_server, golden_thread
 from unshot.case import Slo
 from unshot.engines.http import parse_url
 from unshot.engines.openai import Api
@@ -73,7 +73,7 @@ def test_merged_clients_give_the_figures_of_one() -> None:
     """Two clients, one after the other, on a real server; their tallies together against all their requests."""
     slo = Slo(e2e_ms=60)
     parts: list[Part] = []
-    with golden_server(ttft_ms=10, itl_ms=2, tokens=8, fault="429", every=5) as url:
+    with golden_thread(ttft_ms=10, itl_ms=2, tokens=8, fault="429", every=5) as url:
         api = Api(parse_url(url), "golden")
         load = parse_load("poisson:100")
         for share in deal(api, None, [BODY] * 80, load, 2, timeout=5, seed=1, tokenizer=None, slo=slo):

@@ -154,7 +154,10 @@ def test_compare_of_a_report_with_itself_shows_no_change(
     same = measured[0] / "report"
     done = bench("compare", same, same, "--json")
     assert done.returncode == 0, done.stderr
-    assert {row["verdict"] for row in json.loads(done.stdout)["rows"]} <= {"no change shown", "not comparable"}
+    assert {row["verdict"] for row in json.loads(done.stdout)["rows"]} <= {
+        "no change shown",
+        "not comparable",
+    }
 
 
 def test_compare_finds_a_slowdown(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from bench.forecast import calibration_sides, forecast
 from bench.records import RequestRecord, summarise
 from planner.latency.fit import calibrate
 from unshot.case import Case, Slo
+from unshot.console import jsonable
 from unshot.contracts.plan import (
     Compared,
     LatencyMs,
@@ -24,6 +25,7 @@ from unshot.contracts.plan import (
     Uncertainty,
     Verdict,
 )
+from unshot.contracts.report import SystemFacts
 from unshot.engines.llama_cpp import precision_of
 
 CONFIG = {
@@ -48,9 +50,18 @@ def records() -> list[RequestRecord]:
                 first = (prompt - cached) * 1e-3
                 made.append(
                     RequestRecord(
-                        side=side, mode=mode, row=i, block=0, scheduled=0.0, start=0.0,
-                        token_times=[first, first + 0.01, first + 0.02], e2e=first + 0.02, prompt_tokens=prompt,
-                        output_tokens=3, timed_tokens=3, cached_tokens=cached,
+                        side=side,
+                        mode=mode,
+                        row=i,
+                        block=0,
+                        scheduled=0.0,
+                        start=0.0,
+                        token_times=[first, first + 0.01, first + 0.02],
+                        e2e=first + 0.02,
+                        prompt_tokens=prompt,
+                        output_tokens=3,
+                        timed_tokens=3,
+                        cached_tokens=cached,
                     )
                 )
     return made
@@ -71,8 +82,14 @@ def test_the_planner_takes_the_measured_sides() -> None:
 
 
 def test_sides_that_do_not_tell_about_one_stream_on_a_cpu_are_left_out() -> None:
-    assert calibration_sides(records(), {"baseline": system(device="H200"), "candidate": system(concurrency=4)}) == []
-    assert calibration_sides(records(), {"baseline": system(config=None), "candidate": system(precision=None)}) == []
+    assert (
+        calibration_sides(records(), {"baseline": system(device="H200"), "candidate": system(concurrency=4)})
+        == []
+    )
+    assert (
+        calibration_sides(records(), {"baseline": system(config=None), "candidate": system(precision=None)})
+        == []
+    )
 
 
 def plan(folder: Path, kind: Literal["cpu", "gpu"]) -> Path:

@@ -166,7 +166,11 @@ def test_tokens_are_not_counted_by_chunks(server: str) -> None:
 def test_sampled_lengths_are_asked_for_and_answered(server: str, tmp_path: Path) -> None:
     extra = {"golden": {"tokens": 99, "ttft_ms": 1, "itl_ms": 0.1}}
     options = LoadOptions(
-        server, ServerOptions("golden", timeout=10.0, extra=extra), prompt_words="5-50", max_tokens="2-12", seed=7
+        server,
+        ServerOptions("golden", timeout=10.0, extra=extra),
+        prompt_words="5-50",
+        max_tokens="2-12",
+        seed=7,
     )
     target = Target(options)
     bodies = [json.loads(b) for b in target.bodies(200)]

@@ -34,6 +34,7 @@ from unshot.contracts.report import BenchReport, Client, LoadReport
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
 
+pytestmark = pytest.mark.cli
 QUIET = Output(verbosity=-1)
 Capture = pytest.CaptureFixture[str]
 

@@ -296,7 +296,9 @@ def calibrate(report: Path | Mapping[str, Any], *, gpu: str | None = None) -> Ef
         sides = list(sides.values())
     if not isinstance(sides, list) or not sides:
         raise InputError(f"{where}: no `sides`; give the report.json of `unshot bench`")
-    name = gpu or raw.get("gpu") or "cpu"
+    name = gpu or raw.get("gpu", "cpu")
+    if name is None:
+        raise InputError(f"{where}: it does not say which GPU it was taken on; give --gpu")
     device = catalog.gpu(str(name))
     engine = catalog.engine("llamacpp")
     prior = efficiency(device, engine)
