@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
+from unshot.case import TuneSettings
 from unshot.contracts.gates import Gate
-from unshot.contracts.manifest import Manifest
+from unshot.contracts.manifest import BaseModel, Manifest
 from unshot.contracts.task import Task
 from unshot.methods import METHODS
+from unshot.metrics.answers import JsonObject
+from unshot.metrics.registry import metric as find_metric
+from unshot.metrics.scores import Scores
 
 NOT_REVIEWED = (
     "No human has reviewed this model's answers: the scores here are automated metrics alone, and a model should not "
@@ -17,31 +20,29 @@ NOT_REVIEWED = (
     "back with `unshot eval RUN --from-review SHEET.csv`; the review is then recorded in `gates.jsonl` beside this "
     "file and carried along by `unshot export`."
 )
-HUB_METRICS = {"macro_f1": "f1", "accuracy": "accuracy", "exact_match": "exact_match"}
 WORDS = {True: "passed", False: "**failed**", None: "undecided"}
 
 
-def card(name: str, result: dict[str, Any], manifest: Manifest, task: Task, gates: Sequence[Gate]) -> str:
+def card(name: str, result: JsonObject, manifest: Manifest, task: Task, gates: Sequence[Gate]) -> str:
     """The card's text, from the run's `metrics.json`, its manifest, its task and its gates."""
     assert manifest.base is not None and manifest.tune is not None
-    base, settings, test = manifest.base.plain(), manifest.tune.plain(), result["test"]
-    config = {**manifest.config, "tune": settings}
+    base, test = manifest.base, Scores.of({k: v for k, v in result["test"].items() if k != "loss"})
     return "\n".join(
         [
-            *_metadata(name, base, settings, task, test),
+            *_metadata(name, base, manifest.tune.method, task, test),
             f"# {name}",
             "",
-            f"{base['name']}, tuned on the task `{task.name}` with `unshot tune`. `manifest.json` holds versions, "
+            f"{base.name}, tuned on the task `{task.name}` with `unshot tune`. `manifest.json` holds versions, "
             "hashes and settings; `metrics.json` every figure.",
             "",
             *_use(task),
             "## Data",
             "",
-            *_data(result, config),
+            *_data(result, manifest.config),
             "",
             "## Method",
             "",
-            *_method(result, config),
+            *_method(result, manifest.config, manifest.tune),
             "",
             "## Scores",
             "",
@@ -58,26 +59,24 @@ def card(name: str, result: dict[str, Any], manifest: Manifest, task: Task, gate
             "",
             "## Limits",
             "",
-            *_limits(result, settings, task, gates),
+            *_limits(test, gates),
             "",
-            f"Licence of the base (SPDX): {base.get('license') or 'not recorded; see the base model'}. The licence of "
+            f"Licence of the base (SPDX): {base.license or 'not recorded; see the base model'}. The licence of "
             "the training data is its owner's to state.",
             "",
         ]
     )
 
 
-def _metadata(
-    name: str, base: dict[str, Any], settings: dict[str, Any], task: Task, test: dict[str, Any]
-) -> list[str]:
+def _metadata(name: str, base: BaseModel, method: str, task: Task, test: Scores) -> list[str]:
     """The YAML block; texts as JSON strings, which YAML reads."""
-    peft = not METHODS[settings["method"]].whole
-    licence = (base.get("license") or "").lower()
-    metrics = {HUB_METRICS.get(task.metric, task.metric): test["score"], "accuracy": test["accuracy"]}
-    lines = ["---", f"base_model: {_text(base['name'])}"]
+    peft = not METHODS[method].whole
+    licence = (base.license or "").lower()
+    metrics = {find_metric(task.metric).hub or task.metric: test.score, "accuracy": test.accuracy}
+    lines = ["---", f"base_model: {_text(base.name)}"]
     lines += [f"license: {_text(licence)}"] if licence else []
     lines += ["library_name: peft"] if peft else ["library_name: transformers"]
-    lines += ["pipeline_tag: text-generation", "tags:", "- unshot", f"- {settings['method']}", "metrics:"]
+    lines += ["pipeline_tag: text-generation", "tags:", "- unshot", f"- {method}", "metrics:"]
     lines += [f"- {key}" for key in metrics]
     lines += ["model-index:", f"- name: {_text(name)}", "  results:"]
     lines += [
@@ -110,7 +109,7 @@ def _use(task: Task) -> list[str]:
     return lines
 
 
-def _data(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
+def _data(result: JsonObject, config: JsonObject) -> list[str]:
     rows, moved = result["rows"], result["contamination"]
     lines = [
         f"{rows['train']} training, {rows['validation']} validation and {rows['test']} test rows; "
@@ -128,40 +127,39 @@ def _data(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _method(result: dict[str, Any], config: dict[str, Any]) -> list[str]:
-    settings, defaults = config["tune"], config["defaults"]
-    rank = f" of rank {settings['rank']}" if METHODS[settings["method"]].low_rank else ""
+def _method(result: JsonObject, config: JsonObject, settings: TuneSettings) -> list[str]:
+    defaults = config["defaults"]
+    rank = f" of rank {settings.rank}" if METHODS[settings.method].low_rank else ""
     return [
-        f"{settings['method']}{rank}, learning rate {defaults['learning_rate']:g}, {defaults['batch_rows']} rows a "
+        f"{settings.method}{rank}, learning rate {defaults['learning_rate']:g}, {defaults['batch_rows']} rows a "
         f"step, {result['epochs']} epochs, of which epoch {result['best_epoch']} was kept ({result['stopped']}). Loss "
         f"on the answer only. {result['trained_tokens']} tokens on {config['device']}.",
     ]
 
 
-def _scores(test: dict[str, Any]) -> list[str]:
+def _scores(test: Scores) -> list[str]:
     lines = [
-        f"On {test['rows']} held-out test rows, read once, from really generated answers:",
+        f"On {test.rows} held-out test rows, read once, from really generated answers:",
         "",
         "| score | value | 95% interval |",
         "|---|---|---|",
-        f"| {test['metric']} | {test['score']:.3f} | {test['low']:.3f} to {test['high']:.3f} (bootstrap) |",
+        f"| {test.metric} | {test.score:.3f} | {test.low:.3f} to {test.high:.3f} |",
     ]
-    for name in ("accuracy", "macro_f1"):
-        if name != test["metric"] and test.get(name) is not None:
-            lines.append(f"| {name} | {test[name]:.3f} | |")
-    lines.append(f"| invalid answers | {test['invalid']:.1%} | |")
+    for name, value in (("accuracy", test.accuracy), ("macro_f1", test.macro_f1)):
+        if name != test.metric and value is not None:
+            lines.append(f"| {name} | {value:.3f} | |")
+    lines.append(f"| invalid answers | {test.invalid:.1%} | |")
     return lines
 
 
-def _limits(result: dict[str, Any], settings: dict[str, Any], task: Task, gates: Sequence[Gate]) -> list[str]:
-    test = result["test"]
+def _limits(test: Scores, gates: Sequence[Gate]) -> list[str]:
     lines = [
         "- Tuned for one task; on anything else it may be worse than its base (gate `forgetting`).",
         f"- The test rows come from the same source as the training rows: inputs of another kind were not tried. The "
-        f"interval of {test['rows']} rows is "
-        f"{(test['high'] - test['low']):.2f} wide.",
+        f"interval of {test.rows} rows is "
+        f"{(test.high - test.low):.2f} wide.",
     ]
-    if rare := [k for k, v in (test.get("classes") or {}).items() if v["support"] < 5]:
+    if rare := [k for k, v in (test.classes or {}).items() if v.support < 5]:
         shown = ", ".join(f"`{label}`" for label in rare[:8]) + (", ..." if len(rare) > 8 else "")
         lines.append(f"- {len(rare)} classes have fewer than 5 test rows and are hardly tested: {shown}.")
     seen = {gate.name for gate in gates}

@@ -284,10 +284,10 @@ def paired(
     """A difference of two scores on the same rows; `per_row` is what each row adds to it, shape `(rows,)`.
 
     Student's interval with pseudo-rows: rows on which both sides are equal say little of how they differ where they do,
-    so that z^2 differences of size `jump` are spread over them, as many as Tango's score interval has where no pair
-    differs (Tango 1998, Statistics in Medicine 17, 891-908; pseudo-pairs as in Agresti and Min 2005): 0 of n differing
-    is bounded by z^2 / n, and never shown to be 0. `equal` is the share of such rows (None: those that add 0);
-    `unscored` rows may have differed either way by 1.
+    so that z^2 differences of size `jump` are spread over them, the fewer the more rows differ (by 1 + m / 4 of m).
+    0 of n differing is bounded by z^2 / n, as by Tango's score interval (1998, Statistics in Medicine 17, 891-908;
+    pseudo-pairs as in Agresti and Min 2005), and never shown to be 0. `equal` is the share of such rows (None: those
+    that add 0); `unscored` rows may have differed either way by 1.
     """
     rows = len(per_row)
     if rows < 2:
@@ -296,7 +296,8 @@ def paired(
     centred = per_row - per_row.mean()
     if equal is None:
         equal = float((np.abs(per_row) < 1e-12).mean())
-    spread = float(centred @ centred) + t_quantile(tail, math.inf) ** 2 * equal * jump**2
+    pseudo = t_quantile(tail, math.inf) ** 2 * equal / (1 + rows * (1 - equal) / 4)
+    spread = float(centred @ centred) + pseudo * jump**2
     half = t_quantile(tail, rows - 1) * math.sqrt(spread / (rows * (rows - 1))) + unscored / rows
     return Interval(
         value, max(-1.0, value - half), min(1.0, value + half), level, "paired t with pseudo-pairs", rows
@@ -325,7 +326,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def rows_needed(loss: float, *, level: float = LEVEL) -> int:
     """Rows that would show a loss of at most `loss` if none of them differed (`paired`'s bound with no difference)."""
     z = t_quantile(0.5 + level / 2, math.inf)
-    return math.ceil(z * z / loss)
+    rows = max(2, math.ceil(z * z / loss))
+    while paired(0.0, np.zeros(rows), level=level).high > loss:
+        rows += 1
+    return rows
 
 
 # One bootstrap, for statistics without a formula
