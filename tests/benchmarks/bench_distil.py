@@ -1,7 +1,7 @@
 """Context distillation on the embedded model: `python -m tests.benchmarks.bench_distil OUT [INPUTS]`.
 
 The task is one that a 135M model does with a prompt: an order in free words becomes one line of a fixed form (twelve
-examples). No label is given to `unshot tune --teacher self`; the true lines are kept in the rows' answers only to score
+examples); 100 inputs are held out. No label is given to `unshot tune --teacher self`; the true lines are kept in the rows' answers only to score
 all three systems on them.
 """
 
@@ -72,14 +72,15 @@ def row(draw: random.Random) -> dict[str, str]:
 
 
 def main() -> None:
-    folder, inputs = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 400
+    folder, inputs = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 300
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
-    for name, count in (("few_shot", 12), ("inputs", inputs)):
+    for name, count in (("few_shot", 12), ("inputs", inputs), ("test", 100)):
         rows = [json.dumps(row(draw)) + "\n" for _ in range(count)]
         (folder / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
     (folder / "unshot.toml").write_text(CASE, encoding="utf-8")
     line = ["tune", "--case", str(folder / "unshot.toml"), "--out", str(folder / "run"), "--overwrite"]
+    line += ["--test", str(folder / "test.jsonl")]
     subprocess.run([sys.executable, "-m", "unshot", *line], check=True)
     worth = json.loads((folder / "run" / "metrics.json").read_text(encoding="utf-8"))["prompt_worth"]
     print(json.dumps(worth, indent=2))
