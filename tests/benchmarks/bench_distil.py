@@ -1,8 +1,8 @@
 """Context distillation on the embedded model: `python -m tests.benchmarks.bench_distil OUT [INPUTS]`.
 
 The task is one that a 135M model does with a prompt: an order in free words becomes one line of a fixed form (twelve
-examples); 100 inputs are held out. No label is given to `unshot tune --teacher self`; the true lines are kept in the rows' answers only to score
-all three systems on them.
+examples); 100 inputs are held out. `unshot tune --teacher self` is given no label: the true lines stand in the rows'
+answers only so that all three systems are scored on them.
 """
 
 from __future__ import annotations
