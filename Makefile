@@ -57,5 +57,9 @@ docs: $(READY)
 	.venv/bin/python -m compileall -q unshot planner tune export bench deploy
 	touch $@
 
+# Odd requests and command lines for an hour, beyond the thousand of each in `make test`.
+fuzz: $(READY)
+	$(PY) -m tests.fuzz --minutes 60
+
 clean:
 	rm -rf .venv unshot-demo build dist *.egg-info

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ Command = Callable[..., Any]
 # Counts beyond this overflow something further in, and nobody means them.
 MOST = 10**9
 LARGEST = sys.float_info.max
+# Bytes of a file's name on the file systems in use (NAME_MAX).
+LONGEST_NAME = 255
 
 
 class Number(click.ParamType):
@@ -113,7 +116,12 @@ class PathName(click.ParamType):
             return value
         if not value.strip() or "\0" in value:
             self.fail("expected a path, found an empty text", param, ctx)
-        return Path(value).expanduser()
+        try:
+            if any(len(part) > LONGEST_NAME for part in os.fsencode(value).split(b"/")):
+                self.fail(f"a file's name has at most {LONGEST_NAME} bytes", param, ctx)
+            return Path(value).expanduser()
+        except (UnicodeError, RuntimeError):
+            self.fail("expected a path, found a text that names none", param, ctx)
 
 
 class TextOrFile(click.ParamType):

@@ -76,7 +76,11 @@ def _checked(kind: type[R], make: Callable[[], R], raw: Callable[[], Any]) -> R:
     try:
         return make()
     except msgspec.ValidationError as error:
-        raise RecordError(_explain(kind, str(error), raw())) from None
+        try:
+            given = raw()
+        except (ValueError, RecursionError):  # what follows the wrong part is no JSON at all
+            raise RecordError(_said(str(error))) from None
+        raise RecordError(_explain(kind, str(error), given)) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         text = str(error)
         raise RecordError(f"not valid JSON ({text[0].lower()}{text[1:]})") from None
