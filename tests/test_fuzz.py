@@ -12,6 +12,7 @@ pytest.importorskip("aiohttp")
 from tests.fuzz import fuzz_lines, fuzz_requests
 
 
+@pytest.mark.cli
 def test_a_thousand_odd_requests_are_all_answered_and_break_nothing(tmp_path: Path) -> None:
     faults = fuzz_requests(tmp_path, 21, 1000)
     assert not faults, "\n".join(faults[:20])
