@@ -322,7 +322,8 @@ def commands() -> list[tuple[tuple[str, ...], click.Command]]:
 
 # Arguments with which a command does its work; odd options are then added to them.
 WORKING: dict[str, list[str]] = {
-    "plan": ["--case", "case.toml", "--approximate"], "data check": ["data.jsonl"], "data split": ["data.jsonl", "--out", "parts"],
+    "plan": ["--case", "case.toml", "--approximate"], "data check": ["data.jsonl"],
+    "data split": ["data.jsonl", "--out", "parts"],
     "data import": ["log"], "deploy ab": ["log"], "deploy drift": ["log", "--window", "40", "--settle", "40"],
     "deploy registry add": ["art", "--store", "store"], "deploy registry list": ["--store", "store"],
     "deploy registry show": ["v1", "--store", "store"], "deploy registry init": ["--store", "other"],

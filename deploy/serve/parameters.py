@@ -270,7 +270,7 @@ def checked(body: Json, *, unknown: str = "refuse") -> ChatRequest:
     """The request that a JSON object holds. Raises `Failure` 400 with the field's name."""
     given: Json = {}
     for name, value in body.items():
-        if value is None and name != "messages":
+        if (value is None and name != "messages") or (name in LEFT_OUT and unknown == "drop"):
             continue
         kind = PASSED.get(name) or OWN.get(name) or LEFT_OUT.get(name)
         if kind is not None:
