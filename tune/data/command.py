@@ -1,4 +1,4 @@
-"""`unshot data check` and `unshot data split`."""
+"""`unshot data check`, `unshot data split` and `unshot data import`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from unshot.options import PATH, Number, case_flags, common, row_options, whole
 if TYPE_CHECKING:
     from unshot.case import Case
     from unshot.console import Output
-    from unshot.data.rows import Example
+    from unshot.data.rows import Example, RowOptions
 
 
 @click.group()
 def data() -> None:
-    """Check a data set before training, and split it without fooling oneself."""
+    """Check a data set before training, split it, and make one from request logs."""
 
 
 @data.command()
@@ -137,6 +137,42 @@ def split(
             "varies it"
         )
     out.result(result, *split_tables(result))
+
+
+@data.command("import")
+@click.argument("logs", nargs=-1, required=True, type=PATH)
+@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@click.option(
+    "--map",
+    "pairs",
+    multiple=True,
+    metavar="NAME=FIELD",
+    help="Where another form has messages (or input), system, answer, time, model; FIELD may be a.b.0.c.",
+)
+@row_options
+@common
+def import_(
+    logs: tuple[Path, ...],
+    final: Path,
+    overwrite: bool,
+    pairs: tuple[str, ...],
+    rows_as: RowOptions,
+    out: Output,
+) -> None:
+    """Find the prompt in request LOGS, and write it with its inputs, traffic and a case file for `unshot plan`.
+
+    Reads OpenAI pairs, batch files and stored completions, LiteLLM, Langfuse, LangSmith, Helicone, OpenTelemetry GenAI
+    spans, the gateway's log, and plain rows of inputs. The texts are written as they are: see `data check --redact`.
+    """
+    from tune.data.collect import import_logs
+    from tune.data.tables import import_tables
+    from unshot.data.logs import parse_mapping
+
+    result = import_logs(
+        logs, final, out, mapping=parse_mapping(pairs), columns=rows_as.columns, overwrite=overwrite
+    )
+    out.result(result, *import_tables(result))
 
 
 class Counter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 SHOWN = 10
@@ -116,6 +117,40 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
         shown.append(f"an example row, {how}:\n{reading['example']}\n")
     shown.append("ready to train" if result["ready"] else f"not ready to train: {_why(result)}")
     return shown
+
+
+def import_tables(result: dict[str, Any]) -> list[Any]:
+    """The forms of the logs, then what each version of the prompt shares and its traffic."""
+    forms = ", ".join(f"{name} ({count:,})" for name, count in result["formats"].items())
+    lines: list[Any] = [f"read as {forms}; {result['requests']:,} requests, {result['failed']:,} failed"]
+    rows = []
+    for version in result["versions"]:
+        traffic = version["traffic"]
+        share = version["requests"] / result["requests"]
+        lines.append(
+            f"version {version['version']}: {version['static_tokens']:,} of {version['mean_tokens']:,.0f} tokens are "
+            f"the same in {share:.0%} of requests"
+        )
+        lines += [f"version {version['version']}: {note}" for note in version["notes"]]
+        rows.append(
+            (
+                version["version"],
+                f"{version['requests']:,}",
+                version["model"] or "",
+                f"{traffic['rate']:.3g}/s" if traffic["rate"] else "",
+                f"{traffic['peak_factor']:.2f}" if traffic["peak_factor"] else "",
+                f"{traffic['arrival_cv']:.2f}" if traffic["arrival_cv"] else "",
+                f"{version['answers']:,}",
+                str(Path(result["out"]) / version["folder"] / "unshot.toml"),
+            )
+        )
+    names = ("version", "requests", "model", "rate", "peak factor", "arrival CV", "answers", "case file")
+    lines.append(_table("", names, rows))
+    for reason, count in result["unknown"].items():
+        lines.append(f"warning: {count:,} rows not used: {reason}")
+    if result["first_unknown"]:
+        lines.append(f"the first: {result['first_unknown']}")
+    return lines
 
 
 def _why(result: dict[str, Any]) -> str:

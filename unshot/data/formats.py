@@ -239,7 +239,7 @@ def _set_answer(parsed: Parsed, row: Row, name: str | None) -> None:
         shown = "null" if value is None else "NaN"
         parsed.missing = f"`{name}` is {shown}, a missing value; write the answer or remove the row"
     elif isinstance(value, list) and value and all(isinstance(v, dict) and "content" in v for v in value):
-        before, parsed.answer = _split(parsed, _messages(parsed, value, name))
+        before, parsed.answer = _split(parsed, read_messages(parsed, value, name))
         if parsed.answer is None:
             raise Problem(
                 f"`{name}` ends with role {before[-1]['role']!r}; it must end with the assistant's answer"
@@ -281,7 +281,7 @@ def _text(row: Row, name: str) -> str:
 # --- messages
 
 
-def _messages(parsed: Parsed, value: object, name: str) -> list[Message]:
+def read_messages(parsed: Parsed, value: object, name: str) -> list[Message]:
     """A list of `{role, content}` as messages. Raises `Problem` for anything else."""
     if not isinstance(value, list) or not value:
         raise Problem(f"`{name}` must be a non-empty list of {{role, content}}")
@@ -451,7 +451,7 @@ def _is_preference(row: Row, columns: Columns) -> bool:
 
 def _chat(row: Row, columns: Columns) -> Parsed:
     parsed = Parsed([], used={"messages"})
-    messages = _messages(parsed, row["messages"], "messages")
+    messages = read_messages(parsed, row["messages"], "messages")
     parsed.messages, parsed.answer = _split(parsed, messages)
     if parsed.answer is None and columns.output is not None:
         _set_answer(parsed, row, _output(row, columns))
@@ -542,7 +542,7 @@ def _usual_columns(row: Row, columns: Columns) -> Parsed:
     name = _first(row, INPUT_COLUMNS) or ""
     parsed = Parsed([], used={name})
     if isinstance(row[name], list):
-        parsed.messages = _messages(parsed, row[name], name)
+        parsed.messages = read_messages(parsed, row[name], name)
     else:
         parsed.messages = [{"role": "user", "content": _text(row, name)}]
     usual = [c for c in OUTPUT_COLUMNS if c != name]
@@ -564,7 +564,7 @@ def _named_columns(row: Row, columns: Columns) -> Parsed:
         _named(row, name)
     if columns.template is None and len(names) == 1:
         if isinstance(row[names[0]], list):
-            parsed.messages = _messages(parsed, row[names[0]], names[0])
+            parsed.messages = read_messages(parsed, row[names[0]], names[0])
         else:
             parsed.messages = [{"role": "user", "content": _text(row, names[0])}]
     else:

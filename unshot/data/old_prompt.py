@@ -104,6 +104,8 @@ class Finder:
 
     def __init__(self, prompt: Prompt) -> None:
         self.system = _fold(prompt.system or "")
+        slotted = prompt.system is not None and SLOT.search(prompt.system)
+        self.slotted = _pattern(prompt.system or "") if slotted else None
         self.pairs = {(_fold(e.text), _fold(e.answer or "")) for e in prompt.examples}
         self.slots: list[str] = []
         self.pattern: re.Pattern[str] | None = None
@@ -134,6 +136,8 @@ class Finder:
 
     def _is_system(self, text: str) -> bool:
         folded = _fold(text)
+        if self.slotted and self.slotted.fullmatch(text.strip()):
+            return True
         return bool(folded) and folded in (self.system, self.template)
 
     def _is_pair(self, question: Message, answer: Message) -> bool:

@@ -62,19 +62,20 @@ class Prompt:
     def request(self, row: Example) -> list[Message]:
         """The whole request for a row: this prompt round the row's conversation.
 
-        A template is filled with the row's last user text and its columns. A system prompt that belongs to the row
-        stands in place of an instruction, and follows the system prompt of a long prompt: nothing of a row is lost.
+        Slots are filled with the row's columns, a template's also with its last user text. A system prompt that belongs
+        to the row stands in place of an instruction, and follows the system prompt of a long prompt: nothing is lost.
         """
         own = row.system
+        columns = {k: v for k, v in row.extra.items() if isinstance(v, str)}
+        asked = _fill(self.system, columns)
         turns = list(row.messages[bool(own) :])
         if not self.examples and self.template is None:
-            system = own or self.system
+            system = own or asked
             return [{"role": "system", "content": system}, *turns] if system else turns
-        both = own if not self.system else f"{self.system}\n\n{own}" if own else self.system
+        both = own if not asked else f"{asked}\n\n{own}" if own else asked
         before = Prompt(both, self.examples).static()
         if self.template is None:
             return [*before, *turns]
-        columns = {k: v for k, v in row.extra.items() if isinstance(v, str)}
         last = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=len(turns))
         return [*before, *turns[:last], self.messages(row.text, columns)[-1], *turns[last + 1 :]]
 
@@ -96,3 +97,8 @@ def load_prompt(path: Path | None, *, system: str | None = None) -> Prompt:
     if not text.strip():
         raise InputError(f"{path}: empty; it needs the few-shot prompt")
     return Prompt(system=system, template=text)
+
+
+def _fill(text: str | None, columns: Mapping[str, str]) -> str | None:
+    """A system prompt with its slots filled, as far as the row has columns of their names."""
+    return SLOT.sub(lambda slot: columns.get(slot[1], slot[0]), text) if text and columns else text
