@@ -228,6 +228,10 @@ def _write(folder: Path, sink: Sink, number: int) -> dict[str, Any]:
         notes.append(
             f"the system prompt has slots ({', '.join(version.system.names)}), filled from the inputs' columns"
         )
+    if traffic.rate is None:
+        notes.append(
+            "the log has no times, so that a plan takes its default of 1 request a second; set [traffic] rate"
+        )
     if head:
         prompt = "prompt.jsonl"
         write_text(folder / prompt, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in _pairs(head)))
