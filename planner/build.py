@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from planner import oneoff, price_data, prices
 from planner.count import Counts, Label
 from planner.options import Option, Shape
-from planner.serving import Serving, describe, machine, serve
+from planner.serving import Serving, calibration_note, describe, machine, serve
 from planner.settings import Settings
 from planner.usage import Usage
 from unshot import catalog
@@ -254,11 +254,7 @@ class Builder:
             device = catalog.gpu(asked_gpu)
             gpu = device.name
             if self.settings.calibration is not None:
-                self.notes.append(
-                    f"efficiencies of {gpu} fitted to {self.settings.calibration}"
-                    if device.engine == "llamacpp"
-                    else f"efficiencies of {gpu} are the catalog's: the bench report was taken with llama.cpp"
-                )
+                self.notes.append(calibration_note(self.settings.calibration, device))
             self.notes.append(describe(machine(device, self.gpu_price(gpu))))
             asked = catalog.precision(wanted.precision).name
             for cache in (False, True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from msgspec import Struct
@@ -22,6 +22,9 @@ from unshot.case import CandidateSettings, Slo, TrafficSettings
 from unshot.catalog import Gpu
 from unshot.contracts.plan import MachinePrice
 from unshot.errors import InputError
+
+if TYPE_CHECKING:
+    from planner.latency.calibrate import Calibration
 
 # Without a price range of its own a GPU costs between these factors of its typical price (5th and 95th percentile of
 # what clouds ask for one card, spot aside).
@@ -132,8 +135,9 @@ def serve(
     cached = usage.prefix // engine.block * engine.block if prefix_cache else 0
     load = load_of(usage, traffic.rate, traffic.arrival_cv, cached=cached)
     eff: Efficiency | None = None
-    if calibration is not None and device.engine == "llamacpp":
-        eff, engine = _calibrated(calibration, device.name), catalog.engine("llamacpp")
+    measured = _calibrated(calibration) if calibration is not None else None
+    if measured is not None and measured.holds_for(device):
+        eff, engine = measured.efficiency, measured.engine
 
     def sized(shards: int) -> Replica:
         return replica(
@@ -174,8 +178,16 @@ def seconds(slo: Slo) -> SecondsSlo:
 
 
 @functools.cache
-def _calibrated(path: Path, gpu: str) -> Efficiency:
-    """The efficiencies a bench report shows for its machine (benches run llama.cpp)."""
-    from planner.latency.fit import calibrate
+def _calibrated(path: Path) -> Calibration:
+    """What a bench report says of its machine."""
+    from planner.latency.calibrate import calibrate
 
-    return calibrate(path, gpu=gpu)
+    return calibrate(path)
+
+
+def calibration_note(path: Path, device: Gpu) -> str:
+    """One line on whether a bench report is about a device."""
+    found = _calibrated(path)
+    if found.holds_for(device):
+        return f"efficiencies of {device.name} with {found.engine.title} fitted to {path}"
+    return f"efficiencies of {device.name} are the catalog's: {path} was taken on {found.gpu.name}"

@@ -78,7 +78,7 @@ def _cost_table(plan: Plan, file: PlanFile, rows: list[Row], hidden: int) -> Tab
             table.add_row(f"{row.name}: not usable, {option.notes[0]}", *[""] * 5, style="dim")
             continue
         low, high = option.per_month_interval or (None, None)
-        busy = f"\n{share(option.utilisation)} busy" if option.utilisation is not None else ""
+        busy = f"\n{share(option.utilisation)} busy".replace("under ", "<") if option.utilisation else ""
         gpus = (
             "" if option.replicas is None else number(option.replicas * (option.gpus_per_replica or 1)) + busy
         )

@@ -11,7 +11,7 @@ import pytest
 
 from bench.forecast import calibration_sides, forecast
 from bench.records import RequestRecord, summarise
-from planner.latency.fit import calibrate
+from planner.latency.calibrate import calibrate
 from unshot.case import Case, Slo
 from unshot.console import jsonable
 from unshot.contracts.plan import (
@@ -71,14 +71,14 @@ def test_the_planner_takes_the_measured_sides() -> None:
     facts = {"baseline": system(), "candidate": system()}
     report: dict[str, Any] = {"gpu": "cpu", "sides": jsonable(calibration_sides(records(), facts))}
     assert len(report["sides"]) == 4
-    fitted = calibrate(report)
+    fitted = calibrate(report).efficiency
     assert fitted.rows == 8
     # A machine twice as slow must come out as less efficient.
     slow = json.loads(json.dumps(report))
     for side in slow["sides"]:
         side["ttft_s"] = [2 * t for t in side["ttft_s"]]
         side["tpot_s"] = [2 * t for t in side["tpot_s"]]
-    assert calibrate(slow).compute < fitted.compute
+    assert calibrate(slow).efficiency.compute < fitted.compute
 
 
 def test_sides_that_do_not_tell_about_one_stream_on_a_cpu_are_left_out() -> None:

@@ -26,6 +26,9 @@ def test_parameter_counts_match_the_publishers() -> None:
         ("H100 PCIe 80GB", "h100-pcie"), ("M1 Max 32-core 64GB", "m1-max"), ("M2 Ultra 76-core 192GB", "m2-ultra"),
         ("H200 141GB HBM3", "h200"), ("a100-40gb", "a100-pcie-40"), ("RTX 3080Ti 12GB", "rtx-3080-ti"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("Tesla T4", "t4"), ("GH200 96GB", "gh200-96"), ("MI300X", "mi300x"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"), ("NVIDIA A100-SXM4-80GB", "a100-sxm-80"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"), ("NVIDIA B300 SXM6 AC", "b300"),
+        ("NVIDIA H100 80GB HBM3", "h100-sxm"), ("AMD Instinct MI300X OAM", "mi300x"), ("NVIDIA GB10", "dgx-spark"),
     ],
 )  # fmt: skip
 def test_gpu_names(name: str, key: str) -> None:

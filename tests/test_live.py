@@ -93,10 +93,9 @@ def test_the_page_starts_at_the_plans_figures(plan: Plan, tmp_path: Path) -> Non
         shown_value = float(cells[1].replace("$", "").replace(",", ""))
         assert shown_value == pytest.approx(option.per_month, abs=0.51 if option.per_month >= 1000 else 0.006)
     # To the cent, in the figures the page computes with.
-    start = "figures({rate: %r, peak: %r, varying: 1, answer: 1, api: 1, gpu: 1, least: 2, horizon: 12})" % (
-        plan.rate,
-        plan.case.traffic.peak_factor,
-    )
+    at = {"rate": plan.rate, "peak": plan.case.traffic.peak_factor, "least": 2, "horizon": 12}
+    at |= dict.fromkeys(("varying", "answer", "api", "gpu"), 1.0)
+    start = f"figures({json.dumps(at)})"
     found = in_chromium(tmp_path, live.script(plan, shown(plan)), start)
     assert isinstance(found, dict)
     for option in (o for o in file.options if o.usable):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.latency.fit import calibrate
+from planner.latency.calibrate import calibrate
 from planner.latency.measured import predict, read_measured
 from planner.latency.step import cost_of, efficiency
 from planner.latency.validate import judge, validate
@@ -302,7 +302,7 @@ def test_calibration_finds_the_machine(tmp_path: Path) -> None:
     report = _report(compute=0.2, bandwidth=0.4)
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report))
-    fitted = calibrate(path)
+    fitted = calibrate(path).efficiency
     prior = efficiency(catalog.gpu("cpu"), LLAMA)
     assert fitted.rows == 4
     assert abs(np.log(fitted.compute / 0.2)) < abs(np.log(prior.compute / 0.2)) / 3
@@ -311,6 +311,25 @@ def test_calibration_finds_the_machine(tmp_path: Path) -> None:
     arch, gpu, form = catalog.model("smollm2-135m"), catalog.gpu("cpu"), catalog.precision("q8_0")
     step = float(cost_of(arch, gpu, form, engine=LLAMA, eff=fitted).step(0, 0, 1, 124))
     assert step == pytest.approx(np.median(report["sides"]["candidate"]["tpot_s"]), rel=0.08)
+
+
+def test_calibration_takes_a_gpu_by_its_drivers_name_and_its_engine() -> None:
+    """An H100 behind vLLM whose tokens take twice the catalog's time: the calibrated forecast follows."""
+    from msgspec.structs import replace
+
+    gpu, engine = catalog.gpu("h100-sxm"), catalog.engine("vllm")
+    prior = efficiency(gpu, engine)
+    slow = replace(prior, bandwidth=prior.bandwidth / 2, step=prior.step * 2)
+    cost = cost_of(catalog.model("llama-3.1-8b"), gpu, catalog.precision("fp16"), engine=engine, eff=slow)
+    step = float(cost.step(0, 0, 1, 2050))
+    side = {"model": "llama-3.1-8b", "precision": "fp16", "prompt_tokens": 2000, "output_tokens": 100,
+            "ttft_s": [0.15], "tpot_s": [step]}  # fmt: skip
+    found = calibrate({"gpu": "NVIDIA H100 80GB HBM3", "engine": "vllm", "sides": [side]})
+    assert found.gpu.name == "h100-sxm" and found.engine.name == "vllm" and found.holds_for(gpu)
+    assert not found.holds_for(catalog.gpu("l4"))
+    eff = found.efficiency
+    fitted = cost_of(catalog.model("llama-3.1-8b"), gpu, catalog.precision("fp16"), engine=engine, eff=eff)
+    assert float(fitted.step(0, 0, 1, 2050)) == pytest.approx(step, rel=0.2)
 
 
 @pytest.mark.parametrize(

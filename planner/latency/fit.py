@@ -1,4 +1,4 @@
-"""Fit the efficiencies of device families and the overheads of engines, from measured rows or from one bench report.
+"""Fit the efficiencies of device families and the overheads of engines from measured rows.
 
 Each family's four numbers are fitted in logarithms by damped least squares (Levenberg 1944, Marquardt 1963) on log
 errors with a pseudo-Huber loss, held near the fit of all families together: a family with few rows leans on the
@@ -10,29 +10,26 @@ own rows over these, held near a common start. No number belongs to a row, a mod
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from planner.latency.least_squares import least_squares
 from planner.latency.measured import Observation, predict
 from planner.latency.step import (
     UNKNOWN_FAMILY,
     Efficiency,
     Overhead,
-    cost_of,
     efficiency,
     pool,
 )
 from unshot import catalog
 from unshot.errors import InputError
 
-ROBUST = 0.1  # log error beyond which a row's pull grows only linearly
 # Where a fit starts and what it leans on: middle of the ranges seen in the literature, with wide tolerance.
 START = {
     "batched": (np.log([0.55, 0.80, 0.70, 6e-5]), np.array([0.2, 1.0, 0.3, 0.3])),
@@ -84,55 +81,6 @@ def with_overhead(base: Efficiency, row: Observation, added: Overhead) -> tuple[
         step=base.step * added.step,
         spread=added.spread if known else math.hypot(added.spread, UNKNOWN_FAMILY),
     ), added
-
-
-def least_squares(
-    residual: Callable[[np.ndarray], np.ndarray],
-    start: np.ndarray,
-    *,
-    weight: np.ndarray,
-    toward: np.ndarray,
-    rounds: int = 60,
-    robust: float = ROBUST,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Minimise pseudo-Huber(residual(x)) + |weight (x - toward)|^2; return x and its covariance.
-
-    `residual` maps (k,) to (n,); `weight`, `toward` are (k,). The covariance, (k, k), is the inverse curvature
-    scaled by the residual variance.
-    """
-
-    def loss(r: np.ndarray, x: np.ndarray) -> float:
-        data = robust**2 * np.sum(np.sqrt(1 + (r / robust) ** 2) - 1)
-        return float(data + 0.5 * np.sum((weight * (x - toward)) ** 2))
-
-    x = np.array(start, dtype=float)
-    r = residual(x)
-    now, damping = loss(r, x), 1e-2
-    curvature = np.eye(len(x))
-    for _ in range(rounds):
-        jacobian = np.empty((len(r), len(x)))
-        for j in range(len(x)):
-            moved = x.copy()
-            moved[j] += 1e-4
-            jacobian[:, j] = (residual(moved) - r) / 1e-4
-        pull = 1.0 / np.sqrt(1 + (r / robust) ** 2)
-        curvature = jacobian.T @ (jacobian * pull[:, None]) + np.diag(weight**2)
-        slope = jacobian.T @ (pull * r) + weight**2 * (x - toward)
-        for _ in range(8):
-            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), -slope)
-            tried = residual(x + step)
-            new = loss(tried, x + step)
-            if new < now:
-                break
-            damping *= 4.0
-        else:
-            break
-        gained = now - new
-        x, r, now, damping = x + step, tried, new, max(damping / 5.0, 1e-9)
-        if gained < 1e-9:
-            break
-    variance = float(np.sum(r**2)) / max(1, len(r) - len(x))
-    return x, np.linalg.inv(curvature) * max(variance, 1e-4)
 
 
 def is_base(row: Observation) -> bool:
@@ -270,109 +218,6 @@ def _record(
     left = np.log([max(predict(r, eff, Overhead()), 1e-9) / r.measured for r in rows])
     spread = float(np.sqrt(np.mean(left**2)))
     return replace(eff, errors=(c, b, t, s), spread=spread, rows=len(rows), how=how)
-
-
-def calibrate(report: Path | Mapping[str, Any], *, gpu: str | None = None) -> Efficiency:
-    """Efficiencies of the machine a bench report was taken on, with error bars.
-
-    `report` is a `report.json` (path or its content). Read are `sides`: a list of objects with `model` (catalog name
-    or an object in `config.json` form), `precision`, `prompt_tokens` (one number, or one per request), optionally
-    `cached_tokens`, `ttft_s` and `tpot_s` (lists, seconds; one stream); and `gpu` (catalog name), which the argument
-    overrides. Prefill and decode times of each side are fitted together, leaning on the catalog's numbers for that
-    family: what the report does not determine stays near them with their error bars. Raises `InputError`.
-    """
-    where = str(report) if isinstance(report, Path) else "report"
-    if isinstance(report, Path):
-        try:
-            raw = json.loads(report.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{report}: cannot read it ({error}); give the report.json of `unshot bench`"
-            ) from None
-    else:
-        raw = report
-    sides = raw.get("sides") if isinstance(raw, Mapping) else None
-    if isinstance(sides, Mapping):
-        sides = list(sides.values())
-    if not isinstance(sides, list) or not sides:
-        raise InputError(f"{where}: no `sides`; give the report.json of `unshot bench`")
-    name = gpu or raw.get("gpu", "cpu")
-    if name is None:
-        raise InputError(f"{where}: it does not say which GPU it was taken on; give --gpu")
-    device = catalog.gpu(str(name))
-    engine = catalog.engine("llamacpp")
-    prior = efficiency(device, engine)
-    points = [point for i, side in enumerate(sides) for point in _side(side, f"{where}: sides[{i}]")]
-    # A medians' noise of about 5% against the prior's own error bars.
-    wide = 0.05 / np.maximum(np.asarray(prior.errors), 0.05)
-
-    def residual(x: np.ndarray) -> np.ndarray:
-        eff = prior.with_vector(np.clip(x, -16.0, 8.0))
-        errors = []
-        for arch, form, new, cached, output, ttft, tpot in points:
-            cost = cost_of(arch, device, form, engine=engine, eff=eff)
-            pairs = (new + cached) * (new + cached + 1) / 2 - cached * (cached + 1) / 2
-            chunks = max(1, math.ceil(new / engine.chunk))
-            guess = chunks * float(
-                cost.step(
-                    new / chunks, pairs / chunks, 0.0, 0.0, prompts=1 / chunks, chunks=new / 512 / chunks
-                )
-            )
-            errors.append(math.log(guess / ttft))
-            if tpot:
-                step = float(cost.step(0.0, 0.0, 1.0, arch.cached_tokens(new + cached + output / 2)))
-                errors.append(math.log(step / tpot))
-        return np.asarray(errors)
-
-    logs, covariance = least_squares(residual, prior.vector(), weight=wide, toward=prior.vector())
-    left = residual(logs)
-    # Not surer than the scatter allows, and no surer than 2% of a machine's day-to-day noise.
-    errors = np.sqrt(np.maximum(np.diag(covariance), 0.02**2))
-    # What the report says nothing about is as sure as it was before, however wide its times scatter.
-    errors = np.minimum(errors, np.maximum(np.asarray(prior.errors), math.sqrt(float(np.mean(left**2)))))
-    return replace(
-        prior.with_vector(logs),
-        errors=tuple(float(e) for e in errors),  # type: ignore[arg-type]
-        spread=float(max(0.05, math.sqrt(float(np.mean(left**2))))),
-        rows=len(left),
-        how=f"calibrated on {device.name} from {where}",
-    )
-
-
-def _side(side: Any, where: str) -> list[tuple[Any, ...]]:
-    if not isinstance(side, Mapping):
-        raise InputError(f"{where}: not an object; see `calibrate` for what is read")
-    for key in ("model", "precision", "prompt_tokens", "ttft_s"):
-        if key not in side:
-            raise InputError(f"{where}: no `{key}`; give the report.json of `unshot bench`")
-    model = side["model"]
-    arch = (
-        catalog.architecture_from_config(model, name=where)
-        if isinstance(model, Mapping)
-        else catalog.model(model)
-    )
-    form = catalog.precision(str(side["precision"]))
-
-    def median(key: str, default: float | None = None) -> float:
-        value = side.get(key, default)
-        try:
-            array = np.atleast_1d(np.asarray(value, dtype=float))
-        except (TypeError, ValueError):
-            array = np.array([])
-        array = array[np.isfinite(array)]
-        if not len(array):
-            if default is not None:
-                return default
-            raise InputError(f"{where}: `{key}` holds no numbers")
-        return float(np.median(array))
-
-    prompt, ttft = median("prompt_tokens"), median("ttft_s")
-    cached, output, tpot = median("cached_tokens", 0.0), median("output_tokens", 0.0), median("tpot_s", 0.0)
-    if prompt <= cached or ttft <= 0:
-        raise InputError(
-            f"{where}: prompt tokens must exceed the cached ones and `ttft_s` must be above zero"
-        )
-    return [(arch, form, prompt - cached, cached, output, ttft, tpot if tpot > 0 else 0.0)]
 
 
 def write_catalog(paths: Sequence[Path], out: Path) -> None:

@@ -25,7 +25,11 @@ __all__ = [
 _OWN_GPUS: dict[str, Gpu] = {}
 _OWN_MODELS: dict[str, Architecture] = {}
 
-_NOISE = {"nvidia", "geforce", "apple", "amd", "instinct", "tesla", "gpu", "gen"}
+# Words of a maker's or a driver's (NVML) name that tell no device from another.
+_NOISE = {
+    "nvidia", "geforce", "apple", "amd", "instinct", "tesla", "gpu", "gen", "generation", "edition", "server",
+    "workstation", "blackwell", "oam", "radeon", "accelerator",
+}  # fmt: skip
 
 
 @functools.cache
