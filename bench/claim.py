@@ -289,8 +289,8 @@ def length_words(mode: str, facts: Mode) -> str | None:
     return f"prefix {mode}: the answers have {old:.1f} tokens against {new:.1f}, {part}{token}"
 
 
-def overall(modes: dict[str, ModeClaim], gate: str | None, why: str = "") -> tuple[Verdict, str]:
-    """`(verdict, reason)` over the modes and the quality gate: every mode must be met and the gate passed."""
+def overall(modes: dict[str, ModeClaim], gate: str | None, why: str = "") -> tuple[Verdict, list[str]]:
+    """`(verdict, reasons)` over the modes and the quality gate: every mode must be met and the gate passed."""
     by_verdict: dict[str, list[str]] = {MET: [], NOT_MET: [], INCONCLUSIVE: []}
     for mode, facts in modes.items():
         by_verdict[facts.verdict].append(mode)
@@ -300,10 +300,11 @@ def overall(modes: dict[str, ModeClaim], gate: str | None, why: str = "") -> tup
         parts.append("the candidate's quality is worse than the baseline's beyond the margin")
     elif gate is not None and gate != PASSED:
         parts.append(f"it is not shown that the candidate's quality is not worse ({why or 'too few rows'})")
+    holds = [f"speed and cost hold with the prefix {met}"] if met else []
     if not parts:
-        return "met", f"speed and cost hold with the prefix {met}"
+        return "met", holds
     verdict: Verdict = "not met" if by_verdict[NOT_MET] or gate == FAILED else "inconclusive"
-    return verdict, "; ".join(parts) + (f" (speed and cost hold with the prefix {met})" if met else "")
+    return verdict, parts + holds
 
 
 def _why_not(facts: ModeClaim) -> list[str]:

@@ -5,7 +5,7 @@ One file, no script.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.records import SIDES, RequestRecord
 from bench.resources import memory_words, power_words
@@ -39,12 +39,16 @@ def render(report: BenchReport, records: Sequence[RequestRecord]) -> str:
     warnings = [page.verdict("Read this first", report.warnings, kind="warn")] if report.warnings else []
     return page.page(
         title,
-        page.verdict(f"{WORD[report.verdict].capitalize()}: {report.reason}", kind=KIND[report.verdict]),
+        page.verdict(
+            f"{WORD[report.verdict].capitalize()}: {report.claim.low:g}x faster and cheaper",
+            [f"{reason[0].upper()}{reason[1:]}." for reason in report.reasons if reason],
+            kind=KIND[report.verdict],
+        ),
         *warnings,
         page.cards(_cards(report)),
         page.text(_condition_line(report), small=True),
-        page.charts(_ratios(report), _quality_chart(report)),
-        page.section("Why", page.bullets(_reasons(report))),
+        page.charts(_claimed(report), _quality_chart(report)),
+        page.section("The intervals behind it", page.bullets(_reasons(report)), page.charts(_others(report))),
         page.section("Where the ratio comes from", _split(report)),
         page.section("Measured", _table(report), _definitions()),
         page.section("Latency", page.charts(*_latency(report, records))),
@@ -136,22 +140,34 @@ def _bounds(interval: RatioInterval) -> str:
     return f"{interval.level:.0%} interval {ratio(interval).split('x ', 1)[-1]}"
 
 
-def _ratios(report: BenchReport) -> str:
-    spans = []
+def _claimed(report: BenchReport) -> str:
+    """The two ratios that the claim is about."""
+    found: dict[str, RatioInterval | None] = {}
     for mode, facts in report.modes.items():
-        entries = {
-            "end to end": facts.claim.speed,
-            "cost": facts.claim.cost,
-            "TTFT": facts.ratios.ttft,
-            "TPOT": facts.ratios.tpot,
-            "end to end per token": facts.ratios.per_token,
-            "cost per correct answer": facts.ratios.cost_per_correct,
+        found[f"faster, {mode}"] = facts.claim.speed
+        found[f"cheaper, {mode}"] = facts.claim.cost
+    return _ratios("How many times faster and cheaper", report, found)
+
+
+def _others(report: BenchReport) -> str:
+    found: dict[str, RatioInterval | None] = {}
+    for mode, facts in report.modes.items():
+        r = facts.ratios
+        found |= {
+            f"TTFT, {mode}": r.ttft,
+            f"TPOT, {mode}": r.tpot,
+            f"end to end per token, {mode}": r.per_token,
         }
-        for name, r in entries.items():
-            if r is not None:
-                spans.append(_span(f"{mode}: {name}", r))
+        found[f"cost per correct answer, {mode}"] = r.cost_per_correct
+    return _ratios("Other figures, baseline over candidate", report, found)
+
+
+def _ratios(title: str, report: BenchReport, found: Mapping[str, RatioInterval | None]) -> str:
+    spans = [_span(name, r) for name, r in found.items() if r is not None]
+    if not spans:
+        return ""
     return charts.intervals(
-        "Baseline over candidate, 95% interval",
+        title,
         spans,
         x_label="times better (log scale)",
         log=True,
@@ -182,12 +198,19 @@ def _quality_chart(report: BenchReport) -> str:
 
 
 def _split(report: BenchReport) -> str:
+    modes = list(report.modes.values())
     rows = [
-        [mode, f.name, f"{f.value:.2f}x" if f.value is not None else "not measured", f.note]
-        for mode, facts in report.modes.items()
-        for f in facts.split
+        [
+            part.name,
+            *("not measured" if (v := m.split[i].value) is None else f"{v:.2f}x" for m in modes),
+        ]
+        for i, part in enumerate(modes[0].split)
     ]
-    return page.table(["", "part of the speed ratio", "factor", ""], rows, left=(0, 1, 3))
+    rows.append(["the whole ratio", *(f"{m.claim.speed.value:.2f}x" for m in modes)])
+    notes = dict.fromkeys(
+        f"{mode}: {f.note}." for mode, m in report.modes.items() for f in m.split if f.value != 1
+    )
+    return page.table(["part of the speed ratio", *report.modes], rows) + page.bullets(notes)
 
 
 def _table(report: BenchReport) -> str:

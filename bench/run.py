@@ -321,17 +321,16 @@ def build(
         chosen = [r for r in measured.records if r.mode == mode]
         if chosen or not measured.interrupted:
             modes[mode] = builder.build(mode, chosen, measured)
-    verdict, reason = claims.overall({m: f.claim for m, f in modes.items()}, quality.gate, quality.why)
+    verdict, reasons = claims.overall({m: f.claim for m, f in modes.items()}, quality.gate, quality.why)
     warnings = _warnings(job, rows, modes, facts)
-    lengths = [words for m, f in modes.items() if (words := claims.length_words(m, f))]
-    if lengths:
-        reason = f"{reason}; {'; '.join(lengths)}"
+    reasons += [words for m, f in modes.items() if (words := claims.length_words(m, f))]
     doubts = _doubts(measured, facts, modes)
     if doubts:
-        verdict, reason = "inconclusive", f"{'; '.join(doubts)} (as far as measured: {verdict}, {reason})"
+        verdict, reasons = "inconclusive", [*doubts, f"as far as measured: {verdict}", *reasons]
     report = BenchReport(
         verdict=verdict,
-        reason=reason,
+        reason="; ".join(reasons),
+        reasons=reasons,
         warnings=warnings,
         partial=measured.interrupted,
         valid=not doubts,

@@ -378,7 +378,9 @@ class BenchReport(Document, kw_only=True):
 
     kind: Literal["ab"] = "ab"
     verdict: Verdict
+    # Why, in one line, and the same part by part.
     reason: str
+    reasons: list[str] = field(default_factory=list)
     # What a reader must know before the figures.
     warnings: list[str] = field(default_factory=list)
     partial: bool
