@@ -11,6 +11,7 @@ import asyncio
 import heapq
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -81,6 +82,8 @@ class Script:
     cache: bool = False
     # Answer with the last words of the prompt instead of one word over and over.
     echo: bool = False
+    # The model that it says it serves.
+    model: str = "golden"
 
     def changed(self, given: Json) -> Script:
         """With a request's own values; unknown ones are left out."""
@@ -146,7 +149,8 @@ class Handler(asyncio.Protocol):
         body, self._buffer = self._buffer[end + 4 : end + 4 + length], self._buffer[end + 4 + length :]
         method, path = head.split(" ", 2)[:2]
         if method == "GET":
-            text = b'{"object":"list","data":[{"id":"golden","object":"model"}]}'
+            entry = {"id": self._server.script.model, "object": "model"}
+            text = json.dumps({"object": "list", "data": [entry]}).encode()
             if path.endswith("/log"):  # when each request arrived since the log was last asked for
                 text = json.dumps(self._server.arrivals).encode()
                 self._server.arrivals.clear()
@@ -357,12 +361,14 @@ class Golden:
         self._busy.append(begin + (script.ttft_ms + script.itl_ms * (pieces - 1)) / 1000)
         return begin
 
-    async def serve(self, host: str, port: int, ready: Callable[[int], None]) -> None:
+    async def serve(
+        self, host: str, port: int, ready: Callable[[int], None], tls: ssl.SSLContext | None = None
+    ) -> None:
         """Listen until cancelled; `ready` is called with the port."""
         loop = asyncio.get_running_loop()
         self.clock = Clock(loop)
         try:
-            server = await loop.create_server(lambda: Handler(self), host, port, backlog=4096)
+            server = await loop.create_server(lambda: Handler(self), host, port, backlog=4096, ssl=tls)
         except OSError as error:
             raise OutsideError(
                 f"cannot listen on {host}:{port} ({error.strerror}); choose another --port"

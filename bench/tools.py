@@ -293,6 +293,7 @@ def compare(
 @click.option("--tools", is_flag=True, help="Answer by a tool call.")
 @click.option("--slots", type=whole(0), default=0, show_default=True, help="Requests at once; 0: all.")
 @click.option("--cache", is_flag=True, help="Cache the beginnings of prompts.")
+@click.option("--model", default="golden", show_default=True, help="The model that it says it serves.")
 @click.option("--echo", is_flag=True, help="Answer with the prompt's last words.")
 @common
 def golden(host: str, port: int, out: Output, **script: Any) -> None:

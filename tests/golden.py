@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,13 +15,13 @@ from bench.golden import Golden, Script
 
 
 @contextmanager
-def golden_thread(**script: Any) -> Iterator[str]:
+def golden_thread(*, tls: ssl.SSLContext | None = None, **script: Any) -> Iterator[str]:
     """The golden server in a thread of this process: quick to start, and as late as this process is."""
     server, loop, ready = Golden(Script(**script)), asyncio.new_event_loop(), threading.Event()
 
     def serve() -> None:
         asyncio.set_event_loop(loop)
-        task = loop.create_task(server.serve("127.0.0.1", 0, lambda port: ready.set()))
+        task = loop.create_task(server.serve("127.0.0.1", 0, lambda port: ready.set(), tls))
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(task)
 
@@ -28,7 +29,7 @@ def golden_thread(**script: Any) -> Iterator[str]:
     thread.start()
     assert ready.wait(10), "the golden server did not start"
     try:
-        yield f"http://127.0.0.1:{server.port}/v1"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.port}/v1"
     finally:
         loop.call_soon_threadsafe(lambda: [t.cancel() for t in asyncio.all_tasks(loop)])
         thread.join(10)

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import pytest
 from bench.claim import Clusters, pairs_to_settle, ratio_of
 from bench.compare import compare_reports
 from bench.cost import busy_seconds
-from bench.load import time_weighted
+from bench.load import Driver, drive, time_weighted
 from bench.measure import ModeSettings, run_mode
 from bench.records import RequestRecord, in_flight, machine_seconds
 from bench.schedule import parse_load
@@ -127,6 +128,14 @@ def test_without_usage_a_tokenizer_counts_prompt_and_answer_template_included(
     for r in records:
         assert r.prompt_tokens == counter.prompt(target.messages(r.request))
         assert r.output_tokens == counter.text(" word" * 5) + 1  # and the stop token
+
+
+def test_the_tokenizer_of_the_model_that_the_server_lists_is_found_on_this_machine(
+    tmp_path: Path, embedded_model: Path
+) -> None:
+    with golden_thread(ttft_ms=2, itl_ms=0, tokens=3, fault="no-usage", model=str(embedded_model)) as url:
+        report = load_run(LoadJob(options(url), tmp_path / "r", "closed:1", 3), QUIET)
+    assert report.figures.tokens.output == 4 and report.figures.tokens.prompt is not None
 
 
 # 3. Reasoning and tools, 4. the stop token
@@ -356,6 +365,38 @@ def test_a_client_that_was_stopped_is_found_out(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGCONT)
     report = LoadReport.read(tmp_path / "r")
     assert process.returncode == 1 and not report.client.valid
+
+
+def test_a_tls_handshake_is_a_figure_of_its_own_and_not_the_clients_lateness(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate),
+         "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
+        capture_output=True,
+    )  # fmt: skip
+    if made.returncode:
+        pytest.skip("openssl cannot make a certificate here")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with golden_thread(tls=context, ttft_ms=20, itl_ms=1, tokens=2) as url:
+        refused = load_run(LoadJob(options(url), tmp_path / "refused", "closed:1", 2, warm_up=0), QUIET)
+        server = ServerOptions("golden", authorities=str(certificate))
+        target = Target(LoadOptions(url, server))
+        target.options.server.open(url)
+        # Ten requests at once on connections that are not open yet.
+        driver = Driver(
+            target.api.address,
+            [target.api.wrap(target.body(i)) for i in range(10)],
+            parse_load("constant:1000"),
+        )
+        result = drive(driver)
+        loose = Target(LoadOptions(url, ServerOptions("golden", verify=False)))
+        _, trusting = loose.run(parse_load("closed:1"), 2)
+    assert refused.figures.errors == {"tls": 2} and all(r.ok for r in trusting)
+    assert all(e.status == 200 and e.opened_connection for e in result.exchanges)
+    connecting = [e.started - e.handed for e in result.exchanges]
+    assert min(connecting) > 0.0005
+    assert result.lateness.max() < max(connecting)
 
 
 class Moody:
