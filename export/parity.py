@@ -275,7 +275,8 @@ def judge(report: FileReport, figures: LogitFigures, greedy: float | None, where
         ("cosine of the logits", figures.cosine, bounds.cosine, figures.cosine < bounds.cosine),
         (
             "perplexity ratio", figures.perplexity, bounds.perplexity,
-            figures.perplexity is not None and figures.perplexity > bounds.perplexity,
+            # Of the few tokens of one long sequence it is noise in a coarse file.
+            not where and figures.perplexity is not None and figures.perplexity > bounds.perplexity,
         ),
     ):  # fmt: skip
         if bad or not np.isfinite(value if value is not None else 0.0):
