@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from unshot.data.seal import record_reading
 from unshot.errors import InputError
 from unshot.methods import METHODS
 from unshot.models import resolve
-from unshot.text.chat import Encoded
+from unshot.text.chat import Encoded, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from tune.reporting import Reporter
@@ -74,6 +75,7 @@ def tune_run(
             instruction=case.task.instruction,
             used=(splitting.group_by, splitting.time),
             answers=case.tune.teacher is None,
+            count=token_counter(base, out),
         )
 
     loaded = load_parts(data, splitting, read)
@@ -106,6 +108,18 @@ def tune_run(
         result = _run_in(work, loaded, job, options, final, out)
         processes.leave(world)
     return result
+
+
+def token_counter(base: str, out: Output) -> Callable[[str], int]:
+    """Tokens of a text with the base model's tokenizer, which is loaded when the first text comes."""
+    loaded: list[Tokenizer] = []
+
+    def count(text: str) -> int:
+        if not loaded:
+            loaded.append(load_tokenizer(resolve(base, out, need_weights=False).path))
+        return len(loaded[0].ids(text))
+
+    return count
 
 
 def separate_split(loaded: Loaded, task: Task, settings: TuneSettings, out: Output) -> Cleaned:
