@@ -17,12 +17,13 @@ from export.converter import Converter
 from export.expected import BATCH, answer_tokens
 from export.kquants import quantise, takes_imatrix
 from export.merge import Merged
-from export.safetensors_dir import set_ends, set_template, write_merged
+from export.safetensors_dir import set_ends, write_merged
 from export.source import Model
 from export.vocab import NotStreamed
 from unshot.catalog.formats import QUANTISED, STREAMED, WITH_IMATRIX, Target
 from unshot.engines import ENGINES
 from unshot.errors import InputError, OutsideError
+from unshot.text.template import set_template
 
 # Room left on the disk beyond what is written, bytes.
 SPARE = 64 * 1024 * 1024
