@@ -45,7 +45,7 @@ def inspect_base(source: Source, method: str) -> Shape:
     config = source.config()
     _check_family(source, config)
     _check_quantisation(source, config, method)
-    check_weights(source.path)
+    check_weights(source)
     from transformers import AutoConfig
 
     try:
@@ -122,23 +122,9 @@ def _check_quantisation(source: Source, config: Mapping[str, Any], method: str) 
     )
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(source: Source) -> None:
     """Refuse weights of which a file is missing, cut short or no safetensors."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(folder.glob("*.safetensors"))
-    if index.is_file() and not (folder / "model.safetensors").is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise InputError(f"{index}: not a list of weights; copy or download it again") from None
-        missing = sorted(n for n in names if not (folder / str(n)).is_file())
-        if missing:
-            raise InputError(
-                f"{folder}: {len(missing)} of {len(names)} weight files are missing (first: {missing[0]}); copy or "
-                "download the model again"
-            )
-        files = sorted(folder / str(n) for n in names)
-    for path in files:
+    for path in source.weight_files():
         _check_safetensors(path)
 
 

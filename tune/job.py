@@ -286,7 +286,7 @@ def forecast(job: Job) -> dict[str, Any]:
         checkpointing=bool(settings.gradient_checkpointing),
     )
     notes = list(job.template)
-    if METHODS[settings.method].low_rank and job.shape.experts:
+    if METHODS[settings.method].low_rank and settings.layers is None:
         notes += [left] if (left := untouched(meta_model(job.source, settings, job.device))) else []
     return {
         "notes": notes,

@@ -17,6 +17,9 @@ from unshot.models import Source, attention_of
 from unshot.text.chat import Chat
 from unshot.text.template import set_template
 
+# Families whose state-space layers multiply by these weights in kernels of their own, past an adapter (peft refuses).
+STATE_SPACE = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
+NO_ADAPTER = {"out_proj", "conv1d"}
 ADAPTER, MODEL = "adapter", "model"  # what a run holds: a peft adapter, or for `full` the whole model
 
 
@@ -43,7 +46,7 @@ def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
         )
         options["device_map"] = {"": device}
     try:
-        check_weights(source.path)
+        check_weights(source)
         if attention := attention_of(source.config()):
             options["attn_implementation"] = attention
         model = AutoModelForCausalLM.from_pretrained(str(source.path), use_safetensors=True, **options)
@@ -127,7 +130,7 @@ def low_rank(model: Any, settings: TuneSettings) -> Any:
         use_rslora=settings.init == "rslora",
         init_lora_weights="pissa_niter_16" if settings.init == "pissa" else True,
         use_dora=settings.method == "dora",
-        target_modules=linear_names(model) if top else "all-linear",
+        target_modules=linear_names(model) if top or model.config.model_type in STATE_SPACE else "all-linear",
         layers_to_transform=top,
         task_type="CAUSAL_LM",
     )
@@ -177,11 +180,24 @@ def linear_names(model: Any) -> list[str]:
         for n, m in model.named_modules()
         if isinstance(m, torch.nn.Linear | Conv1D) and m is not head
     }
-    return sorted(found)
+    return sorted(found - (NO_ADAPTER if model.config.model_type in STATE_SPACE else set()))
 
 
 def untouched(net: Any) -> str | None:
-    """What an adapter leaves as it is though the base has much of its weight there: experts held as one tensor."""
+    """What an adapter on all layers leaves as it is: experts held as one tensor, layers that take no adapter."""
+    import torch
+
+    head = net.get_output_embeddings()
+    bare = {
+        n.rsplit(".", 1)[-1]
+        for n, m in net.named_modules()
+        if isinstance(m, torch.nn.Linear)
+        and m is not head
+        and "lora_" not in n
+        and not n.endswith("base_layer")
+    }
+    if bare:
+        return f"the linear layers {', '.join(sorted(bare))} take no adapter in this family; they stay as they are"
     weights = {n: p for n, p in net.named_parameters() if "lora_" not in n}
     total = sum(p.numel() for p in weights.values())
     held = {n: p.numel() for n, p in weights.items() if p.ndim >= 3 and not p.requires_grad}

@@ -150,7 +150,12 @@ def _run_in(
         if settings.gradient_checkpointing:
             checkpoint_layers(net)
         job = settle_packing(job, net, out)
-    if METHODS[settings.method].low_rank and first and (left := untouched(core(net))):
+    if (
+        METHODS[settings.method].low_rank
+        and settings.layers is None
+        and first
+        and (left := untouched(core(net)))
+    ):
         out.warn(left)
     before = general_before(job, net)
     # A fresh adapter changes nothing yet: this is the base.
