@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import click
 
 from bench.tools import server_flags
 from unshot.engines.registry import spec_forms
 from unshot.engines.server import serve_forms
+from unshot.lazy import LazyGroup
 from unshot.metrics.thresholds import ERROR_RATE
 from unshot.options import PATH, POSITIVE, PRICE, SHARE, Option, case_flags, common, row_options, whole
 
@@ -26,31 +26,18 @@ if TYPE_CHECKING:
 SPEC = f"{spec_forms()}, http://HOST:PORT/v1, {serve_forms()}"
 
 
-class BenchGroup(click.Group):
-    """`unshot bench` itself measures; its tools are commands below it, imported when used."""
-
-    TOOLS: ClassVar[dict[str, str]] = {
-        "load": "Drive one server with a load and report its figures.",
-        "sweep": "Raise the load on one server from idle to saturation and find the knee.",
-        "compare": "Flag regressions between two reports.",
-        "golden": "A server with scripted delays, to check any load generator.",
-    }
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.TOOLS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.TOOLS:
-            return None
-        command: click.Command = getattr(importlib.import_module("bench.tools"), cmd_name)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Tools"):
-            formatter.write_dl([(k, v) for k, v in self.TOOLS.items() if k != "golden"])
+# A tool without a line is not listed.
+TOOLS = {
+    "load": ("bench.tools:load", "Drive one server with a load and report its figures."),
+    "sweep": ("bench.tools:sweep", "Raise the load on one server from idle to saturation and find the knee."),
+    "compare": ("bench.tools:compare", "Flag regressions between two reports."),
+    "golden": ("bench.tools:golden", ""),
+}
 
 
-@click.group(cls=BenchGroup, invoke_without_command=True, subcommand_metavar="", no_args_is_help=True)
+@click.group(
+    cls=LazyGroup, table=TOOLS, invoke_without_command=True, subcommand_metavar="", no_args_is_help=True
+)
 @click.option("--baseline", metavar="SPEC", help=f"What runs today: {SPEC}.")
 @click.option("--candidate", metavar="SPEC", help="What should replace it, same forms.")
 @click.option(

@@ -112,7 +112,6 @@ def compare_reports(old: Path, new: Path, *, side: str, threshold: float) -> Com
 
 def _read(path: Path, side: str) -> _Measured:
     read_manifest(path, stage="bench")
-    report = read_report(path)
     modes: dict[str, list[RequestRecord]] = {}
     for number, line in enumerate(read_text(path / "records.jsonl").splitlines(), start=1):
         try:
@@ -123,7 +122,7 @@ def _read(path: Path, side: str) -> _Measured:
             ) from None
         if record.side == side and record.block >= 0:
             modes.setdefault(record.mode, []).append(record)
-    return _Measured(path, report, modes)
+    return _Measured(path, read_report(path), modes)
 
 
 def _conditions(a: _Measured, b: _Measured) -> list[str]:

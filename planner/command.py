@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.lazy import LazyGroup
 from unshot.options import PATH, PRICE, SEED, TEXT, case_flags, common
 
 if TYPE_CHECKING:
     from unshot.console import Output
 
-# Subcommands live in modules of their own and are imported when used.
-SUBCOMMANDS = {
+COMMANDS = {
     "validate": (
         "planner.validate_command:validate_command",
         "Forecast published measurements and show the errors.",
@@ -22,25 +21,7 @@ SUBCOMMANDS = {
 }
 
 
-class PlanGroup(click.Group):
-    """A group that also works with flags alone."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(SUBCOMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in SUBCOMMANDS:
-            return None
-        module, attribute = SUBCOMMANDS[cmd_name][0].split(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in SUBCOMMANDS.items()])
-
-
-@click.group(cls=PlanGroup, invoke_without_command=True)
+@click.group(cls=LazyGroup, table=COMMANDS, invoke_without_command=True)
 @case_flags(
     "--prompt", "--inputs", "--rate", "--peak-factor", "--arrival-cv", "--output-tokens",
     "--reasoning-tokens", "--offline", "--engine", "--kv-cache", "--tensor-parallel", "--max-sequences", "--chunk",

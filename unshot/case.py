@@ -17,6 +17,7 @@ import msgspec
 import msgspec.inspect
 from msgspec import Meta, field
 
+from unshot.catalog import formats
 from unshot.console import Output
 from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, RecordError, Share
 from unshot.data.prompts import Prompt, load_prompt
@@ -220,14 +221,7 @@ class TuneSettings(Record):
     layers: Annotated[Count | None, about("Adapt only the last so many layers; default: all.", sample=20)] = (
         None
     )
-    alpha: Annotated[
-        Positive | None,
-        about("LoRA alpha; default: 32, with rslora 8 (the same scale at rank 16).", sample=64),
-    ] = None
-    init: Annotated[
-        Literal["lora", "rslora", "pissa"],
-        about("How an adapter begins: from zero; scaled by 1/sqrt(rank); from the weights' main directions."),
-    ] = "lora"
+    alpha: Annotated[Positive | None, about("LoRA alpha; default: twice the rank.", sample=32)] = None
     dropout: Annotated[Share, about("LoRA dropout.")] = 0.0
     teacher: Annotated[
         Literal["self"] | None,
@@ -244,17 +238,6 @@ class TuneSettings(Record):
     patience: Annotated[Count, about("Epochs without improvement before it stops.")] = 2
     batch_tokens: Annotated[int, Meta(ge=64), about("Longest packed sequence, tokens.")] = 2048
     max_length: Annotated[int, Meta(ge=16), about("Longest row, tokens.")] = 2048
-    loss_on: Annotated[
-        Literal["last", "all"], about("Answers of a conversation that carry loss: the last one, or all.")
-    ] = "last"
-    chat_template: Annotated[
-        str | None,
-        about(
-            "Another chat template: a file, or one of the model's named ones.",
-            sample="template.jinja",
-            name_or_path=True,
-        ),
-    ] = None
     mix: Annotated[
         Path | None, about("General rows to train on too, against forgetting.", sample="general.jsonl")
     ] = None
@@ -292,9 +275,7 @@ class TuneSettings(Record):
 class ExportSettings(Record):
     """Which files to write."""
 
-    to: Annotated[
-        list[str], about("Formats: gguf:f16, gguf:q8_0, gguf:q4_k_m, onnx:fp32, genai:int4, ...")
-    ] = field(default_factory=lambda: ["gguf:q8_0"])
+    to: Annotated[list[str], about(formats.help_text())] = field(default_factory=lambda: ["gguf:q8_0"])
 
 
 class PlanSettings(Record):

@@ -32,11 +32,11 @@ def template() -> str:
         if table != section:
             section = table
             lines += ["", *_comment(_about(table)), f"[{table}]"]
-        lines += _comment(_meaning(key))
+        lines += _comment(meaning(key))
         if key.init is not None:
-            lines.append(f"{name} = {_toml(key.init)}")
+            lines.append(f"{name} = {as_toml(key.init)}")
         else:
-            lines.append(f"# {name} = {_toml(shown(key))}")
+            lines.append(f"# {name} = {as_toml(shown(key))}")
     return "\n".join(lines) + "\n"
 
 
@@ -45,7 +45,8 @@ def shown(key: Key) -> Any:
     return key.sample if key.default in (None, []) else key.default
 
 
-def _meaning(key: Key) -> str:
+def meaning(key: Key) -> str:
+    """What a key means, and the values that it accepts if they are enumerated."""
     accepted = key.accepted()
     return f"{key.text} Accepted: {', '.join(accepted)}." if accepted else key.text
 
@@ -62,7 +63,7 @@ def _comment(text: str) -> Iterator[str]:
     yield from textwrap.wrap(text, 98, initial_indent="# ", subsequent_indent="# ")
 
 
-def _toml(value: Any) -> str:
+def as_toml(value: Any) -> str:
     """A value as TOML: JSON's form of texts, numbers, lists, true and false is TOML's as well."""
     return json.dumps(value, ensure_ascii=False, default=str)
 

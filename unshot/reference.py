@@ -1,4 +1,5 @@
-"""The command reference as Markdown, generated from Click: `python -m unshot.reference FILE`."""
+"""The reference of commands and case file as Markdown, from Click and the case's records: `python -m unshot.reference
+FILE`."""
 
 from __future__ import annotations
 
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import click
 
+from unshot.case import keys
 from unshot.cli import cli
 from unshot.data.files import write_text
+from unshot.init import as_toml, meaning
+from unshot.options import FLAGS
 
 
 def reference() -> str:
@@ -24,7 +28,28 @@ def reference() -> str:
             help_option_names=["-h", "--help"],
         )
         parts.append(f"## {path}\n\n```text\n{command.get_help(context)}\n```\n")
-    return "\n".join(parts)
+    return "\n".join([*parts, case_reference()])
+
+
+def case_reference() -> str:
+    """Every key of the case file: what it means, what it accepts, its default, and the flag that stands for it."""
+    flags = {key: flag for flag, key in FLAGS.items()}
+    lines = [
+        "## The case file",
+        "",
+        "`unshot init` writes one with comments. Flags override it; paths are relative to it. A key that is a text or",
+        "a file is read from the file if the value names one (`prompt.txt`, `./prompt`, `@prompt`).",
+    ]
+    section = ""
+    for key in keys().values():
+        table, _, name = key.name.rpartition(".")
+        if table != section:
+            section = table
+            lines += ["", f"### [{table}]", "", "| key | what it is | default | flag |", "|---|---|---|---|"]
+        default = "" if key.default in (None, []) else f"`{as_toml(key.default)}`"
+        flag = f"`{flags[key.name]}`" if key.name in flags else ""
+        lines.append(f"| `{name}` | {meaning(key)} | {default} | {flag} |".replace("  |", " |"))
+    return "\n".join(lines) + "\n"
 
 
 def walk(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:

@@ -33,7 +33,7 @@ from unshot.metrics.registry import NAMES
 from unshot.metrics.registry import metric as find_metric
 from unshot.metrics.scores import score_interval
 from unshot.models import Source, resolve
-from unshot.text.chat import Chat, load_tokenizer, run_template
+from unshot.text.chat import Chat, load_tokenizer
 
 READINGS = "readings.jsonl"
 
@@ -112,7 +112,7 @@ def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     net = load_tuned(run.path, run.base, device, method=run.method)
-    chat = Chat(load_tokenizer(run.base.path, run_template(run.path)))
+    chat = Chat(load_tokenizer(run.base.path))
     with out.progress() as progress:
         bar = progress.add_task("answering", total=len(rows), note=run.path.name)
         return answers(

@@ -17,13 +17,12 @@ from unshot.contracts.evaluation import (
     JsonFigures,
 )
 from unshot.contracts.task import Task, schema_check
-from unshot.metrics.answers import INVALID, Answers, json_type
+from unshot.metrics.answers import INVALID, Answers, field_table, json_type
 from unshot.metrics.intervals import class_f1, mcnemar, mean, paired_p, ratio_of_sums, share
 from unshot.metrics.rouge import KINDS, rouge
 from unshot.metrics.scores import (
     confusion,
     doubts,
-    field_table,
     score_difference,
     score_interval,
 )

@@ -219,3 +219,15 @@ class Answers:
         return Answers(
             self.references, list(given), self.labels, self.answer_field, self.requests, self.tools
         )
+
+
+def field_table(answers: Answers, name: str) -> np.ndarray:
+    """Of one field and each row: whether it is equal, in the reference, in the answer; 0 or 1, shape `(rows, 3)`."""
+    pairs = zip(answers.objects, answers.given_objects, strict=True)
+    return np.array(
+        [
+            (name in t and name in g and same_value(t[name], g[name]), name in t, name in g)
+            for t, g in ((t, g or {}) for t, g in pairs)
+        ],
+        dtype=float,
+    )

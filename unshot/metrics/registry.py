@@ -95,7 +95,7 @@ def _no_words(answers: Answers) -> str | None:
 def _json_f1(answers: Answers) -> np.ndarray:
     import numpy as np
 
-    from unshot.metrics.scores import field_table
+    from unshot.metrics.answers import field_table
 
     table = sum(field_table(answers, name) for name in answers.fields)
     return np.stack([2 * table[:, 0], table[:, 1] + table[:, 2]], axis=1)  # type: ignore[index]

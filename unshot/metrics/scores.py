@@ -10,7 +10,7 @@ import numpy as np
 from unshot.contracts.record import Record
 from unshot.errors import InputError
 from unshot.metrics import intervals
-from unshot.metrics.answers import Answers, same_value
+from unshot.metrics.answers import Answers
 from unshot.metrics.intervals import LEVEL, Interval
 from unshot.metrics.registry import metric as find_metric
 
@@ -190,15 +190,3 @@ def class_scores(
         label: ClassScores(float(precision[i]), float(recall[i]), float(f1[i]), int(rows[i]))
         for i, label in enumerate(labels)
     }
-
-
-def field_table(answers: Answers, name: str) -> np.ndarray:
-    """Of one field and each row: whether it is equal, in the reference, in the answer; 0 or 1, shape `(rows, 3)`."""
-    pairs = zip(answers.objects, answers.given_objects, strict=True)
-    return np.array(
-        [
-            (name in t and name in g and same_value(t[name], g[name]), name in t, name in g)
-            for t, g in ((t, g or {}) for t, g in pairs)
-        ],
-        dtype=float,
-    )
