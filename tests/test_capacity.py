@@ -244,14 +244,14 @@ def test_an_engine_without_rows_of_a_family_is_less_sure() -> None:
 def test_sizing_finds_the_highest_rate_within_the_slo() -> None:
     load, slo = Load(20.0, 2000, 150), Slo(ttft=1.0, tpot=0.04)
     one = trt("llama-3.1-8b", "a100-sxm-80", "fp16", load)
-    rate = rate_within(one, load, slo).rate
+    rate = rate_within(one, load, slo, searched=6000).rate
     assert 0 < rate <= MAX_UTILISATION * saturated(one, load)
 
     def worst(at_rate: float) -> float:
         run = simulate(one, replace(load, rate=at_rate), requests=6000)
         return max(run.at("ttft", 95) / 1.0, run.at("tpot", 95) / 0.04)
 
-    assert worst(rate) <= 1.0 < worst(1.08 * rate)
+    assert worst(rate) <= 1.0 < worst(1.1 * rate)
     hopeless = rate_within(trt("llama-3.1-8b", "l4", "fp16", load), load, Slo(tpot=0.001))
     assert hopeless.rate == 0 and "TPOT" in hopeless.reason and "idle" in hopeless.reason
 

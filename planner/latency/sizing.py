@@ -18,11 +18,11 @@ from planner.latency.simulate import Run, simulate
 from unshot.cache import cached
 
 # Requests of the simulations that search the rate, and of the one whose percentiles are shown.
-SEARCHED, SHOWN = 6_000, 20_000
+SEARCHED, SHOWN = 3_000, 10_000
 # Without a target a replica is loaded to this share of its capacity, and never above it.
 MAX_UTILISATION = 0.9
 IDLE = 1e-3  # share of the capacity at which a server counts as idle
-TOLERANCE = 0.04  # relative width at which the search of the rate ends
+TOLERANCE = 0.05  # relative width at which the search of the rate ends
 MEASURES = ("ttft", "tpot", "e2e")
 PERCENTILES = (50.0, 95.0, 99.0)
 
@@ -43,23 +43,29 @@ def rate_within(one: Replica, load: Load, slo: Slo, *, searched: int = SEARCHED)
     """The highest rate at which every target of `slo` holds, at most `MAX_UTILISATION` of the capacity.
 
     The closed form's rate is simulated; the closed form, scaled to what the simulation gave, proposes the next one
-    until two rates, one that holds and one that does not, lie within `TOLERANCE`.
+    until two rates, one that holds and one that does not, lie within `TOLERANCE`. Kept in the cache between runs.
     """
     if one.limit < 1:
         return Sizing(0.0, one.why_not)
-    top = saturated(one, load) * MAX_UTILISATION
     if not slo.targets:
-        return Sizing(top)
+        return Sizing(saturated(one, load) * MAX_UTILISATION)
+    rate, reason = cached("sizing", (one, load, slo, searched), lambda: _search(one, load, slo, searched))
+    return Sizing(rate, reason)
+
+
+def _search(one: Replica, load: Load, slo: Slo, searched: int) -> tuple[float, str]:
+    """The highest rate within the SLO, and why it is 0 if it is."""
+    top = saturated(one, load) * MAX_UTILISATION
     idle = _ratios(one, replace(load, rate=IDLE * top), slo, 400)
     worst = max(idle, key=lambda name: idle[name])
     if idle[worst] > 1.0:
-        return Sizing(0.0, _missed(worst, slo, idle[worst]))
+        return 0.0, _missed(worst, slo, idle[worst])
     grid = np.geomspace(IDLE, 1.0, 120) * top
     curve = _curve(one, load, grid, slo)
     scale = dict.fromkeys(slo.targets, 1.0)
     low, high = IDLE * top, top * (1.0 + TOLERANCE)
     rate = min(_highest(grid, curve, scale), top)
-    for _ in range(6):
+    for _ in range(5):
         found = _ratios(one, replace(load, rate=rate), slo, searched)
         if max(found.values()) <= 1.0:
             low = rate
@@ -74,7 +80,7 @@ def rate_within(one: Replica, load: Load, slo: Slo, *, searched: int = SEARCHED)
         proposed = proposed * (1.0 + step) if rate == low else proposed * (1.0 - step)
         inside = low * 1.005 < proposed < high * 0.995
         rate = min(proposed if inside else math.sqrt(low * min(high, top)), top)
-    return Sizing(low)
+    return low, ""
 
 
 def _ratios(one: Replica, load: Load, slo: Slo, requests: int) -> dict[str, float]:
