@@ -11,6 +11,8 @@ from unshot.contracts.request_log import Arm, Feedback, Request
 from unshot.contracts.task import Task, read_task
 from unshot.errors import InputError
 from unshot.metrics.answers import INVALID
+from unshot.metrics.registry import metric
+from unshot.metrics.scores import value_of
 
 
 @dataclass
@@ -82,11 +84,21 @@ def fold(text: str) -> str:
 def find_task(case: Case, path: Path | None) -> Task | None:
     """The task by which corrections are read: `task.json`, or the labels of the case file; None without either."""
     if path is not None:
-        return read_task(path / "task.json" if path.is_dir() else path)
+        own = read_task(path / "task.json" if path.is_dir() else path)
+        return own.changed(metric=case.task.metric) if case.task.metric is not None else own
     section = case.task
-    if section.labels is None and section.answer_field is None:
+    if section.labels is None and section.answer_field is None and section.metric is None:
         return None
-    return Task(name=section.name, labels=section.labels, answer_field=section.answer_field)
+    return Task(
+        name=section.name,
+        labels=section.labels,
+        answer_field=section.answer_field,
+        metric=section.metric or "exact_match",
+        judge=section.judge,
+        judge_model=section.judge_model,
+        judge_key_env=section.judge_key_env,
+        embedder=case.tune.embedder,
+    )
 
 
 def stated(text: str, task: Task | None) -> str:
@@ -121,6 +133,20 @@ def truth(asked: LoggedRequest, feedback: Feedback, task: Task | None) -> str | 
 def same(answer: str, known: str, task: Task | None) -> bool:
     """Whether two answers say the same: a task's labels are told apart as they are spelt, free texts but for case."""
     return answer == known or (task is None and answer.casefold() == known.casefold())
+
+
+def is_graded(task: Task | None) -> bool:
+    """Whether answers are scored by degrees: free text or JSON under a metric that scores one answer at a time."""
+    if task is None or task.labels is not None or task.answer_field is not None:
+        return False
+    return task.metric not in ("accuracy", "exact_match") and metric(task.metric).form != "macro_f1"
+
+
+def grade(answer: str | None, correction: str | None, task: Task | None) -> float | None:
+    """The score of one answer against its correction under the task's metric; None if there is no such score."""
+    if task is None or not is_graded(task) or answer is None or correction is None:
+        return None
+    return value_of(task.metric, task.answers([correction], [answer]))
 
 
 def right(asked: LoggedRequest, feedback: Feedback, task: Task | None) -> bool | None:

@@ -179,3 +179,19 @@ def test_the_sequence_is_tightest_where_it_was_planned_to_be(alpha: float) -> No
         return math.sqrt(v * (v + mixing) / mixing * math.log((v + mixing) / (v * alpha**2)))
 
     assert radius(planned.mixing) < min(radius(planned.mixing * f) for f in (0.5, 0.8, 1.25, 2.0))
+
+
+def test_free_text_is_compared_by_the_case_s_metric() -> None:
+    lines, feedback = [], {}
+    for number in range(80):
+        arm = "candidate" if number % 2 else "baseline"
+        answer = "the rent is due on monday" if arm == "baseline" else "the rent is due"
+        lines.append(request(number, assigned=arm, answer=answer))
+        feedback[f"r{number}"] = Feedback(
+            id=f"r{number}", time=number, correction="the rent is due on monday"
+        )
+    asked = gather(lines)
+    plain = by_assignment(asked, feedback, Task(), [0] * len(asked))["quality"]
+    assert plain.raw["candidate"].mean() == 0
+    graded = by_assignment(asked, feedback, Task(metric="rouge_l"), [0] * len(asked))["quality"]
+    assert graded.raw["baseline"].mean() == 1 and graded.raw["candidate"].mean() == pytest.approx(8 / 10)

@@ -19,6 +19,7 @@ from tests.logs import START, request, run_here
 from unshot.contracts.request_log import Feedback, Request, Writer
 from unshot.data.rows import write_jsonl
 from unshot.engines.embedder import Embedder, Hashed
+from unshot.metrics.intervals import holm
 
 Capture = pytest.CaptureFixture[str]
 BANK = (
@@ -180,7 +181,7 @@ def test_looks_fall_on_fixed_counts_and_share_the_error_rate() -> None:
     assert ends(330, schedule, 0, own_reference=True) == [300, 325]
     assert schedule.spent == pytest.approx(1e-4)
     shifts = [features.Shift(n, p, "") for n, p in (("a", 0.01), ("b", 0.04), ("c", 0.03))]
-    assert features.holm(shifts) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([s.p for s in shifts]) == pytest.approx([0.03, 0.06, 0.06])
 
 
 def judged(number: int, good: bool, **fields: Any) -> tuple[Request, Feedback]:

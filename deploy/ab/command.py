@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("folder", metavar="LOGDIR", type=PATH)
-@case_flags("--margin", help={"--margin": "How much worse the candidate's share right may be."})
+@case_flags(
+    "--metric", "--judge", "--judge-model", "--judge-key-env", "--margin",
+    help={"--margin": "How much worse the candidate's score may be."},
+)  # fmt: skip
 @click.option(
     "--effect", type=INNER_SHARE, help="Difference the sample size is planned for; default: the margin."
 )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
-from deploy.answers import LoggedRequest, right, said, same, truth
+from deploy.answers import LoggedRequest, grade, is_graded, right, said, same, truth
 from unshot.contracts.request_log import Arm, Feedback, Request
 from unshot.contracts.task import Task
 
@@ -33,6 +33,13 @@ FAILURES = Metric("failures", "share failed", "share")
 TTFT = Metric("ttft", "TTFT", "log")
 E2E = Metric("e2e", "end to end", "log")
 COST = Metric("cost", "cost", "log")
+
+
+def quality_by(task: Task | None) -> Metric:
+    """Quality under the task's metric: its mean if answers are scored by degrees, else the share right."""
+    return replace(QUALITY, title=f"mean {task.metric}") if task is not None and is_graded(task) else QUALITY
+
+
 METRICS = (QUALITY, FAILURES, TTFT, E2E, COST)
 
 
@@ -111,7 +118,12 @@ def _known(metric: Metric, one: LoggedRequest, feedback: Mapping[str, Feedback])
 
 def _shown(metric: Metric, one: LoggedRequest, feedback: Feedback | None, task: Task | None) -> float | None:
     if metric is QUALITY:
-        verdict = right(one, feedback, task) if feedback else None
+        if feedback is None:
+            return None
+        score = grade(one.shown.answer if one.shown else None, feedback.correction, task)
+        if score is not None:
+            return score
+        verdict = right(one, feedback, task)
         return None if verdict is None else float(verdict)
     if metric is FAILURES:
         return float(one.failed)
@@ -154,6 +166,9 @@ def _pair(
 def _both_right(
     one: LoggedRequest, feedback: Feedback, baseline: Request, candidate: Request, task: Task | None
 ) -> tuple[float, float] | None:
+    scores = [grade(r.answer, feedback.correction, task) for r in (baseline, candidate)]
+    if scores[0] is not None and scores[1] is not None:
+        return scores[0], scores[1]
     answers = [said(r, task) for r in (baseline, candidate)]
     if answers[0] is None or answers[1] is None:
         return None

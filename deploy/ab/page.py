@@ -128,7 +128,7 @@ def html(report: Report, analysed: Mapping[str, Comparison]) -> str:
             mean = quality[side]["mean"]
             cards.append(
                 (
-                    f"{side}, share right",
+                    f"{side}, {quality['title']}",
                     "-" if mean is None else f"{mean:.3f}",
                     f"{quality[side]['n']} answers",
                 )
@@ -141,7 +141,7 @@ def html(report: Report, analysed: Mapping[str, Comparison]) -> str:
     figures = [
         figure
         for name, title in (
-            ("quality", "share right, candidate minus baseline"),
+            ("quality", f"{analysed['quality'].seen.metric.title}, candidate minus baseline"),
             ("failures", "share failed, candidate minus baseline"),
             ("ttft", "TTFT, candidate / baseline"),
             ("e2e", "end to end, candidate / baseline"),

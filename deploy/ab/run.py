@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -23,6 +23,7 @@ from deploy.ab.outcomes import (
     counts,
     crossed_units,
     describe,
+    quality_by,
     sources,
     versions,
 )
@@ -123,6 +124,7 @@ def ab_run(
     else:
         strata, mismatch = stratify(asked), sample_ratio(asked)
         seen = by_assignment(asked, feedback, task, strata.codes)
+    seen[QUALITY.name] = replace(seen[QUALITY.name], metric=quality_by(task))
     analysed = {m.name: analyse(seen[m.name], plan, pairs=how == "pairs") for m in METRICS}
     verdict = judge(analysed, plan)
     if mismatch is not None and mismatch.found:
@@ -230,7 +232,7 @@ def keep_plan(folder: Path, plan: TestPlan) -> TestPlan | None:
 
 def analyse(seen: Observed, plan: TestPlan, *, pairs: bool) -> Comparison:
     """The confidence sequence of one metric. Quality has the whole error rate, the others share it once more."""
-    main = seen.metric is QUALITY
+    main = seen.metric.name == QUALITY.name
     alpha = plan.alpha if main else plan.alpha / (len(METRICS) - 1)
     effect = plan.effect if seen.metric.kind == "share" else RATIO_EFFECT
     planned = design(effect, alpha=alpha, power=plan.power)
@@ -310,8 +312,8 @@ def judge(analysed: Mapping[str, Comparison], plan: TestPlan) -> Verdict:
         )
     else:
         reason = (
-            f"share right, candidate minus baseline: {now[0]:+.3f} [{now[1]:+.3f}, {now[2]:+.3f}], margin "
-            f"{plan.margin:g}"
+            f"{quality.seen.metric.title}, candidate minus baseline: {now[0]:+.3f} [{now[1]:+.3f}, {now[2]:+.3f}], "
+            f"margin {plan.margin:g}"
         )
     broken = current(failures)
     if broken and broken[1] > plan.margin:

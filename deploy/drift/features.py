@@ -151,14 +151,3 @@ def uncertainty(reference: Sequence[Request], live: Sequence[Request]) -> Shift 
         return None
     p = float(stats.ks_2samp(a, b).pvalue)
     return Shift("uncertainty", p, f"median log-probability {np.median(a):.3f} -> {np.median(b):.3f}")
-
-
-def holm(shifts: Sequence[Shift]) -> list[float]:
-    """p-values corrected for the number of features (Holm 1979), in the order given."""
-    order = np.argsort([s.p for s in shifts], kind="stable")
-    corrected = [1.0] * len(shifts)
-    worst = 0.0
-    for rank, index in enumerate(order):
-        worst = max(worst, min(1.0, (len(shifts) - rank) * shifts[int(index)].p))
-        corrected[int(index)] = worst
-    return corrected

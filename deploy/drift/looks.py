@@ -15,7 +15,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from deploy.drift.features import Shift, holm, input_shifts, output_shifts
+from deploy.drift.features import Shift, input_shifts, output_shifts
 from deploy.drift.sample import Inputs
 from deploy.drift.season import Season, alike, first
 from unshot.console import dumps
@@ -23,6 +23,7 @@ from unshot.contracts.request_log import Request
 from unshot.data.files import write_text
 from unshot.engines.embedder import Vectors
 from unshot.errors import InputError
+from unshot.metrics.intervals import holm
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def take(
         before, after = alike(lines, begun.rows, own[-schedule.window :], schedule.season)
         if before:
             shifts += output_shifts([lines[i] for i in before], [lines[i] for i in after])
-    corrected = holm(shifts)
+    corrected = holm([s.p for s in shifts])
     rows: list[ShiftFacts] = [
         {"feature": s.feature, "p": s.p, "detail": s.detail, "p_holm": p, "drift": p <= schedule.spent}
         for s, p in zip(shifts, corrected, strict=True)

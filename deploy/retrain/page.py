@@ -191,7 +191,7 @@ def html(report: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
                 spans,
                 x_label="difference",
                 marks=[charts.Mark(0.0, "equal"), charts.Mark(-report["margin"], "margin")],
-                note="95% paired bootstrap. The fresh test holds the champion's mistakes: it shows what was mended.",
+                note="95% paired interval. The fresh test holds the champion's mistakes: it shows what was mended.",
             ),
         ),
         page.section("Gates", page.table(("gate", "", ""), gate_rows(report), left=(0, 1, 2)))

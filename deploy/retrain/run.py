@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from deploy.answers import LoggedRequest, choose, gather, right
 from deploy.retrain.champion import Champion
 from deploy.retrain.collect import Collected, collect, drop_alike
@@ -22,6 +20,7 @@ from unshot.contracts.request_log import Feedback, Unreadable, read_feedback, re
 from unshot.data.files import write_text
 from unshot.data.rows import read_examples, write_jsonl
 from unshot.errors import InputError
+from unshot.metrics.intervals import share
 from unshot.stages import StageRun, run_stage
 
 PROPOSE, KEEP, NOTHING = "propose", "keep the champion", "nothing to do"
@@ -153,18 +152,13 @@ def champion_file(champion: Champion) -> Path | None:
 def live_quality(
     asked: Sequence[LoggedRequest], feedback: Mapping[str, Feedback], champion: Champion
 ) -> dict[str, Any]:
-    """Share right of the answers that somebody judged, with its exact 95% interval (Clopper and Pearson 1934)."""
+    """Share right of the answers that somebody judged, with its 95% interval."""
     said = [right(one, feedback[one.id], champion.task) for one in asked if one.id in feedback]
     known = [s for s in said if s is not None]
     if not known:
         return {"judged": 0, "share_right": None, "low": None, "high": None}
-    interval = stats.binomtest(sum(known), len(known)).proportion_ci(method="exact")
-    return {
-        "judged": len(known),
-        "share_right": sum(known) / len(known),
-        "low": float(interval.low),
-        "high": float(interval.high),
-    }
+    found = share(sum(known), len(known))
+    return {"judged": len(known), "share_right": found.value, "low": found.low, "high": found.high}
 
 
 def good_enough(champion: Champion, target: float | None, live: Mapping[str, Any]) -> str | None:

@@ -323,6 +323,15 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, total).pvalue) if total else 1.0
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979), in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1.0)
+    return [float(p) for p in corrected]
+
+
 def rows_needed(loss: float, *, level: float = LEVEL) -> int:
     """Rows that would show a loss of at most `loss` if none of them differed (`paired`'s bound with no difference)."""
     z = t_quantile(0.5 + level / 2, math.inf)
