@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.conftest import Run
+from tests.test_judge import Server, longer, serve
 from tune.evaluate.scores import compare, figures
 from unshot.contracts.manifest import read_manifest
 from unshot.contracts.task import Task
 from unshot.metrics.intervals import mcnemar
 from unshot.metrics.rouge import KINDS, rouge
 
+__all__ = ["serve"]  # a fixture
 LABELS = ["high", "low", "medium", "none"]
 
 
@@ -164,6 +167,26 @@ def test_two_runs_on_rows_of_one_s_own_and_rows_like_training_are_listed(
     read_manifest(tmp_path / "out", stage="eval")
     table = unshot("eval", runs[0], "--compare", runs[1], "-q")
     assert table.returncode == 0 and "McNemar" in table.stdout, table.stderr
+
+
+@pytest.mark.slow
+def test_a_metric_by_name_and_a_judge_score_a_run(
+    unshot: Run, runs: list[Path], serve: Callable[..., Server]
+) -> None:
+    done = unshot("eval", runs[0], "--metric", "rouge_l", "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["metric"] == "rouge_l" and result["score"]["low"] < result["score"]["high"]
+    none = unshot("eval", runs[0], "--metric", "judge", "--json", "-q")
+    assert none.returncode == 2 and "--judge" in none.stderr
+    server = serve(longer)
+    judged = unshot(
+        "eval", runs[0], "--metric", "judge", "--judge", server.url, "--judge-model", "m", "--json", "-q"
+    )
+    assert judged.returncode == 0, judged.stderr
+    assert json.loads(judged.stdout)["metric"] == "judge" and server.asked
+    unknown = unshot("eval", runs[0], "--metric", "banana")
+    assert unknown.returncode == 2 and "banana" in unknown.stderr
 
 
 def test_rows_of_another_task_are_refused_before_they_are_read(

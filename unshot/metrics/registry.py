@@ -165,7 +165,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "rouge_l", "ROUGE-L: F1 of the longest common subsequence of words (Lin 2004)", "mean", _rouge_l,
-            hub="rouge", problem=_no_words,
+            hub="rouge", constants=5, problem=_no_words,
         ),
         Metric(
             "json_f1", "micro-F1 over all fields of JSON answers: a field counts if its value equals the reference's",
