@@ -26,6 +26,15 @@ SHARED = ROOT.parent / "shared" / "data"
 # Fixtures that load a model, and that start the command line.
 SLOW = {"embedded_model", "tiny_model", "tiny_run"}
 CLI = {"unshot_process"}
+# Modules of minutes, the longest first.
+FIRST = [
+    "test_demo",
+    "test_walkthrough",
+    "test_tune_methods",
+    "test_export_gate",
+    "test_export_search",
+    "test_tune",
+]
 
 # Tests run on one machine with others; a hub that is not there must not be waited for.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -46,6 +55,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for names, mark in ((SLOW, pytest.mark.slow), (CLI, pytest.mark.cli)):
             if names & asked:
                 item.add_marker(mark)
+        # A module's tests share its fixtures (a run, a server, the whole demo), so they go to one worker.
+        item.add_marker(pytest.mark.xdist_group(module_of(item)))
+    # The longest modules first, so that no worker waits for the other at the end.
+    items.sort(key=lambda item: FIRST.index(module_of(item)) if module_of(item) in FIRST else len(FIRST))
+
+
+def module_of(item: pytest.Item) -> str:
+    return item.path.stem
 
 
 @pytest.fixture(autouse=True)
