@@ -144,8 +144,14 @@ def _calls(
     if mapping:
         return "fields of --map", [_mapped(row, mapping)]
     for form in LOG_FORMATS:
-        if form.matches(row):
-            return form.name, form.parse(row)
+        try:
+            if form.matches(row):
+                return form.name, form.parse(row)
+        except Problem:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError):
+            # Logs are other programs' records: a field of another shape costs its row.
+            raise Problem(f"a row like {form.name} whose fields have another shape") from None
     try:
         found = read_row(place, row, columns or Columns(), answers=False)
     except Problem:
