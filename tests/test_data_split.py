@@ -167,6 +167,7 @@ def test_a_test_set_read_by_several_runs_is_one_seal(
     assert (first.before, first.runs, first.warning()) == (0, 0, None)
     for name in ("b", "c"):
         seal = record_reading(list(reversed(rows)), "tune", tmp_path / name)
-    assert (seal.before, seal.runs) == (2, 2) and seal.sha256 == first.sha256
+    assert (seal.before, seal.runs, seal.others) == (2, 2, 2) and seal.sha256 == first.sha256
+    assert record_reading(rows, "eval", tmp_path / "c").others == 2
     assert "read 2 times before, by 2 runs" in (seal.warning() or "")
     assert record_reading(rows[1:], "eval", tmp_path / "a").before == 0

@@ -102,6 +102,8 @@ def evaluate(
             f"reading {found.reading.reading} of {found.reading.data}: what is chosen by its score is no longer tested "
             "by it"
         )
+    if found.test_seal.others and (warning := found.test_seal.warning()):
+        out.warn(warning)
     if found.like_training:
         out.warn(f"{len(found.like_training)} of {found.rows} rows are near-duplicates of training rows")
     if found.caution:

@@ -21,11 +21,12 @@ from unshot.errors import OutsideError
 
 @dataclass(frozen=True)
 class Seal:
-    """A test set's readings: its hash, and those before this one with how many runs made them."""
+    """A test set's readings: its hash, those before this one, how many runs made them, how many of these are others."""
 
     sha256: str
     before: int
     runs: int
+    others: int = 0
 
     def warning(self) -> str | None:
         """What a score on these rows is worth after other runs were scored on them; None on the first reading."""
@@ -72,4 +73,5 @@ def record_reading(rows: Sequence[Example], by: str, run: Path) -> Seal:
             f"{path}: the reading of the test rows cannot be recorded ({error}); set UNSHOT_DATA to a directory that "
             "can be written"
         ) from None
-    return Seal(digest, len(before), len({r.get("run") for r in before}))
+    runs = {r.get("run") for r in before}
+    return Seal(digest, len(before), len(runs), len(runs - {entry["run"]}))
