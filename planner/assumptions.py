@@ -20,28 +20,11 @@ def spreads(
 ) -> list[Assumption]:
     """What may be off and by how much: 5th and 95th percentile as factors round the forecast."""
     costs = table("costs")
-    label = costs["example"][case.plan.labels_by]
-    usage = usages[0]
-    rows = max(usage.input.rows, 1)
-    wide = (usage.input.p95 - usage.input.p5) / 3.29 / rows**0.5
-    varying = min(max(2 * wide / max(usage.varying, 1.0), 0.02), 0.9)
-    spread_out = (usage.output.p95 - usage.output.p5) / 3.29 / max(usage.output.rows, 1) ** 0.5
-    answer = 0.3 if usage.output.rows == 1 else min(max(2 * spread_out / usage.output.mean, 0.05), 0.9)
-    counting = max((u.error for u in usages), default=0.0)
-    mfu, adapters = costs["mfu"][oneoff.mfu_key(case.tune.method)], costs["adapters"]
+    label, mfu = costs["example"][case.plan.labels_by], costs["mfu"][oneoff.mfu_key(case.tune.method)]
     found = [
         Assumption("rate", "request rate", RATE_LOW, RATE_HIGH, "forecasts of traffic miss by as much"),
-        Assumption(
-            "api_price",
-            "API price",
-            0.6,
-            1.05,
-            "list prices have mostly fallen within a year; contracts differ",
-        ),
-        Assumption("varying", "input length", 1 - varying, 1 + varying, f"sample of {rows} inputs"),
-        Assumption(
-            "answer", "answer length", 1 - answer, 1 + answer, f"sample of {usage.output.rows} answers"
-        ),
+        Assumption("api_price", "API price", 0.6, 1.05, "list prices have mostly fallen; contracts differ"),
+        *_lengths(usages),
         Assumption(
             "people",
             "people and data",
@@ -58,39 +41,51 @@ def spreads(
         ),
     ]
     if case.plan.adapters > 1:
-        low, high = (adapters[end] / adapters["overhead"] for end in ("low", "high"))
-        found.append(
-            Assumption("adapters", "many-adapter loss", low, high, "published multi-LoRA throughputs")
-        )
-    if tuned is not None and tuned.serving is not None:
-        low, high = tuned.serving.capacity_interval
-        found.insert(
-            2,
-            Assumption("capacity", "engine efficiency", low, high, "error of the engine's forecasts"),
-        )
-        found.insert(
-            2,
-            Assumption("gpu_price", "GPU price", *tuned.serving.price_interval, "spread between providers"),
-        )
+        low, high = (costs["adapters"][end] / costs["adapters"]["overhead"] for end in ("low", "high"))
+        why = "published multi-LoRA throughputs"
+        found.append(Assumption("adapters", "many-adapter loss", low, high, why))
     if keep is not None and keep.mode == "cached" and keep.caches():
         why = "requests spread over the provider's machines may miss a cache that is alive"
         found.append(Assumption("hit", "cache-hit share", 0.7, 1.0, why))
+    return found + (_serving(case, tuned) if tuned is not None and tuned.serving is not None else [])
+
+
+def _lengths(usages: Sequence[Usage]) -> list[Assumption]:
+    """Sampling errors of the lengths, the counting error, and reasoning tokens."""
+    usage = usages[0]
+    rows = max(usage.input.rows, 1)
+    wide = (usage.input.p95 - usage.input.p5) / 3.29 / rows**0.5
+    varying = min(max(2 * wide / max(usage.varying, 1.0), 0.02), 0.9)
+    spread_out = (usage.output.p95 - usage.output.p5) / 3.29 / max(usage.output.rows, 1) ** 0.5
+    answer = 0.3 if usage.output.rows == 1 else min(max(2 * spread_out / usage.output.mean, 0.05), 0.9)
+    sample = f"sample of {usage.output.rows} answers"
+    found = [
+        Assumption("varying", "input length", 1 - varying, 1 + varying, f"sample of {rows} inputs"),
+        Assumption("answer", "answer length", 1 - answer, 1 + answer, sample),
+    ]
     if any(u.reasoning for u in usages):
-        found.append(
-            Assumption("reasoning", "reasoning tokens", 0.5, 2.0, "they vary with the task and effort")
-        )
-    if tuned is not None and case.plan.min_replicas > 1:
-        least = case.plan.min_replicas
-        found.append(
-            Assumption(
-                "replicas", "replicas kept at least", 1 / least, (least + 1) / least, "your choice of availability",
-                chosen=True,
-            )
-        )  # fmt: skip
+        why = "they vary with the task and effort"
+        found.append(Assumption("reasoning", "reasoning tokens", 0.5, 2.0, why))
+    counting = max((u.error for u in usages), default=0.0)
     if counting:
-        found.append(
-            Assumption("length", "token counts", 1 - counting, 1 + counting, "approximate tokenizer")
-        )
+        why = "approximate tokenizer"
+        found.append(Assumption("length", "token counts", 1 - counting, 1 + counting, why))
+    return found
+
+
+def _serving(case: Case, tuned: Option) -> list[Assumption]:
+    """What may be off about own GPUs."""
+    assert tuned.serving is not None
+    low, high = tuned.serving.capacity_interval
+    found = [
+        Assumption("gpu_price", "GPU price", *tuned.serving.price_interval, "spread between providers"),
+        Assumption("capacity", "engine efficiency", low, high, "error of the engine's forecasts"),
+    ]
+    least = case.plan.min_replicas
+    if least > 1:
+        why = "your choice of availability"
+        ends = (1 / least, (least + 1) / least)
+        found.append(Assumption("replicas", "replicas kept at least", *ends, why, chosen=True))
     return found
 
 

@@ -7,6 +7,7 @@ numpy arrays that broadcast, so that one formula serves the table, the charts an
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 HOURS_PER_MONTH = 8760 / 12
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 
+# Dollars by what they pay for; numbers or numpy arrays.
+Parts = Mapping[str, Any]
 Kind = Literal["api", "hosted"]
 Mode = Literal["plain", "cached", "batch"]
 
@@ -201,7 +204,7 @@ class Option(Struct, frozen=True):
         cached = self.serving.load.cached_tokens * world.length
         return self.serving.length_factor(inputs, outputs, cached)
 
-    def parts(self, rate: Any, world: World | None = None) -> dict[str, Any]:
+    def parts(self, rate: Any, world: World | None = None) -> Parts:
         """Running dollars per month at a mean `rate` (requests per second), by what they pay for."""
         world = world or AS_FORECAST
         monthly = self._recurring(world)
@@ -220,9 +223,9 @@ class Option(Struct, frozen=True):
         gpu = hours * self.serving.gpus_per_replica * self.serving.machine.dollars_per_hour * world.gpu_price
         return {"GPU hours": gpu, **{k: v + 0.0 * rate for k, v in monthly.items()}}
 
-    def _recurring(self, world: World) -> dict[str, Any]:
+    def _recurring(self, world: World) -> Parts:
         """Monthly costs that do not follow the rate. Shared GPUs share their operations too."""
-        found: dict[str, Any] = {}
+        found = {}
         for name, value in self.costs.monthly.items():
             share = self.shared_by if name == "operations" else 1
             found[name] = value / share * world.people

@@ -14,12 +14,12 @@ from msgspec.structs import replace
 from planner.latency.closed_form import capacity as saturated
 from planner.latency.replica import Load, Replica, replica
 from planner.latency.replica import Slo as SecondsSlo
-from planner.latency.sizing import Latency, closed_form, rate_within, simulated
+from planner.latency.sizing import Latency, Sizing, closed_form, rate_within, simulated
 from planner.latency.step import Efficiency
 from planner.usage import Usage
 from unshot import catalog
 from unshot.case import CandidateSettings, Slo, TrafficSettings
-from unshot.catalog import Gpu
+from unshot.catalog import Architecture, Gpu
 from unshot.contracts.plan import MachinePrice
 from unshot.errors import InputError
 
@@ -149,18 +149,13 @@ def serve(
     if setup.tensor_parallel is None and engine.kernels == "batched":
         tried = (sized(shards) for shards in SHARDS if one.limit < 1)
         one = next((r for r in tried if r.limit >= 1), one)
-    longest = max(prompt + output for prompt, output in usage.samples)
-    capacity, why = 0.0, ""
-    if arch.context and longest > arch.context:
-        why = f"the longest request has {longest:,} tokens; {arch.name} takes {arch.context:,}"
-    else:
-        sizing = rate_within(one, load, seconds(slo))
-        capacity, why = sizing.rate, sizing.reason
+    why = _too_long(arch, usage)
+    sizing = Sizing(0.0, why) if why else rate_within(one, load, seconds(slo))
     spread = math.exp(Z95 * one.eff.spread)
     return Serving(
-        fits=not why,
-        why=why,
-        capacity=capacity,
+        fits=not sizing.reason,
+        why=sizing.reason,
+        capacity=sizing.rate,
         gpus_per_replica=one.tensor_parallel,
         machine=machine(device, price),
         train_flops=device.peak("fp16"),
@@ -169,6 +164,14 @@ def serve(
         load=load,
         one=one,
     )
+
+
+def _too_long(arch: Architecture, usage: Usage) -> str:
+    """Why the longest request does not fit the model's context; empty if it does."""
+    longest = max(prompt + output for prompt, output in usage.samples)
+    if not arch.context or longest <= arch.context:
+        return ""
+    return f"the longest request has {longest:,} tokens; {arch.name} takes {arch.context:,}"
 
 
 def seconds(slo: Slo) -> SecondsSlo:

@@ -89,10 +89,7 @@ def respond(
     steps = np.maximum(shape.output - 1.0, 0.0)
     limit = np.maximum(shape.limit, 1.0)
     wide = shape.chunk / shape.new
-    length = iteration(cost, shape, 1.0, 0.0)
-    for _ in range(FIXED_POINT_STEPS):
-        batch = np.minimum(limit, arrivals * steps * length)
-        length = 0.5 * length + 0.5 * mean_iteration(cost, shape, batch, np.minimum(arrivals * length, wide))
+    length = _length(cost, shape, arrivals, limit)
     batch = np.minimum(limit, arrivals * steps * length)
     tpot = mean_iteration(cost, shape, np.minimum(batch + 1.0, limit), np.minimum(arrivals * length, wide))
     # The number decoding spreads like a Poisson number, and prefills fall into an answer at random.
@@ -135,6 +132,17 @@ def respond(
         },
         e2e={p: shown[p] + answer[p] for p in percentiles},
     )
+
+
+def _length(cost: StepCost, shape: Shape, arrivals: Number, limit: Number) -> Number:
+    """Mean seconds of an iteration when it and the number decoding agree."""
+    steps, wide = np.maximum(shape.output - 1.0, 0.0), shape.chunk / shape.new
+    length = iteration(cost, shape, 1.0, 0.0)
+    for _ in range(FIXED_POINT_STEPS):
+        batch = np.minimum(limit, arrivals * steps * length)
+        prompts = np.minimum(arrivals * length, wide)
+        length = 0.5 * length + 0.5 * mean_iteration(cost, shape, batch, prompts)
+    return length
 
 
 def _spread(cv2: Number, percentile: float) -> Number:

@@ -86,10 +86,9 @@ class Report(Struct):
     skipped: list[Skipped]
     rows: list[JudgedRow]
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Any:
         """JSON types only."""
-        found: dict[str, Any] = to_builtins(self)
-        return found
+        return to_builtins(self)
 
 
 def judge(rows: Sequence[Observation], hold_out: str = "none") -> list[Judged]:

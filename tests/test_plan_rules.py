@@ -1,0 +1,136 @@
+"""What a plan refuses, warns of and assumes: retired models, reasoning, prices in other units, SLO, context."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import run_unshot
+from tests.planner_files import few_shot, inputs, model_folder
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("rules")
+    base = {
+        "--prompt": few_shot(folder / "shots.jsonl", 40), "--inputs": inputs(folder / "inputs.jsonl"),
+        "--rate": 5, "--baseline": "gpt-5.4", "--model": "llama-3.1-8b", "--gpu": "l4", "--cheaper-api": "none",
+        "--tokenizer": f"llama-3.1-8b={model_folder(folder / 'model')}",
+    }  # fmt: skip
+
+    def call(*more: str, **changed: object) -> Any:
+        flags = {**base, **{f"--{k.replace('_', '-')}": v for k, v in changed.items()}}
+        words = [str(part) for pair in flags.items() if pair[1] is not None for part in pair]
+        environment = {**os.environ, "UNSHOT_OFFLINE": "1", "COLUMNS": "120"}
+        return run_unshot("plan", *words, "--approximate", "--json", "-q", *more, cwd=folder, env=environment)
+
+    return call
+
+
+def planned(done: Any) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("model", "date", "successor"),
+    [("gpt-4", "2026-10-23", "gpt-5.6-sol"), ("o4-mini", "2026-10-23", "gpt-5.6-terra")],
+)
+def test_a_model_that_was_shut_down_is_refused_with_its_successor(
+    run: Run, model: str, date: str, successor: str
+) -> None:
+    done = run(baseline=model)
+    assert done.returncode == 2 and date in done.stderr and successor in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_horizon_that_crosses_an_end_is_the_first_warning(run: Run) -> None:
+    warning = planned(run(baseline="gpt-4.1"))["warnings"][0]
+    for part in ("2027-01-14", "gpt-6-luna", "tuned from it end", "2027-01-06", "read 2026-11-26"):
+        assert part in warning
+    assert not any("shut down" in w for w in planned(run())["warnings"])
+
+
+def test_reasoning_tokens_count_in_cost_and_latency(run: Run) -> None:
+    """500 tokens more per request at gpt-5.4's $15 per million: $0.0075, and 500 x 7.6 ms before the answer."""
+    silent, told = planned(run()), planned(run(reasoning_tokens=500))
+    assert any("gpt-5.4 reasons" in w and "--reasoning-tokens" in w for w in silent["warnings"])
+    assert not any("reasons" in w for w in told["warnings"])
+    before, after = silent["options"][0], told["options"][0]
+    assert after["per_request"] - before["per_request"] == pytest.approx(500 * 15e-6, rel=1e-6)
+    slower = after["latency_ms"]["ttft"]["p50"] - before["latency_ms"]["ttft"]["p50"]
+    assert slower == pytest.approx(500 * 7.6)
+    assert any(s["label"] == "reasoning tokens" for s in told["uncertainty"]["tornado"])
+
+
+def test_a_sibling_with_unknown_reasoning_does_not_win_the_verdict(run: Run) -> None:
+    silent = planned(run(cheaper_api="gpt-6-luna"))
+    luna = next(o for o in silent["options"] if o["model"] == "gpt-6-luna")
+    assert any("reasoning tokens are not counted" in n for n in luna["notes"])
+    assert "gpt-6-luna" not in silent["verdict"]["headline"]
+    told = planned(run(cheaper_api="gpt-6-luna", reasoning_tokens=100))
+    assert told["verdict"]["answer"] == "try first" and "gpt-6-luna" in told["verdict"]["headline"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--gpu-price", "l4=590"), ("month's price", "0.81")),
+        (("--gpu-price", "1500"), ("month's price", "2.05")),
+        (("--gpu-price", "h100-sxm=2"), ("not in this plan", "l4")),
+        (("--price", "gpt-5.5:input=1,output=2"), ("not in this plan", "gpt-5.4")),
+        (("--price", "input=2.5e-6,output=15e-6"), ("per token", "input=2.5")),
+        (("--engine", "vlmm"), ("vllm",)),
+    ],
+)
+def test_figures_in_other_units_are_refused_with_a_guess(
+    run: Run, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    done = run(*flags)
+    assert done.returncode == 2, done.stdout[-300:]
+    for word in words:
+        assert word in done.stderr
+
+
+def test_without_an_slo_the_baseline_sets_it(run: Run) -> None:
+    """OpenAI's typical 450 ms times 2.5; a CPU that takes longer is not usable."""
+    found = planned(run())
+    assert found["slo"]["ttft_ms"] == pytest.approx(1125) and "gpt-5.4" in found["slo_source"]
+    slow = planned(run(gpu="cpu"))
+    tuned = [o for o in slow["options"] if o["tuned"] and o["kind"] == "hosted"]
+    assert tuned and not any(o["usable"] for o in tuned) and "on an idle server" in tuned[0]["notes"][0]
+    assert slow["verdict"]["answer"] == "keep the prompt"
+
+
+def test_a_request_over_the_context_makes_an_option_unusable(run: Run, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    found = planned(run(model="tinyllama-1.1b", tokenizer=f"tinyllama-1.1b={folder}"))
+    base = next(o for o in found["options"] if not o["tuned"] and o["kind"] == "hosted")
+    assert not base["usable"] and "takes 2,048" in base["notes"][0]
+    assert next(o for o in found["options"] if o["tuned"] and o["kind"] == "hosted")["usable"]
+
+
+def test_a_model_and_a_card_of_ones_own(run: Run, tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "vocab_size": 128256, "intermediate_size": 8192, "head_dim": 64,
+        "max_position_embeddings": 32768, "tie_word_embeddings": True,
+    }  # fmt: skip
+    folder = model_folder(tmp_path / "mine")
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    case = tmp_path / "case.toml"
+    case.write_text(
+        '[gpu.card]\nmemory_gib = 24\nbandwidth_gbs = 800\nfp16 = 150\nprice = 0.5\n[model.mine]\nconfig = "mine"\n'
+    )
+    found = planned(run("--case", str(case), model="mine", gpu="card", tokenizer=f"mine={folder}"))
+    assert found["price_per_hour"] == 0.5 and found["prices"]["machine"]["source"] == "your case file"
+    assert any(o["usable"] and o["model"] == "mine" for o in found["options"])
+    path = planned(run(model=str(folder), tokenizer=None))
+    assert any(o["usable"] and o["tuned"] and o["kind"] == "hosted" for o in path["options"])
