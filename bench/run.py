@@ -32,7 +32,7 @@ from unshot.contracts.report import (
     SidePrice,
     SystemFacts,
 )
-from unshot.contracts.task import Task, derive_task, read_task
+from unshot.contracts.task import Task, derive_task, hold_metric, read_task
 from unshot.data.files import write_text
 from unshot.data.load import load_rows
 from unshot.data.prompts import Prompt
@@ -118,6 +118,8 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
     for row in rows:
         if task.label(row.answer or "") == "(invalid)":
             raise InputError(f"{row.where}: the answer {row.answer!r:.60} is none of the task's labels")
+    references = [row.answer or "" for row in rows]
+    hold_metric(task.metric, task.answers(references, references))
     with staged(job.final, overwrite=overwrite) as work:
         manifest = Manifest("bench", seeds={"seed": case.bench.seed})
         manifest.inputs = [describe_file(p) for p in job.inputs if p.is_file()]

@@ -21,7 +21,7 @@ from tune.model import has_tuned
 from unshot.console import Output
 from unshot.contracts.evaluation import Evaluation, Reading, Seen, Sheet, System, Unseen
 from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged
-from unshot.contracts.task import Task, read_task
+from unshot.contracts.task import Task, hold_metric, read_task
 from unshot.data import seal
 from unshot.data.load import load_rows
 from unshot.data.rows import Example, RowOptions, read_examples, write_jsonl
@@ -29,7 +29,6 @@ from unshot.engines.embedder import find_embedder
 from unshot.errors import InputError, OutsideError
 from unshot.metrics.answers import INVALID, Tools
 from unshot.metrics.judge import Judge, Pair, judge_pairs
-from unshot.metrics.registry import NAMES
 from unshot.metrics.registry import metric as find_metric
 from unshot.metrics.scores import score_interval
 from unshot.models import Source, resolve
@@ -199,8 +198,7 @@ def evaluate_run(path: Path, out: Output, ask: Ask) -> Evaluation:
     requests = [shown(row) for row in rows]
     tools = Tools(ask.judge, ask.embedder) if ask.judge or ask.embedder else None
     blank = task.answers(truth, truth, requests=requests, tools=tools)
-    if problem := find_metric(task.metric).problem(blank):
-        raise InputError(f"metric {task.metric}: {problem}; choose another by --metric ({', '.join(NAMES)})")
+    hold_metric(task.metric, blank)
     readings = [record_reading(run, source, ask.other) for run in runs]
     seals = [seal.record_reading(rows, "eval", run.path) for run in runs]
     texts = [answer(run, rows, out) for run in runs]

@@ -144,9 +144,20 @@ def derive_task(
         judge_key_env=section.judge_key_env, embedder=embedder,
     )  # fmt: skip
     _hold(task, section, examples)
-    if examples and (problem := find_metric(metric).problem(task.answers(answers, answers))):
-        raise InputError(f"metric {metric}: {problem}; choose another by --metric ({', '.join(NAMES)})")
+    if examples:
+        hold_metric(metric, task.answers(answers, answers), training=True)
     return task
+
+
+def hold_metric(name: str, answers: Answers, *, training: bool = False) -> None:
+    """Refuse a metric that cannot be computed on these references or, to train by, that would tell nothing on them.
+
+    Raises `InputError`. `answers` may be the references themselves.
+    """
+    found = find_metric(name)
+    problem = found.problem(answers) or (found.blind(answers) if training else None)
+    if problem:
+        raise InputError(f"metric {name}: {problem}; choose another by --metric ({', '.join(NAMES)})")
 
 
 def _label_field(section: TaskSettings, objects: Sequence[JsonObject], say: Say) -> str | None:

@@ -39,8 +39,9 @@ class Metric:
     # Name in the metadata of the Hugging Face hub.
     hub: str | None = None
     constants: int = 20
-    # What is wrong with references for this metric, in a few words; None if nothing is.
+    # Why it cannot be computed on these references, and why it would tell nothing on them; None: it can, it would.
     problem: Callable[[Answers], str | None] = lambda answers: None
+    blind: Callable[[Answers], str | None] = lambda answers: None
 
     def of(self, answers: Answers) -> np.ndarray:
         """The figures of each row, computed once for one `Answers`."""
@@ -153,11 +154,11 @@ METRICS: dict[str, Metric] = {
     for m in (
         Metric(
             "macro_f1", "mean F1 over the classes, each class counting alike", "macro_f1", _macro_f1, ("classes",),
-            hub="f1", problem=_one_class,
+            hub="f1", blind=_one_class,
         ),
         Metric(
             "accuracy", "share of rows whose label (all whose fields, or whose text) is right", "mean", _accuracy,
-            hub="accuracy", problem=_one_class,
+            hub="accuracy", blind=_one_class,
         ),
         Metric(
             "exact_match", "share of answers whose text equals the reference, outer white space aside", "mean",
