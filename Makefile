@@ -13,7 +13,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 LANES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-fast coverage wheel-test fuzz lint types docs clean
+.PHONY: demo test test-fast wheel-test fuzz lint types docs clean
 
 demo: $(READY)
 	$(PY) -m unshot demo --out $(OUT) --overwrite
@@ -23,10 +23,6 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(PY) -m pytest $(LANES) -m "not slow and not cli" $(PYTEST_ARGS)
-
-# What CI runs: all tests with their coverage and the slowest ones.
-coverage: $(READY)
-	$(PY) -m pytest $(LANES) --durations=20 --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
 
 # The wheel in an environment without torch, in a folder full of name clashes.
 wheel-test: $(READY)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec.structs import fields
 
+from tests.conftest import run_unshot
 from unshot.case import Case, load_case
 from unshot.contracts.record import Record
 from unshot.errors import InputError
@@ -77,3 +81,42 @@ def test_an_error_names_file_key_and_accepted_values(
     assert message.startswith(str(path))
     for part in parts:
         assert part in message
+
+
+ODD = {
+    "deep": "a = " + "[" * 3000 + "]" * 3000,
+    "deep tables": "[" + ".".join(["a"] * 3000) + "]",
+    "huge integer": "[tune]\nrank = " + "9" * 400,
+    "huge number": "[traffic]\nrate = " + "9" * 400,
+    "too many digits": "[tune]\nrank = " + "9" * 5000,
+    "date": "[tune]\nlearning_rate = 1979-05-27",
+    "section is a value": "task = 3",
+    "key is a table": "[tune.rank]\nx = 1",
+    "list of lists": 'export = {to = [["gguf:q8_0"]]}',
+    "list with a number": "[candidate]\ngpu = [3]",
+    "NUL in a text": '[task]\nname = "a\\u0000b"',
+    "NUL in a path": '[task]\ndata = "a\\u0000b"',
+    "NUL in a list": '[candidate]\ngpu = ["a\\u0000b"]',
+    "empty path": '[task]\ndata = ""',
+    "empty model": '[candidate]\nmodel = " "',
+    "claim upside down": "[bench.claim]\nlow = 5\nhigh = 2",
+    "no list at all": "[export]\nto = []",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_case_file_is_one_line(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "case.toml"
+    path.write_text(ODD[name] + "\n")
+    done = run_unshot("plan", "--case", path, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {path}: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+@given(st.text(max_size=60))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_is_a_case_file_or_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "case.toml"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    with contextlib.suppress(InputError):
+        load_case(path)

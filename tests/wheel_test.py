@@ -72,9 +72,15 @@ def main() -> None:
 
 
 def build(folder: Path, environment: dict[str, str]) -> Path:
-    """The wheel of this checkout."""
+    """The wheel of this checkout, built from a copy: a `build/` of an earlier one would go into it."""
+    source = folder.with_name("source")
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    for name in ("unshot", "planner", "tune", "export", "bench", "deploy"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), str(source)],
         env=environment, check=True,
     )  # fmt: skip
     (wheel,) = folder.glob("unshot-*.whl")

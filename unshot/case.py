@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 else:
     Method = Literal[tuple(METHODS)]
 FAILS = ("facts", "tools", "format", "jargon", "reasoning", "latency", "cost")
+# Seeds are the largest numbers that anybody means.
+MOST = 2**32 - 1
 Whole = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1)]
 
@@ -180,9 +182,9 @@ class CandidateSettings(Record):
             name_or_path=True,
         ),
     ] = "llama-3.1-8b"
-    gpu: Annotated[list[str], about("GPUs (or cpu) to serve it on.", init=["h100-sxm", "l4"])] = field(
-        default_factory=lambda: ["h100-sxm"]
-    )
+    gpu: Annotated[
+        list[str], Meta(min_length=1), about("GPUs (or cpu) to serve it on.", init=["h100-sxm", "l4"])
+    ] = field(default_factory=lambda: ["h100-sxm"])
     precision: Annotated[
         str,
         about(
@@ -275,7 +277,9 @@ class TuneSettings(Record):
 class ExportSettings(Record):
     """Which files to write."""
 
-    to: Annotated[list[str], about(formats.help_text())] = field(default_factory=lambda: ["gguf:q8_0"])
+    to: Annotated[list[str], Meta(min_length=1), about(formats.help_text())] = field(
+        default_factory=lambda: ["gguf:q8_0"]
+    )
 
 
 class PlanSettings(Record):
@@ -454,7 +458,7 @@ def load_case(path: Path | None, given: Mapping[str, Any] | None = None, out: Ou
 
         try:
             raw = tomllib.loads(read_text(path))
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: not valid TOML ({error})") from None
         raw = _read(raw, path, log)
     over = {name: value for name, value in (given or {}).items() if value is not None}
@@ -479,10 +483,9 @@ def _read(raw: dict[str, Any], path: Path, log: Callable[[str], None]) -> dict[s
         for section in sections:
             table = table.get(section) if isinstance(table, dict) else None
         value = table.get(last) if isinstance(table, dict) else None
+        _sound(value, key, path)
         if not isinstance(value, str):
             continue
-        if "\0" in value:
-            raise InputError(f"{path}: `{name}` holds a NUL character")
         if key.text_or_file:
             try:
                 text = text_or_file(value, path.parent)
@@ -494,14 +497,33 @@ def _read(raw: dict[str, Any], path: Path, log: Callable[[str], None]) -> dict[s
         elif isinstance(key.inner, msgspec.inspect.CustomType) or (
             key.name_or_path and (value.startswith(("./", "../", "~")) or (path.parent / value).is_dir())
         ):
-            table[last] = str(path.parent / Path(value).expanduser())
+            table[last] = str(path.parent / home(value))
         elif isinstance(key.inner, msgspec.inspect.ListType):
             table[last] = [value]
     own = raw.get("model")
     for row in own.values() if isinstance(own, dict) else ():
         if isinstance(row, dict) and isinstance(row.get("config"), str):
-            row["config"] = str(path.parent / Path(row["config"]).expanduser())
+            row["config"] = str(path.parent / home(row["config"]))
     return raw
+
+
+def _sound(value: object, key: Key, path: Path) -> None:
+    """Refuse what no key means: an empty name, a NUL character, a number that overflows further in."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, str) and "\0" in one:
+            raise InputError(f"{path}: `{key.name}` holds a NUL character")
+        if isinstance(one, str) and not one.strip() and not key.text_or_file:
+            raise InputError(f"{path}: `{key.name}` is empty; leave it out, or give a value")
+        if isinstance(one, int) and abs(one) > MOST:
+            raise InputError(f"{path}: `{key.name}` is too large; expected a number of at most {MOST:,}")
+
+
+def home(text: str) -> Path:
+    """A path with `~` written out. Raises `InputError` for the home of nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{text}: there is no such home directory") from None
 
 
 def _checked(raw: dict[str, Any], where: str) -> Case:
@@ -549,7 +571,7 @@ def text_or_file(value: str, folder: Path = Path()) -> str:
     )
     if not one_line or not name.strip():
         return value
-    path = folder / Path(name).expanduser()
+    path = folder / home(name)
     try:
         there, directory = path.is_file(), path.is_dir()
     except (OSError, ValueError):  # too long for a name, or with a NUL: no path
