@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "OpenAI-compatible gateway between the baseline and the candidate.",
     ),
     "split": ("deploy.serve.split:split", "Change the candidate's share of a running gateway."),
+    "rollout": ("deploy.rollout.command:rollout", "Bring a version to all users step by step, or back."),
     "ab": ("deploy.ab.command:ab", "Baseline against candidate out of the request log, at any time."),
     "drift": ("deploy.drift.command:drift", "Live requests against the training data."),
     "retrain": ("deploy.retrain.command:retrain", "Tune anew on corrections, and propose a version."),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from deploy.registry.store import Registry
 from tests.deploy_cases import make_artifact, make_tuned
+from tests.gateways import scripted
 from tests.logs import run_here
 from tune.evaluate.review import write_sheet
 from unshot import secret
@@ -104,3 +105,33 @@ def test_a_secret_reaches_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     for planted in (PLANTED, "hunter2pass", "K123", "shorty", "zq-auth", "u:p@"):
         assert planted not in text, planted
     assert "x=1" in text and "</s>" in text and "top_k" in text
+
+
+@pytest.mark.cli
+def test_secrets_planted_in_a_benchmark_reach_none_of_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys by environment, in a request's extra fields, in URLs: every file of the run is looked through."""
+    key, extra = "planted-KEY-0123456789", "planted-EXTRA-987654321"
+    monkeypatch.setenv("PLANTED", key)
+    rows = [
+        {"prompt": f"candidate=say {x};baseline=say {x};{n}", "completion": x}
+        for n, x in enumerate(["low", "high"] * 6)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    with scripted("baseline") as one, scripted("candidate") as two:
+        line = ["bench", "--baseline", one, "--candidate", two, "--data", tmp_path / "data.jsonl", "--requests", "4",
+                "--cold-requests", "2", "--warm-up", "1", "--labels", "low,high", "--out", tmp_path / "out",
+                "--api-key-env", "PLANTED", "--request-extra",
+                json.dumps({"api_key": extra, "metadata": {"authorization": f"Bearer {extra}"}})]  # fmt: skip
+        done = run_here(capsys, *line)
+        assert done.code in (0, 1), done.err
+        for url in (f"{one}?api_key={key}", one.replace("http://", f"http://me:{key}@")):
+            bad = run_here(capsys, "bench", "--baseline", url, "--candidate", two, "--data", tmp_path / "data.jsonl",
+                           "--out", tmp_path / "out2")  # fmt: skip
+            assert bad.code == 2 and key not in bad.err + bad.out
+    assert (tmp_path / "out" / "report.json").is_file()
+    everything = done.out + done.err
+    for path in (p for p in tmp_path.rglob("*") if p.is_file()):
+        everything += path.read_bytes().decode("utf-8", "replace")
+    assert key not in everything and extra not in everything

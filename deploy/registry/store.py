@@ -208,6 +208,11 @@ class Registry:
             return version
         return self.change(lambda state: _replace(state, number, fresh, by))
 
+    def may_move(self, alias: Alias, number: int, waivers: dict[str, Waiver]) -> None:
+        """Raise unless a version's gates allow an alias and its files are those that were added."""
+        evidence.check(self.state().versions[number], alias, waivers)
+        self.verified(number)
+
     def move(
         self,
         alias: Alias,
@@ -222,8 +227,7 @@ class Registry:
         Raises `GateError` where a gate does not hold, `InputError` where a file is gone or changed.
         """
         given = waivers or {}
-        evidence.check(self.state().versions[number], alias, given)
-        self.verified(number)
+        self.may_move(alias, number, given)
 
         def apply(state: State) -> Event:
             version = state.versions[number]
@@ -231,6 +235,7 @@ class Registry:
             version.waivers += given.values()
             before = state.aliases.get(alias)
             if alias == "champion":
+                end_rollout(state, "stopped", f"v{number} was promoted by {by}")
                 if before != number:
                     state.earlier.append(before)
                 if state.aliases.get("challenger") == number:

@@ -21,6 +21,8 @@ import csv
 import hashlib
 import http.client
 import json
+import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -235,6 +237,9 @@ def unshot(*arguments: str, answers: tuple[int, ...] = (0,)) -> str:
     return done.stdout
 
 
+REVIEWERS = secrets.token_hex(16)
+
+
 @contextlib.contextmanager
 def gateway(out: Path, log: Path, port: int) -> Iterator[http.client.HTTPConnection]:
     """A gateway in front of the exported model, and a connection to it."""
@@ -242,9 +247,9 @@ def gateway(out: Path, log: Path, port: int) -> Iterator[http.client.HTTPConnect
     serve = [
         sys.executable, "-m", "unshot", "deploy", "serve", "--case", str(out / "case.toml"), "--candidate", model,
         "--store", str(out / "none"), "--port", str(port), "--threads", "1", "--log", str(log), "--log-texts",
-        "--logprobs", "-q",
+        "--logprobs", "-q", "--reviewer-key-env", "REVIEWERS",
     ]  # fmt: skip
-    process = subprocess.Popen(serve)
+    process = subprocess.Popen(serve, env={**os.environ, "REVIEWERS": REVIEWERS})
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         for _ in range(200):
@@ -264,7 +269,8 @@ def gateway(out: Path, log: Path, port: int) -> Iterator[http.client.HTTPConnect
 
 def post(connection: http.client.HTTPConnection, path: str, body: dict[str, Any]) -> str:
     """Send JSON; the request's id."""
-    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+    headers = {"content-type": "application/json", "authorization": f"Bearer {REVIEWERS}"}
+    connection.request("POST", path, json.dumps(body), headers)
     answer = connection.getresponse()
     text = answer.read()
     if answer.status != 200:
