@@ -15,7 +15,7 @@ from unshot.case import TaskSettings, keys
 from unshot.contracts.task import Task, derive_task
 from unshot.data.rows import Example
 from unshot.errors import InputError
-from unshot.metrics import intervals, registry
+from unshot.metrics import f1, intervals, registry
 from unshot.metrics.answers import INVALID, Answers, Tools, parse_answer
 from unshot.metrics.quality import FAILED, INCONCLUSIVE, PASSED, against_target, compare
 from unshot.metrics.registry import METRICS, NAMES
@@ -257,7 +257,7 @@ def test_the_interval_of_macro_f1_holds_the_truth(classes: int, per_class: int, 
     held = 0
     for trial in range(trials):
         guess = (generator.random(len(truth))[:, None] > cumulative[truth]).sum(axis=1)
-        found = intervals.macro_f1(truth, guess, classes, draws=200, seed=trial)
+        found = f1.macro_f1(truth, guess, classes, draws=200, seed=trial)
         assert found.high > found.low
         held += found.low <= right <= found.high
     assert held / trials >= 0.88  # within what 120 trials tell; 2,000 stand in docs/evaluation.md

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tests.test_metrics import population
-from unshot.metrics import intervals
+from unshot.metrics import f1, intervals
 from unshot.metrics.answers import Answers
 from unshot.metrics.intervals import Interval
 from unshot.metrics.scores import score_difference
@@ -101,7 +101,7 @@ def macro(classes: int, truth: np.ndarray | int, right: float, trials: int) -> f
     for seed in range(trials):
         labels = generator.integers(0, classes, truth) if isinstance(truth, int) else truth
         guess = (generator.random(len(labels))[:, None] > cumulative[labels]).sum(axis=1)
-        found = intervals.macro_f1(labels, guess, classes, draws=300, seed=seed)
+        found = f1.macro_f1(labels, guess, classes, draws=300, seed=seed)
         held += found.low <= right <= found.high
     return held / trials
 

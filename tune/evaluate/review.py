@@ -283,16 +283,7 @@ def from_review(
     )
     better = {item: _majority(v.better) for item, v in votes.items()}
     settled = [item for item in facts if better.get(item) is not None]
-    if settled:
-        counts = {side: sum(better[i] == side for i in settled) for side in ("first", "second", "tie")}
-        decided = counts["first"] + counts["second"]
-        result.preference = Preference(
-            rows=len(settled),
-            run=counts["first"],
-            other=counts["second"],
-            ties=counts["tie"],
-            run_preferred=share(counts["first"], decided) if decided else None,
-        )
+    result.preference = _preference([better[item] for item in settled])
     if len(judged) >= 2:
         people = ["yes" if ok[i] else "no" for i in judged]
         metric = ["yes" if facts[i].automatic else "no" for i in judged]
@@ -313,6 +304,20 @@ def from_review(
         result.judge, result.judge_human = _judge_agreement(judge, facts, settled, better, out, seed)
     add_gate(run, result.gate)
     return result
+
+
+def _preference(sides: Sequence[str | None]) -> Preference | None:
+    """What the rows with a verdict prefer: `first` is the run; None without such rows."""
+    if not sides:
+        return None
+    run, other, ties = (sides.count(side) for side in ("first", "second", "tie"))
+    return Preference(
+        rows=len(sides),
+        run=run,
+        other=other,
+        ties=ties,
+        run_preferred=share(run, run + other) if run + other else None,
+    )
 
 
 def count_votes(sheets: dict[str, list[Filled]], facts: dict[str, KeyRow]) -> dict[str, Votes]:

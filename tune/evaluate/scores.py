@@ -18,7 +18,8 @@ from unshot.contracts.evaluation import (
 )
 from unshot.contracts.task import Task, schema_check
 from unshot.metrics.answers import INVALID, Answers, field_table, json_type
-from unshot.metrics.intervals import class_f1, mcnemar, mean, paired_p, ratio_of_sums, share
+from unshot.metrics.f1 import class_f1
+from unshot.metrics.intervals import mcnemar, mean, paired_p, ratio_of_sums, share
 from unshot.metrics.rouge import KINDS, rouge
 from unshot.metrics.scores import (
     confusion,

@@ -9,7 +9,7 @@ import numpy as np
 
 from unshot.contracts.record import Record
 from unshot.errors import InputError
-from unshot.metrics import intervals
+from unshot.metrics import f1, intervals
 from unshot.metrics.answers import Answers
 from unshot.metrics.intervals import LEVEL, Interval
 from unshot.metrics.registry import metric as find_metric
@@ -78,7 +78,7 @@ def score_interval(name: str, answers: Answers, *, level: float = LEVEL, seed: i
     if found.form == "ratio":
         return intervals.ratio_of_sums(rows, level=level)
     if found.form == "macro_f1":
-        return intervals.macro_f1(rows[:, 0], rows[:, 1], len(answers.classes), level=level, seed=seed)
+        return f1.macro_f1(rows[:, 0], rows[:, 1], len(answers.classes), level=level, seed=seed)
     return intervals.mean(rows, level=level)
 
 
@@ -96,8 +96,8 @@ def score_difference(name: str, first: Answers, second: Answers, *, level: float
         difference = _value(found.form, other) - _value(found.form, one)
         return intervals.paired(difference, each, level=level)
     size = len(first.classes)
-    each = intervals.influence_of_macro_f1(other[:, 0], other[:, 1], size)
-    each -= intervals.influence_of_macro_f1(one[:, 0], one[:, 1], size)
+    each = f1.influence_of_macro_f1(other[:, 0], other[:, 1], size)
+    each -= f1.influence_of_macro_f1(one[:, 0], one[:, 1], size)
     difference = _value(found.form, other, size) - _value(found.form, one, size)
     counts = np.bincount(one[:, 0], minlength=size)
     counts = counts[counts > 0]
@@ -112,9 +112,7 @@ def _value(form: str, rows: np.ndarray, size: int = 0) -> float:
         confusion = np.zeros((size, size + 1))
         np.add.at(confusion, (rows[:, 0], rows[:, 1]), 1)
         support = confusion.sum(axis=1)
-        return float(
-            intervals.f1(np.diag(confusion), support, confusion.sum(axis=0)[:size])[support > 0].mean()
-        )
+        return float(f1.f1(np.diag(confusion), support, confusion.sum(axis=0)[:size])[support > 0].mean())
     if form == "ratio":
         part, whole = rows.sum(axis=0)
         return float(part / whole) if whole else 0.0
@@ -190,8 +188,8 @@ def class_scores(
     hits, rows, columns = np.diag(table), table.sum(axis=1), table[:, :-1].sum(axis=0)
     precision = np.divide(hits, columns, out=np.zeros(len(labels)), where=columns > 0)
     recall = np.divide(hits, rows, out=np.zeros(len(labels)), where=rows > 0)
-    f1 = intervals.f1(hits, rows, columns)
+    own = f1.f1(hits, rows, columns)
     return {
-        label: ClassScores(float(precision[i]), float(recall[i]), float(f1[i]), int(rows[i]))
+        label: ClassScores(float(precision[i]), float(recall[i]), float(own[i]), int(rows[i]))
         for i, label in enumerate(labels)
     }
