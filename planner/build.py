@@ -51,9 +51,7 @@ class Builder:
         self._lifetime(price, baseline=baseline)
         self.notes.append(price.describe())
         longest = usage.input.largest + usage.output.largest + usage.reasoning
-        unsure = (
-            ("its reasoning tokens are not counted: it costs more",) if model in self.counts.uncounted else ()
-        )
+        unsure = ("its reasoning is not counted: it costs more",) if model in self.counts.uncounted else ()
         over = (
             (f"the longest request has {longest:,.0f} tokens; {model} takes {price.context:,}",)
             if price.context and longest > price.context

@@ -72,10 +72,23 @@ class Counts:
         output = self.case.traffic.output_tokens
         found = measure(self.prompts[label], self.inputs, self._counter(model, api=api), output_tokens=output)
         self.notes.append(f"tokens of {model}: counted with {found.described()}")
-        if found.error:
-            self.warnings.append(f"tokens of {model} are approximate: within {found.error:.0%}")
         self.usages[name] = self._with_reasoning(model, found) if api else found
         return self.usages[name]
+
+    def doubts(self) -> list[str]:
+        """Warnings about what was counted: approximate tokenizers, and reasoning that nobody gave a figure for."""
+        found = []
+        models = {name.rpartition(", ")[0]: usage.error for name, usage in self.usages.items()}
+        for error in sorted(set(models.values()) - {0.0}):
+            names = ", ".join(name for name, its in models.items() if its == error)
+            found.append(f"tokens of {names} are approximate: within {error:.0%}")
+        if self.uncounted:
+            names = ", ".join(sorted(self.uncounted))
+            found.append(
+                f"{names}: reasons before it answers and bills that as output; none is counted: give "
+                "[traffic] reasoning_tokens (--reasoning-tokens), from the usage your provider reports"
+            )
+        return found
 
     def _with_reasoning(self, model: str, usage: Usage) -> Usage:
         """The usage with the tokens that the model thinks before an answer, as the case gives them."""
@@ -84,10 +97,6 @@ class Counts:
             return usage
         if thought is None:
             self.uncounted.add(model)
-            self.warnings.append(
-                f"{model} reasons before it answers and bills that as output; none is counted: give "
-                "[traffic] reasoning_tokens (--reasoning-tokens), from the usage your provider reports"
-            )
             return usage
         self.notes.append(f"{model}: {thought:g} reasoning tokens per request, your figure")
         return replace(usage, reasoning=thought)

@@ -73,7 +73,7 @@ def judge(builder: Builder) -> Plan:
         economics=economics,
         usages=usages,
         assumptions=tuple(dict.fromkeys([*builder.notes, *cost_notes(case)])),
-        warnings=tuple(dict.fromkeys([*builder.alarms, *builder.warnings])),
+        warnings=tuple(dict.fromkeys([*builder.alarms, *builder.warnings, *builder.counts.doubts()])),
         machine=machine(first, builder.gpu_price(first.name)),
         price=builder.price,
     )
@@ -140,7 +140,8 @@ def _economics(
 def _cheaper(builder: Builder, than: float, wanted: Callable[[Option], bool]) -> tuple[Rival, ...]:
     """Usable options that cost less than `than` dollars a month at the case's rate, cheapest first."""
     rate = builder.case.traffic.rate
-    found = [
-        Rival(o.name, float(o.monthly(rate))) for o in builder.options if wanted(o) and _competes(builder, o)
-    ]
-    return tuple(sorted((r for r in found if r.monthly < than), key=lambda r: r.monthly))
+    fitting = [o for o in builder.options if wanted(o) and _competes(builder, o)]
+    # Of equal costs (whole GPUs make them common) the one with a prefix cache is the faster.
+    fitting.sort(key=lambda o: (round(float(o.monthly(rate)), 2), not o.prefix_cache))
+    found = [Rival(o.name, float(o.monthly(rate))) for o in fitting]
+    return tuple(r for r in found if r.monthly < than)

@@ -83,7 +83,7 @@ def _cost_table(plan: Plan, file: PlanFile, rows: list[Row], hidden: int) -> Tab
             "" if option.replicas is None else number(option.replicas * (option.gpus_per_replica or 1)) + busy
         )
         table.add_row(
-            row.name + (f" ({option.notes[0]})" if option.notes else ""),
+            row.name + (f" ({'; '.join(option.notes)})" if option.notes else ""),
             f"{dollars(option.per_month)}\n{interval(low, high)}",
             dollars(option.total_over_horizon or 0.0),
             gpus,

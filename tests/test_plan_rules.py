@@ -61,7 +61,7 @@ def test_a_horizon_that_crosses_an_end_is_the_first_warning(run: Run) -> None:
 def test_reasoning_tokens_count_in_cost_and_latency(run: Run) -> None:
     """500 tokens more per request at gpt-5.4's $15 per million: $0.0075, and 500 x 7.6 ms before the answer."""
     silent, told = planned(run()), planned(run(reasoning_tokens=500))
-    assert any("gpt-5.4 reasons" in w and "--reasoning-tokens" in w for w in silent["warnings"])
+    assert any("gpt-5.4: reasons" in w and "--reasoning-tokens" in w for w in silent["warnings"])
     assert not any("reasons" in w for w in told["warnings"])
     before, after = silent["options"][0], told["options"][0]
     assert after["per_request"] - before["per_request"] == pytest.approx(500 * 15e-6, rel=1e-6)
@@ -73,7 +73,7 @@ def test_reasoning_tokens_count_in_cost_and_latency(run: Run) -> None:
 def test_a_sibling_with_unknown_reasoning_does_not_win_the_verdict(run: Run) -> None:
     silent = planned(run(cheaper_api="gpt-6-luna"))
     luna = next(o for o in silent["options"] if o["model"] == "gpt-6-luna")
-    assert any("reasoning tokens are not counted" in n for n in luna["notes"])
+    assert any("reasoning is not counted" in n for n in luna["notes"])
     assert "gpt-6-luna" not in silent["verdict"]["headline"]
     told = planned(run(cheaper_api="gpt-6-luna", reasoning_tokens=100))
     assert told["verdict"]["answer"] == "try first" and "gpt-6-luna" in told["verdict"]["headline"]

@@ -224,7 +224,7 @@ def write_catalog(paths: Sequence[Path], out: Path) -> None:
     """Fit every family and engine from the CSV files and write the catalog's `efficiency.toml`.
 
     `spread` of a family is the root mean square log error of its rows when their device is left out; of an engine, that
-    of its rows when their file is left out of the fit (the whole engine, where that is its only one).
+    of its rows when their file is left out of the fit (the whole engine, if that is its only one).
     """
     from planner.latency.measured import read_measured
 
@@ -245,14 +245,21 @@ def write_catalog(paths: Sequence[Path], out: Path) -> None:
     fit = fit_rows(rows, how="least squares")
     base = [r for r in rows if is_base(r)]
     left_out = leave_out(base, lambda r: r.gpu.name)
+    # llama.cpp's rows span years of builds: a forecast is as unsure as one source is about another.
+    builds = leave_out([r for r in base if r.engine.kernels == "llamacpp"], lambda r: r.source)
+    least = {"llamacpp": _band([error for _, error in builds])}
     for (kernels, name), eff in fit.families.items():
         spread = _rms([e for r, e in left_out if (r.engine.kernels, r.gpu.family) == (kernels, name)])
-        lines += _family(kernels, name, replace(eff, spread=spread or eff.spread))
+        lines += _family(
+            kernels, name, replace(eff, spread=max(spread or eff.spread, least.get(kernels, 0.0)))
+        )
     for (kernels, name), eff in fit.pooled.items():
         if (kernels, name) in fit.families:
             continue
         spread = _rms([e for r, e in left_out if (r.engine.kernels, pool(r.gpu, kernels)) == (kernels, name)])
-        lines += _family(kernels, name, replace(eff, spread=spread or eff.spread))
+        lines += _family(
+            kernels, name, replace(eff, spread=max(spread or eff.spread, least.get(kernels, 0.0)))
+        )
     for kernels, name in (("batched", "pooled"), ("llamacpp", "pooled"), ("llamacpp", "apple")):
         if (kernels, name) not in fit.families and (kernels, name) not in fit.pooled:
             lines += _family(kernels, name, efficiency(catalog.gpu("m1" if name == "apple" else "h100-sxm"), catalog.engine("trtllm" if kernels == "batched" else "llamacpp")))  # fmt: skip  # noqa: E501
