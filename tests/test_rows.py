@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -17,6 +18,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tests.data_samples import SAMPLES, Sample, inserted, read
+from unshot.data.files import Place, Problem
+from unshot.data.formats import read_row
+from unshot.data.logs import calls_of
 from unshot.data.rows import Columns, Example, Fault, Summary, read_examples, scan
 from unshot.errors import InputError
 
@@ -271,3 +275,42 @@ def test_what_the_case_refuses_check_and_tune_refuse_alike(
         assert str(done.exception) == f"{path}, line 61: {result['malformed'][0]['problem']}"
     else:
         assert [m["line"] for m in result["length"]["too_long"]["listed"]] == [61]
+
+
+KEYS = st.sampled_from(
+    (
+        "messages role content prompt completion input output label text question answers context instruction "
+        "history system conversations from value weight tools tool_calls function name arguments request "
+        "response choices message custom_id body object id traceId run_type inputs outputs generations "
+        "request_body attributes events resourceSpans scopeSpans spans startTime call_type arm assigned "
+        "version parts"
+    ).split()  # noqa: SIM905
+)
+SHAPES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.sampled_from(["user", "assistant", "llm", "{}", "[", "a", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(row=st.dictionaries(KEYS, SHAPES, max_size=5))
+def test_a_row_of_any_shape_is_read_or_refused(row: dict[str, Any]) -> None:
+    for columns in (Columns(), Columns(input=("text", "prompt")), Columns(template="say {{text}}")):
+        for reading in (
+            lambda columns=columns: read_row(Place(Path("d"), 1), row, columns),
+            lambda columns=columns: calls_of(Place(Path("d"), 1), row, {}, columns),
+        ):
+            with contextlib.suppress(Problem):
+                reading()
+
+
+def test_a_fault_in_one_of_several_files_names_its_file(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [{"prompt": f"question {i}", "completion": "b"} for i in range(60)])
+    write(tmp_path / "b.jsonl", [{"prompt": "x"}])
+    done = run("data", "check", tmp_path / "?.jsonl", "--json")
+    (fault,) = json.loads(done.stdout)["malformed"]
+    assert fault["where"] == f"{tmp_path / 'b.jsonl'}, line 1"

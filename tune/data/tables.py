@@ -62,7 +62,10 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
         )
     shown: list[Any] = [_table("", ("", ""), facts)]
     _add(
-        shown, "malformed rows", ("line", "problem"), [(m["line"], m["problem"]) for m in result["malformed"]]
+        shown,
+        "malformed rows",
+        ("line", "problem"),
+        [(_place(m, result["data"]), m["problem"]) for m in result["malformed"]],
     )
     _add(
         shown,
@@ -117,6 +120,12 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
         shown.append(f"an example row, {how}:\n{reading['example']}\n")
     shown.append("ready to train" if result["ready"] else f"not ready to train: {_why(result)}")
     return shown
+
+
+def _place(fault: dict[str, Any], data: str) -> str:
+    """A fault's line, with its file where the data are several."""
+    where = str(fault["where"])
+    return where if where and not where.startswith(f"{data}, ") else str(fault["line"])
 
 
 def import_tables(result: dict[str, Any]) -> list[Any]:

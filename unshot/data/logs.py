@@ -84,7 +84,7 @@ def read_calls(
                 summary.skip(str(row), place)
                 continue
             try:
-                name, calls = _calls(place, row, mapping, columns)
+                name, calls = calls_of(place, row, mapping, columns)
             except Problem as problem:
                 summary.skip(str(problem), place)
                 continue
@@ -136,9 +136,10 @@ def _rows(path: Path) -> Iterator[tuple[Place, object]]:
     yield from raw_rows(path)
 
 
-def _calls(
+def calls_of(
     place: Place, row: object, mapping: Mapping[str, str], columns: Columns | None
 ) -> tuple[str, list[Call]]:
+    """The form of a row and its calls. Raises `Problem` for a row of no known form."""
     if not isinstance(row, dict):
         raise Problem(f"expected an object, found {type(row).__name__}")
     if mapping:
