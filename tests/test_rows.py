@@ -278,13 +278,57 @@ def test_what_the_case_refuses_check_and_tune_refuse_alike(
 
 
 KEYS = st.sampled_from(
-    (
-        "messages role content prompt completion input output label text question answers context instruction "
-        "history system conversations from value weight tools tool_calls function name arguments request "
-        "response choices message custom_id body object id traceId run_type inputs outputs generations "
-        "request_body attributes events resourceSpans scopeSpans spans startTime call_type arm assigned "
-        "version parts"
-    ).split()  # noqa: SIM905
+    [
+        "messages",
+        "role",
+        "content",
+        "prompt",
+        "completion",
+        "input",
+        "output",
+        "label",
+        "text",
+        "question",
+        "answers",
+        "context",
+        "instruction",
+        "history",
+        "system",
+        "conversations",
+        "from",
+        "value",
+        "weight",
+        "tools",
+        "tool_calls",
+        "function",
+        "name",
+        "arguments",
+        "request",
+        "response",
+        "choices",
+        "message",
+        "custom_id",
+        "body",
+        "object",
+        "id",
+        "traceId",
+        "run_type",
+        "inputs",
+        "outputs",
+        "generations",
+        "request_body",
+        "attributes",
+        "events",
+        "resourceSpans",
+        "scopeSpans",
+        "spans",
+        "startTime",
+        "call_type",
+        "arm",
+        "assigned",
+        "version",
+        "parts",
+    ]
 )
 SHAPES = st.recursive(
     st.none()
