@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,6 +37,70 @@ TOOLS = {
 }
 
 
+@dataclass(frozen=True)
+class SideFlags:
+    """The flags that each side has of its own."""
+
+    model: str
+    key_env: str | None
+    per_hour: float | None
+    # Which flag the price per hour is from.
+    flag: str
+    machines: int
+    price: Prices | None
+
+
+def side_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Model, key and price of each side; the command gets them as `sides`, by name."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, price_per_hour: float | None, **kwargs: Any) -> Any:
+        sides = {}
+        for side in ("baseline", "candidate"):
+            own = kwargs.pop(f"{side}_price_per_hour")
+            sides[side] = SideFlags(
+                kwargs.pop(f"{side}_model"),
+                kwargs.pop(f"{side}_key_env"),
+                price_per_hour if own is None else own,
+                "--price-per-hour" if own is None else f"--{side}-price-per-hour",
+                kwargs.pop(f"{side}_machines"),
+                kwargs.pop(f"{side}_price"),
+            )
+        return function(*args, sides=sides, **kwargs)
+
+    command: Callable[..., Any] = wrapper
+    for side in ("candidate", "baseline"):
+        for option in reversed(
+            (
+                click.option(f"--{side}-model", default="default", help=f"Servers: the {side}'s model name."),
+                click.option(f"--{side}-key-env", help=f"Servers: the variable of the {side}'s own key."),
+                click.option(
+                    f"--{side}-price",
+                    cls=Option,
+                    older=(f"--{side}-token-price",),
+                    type=PRICE,
+                    help=f"$ per million tokens, for an API {side}.",
+                ),
+                click.option(
+                    f"--{side}-price-per-hour",
+                    type=POSITIVE,
+                    help=f"Dollars per hour of the {side}'s machine.",
+                ),
+                click.option(
+                    f"--{side}-machines",
+                    type=whole(1),
+                    default=1,
+                    show_default=True,
+                    help=f"Machines that serve the {side}.",
+                ),
+            )
+        ):
+            command = option(command)
+    return click.option(
+        "--price-per-hour", type=POSITIVE, help="Dollars per hour of a machine, for both sides."
+    )(command)
+
+
 @click.group(
     cls=LazyGroup, table=TOOLS, invoke_without_command=True, subcommand_metavar="", no_args_is_help=True
 )
@@ -60,23 +126,6 @@ TOOLS = {
 @row_options
 @click.option("--task", "task_path", type=PATH, help="task.json of the tuned run.")
 @click.option("--plan", type=PATH, help="Directory of `unshot plan`, for the price.")
-@click.option("--price-per-hour", type=POSITIVE, help="Dollars per hour of a machine, for both sides.")
-@click.option("--baseline-price-per-hour", type=POSITIVE, help="Same, for the baseline's machine alone.")
-@click.option("--candidate-price-per-hour", type=POSITIVE, help="Same, for the candidate's machine alone.")
-@click.option(
-    "--baseline-machines",
-    type=whole(1),
-    default=1,
-    show_default=True,
-    help="Machines that serve the baseline.",
-)
-@click.option(
-    "--candidate-machines",
-    type=whole(1),
-    default=1,
-    show_default=True,
-    help="Machines that serve the candidate.",
-)
 @click.option(
     "--cold-requests",
     type=whole(2),
@@ -98,12 +147,7 @@ TOOLS = {
 )
 @click.option("--max-tokens", type=whole(1), help="Longest answer, tokens; default from the task, else 64.")
 @click.option("--threads", type=whole(1), help="CPU threads per engine; default: the usable cores.")
-@click.option("--baseline-model", default="default", help="Servers: the baseline's model name.")
-@click.option("--candidate-model", default="default", help="Servers: the candidate's model name.")
-@click.option("--baseline-key-env", help="Servers: the variable of the baseline's key, where it has its own.")
-@click.option(
-    "--candidate-key-env", help="Servers: the variable of the candidate's key, where it has its own."
-)
+@side_flags
 @server_flags
 @click.option("--server-args", metavar="ARGS", help="serve: more arguments for the servers that are started.")
 @click.option(
@@ -117,20 +161,6 @@ TOOLS = {
     default=ERROR_RATE.value,
     show_default=True,
     help="Share of requests that may fail.",
-)
-@click.option(
-    "--baseline-price",
-    cls=Option,
-    older=("--baseline-token-price",),
-    type=PRICE,
-    help="$ per million tokens, for an API baseline.",
-)
-@click.option(
-    "--candidate-price",
-    cls=Option,
-    older=("--candidate-token-price",),
-    type=PRICE,
-    help="Same, for an API candidate.",
 )
 @click.option("--junit", type=PATH, help="Also write the verdicts as JUnit XML.")
 @click.option("--markdown", type=PATH, help="Also write the report as Markdown.")
@@ -146,11 +176,6 @@ def bench(
     rows_as: RowOptions,
     task_path: Path | None,
     plan: Path | None,
-    price_per_hour: float | None,
-    baseline_price_per_hour: float | None,
-    candidate_price_per_hour: float | None,
-    baseline_machines: int,
-    candidate_machines: int,
     cold_requests: int | None,
     cache: str,
     rows: int | None,
@@ -158,16 +183,11 @@ def bench(
     warm_up: int,
     max_tokens: int | None,
     threads: int | None,
-    baseline_model: str,
-    candidate_model: str,
-    baseline_key_env: str | None,
-    candidate_key_env: str | None,
+    sides: dict[str, SideFlags],
     server: ServerOptions,
     server_args: str | None,
     repeat: bool,
     max_error_rate: float,
-    baseline_price: Prices | None,
-    candidate_price: Prices | None,
     junit: Path | None,
     markdown: Path | None,
     case: Case,
@@ -180,13 +200,12 @@ def bench(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from bench.artifacts import artifact_manifest, held_out
     from bench.cost import PriceOptions, plan_token_price
+    from bench.job import Job
     from bench.pull_request import junit_report, markdown_report
-    from bench.run import Job, bench_run
+    from bench.run import bench_run
     from bench.sides import CACHE_OFF, CACHE_ON, MODES
     from bench.summary import summary
-    from unshot.contracts.task import read_task
     from unshot.data.files import write_text
     from unshot.data.prompts import load_prompt
     from unshot.errors import GateError, InputError
@@ -196,32 +215,16 @@ def bench(
         raise InputError(
             f"missing {', '.join(k for k, v in missing.items() if v is None)}; see `unshot bench --help`"
         )
-    artifact_manifest(baseline)
-    unseen = held_out(artifact_manifest(candidate))
-    if data is None and unseen is not None:
-        data, task_path = unseen.data, task_path or unseen.task
-        out.log(f"rows: the test split of the candidate's run, {data}")
-    elif data is None and case.task.data is not None:
-        data = case.task.data
-        out.warn(f"{data}: the candidate may have been tuned on these rows; --data gives others")
-    if data is None:
-        raise InputError("no data; give --data, or `data` under [task] in the case file")
-    if case.task.instruction is None and task_path is not None:
-        case.task.instruction = read_task(task_path).instruction
-    names = {"baseline": baseline_model, "candidate": candidate_model}
-    keys = {"baseline": baseline_key_env, "candidate": candidate_key_env}
-    hours = {"baseline": baseline_price_per_hour, "candidate": candidate_price_per_hour}
-    machines = {"baseline": baseline_machines, "candidate": candidate_machines}
+    data, task_path = _rows_and_task(baseline, candidate, data, task_path, case, out)
     prices, servers = {}, {}
-    for side, given in (("baseline", baseline_price), ("candidate", candidate_price)):
-        tokens = given.of(names[side]) if given is not None else None
-        if tokens is None and plan and side == "baseline" and baseline.startswith("http") and not hours[side]:
-            tokens = plan_token_price(plan)
-        flag = f"--{side}-price-per-hour" if hours[side] else "--price-per-hour"
-        prices[side] = PriceOptions(hours[side] or price_per_hour, flag, machines[side], tokens)
-        servers[side] = replace(server, model=names[side])
-        if keys[side]:
-            servers[side] = replace(servers[side], key_env=keys[side], key_flag=f"--{side}-key-env")
+    for side, given in sides.items():
+        tokens = given.price.of(given.model) if given.price is not None else None
+        if tokens is None and plan and side == "baseline" and baseline.startswith("http"):
+            tokens = plan_token_price(plan) if given.per_hour is None else None
+        prices[side] = PriceOptions(given.per_hour, given.flag, given.machines, tokens)
+        servers[side] = replace(server, model=given.model)
+        if given.key_env:
+            servers[side] = replace(servers[side], key_env=given.key_env, key_flag=f"--{side}-key-env")
     arguments = shlex.split(server_args or "")
     job = Job(
         baseline=baseline,
@@ -261,3 +264,26 @@ def bench(
             f"claim {report.claim.low:g}-{report.claim.high:g}x {report.verdict}: {report.reason}; see "
             f"{final}/report.html"
         )
+
+
+def _rows_and_task(
+    baseline: str, candidate: str, data: Path | None, task_path: Path | None, case: Case, out: Output
+) -> tuple[Path, Path | None]:
+    """The rows to ask and the task: what was given, else what the run behind the candidate left."""
+    from bench.artifacts import artifact_manifest, held_out
+    from unshot.contracts.task import read_task
+    from unshot.errors import InputError
+
+    artifact_manifest(baseline)
+    unseen = held_out(artifact_manifest(candidate))
+    if data is None and unseen is not None:
+        data, task_path = unseen.data, task_path or unseen.task
+        out.log(f"rows: the test split of the candidate's run, {data}")
+    elif data is None and case.task.data is not None:
+        data = case.task.data
+        out.warn(f"{data}: the candidate may have been tuned on these rows; --data gives others")
+    if data is None:
+        raise InputError("no data; give --data, or `data` under [task] in the case file")
+    if case.task.instruction is None and task_path is not None:
+        case.task.instruction = read_task(task_path).instruction
+    return data, task_path

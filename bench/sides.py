@@ -311,9 +311,7 @@ def make_record(
     if prompt is None and counter is not None and messages is not None:
         prompt = counter.prompt(messages)
     last = max(times[-1], answer.ended) if times else exchange.ended
-    connected = (
-        exchange.started - exchange.handed if exchange.opened_connection and exchange.started else None
-    )
+    opened = exchange.opened_connection and exchange.started
     return RequestRecord(
         side=side,
         mode=mode,
@@ -325,7 +323,7 @@ def make_record(
         first_answer=None if answer.first_answer is None else answer.first_answer - start,
         e2e=last - start if answer.error is None else None,
         elapsed=exchange.ended - start,
-        connect=connected,
+        connect=exchange.started - exchange.handed if opened else None,
         prompt_tokens=prompt,
         output_tokens=output,
         timed_tokens=visible if answer.streamed else None,

@@ -161,15 +161,14 @@ def test_compare_of_a_report_with_itself_shows_no_change(
 
 
 def test_compare_finds_a_slowdown(tmp_path: Path) -> None:
-    for name, delay in (("old", 10), ("new", 20)):
+    for name, delay in (("old", 10), ("new", 150)):
         with golden_server(ttft_ms=delay, itl_ms=2, tokens=4) as url:
-            bench("load", url, "--requests", 30, "--out", tmp_path / name, "-q")
+            bench("load", url, "--requests", 40, "--out", tmp_path / name, "-q")
     done = bench("compare", tmp_path / "old", tmp_path / "new", "--junit", tmp_path / "j.xml", "--json")
     assert done.returncode == 1
     payload, _ = json.JSONDecoder().raw_decode(done.stdout)
     verdicts = {row["name"]: row["verdict"] for row in payload["rows"]}
     assert verdicts["end to end, closed:1"] == verdicts["TTFT, closed:1"] == "regression"
-    assert verdicts["TPOT, closed:1"] == "no change shown"
     assert int(ElementTree.fromstring(read_text(tmp_path / "j.xml")).attrib["failures"]) >= 2
 
 
