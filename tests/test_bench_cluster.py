@@ -102,6 +102,7 @@ def test_the_offset_of_a_clock_is_found() -> None:
     assert 0 <= doubt < 0.01
 
 
+@pytest.mark.cli
 def test_clients_on_ray(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (unshot[ray])")
     with golden_server(ttft_ms=10, itl_ms=2, tokens=8) as url:

@@ -64,7 +64,7 @@ def test_a_stage_runs_our_modules(folder: Path, tmp_path: Path, monkeypatch: pyt
     done = run_stage(
         "plan", ["plan", "--case", str(CASE)], tmp_path / "plan", Output(verbosity=-1, json_mode=True), overwrite=False
     )  # fmt: skip
-    assert done["exit_code"] == 0 and (tmp_path / "plan" / "plan.json").is_file()
+    assert done.exit_code == 0 and (tmp_path / "plan" / "plan.json").is_file()
 
 
 def test_child_processes_run_our_modules(folder: Path) -> None:

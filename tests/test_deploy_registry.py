@@ -180,6 +180,7 @@ def test_changes_from_many_sides_are_neither_lost_nor_torn(full: Registry) -> No
     assert [e.before for e in history[1:]] == [e.after for e in history[:-1]]
 
 
+@pytest.mark.cli
 def test_a_kill_in_the_middle_of_adding_leaves_a_registry_that_works(full: Registry, tmp_path: Path) -> None:
     big = make_artifact(tmp_path / "big", b"\0" * 60_000_000)
     for delay in (0.25, 0.35, 0.5, 0.7):
