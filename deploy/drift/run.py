@@ -17,7 +17,7 @@ from unshot.console import Output
 from unshot.contracts.manifest import sha256
 from unshot.contracts.request_log import Request, Unreadable, read_feedback, read_requests
 from unshot.contracts.task import Task
-from unshot.engines.embedder import embedder_name, open_embedder
+from unshot.engines.embedder import Vectors, embedder_name, open_embedder
 from unshot.errors import InputError
 
 STATE = "drift.json"
@@ -106,13 +106,7 @@ def drift_run(
     lines, arm = arm_lines(folder, arm, unreadable, since=since, until=until)
     embedder = embedder_name(embedder)
     embed = open_embedder(embedder)
-    base = None
-    source = f"the first {schedule.settle} requests of the log"
-    if schedule.season != "none":
-        source = f"the first whole {schedule.season} of the log, hour by hour"
-    if reference is not None:
-        base = from_texts(training_texts(reference, most=MOST), embed)
-        source = str(reference)
+    base = from_texts(training_texts(reference, most=MOST), embed) if reference is not None else None
     settings = {
         "arm": arm,
         "embedder": embedder,
@@ -134,14 +128,7 @@ def drift_run(
             "the log holds no texts of the inputs (or not of all); only their length is compared, see `unshot deploy "
             "serve --help` on logging texts"
         )
-    with out.progress() as progress:
-        bar = progress.add_task("looking", total=len(due), note="")
-        for end in due:
-            number = len(record.looks)
-            record.looks.append(take(lines, inputs, base, end, schedule, embed, number=number))
-            progress.update(bar, advance=1, note=f"{sum(x.alarm for x in record.looks)} alarms")
-    if due:
-        record.save()
+    take_due(record, due, lines, inputs, base, schedule, embed, out)
     found = worse(folder, [lines[i] for i in sliced], inputs.take(sliced), task, unreadable)
     if skipped := unreadable.sentence():
         out.warn(skipped)
@@ -150,7 +137,7 @@ def drift_run(
         "arm": arm,
         "version": lines[-1].version,
         "requests": len(lines),
-        "reference": source,
+        "reference": source(schedule, reference),
         "first_look": first_look(schedule, begun.span),
         "reference_rows": len(begun.rows) if base is None else len(base),
         "schedule": schedule,
@@ -158,6 +145,35 @@ def drift_run(
         **found,
         "looks": record.looks,
     }
+
+
+def take_due(
+    record: LookRecord,
+    due: list[int],
+    lines: list[Request],
+    inputs: Inputs,
+    base: Inputs | None,
+    schedule: Schedule,
+    embed: Vectors,
+    out: Output,
+) -> None:
+    """Take the looks that are due, and keep them."""
+    with out.progress() as progress:
+        bar = progress.add_task("looking", total=len(due), note="")
+        for end in due:
+            record.looks.append(take(lines, inputs, base, end, schedule, embed, number=len(record.looks)))
+            progress.update(bar, advance=1, note=f"{sum(x.alarm for x in record.looks)} alarms")
+    if due:
+        record.save()
+
+
+def source(schedule: Schedule, reference: Path | None) -> str:
+    """What the live window is compared with, in words."""
+    if reference is not None:
+        return str(reference)
+    if schedule.season != "none":
+        return f"the first whole {schedule.season} of the log, hour by hour"
+    return f"the first {schedule.settle} requests of the log"
 
 
 def first_look(schedule: Schedule, span: int) -> int:
