@@ -112,6 +112,7 @@ def compare_reports(old: Path, new: Path, *, side: str, threshold: float) -> Com
 
 def _read(path: Path, side: str) -> _Measured:
     read_manifest(path, stage="bench")
+    report = read_report(path)
     modes: dict[str, list[RequestRecord]] = {}
     for number, line in enumerate(read_text(path / "records.jsonl").splitlines(), start=1):
         try:
@@ -122,7 +123,7 @@ def _read(path: Path, side: str) -> _Measured:
             ) from None
         if record.side == side and record.block >= 0:
             modes.setdefault(record.mode, []).append(record)
-    return _Measured(path, read_report(path), modes)
+    return _Measured(path, report, modes)
 
 
 def _conditions(a: _Measured, b: _Measured) -> list[str]:

@@ -11,6 +11,7 @@ from bench.sides import CACHE_OFF, CACHE_ON
 from unshot.contracts.plan import PlanFile, PlannedOption
 from unshot.contracts.report import BenchReport, CalibrationSide, ForecastRow, SideName, SystemFacts
 
+OF_THE_SERVER = "of the server"
 PLAN_MODE = {CACHE_ON: "prefix cache", CACHE_OFF: "plain"}
 
 
@@ -19,13 +20,14 @@ def calibration_sides(
 ) -> list[CalibrationSide]:
     """One entry a side and mode, as `unshot plan --calibrate` reads them; times in seconds, one stream.
 
-    Only llama.cpp on a CPU: that is the device and engine the calibration fits. Sides run at more than one request
-    at a time are left out, since their times hold waiting.
+    Only llama.cpp on this machine, whose model file says what it is. Sides run at more than one request at a time are
+    left out, since their times hold waiting.
     """
     result = []
     for side in SIDES:
         facts = systems[side]
-        if not facts.config or not facts.precision or facts.device != "cpu" or facts.concurrency > 1:
+        here = facts.engine == "llama.cpp" and facts.device != OF_THE_SERVER
+        if not facts.config or not facts.precision or not here or facts.concurrency > 1:
             continue
         for mode in PLAN_MODE:
             good = [r for r in records if r.side == side and r.mode == mode and r.ok]

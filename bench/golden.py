@@ -41,6 +41,7 @@ FAULTS = (
     "cr-lines",
     "data-lines",
     "new-limit-only",
+    "no-options",
 )
 STOP_TOKENS = ("uncounted", "counted", "timed")
 # The cache reuses whole blocks of so many words, as servers do with tokens.
@@ -193,6 +194,9 @@ class Handler(asyncio.Protocol):
                 400, b'{"error":{"message":"Unsupported parameter: use \'max_completion_tokens\' instead."}}'
             )
             return
+        if fault == "no-options" and "stream_options" in request:
+            self._whole(400, b'{"error":{"message":"unknown field: stream_options"}}')
+            return
         said = request.get("messages") or request.get("prompt") or ""
         words = (
             " ".join(str(m.get("content")) for m in said) if isinstance(said, list) else str(said)
@@ -303,7 +307,7 @@ class Stream:
         choice["delta" if self.chat else "text"] = {} if self.chat else ""
         last: dict[str, Json] = {"object": "chat.completion.chunk", "choices": [choice]}
         last["golden"] = {"received": self.received, "sent": self.sent}
-        if self.fault != "no-usage":
+        if self.fault not in ("no-usage", "no-options"):
             count = self.script.tokens * (2 if self.fault == "wrong-usage" else 1)
             count += self.script.stop_token != "uncounted" and self.finish == "stop"
             last["usage"] = {"prompt_tokens": self.prompt, "completion_tokens": count}

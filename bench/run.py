@@ -70,6 +70,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
             for system in systems:
                 system.close()
         report.gpu = catalog_gpu([s.device for s in report.systems.values()], report.resources.gpus)
+        report.engine = "llamacpp" if report.sides else None
         report.timings = dict(manifest.timings)
         lines = (r.to_json() for r in (*measured.warm, *measured.dropped, *measured.records))
         write_text(work / "records.jsonl", "".join(f"{line}\n" for line in lines))

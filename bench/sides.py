@@ -19,7 +19,6 @@ from bench.traffic import (
     open_tokenizer,
     prompt_of,
     uncached,
-    wants_other_limit,
 )
 from unshot.console import Output
 from unshot.contracts.report import Client, SideName, SystemFacts
@@ -27,7 +26,7 @@ from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message
 from unshot.engines import Engine, open_engine, parse_spec
 from unshot.engines.http import Exchange
-from unshot.engines.openai import LIMITS, STOPPED, Api, read_answer
+from unshot.engines.openai import STOPPED, Api, read_answer
 from unshot.engines.server import SERVERS, LocalServer, free_port
 from unshot.errors import InputError, nearest
 from unshot.machine import usable_cores
@@ -237,8 +236,8 @@ class ServerSystem:
                 progress(record)
 
         run = self._drive(messages, done)
-        if any(wants_other_limit(self.api, r.error, r.detail) for r in records.values()):
-            self.api = replace(self.api, limit_field=LIMITS[1])
+        while (other := first_adapted(self.api, list(records.values()))) is not None:
+            self.api = other
             run = self._drive(messages, done)
         client = run.client()
         self.clients.append(client)
@@ -339,6 +338,11 @@ def make_record(
         retry_after=exchange.headers.get("retry-after"),
         golden=answer.golden if isinstance(answer.golden, dict) else None,
     )
+
+
+def first_adapted(api: Api, records: Sequence[RequestRecord]) -> Api | None:
+    """The API without the field that a server refused in one of these answers; None if it refused none."""
+    return next((other for r in records if (other := api.adapted(r.error, r.detail)) is not None), None)
 
 
 def client_facts(clients: Sequence[Client]) -> Client | None:

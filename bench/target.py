@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from threading import BrokenBarrierError
@@ -24,7 +24,7 @@ from bench.load import Driver, LoadResult, drive, run_loop
 from bench.records import RequestRecord, summarise
 from bench.resources import Monitor, energy_per_request
 from bench.schedule import Load
-from bench.sides import make_record
+from bench.sides import first_adapted, make_record
 from bench.traffic import (
     WORDS,
     Fresh,
@@ -37,7 +37,6 @@ from bench.traffic import (
     sentence,
     shared_share,
     uncached,
-    wants_other_limit,
 )
 from unshot.case import Slo
 from unshot.console import Output
@@ -46,7 +45,7 @@ from unshot.contracts.report import Client, Figures, Resources
 from unshot.data.prompts import load_prompt
 from unshot.data.rows import Message, read_examples
 from unshot.engines.http import Exchange
-from unshot.engines.openai import LIMITS, Api
+from unshot.engines.openai import Api
 from unshot.errors import InputError, OutsideError
 
 RAMP_PER_STREAM = 0.002
@@ -155,11 +154,13 @@ class Target:
         return 1.0 if self.repeats else shared_share([self.messages(n) for n in range(20)])
 
     def warm_up(self, count: int) -> None:
-        """Send `count` requests that are measured nowhere; learn by what name the server takes the longest length."""
-        if count:
+        """Send `count` requests that are measured nowhere; learn which fields of a request the server refuses."""
+        while count:
             _, records = self.run(Load("closed", concurrency=1), count)
-            if any(wants_other_limit(self.api, r.error, r.detail) for r in records):
-                self.api = replace(self.api, limit_field=LIMITS[1])
+            other = first_adapted(self.api, records)
+            if other is None:
+                return
+            self.api = other
 
     def measure(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 
 from unshot.data.rows import Message
 from unshot.engines.http import parse_url, read_key
-from unshot.engines.openai import CHAT, LIMITS, Api, served_models
+from unshot.engines.openai import CHAT, Api, served_models
 from unshot.errors import InputError, UnshotError
 from unshot.secret import remember_in
 from unshot.text.counters import TemplateCounter
@@ -158,8 +158,3 @@ def find_tokenizer(api: Api) -> TemplateCounter | None:
         except UnshotError:
             continue
     return None
-
-
-def wants_other_limit(api: Api, error: str | None, detail: str | None) -> bool:
-    """Whether a server refused `max_tokens` and asks for `max_completion_tokens`, as OpenAI's newer models do."""
-    return api.limit_field == LIMITS[0] and error == "http 400" and LIMITS[1] in (detail or "")

@@ -37,6 +37,7 @@ class LoraSettings(TypedDict, total=False):
     init_lora_weights: bool | str
     trainable_token_indices: list[int] | dict[str, list[int]] | None
     target_parameters: list[str] | None
+    modules_to_save: list[str] | None
     base_model_name_or_path: str | None
 
 

@@ -18,6 +18,9 @@ from unshot.errors import GateError, OutsideError
 
 # `--to gguf:NAME` -> name of llama_cpp's constant
 TYPES = {
+    "f16": "LLAMA_FTYPE_MOSTLY_F16",
+    "bf16": "LLAMA_FTYPE_MOSTLY_BF16",
+    "q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
     "q2_k": "LLAMA_FTYPE_MOSTLY_Q2_K",
     "q3_k_m": "LLAMA_FTYPE_MOSTLY_Q3_K_M",
     "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,33 @@ class Merged:
         if said is None:
             said = str(config.get("model_type", "")).startswith(TIED_BY_DEFAULT) or self.head not in self.base
         self.tied = bool(said) or self.head not in self.base
-        changed = self.adapter.changed
+        self.in_place = self._in_place() if self.tied else set()
         # Rows of a tied embedding that were trained alone change the head with it (peft wraps both).
+        apart = {*self.adapter.deltas, *(self.adapter.replaced.keys() - self.in_place), *self.adapter.added}
         self.untied = self.tied and bool(
-            {self.embedding, self.head} & (changed - set(self.adapter.rows)) or self.head in self.adapter.rows
+            {self.embedding, self.head} & apart or self.head in self.adapter.rows
         )
         self.config = dict(config)
         self._check()
         self._check_vocabulary()
+
+    def _in_place(self) -> set[str]:
+        """A tied embedding that the adapter holds as a whole tensor and that peft loads in place, head and all.
+
+        Unlike `modules_to_save`, which trains a copy of one of the two. A head that was saved beside it is dropped.
+        """
+        replaced = dict(self.adapter.replaced)
+        copies = tuple(f".{module}.weight" for module in self.adapter.config.get("modules_to_save") or [])
+        loaded = {
+            n
+            for n in (self.embedding, self.head)
+            if n in replaced and not f".{n}".endswith(copies or ("\0",))
+        }
+        if self.head in loaded:
+            value = replaced.pop(self.head)
+            replaced.setdefault(self.embedding, value)
+            self.adapter = replace(self.adapter, replaced=replaced)
+        return {self.embedding} if loaded else set()
 
     def _check(self) -> None:
         for name in self.adapter.changed:
@@ -146,6 +166,8 @@ class Merged:
         # peft saves an adapted embedding's own weights beside its LoRA pair: both apply.
         if name in self.adapter.replaced:
             values = self.adapter.replaced[name][start:stop]
+        elif self._source(name) in self.in_place:
+            values = self.adapter.replaced[self.embedding][start:stop]
         else:
             values = self.base[self._source(name)].read(start, stop).float()
         delta = self.adapter.deltas.get(name)

@@ -18,7 +18,6 @@ from export.gguf_file import encode
 from export.merge import Merged
 from unshot.catalog.formats import Target
 from unshot.data.files import write_text
-from unshot.text.template import Template, load_template
 
 # our name -> safetensors dtype, bytes, torch's name in config.json
 DTYPES = {"f32": ("F32", 4, "float32"), "f16": ("F16", 2, "float16"), "bf16": ("BF16", 2, "bfloat16")}
@@ -119,17 +118,6 @@ def copy_tokenizer(base: Path, folder: Path, *, ends: bool = True) -> None:
     for name in (*TOKENIZER_FILES, *(["generation_config.json"] if ends else [])):
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-
-
-def set_template(folder: Path, template: Template) -> None:
-    """Put a run's own chat template into a folder whose tokenizer was copied from the base."""
-    if load_template(folder).source == template.source:
-        return
-    write_text(folder / "chat_template.jinja", template.source)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.pop("chat_template", None) is not None:
-        write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def set_ends(folder: Path, ends: list[int]) -> None:

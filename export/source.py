@@ -22,7 +22,7 @@ from unshot.data.rows import Example, Message, read_examples
 from unshot.errors import InputError
 from unshot.methods import METHODS
 from unshot.models import Source, resolve
-from unshot.text.chat import Chat, load_tokenizer
+from unshot.text.chat import Chat, load_tokenizer, run_template
 
 
 @dataclass
@@ -151,7 +151,7 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
         fingerprint=fingerprint.changed(name=recorded.name),
         adapter_path=adapter,
         adapter=load_adapter(adapter) if adapter else None,
-        chat=Chat(load_tokenizer(source.path)),
+        chat=Chat(load_tokenizer(source.path, run_template(path))),
         task=read_task(path / "task.json"),
         rows=read_examples(path / "splits" / "test.jsonl"),
         inputs=[describe_file(path / MANIFEST)],

@@ -17,12 +17,13 @@ from export.converter import Converter
 from export.expected import BATCH, answer_tokens
 from export.kquants import quantise, takes_imatrix
 from export.merge import Merged
-from export.safetensors_dir import set_ends, set_template, write_merged
+from export.safetensors_dir import set_ends, write_merged
 from export.source import Model
 from export.vocab import NotStreamed
 from unshot.catalog.formats import QUANTISED, STREAMED, WITH_IMATRIX, Target
 from unshot.engines import ENGINES
 from unshot.errors import InputError, OutsideError
+from unshot.text.template import set_template
 
 # Room left on the disk beyond what is written, bytes.
 SPARE = 64 * 1024 * 1024
@@ -139,9 +140,11 @@ def write_gguf(target: Target, job: Job, path: Path) -> str:
     if job.converter is None and target.precision in STREAMED:
         _stream(target.precision, job, path)
         return "streamed by this tool"
-    source = full_path(full, job)
-    if source == path:
+    if full == target:
+        assert job.converter is not None
+        _convert(target.precision, job, path)
         return made_by(job)
+    source = full_path(full, job)
     bar = job.progress.add_task(f"write {target}", total=1, note="quantising")
     matrix = job.work / imatrix.FILE
     quantise(source, path, target.precision, matrix if matrix.is_file() else None)
@@ -170,11 +173,16 @@ def full_path(full: Target, job: Job) -> Path:
     if job.converter is None:
         _stream(full.precision, job, path)
         return path
-    bar = job.progress.add_task(f"convert to {full}", total=1, note="llama.cpp's converter")
-    template = job.model.chat.tokenizer.template.source
-    job.converter.convert(merged_copy(job), path, full.precision, template, ends(job.model))
-    job.progress.update(bar, completed=1, note="")
+    _convert(full.precision, job, path)
     return path
+
+
+def _convert(precision: str, job: Job, path: Path) -> None:
+    assert job.converter is not None
+    bar = job.progress.add_task(f"convert to {path.name}", total=1, note="llama.cpp's converter")
+    template = job.model.chat.tokenizer.template.source
+    job.converter.convert(merged_copy(job), path, precision, template, ends(job.model))
+    job.progress.update(bar, completed=1, note="")
 
 
 def _stream(precision: str, job: Job, path: Path) -> None:

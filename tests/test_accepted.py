@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from planner.oneoff import example_cost
 from planner.verdict import judge_case
 from tests.conftest import ROOT, run_unshot
-from tests.planner_files import few_shot, inputs
+from tests.planner_files import few_shot, inputs, model_folder
+from tune.model import default_alpha
 from unshot import catalog, models
 from unshot.case import PlanSettings, TaskSettings, TuneSettings, keys, load_case
 from unshot.catalog.formats import FORMATS, known, parse_targets
@@ -26,6 +28,7 @@ from unshot.metrics.answers import Answers
 from unshot.metrics.registry import METRICS
 from unshot.metrics.scores import value_of
 from unshot.reference import reference
+from unshot.text.chat import Chat, load_tokenizer
 
 DEMO = ROOT / "unshot" / "demo"
 REFERENCES = [
@@ -51,6 +54,20 @@ def method(name: str) -> object:
     return (entry.trains, entry.implementation, entry.four_bit, entry.whole)
 
 
+def beginning(name: str) -> object:
+    """How an adapter of this beginning scales its change."""
+    settings = TuneSettings(init=name, rank=64)  # type: ignore[arg-type]
+    return name == "rslora", default_alpha(settings)
+
+
+def loss_tokens(value: str) -> object:
+    """How many tokens of a conversation carry loss."""
+    with TemporaryDirectory() as folder:
+        chat = Chat(load_tokenizer(model_folder(Path(folder) / "base")))
+    talk = [{"role": r, "content": "late fee"} for r in ("user", "assistant", "user")]
+    return sum(stop - start for start, stop in chat.encode(talk, "payment", every=value == "all").spans)
+
+
 @pytest.fixture
 def plan(tmp_path: Path) -> Callable[..., Any]:
     """A small plan's options, by flags."""
@@ -74,6 +91,8 @@ EFFECTS: dict[str, Callable[[str], object]] = {
     "task.fails": lambda v: repr(judge_case(TaskSettings(fails=[v]), shots=20, economics=None)),
     "plan.labels_by": lambda v: example_cost(PlanSettings(labels_by=v)),  # type: ignore[arg-type]
     "tune.method": method,
+    "tune.init": beginning,
+    "tune.loss_on": loss_tokens,
 }
 PLANNED = {"candidate.engine": "--engine", "candidate.kv_cache": "--kv-cache"}
 # One accepted value beside "not given": tests/test_tune*.py train with it and without it.

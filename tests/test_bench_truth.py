@@ -513,6 +513,24 @@ def test_a_server_that_wants_max_completion_tokens_gets_it(tmp_path: Path) -> No
     assert report.figures.errors == {} and report.figures.tokens.output == 3
 
 
+def test_a_server_that_knows_no_stream_options_is_measured_without(tmp_path: Path) -> None:
+    with golden_thread(ttft_ms=2, itl_ms=0, tokens=3, fault="no-options") as url:
+        report = load_run(LoadJob(options(url), tmp_path / "r", "closed:1", 4), QUIET)
+    assert report.figures.errors == {} and report.figures.tokens.output is None
+    assert any("reports no usage" in w for w in report.warnings)
+
+
+def test_a_duration_ends_the_load_and_the_steady_state_is_what_counts(tmp_path: Path) -> None:
+    with golden_thread(ttft_ms=40, itl_ms=0, tokens=1) as url:
+        report = load_run(LoadJob(options(url), tmp_path / "r", "closed:4", None, duration=1.5), QUIET)
+    f = report.figures
+    assert "steady state" in report.conditions.window
+    assert f.in_flight is not None and f.in_flight.mean > 3.5
+    assert f.requests_per_second is not None and f.requests_per_second < 4 / 0.040 * 1.1
+    lines = (tmp_path / "r" / "records.jsonl").read_text().splitlines()
+    assert f.requests < len(lines)  # the ramp-up is cut off
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
 def test_a_timeout_that_is_none_is_refused(tmp_path: Path, capsys: Capture, value: str) -> None:
     done = run_here(

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 from tune.data.collect import Traffic, import_logs
 from unshot.case import load_case
 from unshot.console import Output
-from unshot.data.logs import LOG_FORMATS, parse_mapping
+from unshot.data.log_formats import LOG_FORMATS
+from unshot.data.logs import parse_mapping
 from unshot.data.rows import read_examples
 from unshot.data.static_part import draw_template
 from unshot.errors import InputError

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tune.base import Shape
 from tune.defaults import choose_defaults, learning_rate
 from unshot.case import TuneSettings, keys
 from unshot.errors import OutsideError
 from unshot.methods import METHODS
 
-CONFIG = {"hidden_size": 2048, "num_hidden_layers": 24}
+SHAPE = Shape("llama", 2048, 24, 32_000, 8192, 4096, 0)
 
 
 def test_the_flag_and_the_case_file_accept_the_registered_methods() -> None:
@@ -21,7 +22,7 @@ def test_the_flag_and_the_case_file_accept_the_registered_methods() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_can_be_prepared_explained_and_rated(name: str) -> None:
     assert callable(METHODS[name].prepare())
-    defaults = choose_defaults(TuneSettings(method=name), CONFIG, 100)
+    defaults = choose_defaults(TuneSettings(method=name), SHAPE, 100)
     assert METHODS[name].reason in defaults.reasons["trained"] and "{" not in defaults.reasons["trained"]
     assert defaults.learning_rate == learning_rate(name, 2048)[0] > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_tune_trains_on_the_instruction_and_not_on_the_old_prompt(tiny_model: Pa
     logs = write(tmp_path / "logs.jsonl", [logged(i) for i in range(60)])
     found, said = tokens(logs, *flags)
     assert found == wanted and "in 60 of 60 rows is replaced by the instruction" in said
+    assert re.search(r"instruction: [\d,]+ tokens less", said)
     kept, said = tokens(logs, *flags, "--keep-system")
     assert kept > 10 * wanted and "60 of 60 rows have the same system prompt" in said
     # With the prompt in the case, rows of which only some carry it.

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, Run
+from tune.base import Shape, inspect_base
 from tune.batches import pack
 from tune.curve import Point, fit, learning_curve, rows_for, sentence
 from tune.defaults import choose_defaults, learning_rate
@@ -128,12 +129,18 @@ def test_answers_after_a_soft_prompt_do_not_depend_on_the_batch(runs: Any, tiny_
     assert together == [answers(net, chat, [p], max_tokens=8)[0] for p in prompts]
 
 
+def based(folder: Path) -> tuple[Any, Shape]:
+    """A base model's directory, with its shape."""
+    source = resolve(folder)
+    return source, inspect_base(source, "lora")
+
+
 def test_gradient_checkpointing_changes_memory_and_nothing_else(runs: Any, tiny_model: Path) -> None:
     plain, checked = runs("lora"), runs("checked", "--gradient-checkpointing")
     assert plain[1]["losses"] == pytest.approx(checked[1]["losses"], rel=1e-6)
     load = Load(tokens=384, targets=40, packs=2, prompt=100, batch=6)
     usual, less = (
-        estimate(resolve(tiny_model), TuneSettings(rank=4), load, "cpu", checkpointing=flag)
+        estimate(*based(tiny_model), TuneSettings(rank=4), load, "cpu", checkpointing=flag)
         for flag in (False, True)
     )
     assert less.activations < usual.activations
@@ -144,11 +151,11 @@ def test_the_estimate_counts_parameters_as_the_method_trains_them(tiny_model: Pa
     load = Load(tokens=64, targets=8, packs=1, prompt=64, batch=4)
     base = load_base(resolve(tiny_model), "cpu")
     count = sum(p.numel() for p in base.parameters())
-    full = estimate(resolve(tiny_model), TuneSettings(method="full"), load, "cpu", checkpointing=False)
+    full = estimate(*based(tiny_model), TuneSettings(method="full"), load, "cpu", checkpointing=False)
     assert (full.weights, full.trained, full.gradients, full.adam) == (4 * count, 0, 4 * count, 8 * count)
     net = prepare_model(base, TuneSettings(rank=4))
     moving = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    lora = estimate(resolve(tiny_model), TuneSettings(rank=4), load, "cpu", checkpointing=False)
+    lora = estimate(*based(tiny_model), TuneSettings(rank=4), load, "cpu", checkpointing=False)
     assert (lora.weights, lora.trained, lora.adam) == (4 * count, 4 * moving, 8 * moving)
     assert lora.activations > 0 and lora.answering > lora.weights
 
@@ -170,7 +177,7 @@ def test_defaults_follow_method_and_width() -> None:
     assert learning_rate("full", 2000)[0] == pytest.approx(5e-5)
     assert learning_rate("lora", 2000)[0] == pytest.approx(5e-4)
     assert learning_rate("lora", 4096)[0] < learning_rate("lora", 576)[0]
-    config = {"hidden_size": 576, "num_hidden_layers": 30}
+    config = Shape("llama", 576, 30, 49152, 1536, 2048, 0)
     chosen = choose_defaults(TuneSettings(method="prompt"), config, 300)
     assert chosen.learning_rate == 3e-2 and "cannot be merged" in chosen.reasons["trained"]
 

@@ -64,13 +64,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-def make(family: str, folder: Path, *, seed: int = 0, dtype: str = "float32") -> Path:
-    """Write a random model of a family with its tokenizer; every tensor, norms and biases too, is random."""
+def make(family: str, folder: Path, *, seed: int = 0, dtype: str = "float32", **more: Any) -> Path:
+    """Write a random model of a family with its tokenizer; every tensor, norms and biases too, is random.
+
+    `more` are further settings of its configuration.
+    """
     import torch
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
-    kind, settings, tokenizer = FAMILIES[family]
+    kind, settings, tokenizer = FAMILIES.get(family) or OTHERS[family]
+    settings = {**settings, **more}
     size = write_tokenizer(folder, tokenizer)
     rope = settings.get("rope_scaling")
     config = getattr(transformers, kind)(
@@ -205,3 +209,27 @@ def _varint(value: int) -> bytes:
         out += bytes([value & 127 | 128])
         value >>= 7
     return out + bytes([value])
+
+
+# Families outside those that are streamed: config class, its own settings, tokenizer kind.
+OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "granite": (
+        "GraniteConfig",
+        {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.7, "attention_multiplier": 0.2},
+        "llama-bpe",
+    ),
+    "cohere": ("CohereConfig", {"logit_scale": 0.25}, "llama-bpe"),
+    "olmo2": ("Olmo2Config", {"pad_token_id": 0}, "llama-bpe"),
+    "glm4": ("Glm4Config", {"head_dim": 16, "pad_token_id": 0}, "llama-bpe"),
+    "stablelm": ("StableLmConfig", {}, "llama-bpe"),
+    "falcon": ("FalconConfig", {"new_decoder_architecture": True, "alibi": False, "bias": False}, "llama-bpe"),
+    "gpt_neox": ("GPTNeoXConfig", {}, "llama-bpe"),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}, "spm"),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
+        "qwen2",
+    ),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": None}, "llama-bpe"),
+    "phi": ("PhiConfig", {"pad_token_id": 0}, "llama-bpe"),
+}  # fmt: skip

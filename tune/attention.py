@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+# Where a model keeps whether rows may be read apart on it: what `tune.packing` found.
+APART = "_unshot_rows_apart"
 # Where the rows of the pack in work begin, and its end.
 _bounds: ContextVar[list[int]] = ContextVar("bounds")
 # Which keys each row of a batch sees, bool, (rows, keys).
@@ -60,12 +62,14 @@ def _instead(net: Any, name: str, function: Any, variable: ContextVar[Any], valu
 def separable(net: Any, longest: int) -> bool:
     """Whether rows of up to `longest` tokens apart are what the mask between them says.
 
-    Not so with another attention than torch's, with rows longer than a sliding window or read in chunks, and not with
-    layers that are computed again in backward, where nothing tells the rows apart.
+    Not so where a proof failed (`tune.packing`), with another attention than torch's, with rows longer than a sliding
+    window or read in chunks, and not with layers that are computed again in backward, where nothing tells the rows
+    apart.
     """
     config = net.config
     return (
-        config._attn_implementation == "sdpa"
+        getattr(net, APART, True)
+        and config._attn_implementation == "sdpa"
         and longest <= (getattr(config, "sliding_window", None) or longest)
         and not getattr(config, "attention_chunk_size", None)
         and not net.is_gradient_checkpointing

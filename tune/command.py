@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model", "--judge-key-env",
     "--target", "--method", "--teacher", "--rank",
     "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length",
-    "--gradient-checkpointing", "--mix", "--mix-share", "--augment-format", "--embedder", "--strict",
+    "--gradient-checkpointing", "--init", "--loss-on", "--chat-template", "--mix", "--mix-share", "--augment-format",
+    "--embedder", "--strict",
     seed="tune.seed",
 )  # fmt: skip
 @click.option("--fsdp", is_flag=True, help="Under torchrun: share the model between the processes.")
@@ -131,7 +132,7 @@ def forecast(result: dict[str, Any]) -> list[Any]:
     for name, value, how in result["memory_terms"]:
         memory.add_row(name, f"{value:.3f}", how)
     free = result["memory"]["free"]
-    return [settings, memory, f"free now: {free / 1e9:.2f} GB"]
+    return [settings, *result["notes"], memory, f"free now: {free / 1e9:.2f} GB"]
 
 
 def summary(result: dict[str, Any], final: Path) -> list[Any]:

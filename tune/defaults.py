@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from tune.base import Shape
 from unshot.case import TuneSettings
 from unshot.methods import METHODS
 
@@ -18,20 +18,19 @@ class Defaults:
     reasons: dict[str, str]
 
 
-def choose_defaults(settings: TuneSettings, config: dict[str, Any], rows: int) -> Defaults:
-    """Learning rate and batch size for a model `config` and a number of training rows."""
-    hidden = config["hidden_size"]
+def choose_defaults(settings: TuneSettings, shape: Shape, rows: int) -> Defaults:
+    """Learning rate and batch size for a base and a number of training rows."""
     reasons = {}
     if settings.learning_rate is not None:
         rate = settings.learning_rate
         reasons["learning_rate"] = "given"
     else:
-        rate, reasons["learning_rate"] = learning_rate(settings.method, hidden)
+        rate, reasons["learning_rate"] = learning_rate(settings.method, shape.hidden)
     batch = 8 if rows < 1000 else 16 if rows < 10000 else 32
     reasons["batch_rows"] = (
         f"{batch} rows a step for {rows} rows: small sets need steps more than smooth gradients"
     )
-    reasons["trained"] = trained(settings, config)
+    reasons["trained"] = trained(settings, shape)
     return Defaults(rate, batch, reasons)
 
 
@@ -56,14 +55,14 @@ def learning_rate(method: str, hidden: int) -> tuple[float, str]:
     )
 
 
-def trained(settings: TuneSettings, config: dict[str, Any]) -> str:
+def trained(settings: TuneSettings, shape: Shape) -> str:
     """What the method trains, in words."""
-    layers, known = config["num_hidden_layers"], METHODS[settings.method]
+    layers, known = shape.layers, METHODS[settings.method]
     where = f"the top {settings.layers} of {layers} layers" if settings.layers else f"all {layers} layers"
     facts = {
         "rank": settings.rank,
         "virtual_tokens": settings.virtual_tokens,
-        "hidden": config["hidden_size"],
+        "hidden": shape.hidden,
     }
     return f"{known.trains.format(where=where, **facts)}: {known.reason}"
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from tune.attention import next_token, rows_apart, separable
-from tune.loss import core, soft_prompt
+from tune.loss import core, only, soft_prompt, wanted
+from tune.packing import prove
 from tune.processes import World, deal, gather
 from unshot.data.rows import Message
 from unshot.text.chat import Chat
@@ -33,6 +34,10 @@ def answers(
     `progress` is called with the number of prompts just finished.
     """
     world = world or World()
+    # FSDP's processes must stay in step: a run has tried its model before it is cut.
+    alone = False if world.fsdp else prove(core(model), next(model.parameters()).device.type) is not None
+    # Where rows are not blind to each other in a pack, padding is not trusted either.
+    batch_size = 1 if alone else batch_size
     mine = deal(prompts, world)
     encoded = [chat.prompt_ids(prompts[0] if messages is None else messages) for messages in mine]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -43,7 +48,7 @@ def answers(
             chosen = order[start : start + batch_size]
             batch = [encoded[i] for i in chosen]
             # FSDP gathers weights in step, which `_greedy` keeps where one process has more to say.
-            if not world.fsdp and _own_way(model, max(len(ids) for ids in batch) + max_tokens):
+            if not world.fsdp and not alone and _own_way(model, max(len(ids) for ids in batch) + max_tokens):
                 replies = _without_padding(core(model), batch, max_tokens, chat.end)
             else:
                 replies = _greedy(model, chat, batch, max_tokens, synced=world.fsdp)
@@ -105,15 +110,16 @@ def _read(net: Any, prompts: Sequence[Sequence[int]]) -> tuple[Any, torch.Tensor
         some = prompts[start:stop]
         positions = np.concatenate([np.arange(len(ids)) for ids in some])
         ends = np.cumsum([len(ids) for ids in some])
-        read = DynamicCache()
+        places, read = torch.from_numpy(ends - 1), DynamicCache()
         with rows_apart(net, positions):
             logits = net(
                 input_ids=torch.tensor([[token for ids in some for token in ids]]),
                 position_ids=torch.from_numpy(positions)[None],
                 past_key_values=read,
                 use_cache=True,
-                logits_to_keep=torch.from_numpy(ends - 1),
+                **only(net, places),
             ).logits[0]
+            logits = wanted(logits, places)
         first.append(logits.argmax(-1))
         for number, layer in enumerate(read.layers):
             pair = (layer.keys, layer.values)

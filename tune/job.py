@@ -11,6 +11,7 @@ from tune import processes
 from tune.contamination import Cleaned
 from tune.mix import Extras, add_extras
 from tune.processes import World
+from tune.prove import ROWS, prove_template
 from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.manifest import BaseModel
@@ -25,6 +26,7 @@ from unshot.models import Source
 from unshot.text.chat import Chat, Encoded, load_tokenizer
 
 if TYPE_CHECKING:
+    from tune.base import Shape
     from tune.defaults import Defaults
     from tune.distil import Teaching
     from tune.memory import Estimate, Load
@@ -44,10 +46,13 @@ class Options:
 
 def start(case: Case, options: Options) -> World:
     """Refuse what cannot run here, before any work, and join the launcher's other processes."""
-    from tune.model import pick_device
+    from tune.model import check_settings, pick_device
     from tune.reporting import wanted
 
     method = METHODS[case.tune.method]
+    check_settings(case.tune)
+    if case.tune.teacher is not None and (case.tune.init == "pissa" or case.tune.loss_on == "all"):
+        raise InputError("--teacher goes without --init pissa and without --loss-on all; leave it out")
     method.check(pick_device())
     wanted(options.report_to)
     world = processes.join(fsdp=options.fsdp)
@@ -80,8 +85,12 @@ class Job:
     world: World
     bf16: bool
     extras: Extras
+    shape: Shape
+    template: list[str]
     teaching: Teaching | None = None
     memory: Estimate | None = None
+    # Whether rows may be packed: what `tune.packing` found.
+    packing: str = "to be shown at the start of the run"
 
 
 def request(example: Example, task: Task) -> list[Message]:
@@ -90,19 +99,34 @@ def request(example: Example, task: Task) -> list[Message]:
 
 
 def encode_rows(
-    rows: Sequence[Example], task: Task, chat: Chat, max_length: int, teaching: Teaching | None = None
+    rows: Sequence[Example],
+    task: Task,
+    chat: Chat,
+    max_length: int,
+    teaching: Teaching | None = None,
+    *,
+    context: int | None = None,
+    every: bool = False,
 ) -> list[Encoded]:
-    """Token ids of rows, the answer's from the teacher if there is one; `InputError` for a row that is too long."""
+    """Token ids of rows, the answer's from the teacher if there is one; `InputError` for a row that is too long.
+
+    `context` is what the model holds; with `every` the earlier answers of a conversation carry loss too.
+    """
     encoded = []
     for row in rows:
         where = row.where or f"line {row.line}"
         try:
             if teaching is None:
-                item = chat.encode(request(row, task), row.answer or "")
+                item = chat.encode(request(row, task), row.answer or "", every=every)
             else:
                 item = teaching.taught(row, chat.prompt_ids(request(row, task)))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        if context is not None and len(item.ids) > context:
+            raise InputError(
+                f"{where}: {len(item.ids)} tokens, longer than the model's context of {context}; shorten the "
+                "row or leave it out"
+            )
         if len(item.ids) > max_length:
             raise InputError(
                 f"{where}: {len(item.ids)} tokens, more than max_length {max_length}; shorten the row or "
@@ -126,6 +150,7 @@ def prepare(
     from transformers.utils import logging
 
     from tune import defaults as choices
+    from tune.base import inspect_base
     from tune.loss import with_virtual
     from tune.model import fast_bf16, pick_device
     from tune.train import TrainConfig
@@ -137,21 +162,31 @@ def prepare(
     if device == "cuda" and world.size > 1:
         device = f"cuda:{world.local}"
     fingerprint = source.fingerprint()
-    chat = Chat(load_tokenizer(source.path))
+    shape = inspect_base(source, settings.method)
+    chat = Chat(load_tokenizer(source.path, settings.chat_template))
     extras = add_extras(parts.train, settings)
-    train_rows = encode_rows(extras.train, task, chat, settings.max_length, teaching)
-    validation_rows = encode_rows(parts.validation, task, chat, settings.max_length, teaching)
-    test_rows = encode_rows(parts.test, task, chat, settings.max_length, teaching)
+    first = extras.train[:ROWS]
+    template = prove_template(chat, source, first, [request(row, task) for row in first])
+    for note in template if world.first else []:
+        out.warn(f"chat template: {note}")
+
+    def encoded(rows: Sequence[Example]) -> list[Encoded]:
+        every = settings.loss_on == "all"
+        return encode_rows(
+            rows, task, chat, settings.max_length, teaching, context=shape.context, every=every
+        )
+
+    train_rows, validation_rows, test_rows = map(encoded, (extras.train, parts.validation, parts.test))
     example = shown(parts.train[0], Prompt(system=task.instruction), chat.render)
     out.log(f"an example row, as the model sees it:\n{example}")
     longest = max(r.answer_length for r in (*train_rows, *validation_rows, *test_rows))
     task.max_answer_tokens = max(8, round(1.5 * longest))
-    train_rows += encode_rows(extras.general, Task(), chat, settings.max_length)
+    train_rows += encode_rows(extras.general, Task(), chat, settings.max_length, context=shape.context)
     if METHODS[settings.method].virtual:
         train_rows, validation_rows, test_rows = (
             with_virtual(rows, settings.virtual_tokens) for rows in (train_rows, validation_rows, test_rows)
         )
-    defaults = choices.choose_defaults(settings, source.config(), len(train_rows))
+    defaults = choices.choose_defaults(settings, shape, len(train_rows))
     config = TrainConfig(
         epochs=settings.epochs,
         patience=settings.patience,
@@ -175,7 +210,7 @@ def prepare(
         out.detail(f"{key}: {value}{reason}")
     return Job(
         source, fingerprint, cleaned, task, chat, case, device, train_rows, validation_rows, test_rows, defaults,
-        config, world, fast_bf16(device), extras, teaching,
+        config, world, fast_bf16(device), extras, shape, template, teaching,
     )  # fmt: skip
 
 
@@ -207,7 +242,7 @@ def load_of(job: Job) -> Load:
     )
 
 
-def remember(job: Job, out: Output) -> Job:
+def settle_memory(job: Job, out: Output) -> Job:
     """Decide on gradient checkpointing: as given, else where the estimate without it exceeds what is free.
 
     The first process decides for all.
@@ -215,14 +250,14 @@ def remember(job: Job, out: Output) -> Job:
     from tune.memory import KEPT, estimate, free_bytes, lean_malloc, surely_fits
 
     settings, load = job.case.tune, load_of(job)
-    if processes.share(surely_fits(job.source, settings, load, job.device), job.world):
+    if processes.share(surely_fits(job.source, job.shape, load, job.device), job.world):
         return job
     asked = bool(settings.gradient_checkpointing)
-    memory = estimate(job.source, settings, load, job.device, checkpointing=asked)
+    memory = estimate(job.source, job.shape, settings, load, job.device, checkpointing=asked)
     free = processes.share(free_bytes(job.device), job.world)
     if settings.gradient_checkpointing is None and memory.training > 0.9 * free:
         out.log(f"estimated {memory.peak / 1e9:.2f} GB, {free / 1e9:.2f} GB free: gradient checkpointing on")
-        memory = estimate(job.source, settings, load, job.device, checkpointing=True)
+        memory = estimate(job.source, job.shape, settings, load, job.device, checkpointing=True)
         case = job.case.changed(tune=settings.changed(gradient_checkpointing=True))
         job = replace(job, case=case)
     if job.device == "cpu" and KEPT * memory.peak > free:
@@ -238,17 +273,27 @@ def remember(job: Job, out: Output) -> Job:
 
 def forecast(job: Job) -> dict[str, Any]:
     """What a run would do: settings with their reasons, and its memory."""
-    from tune.memory import estimate, free_bytes
+    from tune.memory import estimate, free_bytes, meta_model
+    from tune.model import untouched
 
     settings = job.case.tune
     memory = estimate(
-        job.source, settings, load_of(job), job.device, checkpointing=bool(settings.gradient_checkpointing)
+        job.source,
+        job.shape,
+        settings,
+        load_of(job),
+        job.device,
+        checkpointing=bool(settings.gradient_checkpointing),
     )
+    notes = list(job.template)
+    if METHODS[settings.method].low_rank and settings.layers is None:
+        notes += [left] if (left := untouched(meta_model(job.source, settings, job.device))) else []
     return {
+        "notes": notes,
         "base": job.source.name,
         "method": settings.method,
         "plan": {k: v for k, v in vars(job.config).items() if k != "fingerprint"},
-        "reasons": job.defaults.reasons,
+        "reasons": job.defaults.reasons | {"packing": job.packing, "base": job.shape.words},
         "device": job.device,
         "steps": job.config.epochs * -(-job.config.rows // job.config.batch_rows),
         "train_tokens": sum(len(r.ids) for r in job.train_rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -100,9 +101,20 @@ def pack_logits(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> tor
     alone = device == "cpu" and soft is None and not torch.distributed.is_initialized()
     apart = rows_apart(core(net), pack.positions) if alone else nullcontext()
     with apart, torch.autocast(device.split(":")[0], torch.bfloat16) if bf16 else nullcontext():
-        logits = core(net)(**given, position_ids=positions, logits_to_keep=predict, use_cache=False).logits[0]
-    found: torch.Tensor = logits.float()
+        logits = core(net)(**given, position_ids=positions, **only(net, predict), use_cache=False).logits[0]
+    found: torch.Tensor = wanted(logits, predict).float()
     return found
+
+
+def only(net: Any, places: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The argument that limits the logits to `places`, for a family that has it."""
+    known = "logits_to_keep" in inspect.signature(core(net).forward).parameters
+    return {"logits_to_keep": places} if known else {}
+
+
+def wanted(logits: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The logits at `places`, shape (places, vocabulary): some families give those of every token all the same."""
+    return logits if len(logits) == len(places) else logits[places]
 
 
 class Step(torch.nn.Module):

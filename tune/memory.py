@@ -17,6 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tune.base import Shape
 from tune.batches import Pack
 from tune.loss import core, pack_loss
 from tune.model import checkpoint_layers, fast_bf16, prepare_model
@@ -44,6 +45,7 @@ class Estimate:
     answering: int
     tokens: int
     checkpointing: bool
+    simulated: bool = True
 
     @property
     def training(self) -> int:
@@ -61,7 +63,8 @@ class Estimate:
 
     def lines(self) -> list[tuple[str, float, str]]:
         """`(term, GB, how it comes about)` for a table."""
-        how = "layer inputs kept, the rest computed again" if self.checkpointing else "what backward needs"
+        kept = "layer inputs kept, the rest computed again" if self.checkpointing else "what backward needs"
+        how = kept if self.simulated else "an upper bound by formula: this family's steps cannot be simulated"
         return [
             ("weights", self.weights / GB, "parameters of the base x bytes of their precision"),
             ("trained parameters", self.trained / GB, "x 4 bytes, where they are not the weights themselves"),
@@ -120,9 +123,13 @@ class Load:
 
 
 def estimate(
-    source: Source, settings: TuneSettings, load: Load, device: str, *, checkpointing: bool
+    source: Source, shape: Shape, settings: TuneSettings, load: Load, device: str, *, checkpointing: bool
 ) -> Estimate:
-    """Peak memory of a run on `device`, bytes."""
+    """Peak memory of a run on `device`, bytes.
+
+    A family whose steps cannot be simulated (routing that depends on the data) gets the bound of a formula instead,
+    and the estimate says so.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(str(source.path))
@@ -133,9 +140,13 @@ def estimate(
     weights = sum(p.nbytes for p in parameters) - (0 if full else 4 * moving)
     if METHODS[settings.method].four_bit:
         weights -= four_bit_saving(whole)
-    trained_layers = settings.layers or config.num_hidden_layers
-    passes = line(lambda n: step_bytes(config, settings, load, device, n, checkpointing), trained_layers)
-    answers = line(lambda n: answer_bytes(config, settings, load, device, n), config.num_hidden_layers)
+    trained_layers, simulated = settings.layers or config.num_hidden_layers, True
+    try:
+        passes = line(lambda n: step_bytes(config, settings, load, device, n, checkpointing), trained_layers)
+        answers = line(lambda n: answer_bytes(config, settings, load, device, n), config.num_hidden_layers)
+    except Exception:  # fake tensors fail in as many ways as there are families
+        passes = answers = float(bound(shape, load))
+        simulated = False
     kept = 0 if full else 4 * moving
     room = CUDA_CONTEXT if device != "cpu" else 0
     return Estimate(
@@ -147,6 +158,7 @@ def estimate(
         answering=int(weights + kept + 8 * moving + answers + room),
         tokens=load.tokens,
         checkpointing=checkpointing,
+        simulated=simulated,
     )
 
 
@@ -170,15 +182,17 @@ def lean_malloc() -> None:
         ctypes.CDLL("libc.so.6").mallopt(-3, 256 * 1024)  # M_MMAP_THRESHOLD
 
 
-def surely_fits(source: Source, settings: TuneSettings, load: Load, device: str) -> bool:
+def surely_fits(source: Source, shape: Shape, load: Load, device: str) -> bool:
     """Whether a bound far above any method's needs is below what is free, so that nothing need be simulated."""
-    config = source.config()
     weights = sum(f.stat().st_size for f in source.weight_files())
-    width = 12 * config["hidden_size"] + 6 * config.get("intermediate_size", 4 * config["hidden_size"])
-    layers, tokens = config["num_hidden_layers"], max(load.tokens, load.batch * load.prompt)
-    return 10 * weights + 4 * (
-        tokens * width * layers + load.targets * 4 * config["vocab_size"]
-    ) < free_bytes(device)
+    return 10 * weights + bound(shape, load) < free_bytes(device)
+
+
+def bound(shape: Shape, load: Load) -> int:
+    """Bytes that activations of a step or a batch's answers never exceed, by a formula for a plain decoder."""
+    width = 12 * shape.hidden + 6 * shape.intermediate * max(1, min(shape.experts, 8))
+    tokens = max(load.tokens, load.batch * load.prompt)
+    return 4 * (tokens * width * shape.layers + load.targets * 4 * shape.vocabulary)
 
 
 def line(measure: Any, layers: int) -> float:
@@ -190,6 +204,14 @@ def line(measure: Any, layers: int) -> float:
     return first + (second - first) / (high - low) * (layers - low)
 
 
+def meta_model(source: Source, settings: TuneSettings, device: str) -> Any:
+    """The whole model of a method without memory."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(source.path))
+    return core(skeleton(config, settings, device, config.num_hidden_layers))
+
+
 def skeleton(config: Any, settings: TuneSettings, device: str, layers: int) -> Any:
     """The model of a method without memory (meta device), `layers` deep, all of them trained."""
     import copy
@@ -197,6 +219,7 @@ def skeleton(config: Any, settings: TuneSettings, device: str, layers: int) -> A
     from transformers import AutoModelForCausalLM
 
     short = copy.deepcopy(config)
+    settings = settings.changed(init="lora")  # the same sizes, and no weights are needed
     short.num_hidden_layers = layers
     if getattr(short, "layer_types", None):
         short.layer_types = short.layer_types[:layers]

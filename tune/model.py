@@ -9,11 +9,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tune.base import check_weights
 from unshot.case import TuneSettings
 from unshot.errors import InputError, OutsideError
 from unshot.methods import METHODS
-from unshot.models import Source
+from unshot.models import Source, attention_of
+from unshot.text.chat import Chat
+from unshot.text.template import set_template
 
+# Families whose state-space layers multiply by these weights in kernels of their own, past an adapter (peft refuses).
+STATE_SPACE = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}
+NO_ADAPTER = {"out_proj", "conv1d"}
 ADAPTER, MODEL = "adapter", "model"  # what a run holds: a peft adapter, or for `full` the whole model
 
 
@@ -40,7 +46,12 @@ def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
         )
         options["device_map"] = {"": device}
     try:
+        check_weights(source)
+        if attention := attention_of(source.config()):
+            options["attn_implementation"] = attention
         model = AutoModelForCausalLM.from_pretrained(str(source.path), use_safetensors=True, **options)
+    except InputError:
+        raise
     except Exception as error:  # damaged weights raise many kinds
         raise InputError(
             f"{source.path}: the model cannot be loaded ({type(error).__name__}: {error})"
@@ -62,6 +73,29 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def check_settings(settings: TuneSettings) -> None:
+    """Refuse settings that do not go with the method; asked before any work."""
+    method = METHODS[settings.method]
+    able = ", ".join(name for name, known in METHODS.items() if known.low_rank)
+    for key, given in (("layers", settings.layers is not None), ("init", settings.init != "lora")):
+        if given and not method.low_rank:
+            raise InputError(f"`tune.{key}` goes with {able}, not with {settings.method}")
+    if settings.init == "pissa" and settings.method != "lora":
+        raise InputError(
+            f"`tune.init` pissa takes the base's weights apart and goes with lora, not with {settings.method}"
+        )
+
+
+def default_alpha(settings: TuneSettings) -> float:
+    """Alpha as its source fixes it, whatever the rank.
+
+    lora: 32, scaled by 1/rank (Schulman et al., "LoRA Without Regret", Thinking Machines Lab, 2025-09). rslora: 8,
+    scaled by 1/sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732), which is the same at rank 16. pissa: the rank, a
+    scale of 1 (Meng et al. 2024, arXiv 2404.02948).
+    """
+    return {"lora": 32.0, "rslora": 8.0, "pissa": float(settings.rank)}[settings.init]
+
+
 def prepare_model(model: Any, settings: TuneSettings) -> Any:
     """Make the method's parameters trainable, and only those; seeds torch first.
 
@@ -70,9 +104,6 @@ def prepare_model(model: Any, settings: TuneSettings) -> Any:
     import torch
 
     torch.manual_seed(settings.seed)
-    if settings.layers is not None and not METHODS[settings.method].low_rank:
-        able = ", ".join(name for name, method in METHODS.items() if method.low_rank)
-        raise InputError(f"`tune.layers` goes with {able}, not with {settings.method}")
     return METHODS[settings.method].prepare()(model, settings)
 
 
@@ -94,14 +125,21 @@ def low_rank(model: Any, settings: TuneSettings) -> Any:
     top = None if settings.layers in (None, total) else list(range(total - settings.layers, total))
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha or 2 * settings.rank,
+        lora_alpha=settings.alpha or default_alpha(settings),
         lora_dropout=settings.dropout,
+        use_rslora=settings.init == "rslora",
+        init_lora_weights="pissa_niter_16" if settings.init == "pissa" else True,
         use_dora=settings.method == "dora",
-        target_modules=linear_names(model) if top else "all-linear",
+        target_modules=linear_names(model) if top or model.config.model_type in STATE_SPACE else "all-linear",
         layers_to_transform=top,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    net = get_peft_model(model, config)
+    if (
+        settings.init == "pissa"
+    ):  # what was taken out of the base, to be taken out of the adapter when it is written
+        net.unshot_start = {n: p.detach().clone() for n, p in net.named_parameters() if p.requires_grad}
+    return net
 
 
 def soft_prompt(model: Any, settings: TuneSettings) -> Any:
@@ -132,16 +170,45 @@ def checkpoint_layers(net: Any) -> None:
 
 
 def linear_names(model: Any) -> list[str]:
-    """Last parts of the names of all linear layers but the head."""
+    """Last parts of the names of all linear layers (GPT-2's Conv1D too) but the head."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
     found = {
         n.rsplit(".", 1)[-1]
         for n, m in model.named_modules()
-        if isinstance(m, torch.nn.Linear) and m is not head
+        if isinstance(m, torch.nn.Linear | Conv1D) and m is not head
     }
-    return sorted(found)
+    return sorted(found - (NO_ADAPTER if model.config.model_type in STATE_SPACE else set()))
+
+
+def untouched(net: Any) -> str | None:
+    """What an adapter on all layers leaves as it is: experts held as one tensor, layers that take no adapter."""
+    import torch
+
+    head = net.get_output_embeddings()
+    bare = {
+        n.rsplit(".", 1)[-1]
+        for n, m in net.named_modules()
+        if isinstance(m, torch.nn.Linear)
+        and m is not head
+        and "lora_" not in n
+        and not n.endswith("base_layer")
+    }
+    if bare:
+        return f"the linear layers {', '.join(sorted(bare))} take no adapter in this family; they stay as they are"
+    weights = {n: p for n, p in net.named_parameters() if "lora_" not in n}
+    total = sum(p.numel() for p in weights.values())
+    held = {n: p.numel() for n, p in weights.items() if p.ndim >= 3 and not p.requires_grad}
+    share = sum(held.values()) / max(1, total)
+    if share < 0.01:
+        return None
+    names = sorted({n.rsplit(".", 1)[-1] for n in held})
+    return (
+        f"{share:.0%} of the weights are tensors of experts ({', '.join(names)}), which an adapter does not "
+        "reach; they stay as they are"
+    )
 
 
 def round_weights(net: Any, source: Source, device: str) -> Any:
@@ -163,7 +230,7 @@ def stored_dtype(source: Source) -> Any:
     return getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"))
 
 
-def save_tuned(net: Any, folder: Path, source: Source, method: str) -> None:
+def save_tuned(net: Any, folder: Path, source: Source, method: str, chat: Chat) -> None:
     """Write `adapter/`, or for `full` `model/`: a model directory like the base's, its other files copied."""
     if METHODS[method].whole:
         net.to(stored_dtype(source)).save_pretrained(folder / MODEL)
@@ -171,13 +238,50 @@ def save_tuned(net: Any, folder: Path, source: Source, method: str) -> None:
             kept = path.suffix in (".json", ".jinja", ".txt", ".model") and path.name != "manifest.json"
             if path.is_file() and kept and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, folder / MODEL / path.name)
+        _write_end(folder / MODEL, chat)
+        set_template(folder / MODEL, chat.tokenizer.template)
         return
     net.save_pretrained(folder / ADAPTER)
+    if hasattr(net, "unshot_start"):
+        _subtract_start(net, folder / ADAPTER)
     (folder / ADAPTER / "README.md").unlink(missing_ok=True)
     # Name the base by its name, not by a path of this machine.
     path = folder / ADAPTER / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = source.name
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_end(folder: Path, chat: Chat) -> None:
+    """Have a model directory stop where the tuned model ends its turn, before what the base stopped at."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        old = config.get("eos_token_id")
+        others = [i for i in (old if isinstance(old, list) else [old]) if i is not None and i != chat.end]
+        config["eos_token_id"] = [chat.end, *others] if others else chat.end
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _subtract_start(net: Any, folder: Path) -> None:
+    """Write a PiSSA adapter as plain LoRA of twice the rank on the untouched base.
+
+    Training began at W = R + s B0 A0, so the change of W is s (B A - B0 A0) = s [B, -B0] [A; A0].
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for name, first in net.unshot_start.items():
+        key = name.replace(".default.", ".")
+        start = first.to(tensors[key])
+        parts, dim = ([tensors[key], start], 0) if "lora_A" in key else ([tensors[key], -start], 1)
+        tensors[key] = torch.cat(parts, dim=dim).contiguous()
+    save_file(tensors, path)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"], "init_lora_weights": True}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

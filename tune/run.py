@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from tune.assess.card import card
 from tune.assess.run import assess, general_before
 from tune.contamination import Cleaned
 from tune.data.split import Loaded, Splitting, announce_parts, load_parts, name_file
-from tune.job import Job, Options, forecast, prepare, remember, start
+from tune.job import Job, Options, forecast, prepare, settle_memory, start
 from tune.meaning import by_meaning
 from tune.processes import World
 from tune.score import answer_rows, score_rows
@@ -30,7 +31,7 @@ from unshot.data.seal import record_reading
 from unshot.errors import InputError
 from unshot.methods import METHODS
 from unshot.models import resolve
-from unshot.text.chat import Encoded
+from unshot.text.chat import Encoded, Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from tune.reporting import Reporter
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 # The trained parameters before training, kept for the learning curve.
 INITIAL = "initial.safetensors"
+# The chat template of a run where it is not the base's own.
+TEMPLATE = "chat_template.jinja"
 # Seconds between checkpoints within an epoch.
 SAVE_SECONDS = float(os.environ.get("UNSHOT_SAVE_SECONDS", "30"))
 
@@ -74,6 +77,7 @@ def tune_run(
             instruction=case.task.instruction,
             used=(splitting.group_by, splitting.time),
             answers=case.tune.teacher is None,
+            count=token_counter(base, out),
         )
 
     loaded = load_parts(data, splitting, read)
@@ -100,12 +104,24 @@ def tune_run(
     job = prepare(data, source, cleaned, task, case, out, world, teaching)
     if options.dry_run:
         return forecast(job)
-    job = remember(job, out)
+    job = settle_memory(job, out)
     folder = staged(final, overwrite=overwrite, resume=True) if world.first else nullcontext(final)
     with folder as work:
         result = _run_in(work, loaded, job, options, final, out)
         processes.leave(world)
     return result
+
+
+def token_counter(base: str, out: Output) -> Callable[[str], int]:
+    """Tokens of a text with the base model's tokenizer, which is loaded when the first text comes."""
+    loaded: list[Tokenizer] = []
+
+    def count(text: str) -> int:
+        if not loaded:
+            loaded.append(load_tokenizer(resolve(base, out, need_weights=False).path))
+        return len(loaded[0].ids(text))
+
+    return count
 
 
 def separate_split(loaded: Loaded, task: Task, settings: TuneSettings, out: Output) -> Cleaned:
@@ -121,7 +137,8 @@ def separate_split(loaded: Loaded, task: Task, settings: TuneSettings, out: Outp
 def _run_in(
     work: Path, loaded: Loaded, job: Job, options: Options, final: Path, out: Output
 ) -> dict[str, Any]:
-    from tune.model import checkpoint_layers, load_base, prepare_model, round_weights, save_tuned
+    from tune.loss import core
+    from tune.model import checkpoint_layers, load_base, prepare_model, round_weights, save_tuned, untouched
     from tune.reporting import Reporter, wanted
 
     settings, cleaned, first = job.case.tune, job.cleaned, job.world.first
@@ -132,6 +149,14 @@ def _run_in(
         net = prepare_model(load_base(job.source, job.device, method=settings.method), settings)
         if settings.gradient_checkpointing:
             checkpoint_layers(net)
+        job = settle_packing(job, net, out)
+    if (
+        METHODS[settings.method].low_rank
+        and settings.layers is None
+        and first
+        and (left := untouched(core(net)))
+    ):
+        out.warn(left)
     before = general_before(job, net)
     # A fresh adapter changes nothing yet: this is the base.
     bare = bare_figures(job, net) if job.teaching else None
@@ -181,7 +206,8 @@ def _run_in(
     # The working files of a resumed run are no part of the artifact.
     for entry in work.iterdir():
         _remove(entry)
-    save_tuned(net, work, job.source, settings.method)
+    save_tuned(net, work, job.source, settings.method, job.chat)
+    save_template(work, job)
     write_parts(work, job)
     write_text(work / "metrics.json", dumps(result) + "\n")
     manifest.config = configuration(job)
@@ -192,6 +218,28 @@ def _run_in(
     write_text(work / "README.md", card(final.name, result, manifest, job.task, gates))
     manifest.finish(work)
     return {**result, "timings": manifest.timings}
+
+
+def settle_packing(job: Job, net: Any, out: Output) -> Job:
+    """Pack rows where the model is shown to keep them apart, else train them one by one, and say so."""
+    from tune.loss import core
+    from tune.packing import prove
+
+    problem = prove(core(net), job.device, bf16=job.bf16)
+    if problem is None:
+        return replace(
+            job, packing="rows share sequences; on this model they are blind to each other (shown)"
+        )
+    if job.world.first:
+        out.warn(f"rows are trained one by one and not packed: {problem}")
+    return replace(job, packing=f"rows one by one: {problem}", config=replace(job.config, capacity=1))
+
+
+def save_template(work: Path, job: Job) -> None:
+    """Keep the chat template of a run that is not the base's own."""
+    template = job.chat.tokenizer.template
+    if job.template or job.case.tune.chat_template:
+        write_text(work / TEMPLATE, template.source)
 
 
 def make_trainer(
@@ -207,6 +255,8 @@ def make_trainer(
 
 def train(job: Job, trainer: Trainer, out: Output, reporter: Reporter | None = None) -> None:
     """Run the training under a progress bar; the validation rows are answered after each epoch."""
+    from tune.train import DIVERGED
+
     config = trainer.config
     if reporter:
         reporter.begin(trainer.model)
@@ -241,7 +291,10 @@ def train(job: Job, trainer: Trainer, out: Output, reporter: Reporter | None = N
         progress.update(bar, total=len(state.losses), note=state.stopped)
     if reporter:
         reporter.end()
-    out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
+    if DIVERGED in state.stopped and job.world.first:
+        out.warn(f"stopped: {state.stopped}; the last good state is kept")
+    else:
+        out.log(f"stopped: {state.stopped}; best epoch {state.best_epoch + 1}")
 
 
 def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output) -> dict[str, Any] | None:
@@ -342,6 +395,8 @@ def configuration(job: Job) -> dict[str, Any]:
         },
         "memory_estimate": job.memory.as_dict() if job.memory else None,
         "processes": {"count": job.world.size, "fsdp": job.world.fsdp},
+        "packing": job.packing,
+        "chat_template": job.template,
         "device": job.device,
         "threads": torch.get_num_threads(),
     }

@@ -7,6 +7,7 @@ tokens only, rows of one step are packed without padding, and checkpoints hold t
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,11 @@ from unshot.errors import InputError
 from unshot.text.chat import Encoded
 
 CHECKPOINT = "checkpoint"
+# Parameters before the first step: the last good state of a run that diverges before its first checkpoint.
+START = "start.safetensors"
+# A loss diverges where the mean of the last so many steps is above the first ones' by this factor, and by a nat.
+WINDOW, FACTOR = 8, 2.0
+DIVERGED = "lower the learning rate, now"
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -106,7 +112,9 @@ class Trainer:
         `save_seconds` (less often where writing one takes long) and after each epoch.
         """
         state, config = self.state, self.config
-        saved, every = time.perf_counter(), save_seconds
+        if not (self.work / "best.safetensors").is_file():
+            self.keep(self.work / START)
+        saved, every, diverged = time.perf_counter(), save_seconds, ""
         while state.epoch < config.epochs and not state.stopped:
             steps = batches(
                 self.rows,
@@ -121,18 +129,27 @@ class Trainer:
                 start = time.perf_counter()
                 loss = self._step(packs)
                 state.step = number + 1
+                if not math.isfinite(loss):
+                    diverged = f"the loss is not a number at step {len(state.losses) + 1}"
+                    break
                 state.losses.append(loss)
                 state.tokens += sum(len(p.ids) for p in packs)
                 state.seconds += time.perf_counter() - start
                 report(state, state.tokens / state.seconds)
+                if diverged := self._rising():
+                    break
                 if share(time.perf_counter() - saved > every, self.world):
                     began = time.perf_counter()
                     self.save()
                     saved = time.perf_counter()
                     # A large model's state takes its time: at most a twentieth of the run goes there.
                     every = max(save_seconds, 20 * (saved - began)) if save_seconds else 0.0
+            if diverged:
+                self.load_last_good()
             figures = evaluate(self.model)
             self._close_epoch(figures)
+            if diverged:
+                state.stopped = f"{diverged}; {DIVERGED} {config.learning_rate:g}"
             self.save()
             saved = time.perf_counter()
         return state
@@ -155,9 +172,28 @@ class Trainer:
                 (loss * (self.world.size if item else 0)).backward()
             summed += float(loss.detach()) if item else 0.0
         torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), 1.0)
-        self.optimizer.step()
+        mean = total([summed], self.world)[0]
+        if math.isfinite(mean):  # a step along gradients that are no numbers would leave none in the weights
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total([summed], self.world)[0]
+        return mean
+
+    def _rising(self) -> str:
+        """How the loss has risen beyond where it began, in words; empty where it has not."""
+        losses = self.state.losses
+        if len(losses) < 2 * WINDOW:
+            return ""
+        before, after = sum(losses[:WINDOW]) / WINDOW, sum(losses[-WINDOW:]) / WINDOW
+        if after <= max(FACTOR * before, before + 1.0):
+            return ""
+        return f"the loss rises from {before:.2f} at the start to {after:.2f} at step {len(losses)}"
+
+    def load_last_good(self) -> None:
+        """Put back the best epoch's parameters, else those before the first step; the optimiser's moments go."""
+        best = self.work / "best.safetensors"
+        found = share(best.is_file(), self.world)
+        self.restart(best if found else self.work / START)
+        self.optimizer.state.clear()
 
     def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients meet once a step, with its last pack."""
@@ -171,7 +207,7 @@ class Trainer:
     def epoch_loss(self) -> float:
         """Mean training loss of the last epoch's steps."""
         steps = self.state.losses[-self.steps_per_epoch :]
-        return sum(steps) / len(steps)
+        return sum(steps) / max(1, len(steps))
 
     def _close_epoch(self, figures: dict[str, Any]) -> None:
         """Keep the best epoch (score first, then loss) and decide whether to stop."""

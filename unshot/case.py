@@ -223,7 +223,14 @@ class TuneSettings(Record):
     layers: Annotated[Count | None, about("Adapt only the last so many layers; default: all.", sample=20)] = (
         None
     )
-    alpha: Annotated[Positive | None, about("LoRA alpha; default: twice the rank.", sample=32)] = None
+    alpha: Annotated[
+        Positive | None,
+        about("LoRA alpha; default: 32, with rslora 8 (the same scale at rank 16).", sample=64),
+    ] = None
+    init: Annotated[
+        Literal["lora", "rslora", "pissa"],
+        about("How an adapter begins: from zero; scaled by 1/sqrt(rank); from the weights' main directions."),
+    ] = "lora"
     dropout: Annotated[Share, about("LoRA dropout.")] = 0.0
     teacher: Annotated[
         Literal["self"] | None,
@@ -240,6 +247,17 @@ class TuneSettings(Record):
     patience: Annotated[Count, about("Epochs without improvement before it stops.")] = 2
     batch_tokens: Annotated[int, Meta(ge=64), about("Longest packed sequence, tokens.")] = 2048
     max_length: Annotated[int, Meta(ge=16), about("Longest row, tokens.")] = 2048
+    loss_on: Annotated[
+        Literal["last", "all"], about("Answers of a conversation that carry loss: the last one, or all.")
+    ] = "last"
+    chat_template: Annotated[
+        str | None,
+        about(
+            "Another chat template: a file, or one of the model's named ones.",
+            sample="template.jinja",
+            name_or_path=True,
+        ),
+    ] = None
     mix: Annotated[
         Path | None, about("General rows to train on too, against forgetting.", sample="general.jsonl")
     ] = None

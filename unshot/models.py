@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,12 @@ def _hub(name: str, need_weights: bool) -> Source:
             "check the name and the network, or give a local directory"
         ) from None
     return Source(name, _local(folder, need_weights).path)
+
+
+def attention_of(config: Mapping[str, Any]) -> str | None:
+    """The attention that a model must be loaded with, None where transformers' own choice is right.
+
+    torch's fused attention leaves out a soft cap on the attention logits (Gemma 2), so that such a model would compute
+    something else; only the plain implementation has it.
+    """
+    return "eager" if config.get("attn_logit_softcapping") else None

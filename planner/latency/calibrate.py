@@ -16,6 +16,7 @@ from planner.latency.replica import all_pairs
 from planner.latency.step import Efficiency, Overhead, cost_of, efficiency, overheads
 from unshot import catalog
 from unshot.catalog import Architecture, Engine, Gpu, Precision
+from unshot.contracts.report import BenchReport
 from unshot.errors import InputError
 
 NOISE = 0.05  # of a median, in logarithms
@@ -119,7 +120,9 @@ def _read(path: Path) -> Mapping[str, object]:
         raise InputError(
             f"{path}: cannot read it ({error}); give the report.json of `unshot bench`"
         ) from None
-    return loaded
+    # A file without a version is one of the parts that are read here, written by hand.
+    typed = isinstance(loaded, dict) and "version" in loaded
+    return BenchReport.parse(loaded, str(path)).plain() if typed else loaded
 
 
 def _side(side: object, where: str) -> Side:

@@ -129,6 +129,7 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM  # noqa: F401 (its import is not the model's memory)
 
+    from tune.base import inspect_base
     from tune.defaults import pack_capacity
     from tune.generate import _greedy
     from tune.memory import Load, estimate, lean_malloc
@@ -190,7 +191,8 @@ def main() -> None:
         packs = -(-args.batch // max(1, capacity // args.row))
         in_pack = min(args.batch, max(1, capacity // args.row))
         load = Load(in_pack * args.row, in_pack * answer, packs, args.row + 16, 48)
-        guess = estimate(base, settings, load, device, checkpointing=args.checkpointing)
+        shape = inspect_base(base, settings.method)
+        guess = estimate(base, shape, settings, load, device, checkpointing=args.checkpointing)
         flops = flops_per_token(net, args.row, answer / args.row, args.method)
     print(
         json.dumps(

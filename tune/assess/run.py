@@ -43,8 +43,9 @@ def quality(scores: Scores, target: float | None) -> Gate:
 
 
 def general_before(job: Job, net: Any) -> Measured | None:
-    """The general set before training, where the base is gone after it (full tuning); else None."""
-    if not METHODS[job.case.tune.method].whole or not job.case.tune.forgetting:
+    """The general set before training, where the base is gone after it (full tuning, PiSSA); else None."""
+    settings = job.case.tune
+    if not settings.forgetting or not (METHODS[settings.method].whole or settings.init == "pissa"):
         return None
     return measure(job, net, read_general(job.case.tune.general))
 

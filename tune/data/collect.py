@@ -17,7 +17,8 @@ from unshot.contracts.manifest import Manifest, describe_data, staged
 from unshot.data.example import Message
 from unshot.data.files import write_text
 from unshot.data.formats import Columns
-from unshot.data.logs import Call, LogSummary, read_calls
+from unshot.data.log_formats import Call
+from unshot.data.logs import LogSummary, read_calls
 from unshot.data.static_part import WINDOW, Version, find_versions
 from unshot.errors import InputError, UnshotError
 from unshot.text.counters import Counter as Tokens

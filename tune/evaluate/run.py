@@ -32,7 +32,7 @@ from unshot.metrics.judge import Judge, Pair, judge_pairs
 from unshot.metrics.registry import metric as find_metric
 from unshot.metrics.scores import score_interval
 from unshot.models import Source, resolve
-from unshot.text.chat import Chat, load_tokenizer
+from unshot.text.chat import Chat, load_tokenizer, run_template
 
 READINGS = "readings.jsonl"
 
@@ -111,7 +111,7 @@ def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     net = load_tuned(run.path, run.base, device, method=run.method)
-    chat = Chat(load_tokenizer(run.base.path))
+    chat = Chat(load_tokenizer(run.base.path, run_template(run.path)))
     with out.progress() as progress:
         bar = progress.add_task("answering", total=len(rows), note=run.path.name)
         return answers(

@@ -396,6 +396,8 @@ class BenchReport(Document, kw_only=True):
     resources: Resources = field(default_factory=Resources)
     # The catalog's name of the GPU that the sides ran on, `cpu`, or None where that is not known.
     gpu: str | None
+    # The catalog's name of the engine that `sides` were taken with.
+    engine: str | None = None
     sides: list[CalibrationSide]
     forecast: list[ForecastRow] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)

@@ -7,33 +7,29 @@ left in `extra` (columns) or named in `ignored` (keys inside messages), so that 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from unshot.data.example import ROLES, Example, Message
+from unshot.data.example import Example, Message
 from unshot.data.files import Place, Problem, is_missing
+from unshot.data.messages import (
+    MEDIA,
+    Parsed,
+    Row,
+    is_zero,
+    media_name,
+    message_of,
+    read_messages,
+    scalar,
+    split_answer,
+)
+from unshot.data.rules import check_example
 from unshot.errors import nearest
 
-Row = Mapping[str, Any]
 SLOT = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
 INPUT_COLUMNS = ("prompt", "input", "text", "question", "query", "instruction", "clause")
 OUTPUT_COLUMNS = ("completion", "output", "response", "answer", "label", "category")
-# Columns and parts of a message that carry what a text model cannot read.
-MEDIA = {
-    "image",
-    "images",
-    "image_url",
-    "input_image",
-    "audio",
-    "audios",
-    "input_audio",
-    "video",
-    "videos",
-    "file",
-}
 # What pandas writes for a value that is not there.
 MISSING = {"nan", "NaN", "<NA>", "NaT"}
 SHAREGPT_ROLES = {
@@ -55,23 +51,6 @@ class Columns:
     output: str | None = None
     template: str | None = None
     system: str | None = None
-
-
-@dataclass
-class Parsed:
-    """A row in the form of a conversation.
-
-    `missing` says why there is no answer where there is none; `columns` name a row's form where no other name does.
-    """
-
-    messages: list[Message]
-    answer: str | None = None
-    used: set[str] = field(default_factory=set)
-    ignored: set[str] = field(default_factory=set)
-    notes: set[str] = field(default_factory=set)
-    tools: tuple[Mapping[str, object], ...] = ()
-    missing: str | None = None
-    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +83,7 @@ def read_row(place: Place, row: object, columns: Columns, *, answers: bool = Tru
         if not (
             is_missing(row[name]) or row[name] in ("", [], {}) or isinstance(row[name], int) or name == "file"
         ):
-            raise Problem(f"holds {_media(name)} (`{name}`); unshot reads text only")
+            raise Problem(f"holds {media_name(name)} (`{name}`); unshot reads text only")
     form = next((f for f in FORMATS if f.matches(row, columns)), None)
     if form is None:
         raise Problem(
@@ -114,7 +93,7 @@ def read_row(place: Place, row: object, columns: Columns, *, answers: bool = Tru
     parsed = form.parse(row, columns)
     _add_system(parsed, row, columns)
     _take_tools(parsed, row)
-    if _is_zero(row.get("weight")):
+    if is_zero(row.get("weight")):
         raise Problem("has weight 0, which means not to train on it; remove the row")
     extra = {k: v for k, v in row.items() if k not in parsed.used}
     example = Example(
@@ -128,107 +107,6 @@ def read_row(place: Place, row: object, columns: Columns, *, answers: bool = Tru
     return Read(example, name, (*unused, *sorted(parsed.ignored)), tuple(sorted(parsed.notes)))
 
 
-def check_example(example: Example, *, answers: bool = True, missing: str | None = None) -> str | None:
-    """What makes a row unfit for every stage alike, None where nothing does; `missing`: why it has no answer.
-
-    Turns must alternate: the chat templates of Llama 2, Mistral and Gemma raise an error where two user turns follow
-    each other, so that a model tuned on such rows could not be asked the same way elsewhere.
-    """
-    answer = example.answer
-    if answers and (answer is None or not answer.strip()):
-        if missing:
-            return f"no answer: {missing}"
-        return "no answer: the row needs a non-empty `completion`, or a last message of role `assistant`"
-    if not example.messages:
-        return "the messages hold no question; a user message must come before the answer"
-    if not example.text.strip():
-        return "the user message is empty"
-    if problem := _check_order(example.messages, answer is not None):
-        return problem
-    for text in (*(m["content"] for m in example.messages), answer or ""):
-        if problem := _check_text(text):
-            return problem
-    if answer is not None and _cut_json(answer):
-        return "the answer starts as JSON and breaks off (truncated?)"
-    return None
-
-
-def _check_order(messages: Sequence[Message], answered: bool) -> str | None:
-    for number, message in enumerate(messages, start=1):
-        role = message["role"]
-        if role == "system" and number > 1:
-            return f"message {number} has role 'system'; only the first may"
-        if number > 1 and role == messages[number - 2]["role"] and role != "tool":
-            return (
-                f"messages {number - 1} and {number} both have role {role!r}; chat templates want turns to alternate: "
-                "join them into one"
-            )
-    if messages[-1]["role"] == "assistant" and answered:
-        return "the last two messages both have role 'assistant'; join them into one"
-    if messages[-1]["role"] == "system" or messages[bool(messages[0]["role"] == "system")]["role"] != "user":
-        return "the messages hold no question; a user message must come before the answer"
-    return None
-
-
-def _check_text(text: str) -> str | None:
-    """Characters that no file can hold, or that say that others were lost."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        if "\udc80" <= text[error.start] <= "\udcff":  # how the CSV reader marks a byte that is no UTF-8
-            return "not UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`"
-        return "holds half a character (a lone surrogate, `\\ud800` to `\\udfff`); write the whole one"
-    if "\ufffd" in text:
-        return "holds U+FFFD, the mark of a character lost in an earlier conversion"
-    return None
-
-
-def _cut_json(answer: str) -> bool:
-    """Whether an answer opens a JSON object and is none."""
-    text = answer.strip()
-    if not text.startswith('{"') and text != "{":
-        return False
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return True
-    return False
-
-
-def _is_zero(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
-
-
-def _media(name: str) -> str:
-    kind = next((k for k in ("image", "audio", "video") if k in name), "a file")
-    return kind if kind in ("audio", "a file") else f"{'an' if kind == 'image' else 'a'} {kind}"
-
-
-# --- values
-
-
-def _scalar(value: object, name: str) -> str:
-    """A column's value as text. Raises `Problem` for one that has no text."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        raise Problem(f"`{name}` holds bytes, not text")
-    if isinstance(value, dict) and {"bytes", "path"} <= value.keys():
-        raise Problem(f"`{name}` holds an image or audio; unshot reads text only")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Problem(f"`{name}` is {value}, which is not a value")
-    if isinstance(value, dict | list | float):
-        try:
-            return json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except (ValueError, TypeError, RecursionError) as error:
-            raise Problem(f"`{name}` cannot be written as JSON ({error})") from None
-    return str(value)  # dates and decimals of Parquet
-
-
 def _set_answer(parsed: Parsed, row: Row, name: str | None) -> None:
     """Take the answer from a column: text, JSON of an object, or the last turn of a list of messages."""
     if name is None:
@@ -239,14 +117,14 @@ def _set_answer(parsed: Parsed, row: Row, name: str | None) -> None:
         shown = "null" if value is None else "NaN"
         parsed.missing = f"`{name}` is {shown}, a missing value; write the answer or remove the row"
     elif isinstance(value, list) and value and all(isinstance(v, dict) and "content" in v for v in value):
-        before, parsed.answer = _split(parsed, read_messages(parsed, value, name))
+        before, parsed.answer = split_answer(parsed, read_messages(parsed, value, name))
         if parsed.answer is None:
             raise Problem(
                 f"`{name}` ends with role {before[-1]['role']!r}; it must end with the assistant's answer"
             )
         parsed.messages += before
     else:
-        parsed.answer = _scalar(value, name)
+        parsed.answer = scalar(value, name)
 
 
 def _first(row: Row, names: Iterable[str]) -> str | None:
@@ -272,126 +150,10 @@ def _text(row: Row, name: str) -> str:
     value = row[name]
     if is_missing(value) or not (isinstance(value, str) or type(value) in (int, float)):
         raise Problem(f"`{name}` is empty or not text")
-    text = _scalar(value, name)
+    text = scalar(value, name)
     if not text.strip():
         raise Problem(f"`{name}` is empty or not text")
     return text
-
-
-# --- messages
-
-
-def read_messages(parsed: Parsed, value: object, name: str) -> list[Message]:
-    """A list of `{role, content}` as messages. Raises `Problem` for anything else."""
-    if not isinstance(value, list) or not value:
-        raise Problem(f"`{name}` must be a non-empty list of {{role, content}}")
-    return [_message(parsed, message, number) for number, message in enumerate(value, start=1)]
-
-
-def _message(parsed: Parsed, message: object, number: int) -> Message:
-    if not isinstance(message, dict):
-        raise Problem(f"message {number} is no object with `role` and `content`")
-    role = message.get("role")
-    if role == "function":
-        role = "tool"
-    if role not in ROLES:
-        raise Problem(f"message {number} has role {role!r}; accepted: {', '.join(ROLES)}")
-    if role == "developer":
-        parsed.notes.add("role `developer` is read as `system`, the name chat templates know")
-        role = "system"
-    calls = message.get("tool_calls") or (
-        [{"type": "function", "function": message["function_call"]}] if message.get("function_call") else None
-    )
-    content = _content(message.get("content"), number, optional=bool(calls))
-    result: Message = {"role": role, "content": content}
-    if calls:
-        result["tool_calls"] = _calls(calls, number)
-    for key in ("name", "tool_call_id"):
-        if isinstance(message.get(key), str):
-            result[key] = message[key]  # type: ignore[literal-required]
-    if "name" in result:
-        parsed.notes.add("`name` is handed to the chat template; most templates leave it out")
-    weight = message.get("weight")
-    if weight is not None:
-        if weight not in (0, 1) or role != "assistant":
-            raise Problem(f"message {number} has weight {weight!r}; an assistant message may have 0 or 1")
-        if weight == 0:
-            result["weight"] = 0
-    known = {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "weight"}
-    parsed.ignored |= {
-        f"messages.{k}" for k, v in message.items() if k not in known and v not in (None, "", [], {})
-    }
-    return result
-
-
-def _content(value: object, number: int, *, optional: bool) -> str:
-    """A message's text: a string, or its text parts, one a line."""
-    if isinstance(value, str):
-        return value
-    if value is None and optional:
-        return ""
-    if not isinstance(value, list):
-        raise Problem(f"message {number} needs a text `content`")
-    texts = []
-    for part in value:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, dict) and isinstance(part.get("text"), str) and kind not in MEDIA:
-            texts.append(part["text"])
-        elif kind in MEDIA or (isinstance(part, dict) and MEDIA & part.keys()):
-            name = str(kind) if kind in MEDIA else sorted(MEDIA & part.keys())[0]  # type: ignore[union-attr]
-            raise Problem(f"message {number} holds {_media(name)} (`{name}`); unshot reads text only")
-        else:
-            raise Problem(f"message {number} has a part of type {kind!r}; only text parts can be read")
-    return "\n".join(texts)
-
-
-def _calls(calls: object, number: int) -> list[Mapping[str, object]]:
-    """Tool calls with their arguments as an object, which is what chat templates write as JSON."""
-    if not isinstance(calls, list) or not all(isinstance(c, dict) for c in calls):
-        raise Problem(f"message {number} needs a list of objects in `tool_calls`")
-    result: list[Mapping[str, object]] = []
-    for call in calls:
-        function = call.get("function", call)
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise Problem(f"message {number} has a tool call without a function's name")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError):
-                raise Problem(f"message {number} has a tool call whose arguments are no JSON") from None
-        own = {"name": function["name"], "arguments": arguments if arguments is not None else {}}
-        result.append({**({"id": call["id"]} if "id" in call else {}), "type": "function", "function": own})
-    return result
-
-
-def _trim(messages: list[Message]) -> list[Message]:
-    """The messages up to the last that is to be learnt: what follows a turn has no part in its loss."""
-    if messages[-1]["role"] != "assistant" or messages[-1].get("weight") != 0:
-        return messages
-    for number in range(len(messages), 0, -1):
-        if messages[number - 1]["role"] == "assistant" and messages[number - 1].get("weight") != 0:
-            return messages[:number]
-    raise Problem("every assistant message has weight 0, which means not to train on it; remove the row")
-
-
-def _split(parsed: Parsed, messages: list[Message]) -> tuple[list[Message], str | None]:
-    """What comes before the last assistant turn, and that turn's text: the answer. None where the last is another's."""
-    trimmed = _trim(messages)
-    if len(trimmed) < len(messages):
-        parsed.notes.add("turns after the last one to learn (`weight: 0`) are left out")
-    last = trimmed[-1]
-    if last["role"] != "assistant":
-        return trimmed, None
-    if last.get("tool_calls"):
-        called = [c["function"]["name"] for c in last["tool_calls"] if isinstance(c["function"], dict)]
-        raise Problem(
-            f"the answer is a tool call ({', '.join(f'`{n}`' for n in called)}); unshot trains on text answers: write "
-            "the call as text, or end the row with a text answer"
-        )
-    return trimmed[:-1], last["content"]
 
 
 def _add_system(parsed: Parsed, row: Row, columns: Columns) -> None:
@@ -403,7 +165,7 @@ def _add_system(parsed: Parsed, row: Row, columns: Columns) -> None:
     if name in parsed.used or value is None or (columns.system is None and not isinstance(value, str)):
         return
     parsed.used.add(name)
-    text = _scalar(value, name)
+    text = scalar(value, name)
     if not text.strip():
         return
     if parsed.messages and parsed.messages[0]["role"] == "system":
@@ -425,9 +187,6 @@ def _take_tools(parsed: Parsed, row: Row) -> None:
             wrapped = (v if "function" in v else {"type": "function", "function": v} for v in value)
             parsed.tools = tuple(wrapped)
             parsed.ignored.add(name)  # until a renderer takes them
-
-
-# --- forms
 
 
 def _refuse_preference(row: Row, columns: Columns) -> Parsed:
@@ -452,7 +211,7 @@ def _is_preference(row: Row, columns: Columns) -> bool:
 def _chat(row: Row, columns: Columns) -> Parsed:
     parsed = Parsed([], used={"messages"})
     messages = read_messages(parsed, row["messages"], "messages")
-    parsed.messages, parsed.answer = _split(parsed, messages)
+    parsed.messages, parsed.answer = split_answer(parsed, messages)
     if parsed.answer is None and columns.output is not None:
         _set_answer(parsed, row, _output(row, columns))
     return parsed
@@ -467,7 +226,7 @@ def _sharegpt(row: Row, columns: Columns) -> Parsed:
     messages = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict) or "from" not in turn:
-            messages.append(_message(parsed, turn, number))
+            messages.append(message_of(parsed, turn, number))
             continue
         role = SHAREGPT_ROLES.get(str(turn["from"]))
         if role is None:
@@ -486,8 +245,8 @@ def _sharegpt(row: Row, columns: Columns) -> Parsed:
             plain = {"role": role, "content": turn.get("value")}
         if "weight" in turn and role == "assistant":
             plain["weight"] = turn["weight"]
-        messages.append(_message(parsed, plain, number))
-    parsed.messages, parsed.answer = _split(parsed, messages)
+        messages.append(message_of(parsed, plain, number))
+    parsed.messages, parsed.answer = split_answer(parsed, messages)
     return parsed
 
 
@@ -548,7 +307,7 @@ def _usual_columns(row: Row, columns: Columns) -> Parsed:
     usual = [c for c in OUTPUT_COLUMNS if c != name]
     output = _output(row, columns, {name}, usual)
     if output is None and parsed.messages[-1]["role"] == "assistant":
-        parsed.messages, parsed.answer = _split(parsed, parsed.messages)
+        parsed.messages, parsed.answer = split_answer(parsed, parsed.messages)
     _set_answer(parsed, row, output)
     if name != "prompt" or output != "completion":
         parsed.columns = (name, *([output] if output else []))
@@ -572,7 +331,7 @@ def _named_columns(row: Row, columns: Columns) -> Parsed:
         for name in names:
             if is_missing(row[name]):
                 parsed.notes.add(f"`{name}` is missing in some rows; its place is left empty")
-            values[name] = "" if is_missing(row[name]) else _scalar(row[name], name)
+            values[name] = "" if is_missing(row[name]) else scalar(row[name], name)
         if not any(v.strip() for v in values.values()):
             raise Problem(f"{', '.join(f'`{n}`' for n in names)}: all empty")
         if columns.template is None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from unshot.data.example import Message
-from unshot.data.logs import Call
+from unshot.data.log_formats import Call
 
 # Requests that are looked at together for versions; those that match none wait for the next look.
 WINDOW = 4000

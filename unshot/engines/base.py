@@ -18,6 +18,7 @@ from unshot.data.rows import Message
 from unshot.engines.timing import tpot, ttft
 from unshot.errors import InputError
 from unshot.machine import usable_cores
+from unshot.text.template import load_template
 
 
 @dataclass
@@ -202,10 +203,8 @@ def directory_facts(folder: Path, *, vocabulary: int | None) -> ModelFacts:
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     ends = config.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    template: str | None = None
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    elif (folder / "tokenizer_config.json").is_file():
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        template = settings.get("chat_template")
+    try:
+        template = load_template(folder).source
+    except InputError:  # no template there
+        template = None
     return ModelFacts(ends[0] if ends else None, config.get("bos_token_id"), vocabulary, ends, template)

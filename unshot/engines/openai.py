@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unshot.data.rows import Message
@@ -25,7 +25,11 @@ PieceKind = Literal["answer", "reasoning", "tool"]
 
 @dataclass(frozen=True)
 class Api:
-    """How to talk to one server. `limit_field` is the name under which it takes the longest answer's tokens."""
+    """How to talk to one server.
+
+    `limit_field` is the name under which it takes the longest answer's tokens; `ask_usage` False if it refuses to be
+    asked for its token counts.
+    """
 
     address: Address
     model: str
@@ -33,11 +37,25 @@ class Api:
     key: str | None = field(default=None, repr=False)
     extra: Mapping[str, Json] = field(default_factory=dict)
     limit_field: str = LIMITS[0]
+    ask_usage: bool = True
 
     @property
     def url(self) -> str:
         """The base URL, without key."""
         return f"{'https' if self.address.tls else 'http'}://{self.address.authority}{self.address.path}"
+
+    def adapted(self, error: str | None, detail: str | None) -> Api | None:
+        """This API without a field that the server has just refused (HTTP 400, by name); None if it is not that.
+
+        OpenAI's newer models take `max_completion_tokens` alone, and older servers know no `stream_options`.
+        """
+        if error not in ("http 400", "http 422") or detail is None:
+            return None
+        if self.limit_field == LIMITS[0] and LIMITS[1] in detail:
+            return replace(self, limit_field=LIMITS[1])
+        if self.ask_usage and "stream_options" in detail:
+            return replace(self, ask_usage=False)
+        return None
 
     def request(self, prompt: Sequence[Message] | str, max_tokens: int) -> bytes:
         """A greedy streaming request: messages for chat, a text for completions."""
@@ -52,7 +70,7 @@ class Api:
             **limit,
             "temperature": 0,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            **({"stream_options": {"include_usage": True}} if self.ask_usage else {}),
             **self.extra,
             **text,
         }

@@ -15,7 +15,7 @@ from unshot.contracts.engine import EngineFacts
 from unshot.data.rows import Message
 from unshot.engines.base import Engine, ModelFacts, directory_facts
 from unshot.errors import InputError
-from unshot.models import resolve
+from unshot.models import attention_of, resolve
 from unshot.text.chat import Chat, load_tokenizer
 
 
@@ -33,8 +33,10 @@ class TorchEngine(Engine):
             torch.set_num_threads(self.threads)
         self.dtype: Any = torch.float32 if self.device.type == "cpu" else "auto"
         transformers.utils.logging.disable_progress_bar()
+        own = attention_of(source.config())
+        attention = {"attn_implementation": own} if own else {}
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            str(source.path), dtype=self.dtype, use_safetensors=True
+            str(source.path), dtype=self.dtype, use_safetensors=True, **attention
         )
         self._model = self._model.to(self.device).eval()
         self._chat = Chat(load_tokenizer(source.path))

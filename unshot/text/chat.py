@@ -85,6 +85,12 @@ def load_tokenizer(path: Path, template: str | None = None) -> Tokenizer:
     return Tokenizer(backend, load_template(folder, template), folder.name)
 
 
+def run_template(run: Path) -> str | None:
+    """The chat template that a run of `unshot tune` keeps of its own, for `load_tokenizer`; None: the base's."""
+    path = run / "chat_template.jinja"
+    return str(path) if path.is_file() else None
+
+
 def _configure(backend: Any, folder: Path) -> None:
     """What `tokenizer_config.json` changes about `tokenizer.json`, as transformers' PreTrainedTokenizerFast has it."""
     from tokenizers import AddedToken, pre_tokenizers

@@ -47,7 +47,8 @@ def repaired(template: Template, special: Collection[str]) -> tuple[Template, li
     def adopt(candidate: Template, messages: Sequence[Message], wanted: Sequence[str], note: str) -> bool:
         nonlocal template
         text = _render(candidate, messages)
-        if text is None or not all(w in text for w in wanted):
+        # A template that writes a list of parts as Python or JSON shows it has not taken the parts.
+        if text is None or not all(w in text for w in wanted) or re.search(r"['\"]type['\"]:", text):
             return False
         template = candidate
         notes.append(note)

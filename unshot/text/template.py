@@ -232,3 +232,16 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
     return loaded if isinstance(loaded, dict) else {}
+
+
+def set_template(folder: Path, template: Template) -> None:
+    """Put a run's own chat template into a model directory whose tokenizer was copied from the base."""
+    from unshot.data.files import write_text
+
+    if load_template(folder).source == template.source:
+        return
+    write_text(folder / "chat_template.jinja", template.source)
+    path = folder / "tokenizer_config.json"
+    config = read_json(path)
+    if config.pop("chat_template", None) is not None:
+        write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")

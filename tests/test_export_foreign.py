@@ -1,0 +1,274 @@
+"""Adapters trained elsewhere: each key style gives the merge that peft gives; what cannot be merged is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from export.adapter import load_adapter
+from export.foreign import bring_in, is_adapter, named_base
+from export.merge import Merged
+from export.source import open_source
+from tests.export_cases import add_lora
+from tests.tiny_models import make
+from unshot.console import Output
+from unshot.errors import InputError
+from unshot.models import resolve
+
+QUIET = Output(verbosity=-1)
+PREFIX = "base_model.model."
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return make("llama", tmp_path_factory.mktemp("foreign") / "base")
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory) -> Path:
+    return make("qwen2", tmp_path_factory.mktemp("foreign") / "tied")
+
+
+def by_peft(base: Path, adapter: Path, rows: int | None = None) -> dict[str, torch.Tensor]:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    if rows:
+        net.resize_token_embeddings(rows, mean_resizing=False)
+    merged: dict[str, torch.Tensor] = (
+        PeftModel.from_pretrained(net, str(adapter)).merge_and_unload().state_dict()
+    )
+    return merged
+
+
+def ours(base: Path, folder: Path) -> Merged:
+    source = resolve(base)
+    foreign = bring_in(folder, source)
+    return Merged(source.weight_files(), source.config(), load_adapter(foreign.folder))
+
+
+def equal(found: Merged, expected: dict[str, torch.Tensor]) -> None:
+    changed = 0
+    for name in found.names():
+        value = found.rows(name)
+        torch.testing.assert_close(value, expected[name], rtol=2e-6, atol=2e-6, msg=name)
+        same = found.base.shape(name) == found.shape(name) if name in found.base else False
+        changed += not same or not torch.equal(value, found.base[name].read().float())
+    assert changed
+
+
+def restyle(adapter: Path, folder: Path, rename: Any, **config: Any) -> Path:
+    """A copy of a peft adapter with other key names."""
+    folder.mkdir(parents=True)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({rename(k): v for k, v in tensors.items()}, folder / "adapter_model.safetensors")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, **config}))
+    return folder
+
+
+STYLES = {
+    "peft": lambda k: k,
+    "no prefix": lambda k: k.removeprefix(PREFIX),
+    "compiled": lambda k: k.replace(PREFIX, f"{PREFIX}_orig_mod."),
+    "compiled layers": lambda k: k.replace(".self_attn.", "._orig_mod.self_attn."),
+    "fsdp": lambda k: k.replace(".layers.", "._fsdp_wrapped_module.layers."),
+    "data parallel": lambda k: "module." + k.removeprefix(PREFIX),
+    "language model": lambda k: k.replace("model.model.layers", "model.model.language_model.layers"),
+    "older language model": lambda k: k.replace("model.model.layers", "model.language_model.model.layers"),
+    "adapter's name": lambda k: k.replace(".weight", ".default.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_key_styles_give_pefts_answer(base, tmp_path, style) -> None:
+    add_lora(
+        base, tmp_path / "adapter", rank_pattern={"q_proj": 2}, alpha_pattern={"k_proj": 3}, use_rslora=True
+    )
+    folder = restyle(tmp_path / "adapter", tmp_path / "styled", STYLES[style], target_modules=".*language.*")
+    equal(ours(base, folder), by_peft(base, tmp_path / "adapter"))
+
+
+def test_dora_and_biases_keep_their_kind(base, tmp_path) -> None:
+    add_lora(base, tmp_path / "adapter", use_dora=True)
+    folder = restyle(tmp_path / "adapter", tmp_path / "styled", STYLES["language model"])
+    equal(ours(base, folder), by_peft(base, tmp_path / "adapter"))
+
+
+def to_mlx(adapter: Path, folder: Path, *, dora: bool = False) -> Path:
+    """mlx-lm's own form of a peft adapter."""
+    folder.mkdir(parents=True)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = {}
+    for name, value in load_file(adapter / "adapter_model.safetensors").items():
+        plain = name.removeprefix(PREFIX).removesuffix(".weight")
+        if plain.endswith("lora_magnitude_vector"):
+            tensors[plain.replace("lora_magnitude_vector", "m")] = value
+        else:
+            tensors[plain.replace("lora_A", "lora_a").replace("lora_B", "lora_b")] = value.T.contiguous()
+    save_file(tensors, folder / "adapters.safetensors")
+    config = {
+        "fine_tune_type": "dora" if dora else "lora",
+        "model": "mlx-community/tiny-4bit",
+        "lora_parameters": {
+            "rank": settings["r"],
+            "scale": settings["lora_alpha"] / settings["r"],
+            "dropout": 0.0,
+        },
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_mlx_pairs_give_pefts_answer(base, tmp_path, dora) -> None:
+    add_lora(base, tmp_path / "adapter", use_dora=dora, target_modules=["q_proj", "down_proj"])
+    folder = to_mlx(tmp_path / "adapter", tmp_path / "mlx", dora=dora)
+    assert is_adapter(folder)
+    equal(ours(base, folder), by_peft(base, tmp_path / "adapter"))
+
+
+def test_torchtune_names_and_rotary_layout(base, tmp_path) -> None:
+    """torchtune keeps the rows of q and k in pairs; its names are undone with them."""
+    add_lora(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj", "down_proj", "lm_head"])
+    names = {"self_attn.": "attn.", "mlp.down_proj": "mlp.w2", "lm_head": "output", "model.layers": "layers"}
+
+    def rename(key: str) -> str:
+        key = key.removeprefix(PREFIX).replace("lora_A", "lora_a").replace("lora_B", "lora_b")
+        for ours_, theirs in names.items():
+            key = key.replace(ours_, theirs)
+        return key
+
+    folder = restyle(tmp_path / "adapter", tmp_path / "tune", rename)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for key, value in tensors.items():
+        if "attn.q_proj.lora_b" in key:  # heads of 16: halves become pairs
+            tensors[key] = (
+                value.view(-1, 2, 8, value.shape[-1]).transpose(1, 2).reshape(value.shape).contiguous()
+            )
+    save_file(tensors, folder / "adapter_model.safetensors")
+    equal(ours(base, folder), by_peft(base, tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_resized_vocabulary(family, tmp_path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = make(family, tmp_path / "base")
+    net = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    rows = net.config.vocab_size + 5
+    torch.manual_seed(3)
+    net.resize_token_embeddings(rows, mean_resizing=False)
+    net = get_peft_model(net, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, value in net.named_parameters():
+            if "lora_B" in name or "embed" in name or "lm_head" in name:
+                value.add_(0.05 * torch.randn_like(value))
+    net.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=True)
+    found = ours(folder, tmp_path / "adapter")
+    assert found.resized == rows and found.config["vocab_size"] == rows
+    assert found.untied is False
+    equal(found, by_peft(folder, tmp_path / "adapter", rows))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_rows_trained_alone(family, tmp_path) -> None:
+    folder = make(family, tmp_path / "base")
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
+    options = {
+        "r": 4,
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": [3, 7, 300],
+        "task_type": "CAUSAL_LM",
+    }
+    net = get_peft_model(net, LoraConfig(**options))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, value in net.named_parameters():
+            if "token_adapter" in name and value.requires_grad:
+                value.add_(torch.randn_like(value))
+    net.save_pretrained(str(tmp_path / "adapter"))
+    found = ours(folder, tmp_path / "adapter")
+    assert not found.untied
+    equal(found, by_peft(folder, tmp_path / "adapter"))
+
+
+def test_lora_bias(tmp_path) -> None:
+    folder = make("qwen2", tmp_path / "base")
+    add_lora(folder, tmp_path / "adapter", lora_bias=True, target_modules=["q_proj"])
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, value in tensors.items():
+        if name.endswith("lora_B.bias"):
+            tensors[name] = torch.randn_like(value)
+    save_file(tensors, tmp_path / "adapter" / "adapter_model.safetensors")
+    equal(ours(folder, tmp_path / "adapter"), by_peft(folder, tmp_path / "adapter"))
+
+
+def test_lora_bias_without_a_place_is_named(base, tmp_path) -> None:
+    add_lora(base, tmp_path / "adapter", lora_bias=False, target_modules=["q_proj"])
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors |= {
+        k.replace(".weight", ".bias"): torch.ones(v.shape[0]) for k, v in tensors.items() if "lora_B" in k
+    }
+    save_file(tensors, path)
+    with pytest.raises(InputError, match="lora_bias"):
+        ours(base, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "loftq", "corda"])
+def test_starts_that_change_the_base_are_named_with_the_way_out(base, tmp_path, start) -> None:
+    add_lora(base, tmp_path / "adapter", target_modules=["q_proj"])
+    folder = restyle(tmp_path / "adapter", tmp_path / "styled", lambda k: k, init_lora_weights=start)
+    with pytest.raises(InputError, match=rf"{start}.*path_initial_model_for_weight_conversion"):
+        ours(base, folder)
+
+
+def test_what_cannot_be_merged_is_one_line(base, tmp_path) -> None:
+    add_lora(base, tmp_path / "adapter", target_modules=["q_proj"])
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    shutil.copy(tmp_path / "adapter" / "adapter_config.json", pickled)
+    (pickled / "adapter_model.bin").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"save_file.*weights_only=True"):
+        open_source(str(pickled), str(base), QUIET)
+    quantised = restyle(
+        tmp_path / "adapter", tmp_path / "q", lambda k: k, base_model_name_or_path="unsloth/tiny-bnb-4bit"
+    )
+    with pytest.raises(InputError, match="--base"):
+        open_source(str(quantised), None, QUIET)
+    nameless = restyle(tmp_path / "adapter", tmp_path / "n", lambda k: k, base_model_name_or_path=None)
+    with pytest.raises(InputError, match="names no base"):
+        open_source(str(nameless), None, QUIET)
+    odd = restyle(tmp_path / "adapter", tmp_path / "o", lambda k: k.replace("q_proj", "query"))
+    with pytest.raises(InputError, match="query"):
+        open_source(str(odd), str(base), QUIET)
+    with pytest.raises(InputError, match="names no base"):
+        named_base(nameless)
+
+
+def test_an_adapter_brings_its_own_tokenizer_and_rows(base, tmp_path) -> None:
+    add_lora(base, tmp_path / "adapter", target_modules=["q_proj"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, tmp_path / "adapter")
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "Fees are due.", "completion": "low"}\n' * 3)
+    model = open_source(str(tmp_path / "adapter"), str(base), QUIET, data)
+    assert model.tokenizer == tmp_path / "adapter" and len(model.rows) == 3 and model.task is None
+    plain = open_source(str(tmp_path / "adapter"), str(base), QUIET)
+    assert len(plain.rows) > 20

@@ -1,0 +1,65 @@
+"""The chat template shown on the first rows, before anything is trained: what the model would see, and learn to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from unshot.data.rows import Example, Message
+from unshot.errors import InputError
+from unshot.models import Source
+from unshot.text.chat import Chat
+from unshot.text.repair import thinks
+
+ROWS = 8
+WAY_OUT = "give a template that does (--chat-template FILE)"
+
+
+def prove_template(
+    chat: Chat, source: Source, rows: Sequence[Example], requests: Sequence[list[Message]]
+) -> list[str]:
+    """Check instruction, input, answer and end token on the first rows; return what there is to know, in words.
+
+    `requests` are the rows' messages as the model is asked. Raises `InputError`, naming the row and what to set, for a
+    template that leaves out the instruction or the input, or that puts the answer into a thinking block.
+    """
+    for row, messages in zip(rows[:ROWS], requests[:ROWS], strict=True):
+        where = row.where or f"line {row.line}"
+        text = chat.render(messages)
+        wanted = [("instruction", m) for m in messages if m["role"] in ("system", "developer")]
+        wanted += [("input", m) for m in messages if m["role"] == "user"][-1:]
+        for what, message in wanted:
+            if not _stands_in(str(message["content"]), text):
+                raise InputError(f"{where}: the chat template leaves out the {what}; {WAY_OUT}")
+        if opened := thinks(text):
+            raise InputError(
+                f"{where}: the prompt ends inside a <{opened}> block, where the answer would be thought and not said; "
+                f"{WAY_OUT}"
+            )
+    return [*chat.tokenizer.repairs, *_ends(chat, source)]
+
+
+def _stands_in(content: str, text: str) -> bool:
+    """Whether a content is in a rendered prompt: blanks aside, as it is or as JSON has it."""
+    forms = (content, json.dumps(content, ensure_ascii=False)[1:-1])
+    squeezed = " ".join(text.split())
+    return any(" ".join(form.split()) in squeezed for form in forms)
+
+
+def _ends(chat: Chat, source: Source) -> list[str]:
+    """What to know about the token that ends an answer."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        path = source.path / name
+        try:
+            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        except (ValueError, AttributeError):
+            ids = None
+        found += [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
+    if not found or chat.end in found:
+        return []
+    others = ", ".join(repr(chat.tokenizer.token(i)) for i in dict.fromkeys(found))
+    return [
+        f"answers end with {chat.tokenizer.token(chat.end)!r}, while the base's own settings stop at {others}: exports "
+        "stop at the first; a server that runs base and adapter must be told to"
+    ]
