@@ -6,11 +6,13 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, Run
+from unshot.__main__ import EXTRAS, describe
 from unshot.cli import COMMANDS
 from unshot.demo.command import copy_case, stages_of
 from unshot.reference import reference
@@ -121,3 +123,23 @@ def test_make_demo_and_make_test_are_the_two_commands() -> None:
             ["make", "-n", target, "PY=python"], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("torch.nn", "needs torch, which is not installed; run `pip install 'unshot[tune]'`"),
+        ("uvicorn", "'unshot[deploy]'"),
+        ("something", "needs something, which is not installed; run `pip install 'unshot[all]'`"),
+        ("tune.gone", "internal error"),
+    ],
+)
+def test_a_library_that_is_not_there_is_named_with_its_extra(module: str, words: str) -> None:
+    assert words in describe(ModuleNotFoundError(f"No module named {module!r}", name=module))
+
+
+def test_every_extra_that_is_advised_exists() -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    assert {*EXTRAS.values(), "all"} <= set(known)

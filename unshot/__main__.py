@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from unshot.child import protect
+from unshot.child import ROOMS, protect
 
 protect()
 
@@ -58,8 +58,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(holder, describe(error), EXIT_OUTSIDE)
 
 
+# What a library is installed with; the others come with `all`.
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "peft", "accelerate", "huggingface_hub", "gguf", "scipy"), "tune"),
+    **dict.fromkeys(("llama_cpp", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"), "export"),
+    **dict.fromkeys(("psutil", "ddsketch", "pynvml"), "bench"),
+    **dict.fromkeys(("starlette", "uvicorn", "aiohttp", "prometheus_client", "sklearn"), "deploy"),
+    "pyarrow": "parquet", "ray": "ray", "mlflow": "mlflow", "bitsandbytes": "qlora",
+}  # fmt: skip
+
+
 def describe(error: BaseException) -> str:
     """One line for an error that no part of unshot foresaw."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        library = error.name.split(".")[0]
+        if library not in ROOMS:
+            extra = EXTRAS.get(library, "all")
+            return (
+                f"this command needs {library}, which is not installed; run `pip install 'unshot[{extra}]'`"
+            )
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
