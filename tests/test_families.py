@@ -150,7 +150,10 @@ def test_the_soft_cap_of_gemma_2_is_kept() -> None:
     assert net.config._attn_implementation == "eager"
     ids = torch.tensor([list(range(3, 30))])
     capped = net(ids).logits
-    net.set_attn_implementation("sdpa")
+    try:
+        net.set_attn_implementation("sdpa")
+    except ValueError:  # transformers 5 refuses it by itself
+        return
     for layer in net.model.layers:
         layer.self_attn.config._attn_implementation = "sdpa"
     assert not torch.allclose(capped, net(ids).logits, atol=1e-3)
