@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from export.boundaries import SERVED
+from export.ollama import modelfile
 from export.source import Model
 from unshot.catalog.formats import Target
 from unshot.contracts.gates import read_gates
 from unshot.contracts.manifest import Gate, sha256
 from unshot.contracts.parity import FileReport
 from unshot.data.files import write_text
-from unshot.data.rows import Message
-
-CHATML = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 
 WORDS = {True: "passed", False: "**failed**", None: "undecided"}
 NOT_REVIEWED = (
@@ -31,7 +28,8 @@ def write_shipping(
     """Write the files that a deployment needs beside the artifacts in `work`."""
     gguf = [t for t in targets if t.kind == "gguf"]
     if gguf:
-        write_text(work / "Modelfile", modelfile(model, gguf[0]))
+        first = next(r for r in reports if r.target == str(gguf[0]))
+        write_text(work / "Modelfile", modelfile(model, gguf[0], served(model, first)))
     write_text(work / "serve.sh", serve(model, targets, reports))
     (work / "serve.sh").chmod(0o755)
     write_text(work / "README.md", card(model, targets, reports, gates))
@@ -40,26 +38,6 @@ def write_shipping(
     )
     lines = [f"{sha256(f)}  {f.relative_to(work).as_posix()}\n" for f in files]
     write_text(work / "SHA256SUMS", "".join(lines))
-
-
-def modelfile(model: Model, target: Target) -> str:
-    """An Ollama Modelfile; the chat template is written out where it is ChatML, else Ollama reads the file's own."""
-    stop = model.chat.tokenizer.token(model.chat.end)
-    lines = [f"FROM ./{target.name}", "PARAMETER temperature 0", f"PARAMETER stop {json.dumps(stop)}"]
-    if is_chatml(model):
-        lines.append(f'TEMPLATE """{CHATML}"""')
-    if model.task and model.task.instruction:
-        lines.append(f"SYSTEM {json.dumps(model.task.instruction, ensure_ascii=False)}")
-    if model.base.license:
-        lines.append(f"LICENSE {json.dumps(model.base.license)}")
-    return "\n".join(lines) + "\n"
-
-
-def is_chatml(model: Model) -> bool:
-    """Whether the chat template writes plain ChatML for a system and a user message."""
-    talk: list[Message] = [{"role": "system", "content": "a b"}, {"role": "user", "content": "c d"}]
-    plain = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in talk)
-    return model.chat.render(talk) == f"{plain}<|im_start|>assistant\n"
 
 
 def served(model: Model, report: FileReport) -> int:

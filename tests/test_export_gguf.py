@@ -170,3 +170,24 @@ def test_phi3_in_a_name_does_not_stop_other_models_from_loading() -> None:
     assert gguf_file.safe_name("my-phi3-run", ["a"], "llama") == "my-phi 3-run"
     tokens = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
     assert gguf_file.safe_name("run7", tokens, "phi3") == "Phi-3 run7"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["granite", "olmo2", "gpt_neox"])
+def test_other_families_go_through_llama_cpps_own_converter(tmp_path, converter, family) -> None:
+    """The merged model, converted, quantised and held against the model by the same gate; the path taken is said."""
+    from export.run import Settings, export_run
+    from tests.export_cases import make_run
+    from unshot.catalog.formats import parse_targets
+    from unshot.console import Output
+
+    run = make_run(make(family, tmp_path / "base"), tmp_path / "run")
+    targets = parse_targets(["gguf:f32", "gguf:q4_k_m"])
+    settings = Settings(llama_cpp=converter)
+    result = export_run(str(run), targets, tmp_path / "art", Output(verbosity=-1), settings)
+    full, coarse = result.parity
+    assert full.passed and full.figures.logits and full.figures.logits.kl < 1e-5
+    assert coarse.passed and coarse.against == "gguf:f32"
+    assert "converter" in full.made_by and "quantiser" in coarse.made_by
+    fields = gguf.GGUFReader(tmp_path / "art" / "model-f32.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is False

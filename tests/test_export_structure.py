@@ -486,3 +486,41 @@ def test_a_fault_stops_the_export(tuned, tmp_path, monkeypatch) -> None:
     with pytest.raises(GateError, match="its full-precision source gguf:f32 is not the model"):
         exported(tuned, ["gguf:q4_k_m"], tmp_path / "x")
     assert not (tmp_path / "x").exists() and Parity.read(tmp_path / "x.parity.json").sources
+
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|start|>' + m['role'] + '<|end|>\n\n' + m['content'] + '<|eot|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set head = messages[0]['content'] + '\n\n' %}"
+    "{% set rest = messages[1:] %}{% else %}{% set head = '' %}{% set rest = messages %}{% endif %}"
+    "{% for m in rest %}{% if m['role'] == 'user' %}[INST] {{ head if loop.first else '' }}{{ m['content'] }}[/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+ODD = "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "starts"),
+    [
+        (LLAMA3, "<|endoftext|"),
+        (MISTRAL, "<|endoftext|>[INST] {{ range .Messages }}"),
+        (ODD, None),
+    ],
+)
+def test_ollama_gets_the_chat_template_written_out(tuned, tmp_path, template, starts) -> None:
+    from export.ollama import modelfile
+    from export.source import open_source
+
+    folder = tmp_path / "base"
+    shutil.copytree(tuned.parent / "base", folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    text = modelfile(open_source(str(folder), None, QUIET), parse_target("gguf"), 256)
+    assert "PARAMETER num_ctx 256" in text
+    if starts is None:
+        assert "TEMPLATE" not in text and "not proven" in text
+    else:
+        assert f'TEMPLATE """{starts}' in text
