@@ -15,6 +15,7 @@ from export.adapter import resize
 from export.families import Config
 from export.tensors import Shards
 from unshot.errors import InputError, OutsideError
+from unshot.models import attention_of
 
 # Bytes of fp32 logits that one batch may take.
 LOGIT_BYTES = 2**30
@@ -139,10 +140,11 @@ def evaluated(
 
     transformers = transformers_quietly()
     config = auto_config(base)
+    attention = attention_of(config.to_dict())
     if streams:
         return Reference(_streamed(transformers, config, files, adapter, vocabulary), streams=True)
     net = transformers.AutoModelForCausalLM.from_pretrained(
-        str(base), config=config, dtype=torch.float32, use_safetensors=True
+        str(base), config=config, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
     )
     if vocabulary:
         resize(net, vocabulary)
@@ -204,7 +206,9 @@ def _streamed(
             "an adapter with a resized vocabulary needs its base in memory; leave --low-memory out"
         )
     with init_empty_weights(include_buffers=False):
-        net = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        net = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention_of(config.to_dict())
+        )
     layers = list(getattr(net, "_no_split_modules", None) or [])
     saved = None
     if adapter is not None:
