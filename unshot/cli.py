@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "planner.command:plan",
         "Cost, latency and break-even of the long prompt against a tuned model.",
     ),
-    "data": ("tune.data.command:data", "Check a data set, and split it."),
+    "data": ("tune.data.command:data", "Check a data set, split it, have inputs labelled."),
     "tune": ("tune.command:tune", "Fine-tune a base model and evaluate it on held-out data."),
     "eval": (
         "tune.evaluate.command:evaluate",

@@ -13,6 +13,7 @@ from deploy.answers import LoggedRequest, choose, gather, right
 from deploy.retrain.champion import Champion
 from deploy.retrain.collect import Collected, collect, drop_alike
 from unshot.console import Output, dumps
+from unshot.contracts.evaluation import Evaluation
 from unshot.contracts.gates import read_gates
 from unshot.contracts.manifest import NAME, Manifest, describe_file, read_manifest, staged
 from unshot.contracts.report import BenchReport
@@ -259,22 +260,22 @@ def blocks(stage: str, gate: str, champion: Champion) -> bool:
 
 def comparison(folder: Path) -> dict[str, Any] | None:
     """Both scores and the paired difference (new minus champion) that `unshot eval` wrote; None where it did not."""
-    path = folder / "scores.json"
-    if not path.is_file():
+    if not (folder / Evaluation.FILE).is_file():
         return None
-    scores = json.loads(path.read_text(encoding="utf-8"))
-    both = scores["comparison"]
-    metric = scores["metric"] if scores["metric"] in both else "accuracy"
+    scores = Evaluation.read(folder)
+    both, new = scores.comparison, scores.other
+    if both is None or new is None:
+        return None
     return {
-        "rows": scores["rows"],
-        "metric": metric,
-        "champion": scores[metric],
-        "new": scores["other"][metric],
-        "difference": both[metric]["difference"],
-        "only_champion_right": both["only_first_right"],
-        "only_new_right": both["only_second_right"],
-        "mcnemar_p": both["mcnemar_p"],
-        "reading": scores["reading"]["reading"],
+        "rows": scores.rows,
+        "metric": scores.metric,
+        "champion": vars(scores.score),
+        "new": vars(new.score),
+        "difference": vars(both.score.difference),
+        "only_champion_right": both.only_first_right,
+        "only_new_right": both.only_second_right,
+        "mcnemar_p": both.mcnemar_p,
+        "reading": scores.reading.reading,
     }
 
 

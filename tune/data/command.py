@@ -1,4 +1,4 @@
-"""`unshot data check`, `unshot data split` and `unshot data import`."""
+"""`unshot data check`, `unshot data split`, `unshot data import` and `unshot data label`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unshot.errors import InputError
-from unshot.options import PATH, Number, case_flags, common, row_options, whole
+from unshot.options import PATH, POSITIVE, PRICE, SECONDS, Number, case_flags, common, row_options, whole
 
 if TYPE_CHECKING:
     from unshot.case import Case
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Check a data set before training, split it, and make one from request logs."""
+    """Check a data set before training, split it, make one from request logs, have inputs labelled."""
 
 
 @data.command()
@@ -206,3 +206,97 @@ class Counter:
     def text(self, text: str) -> int:
         """Tokens of a text by itself."""
         return len(self.chat.tokenizer.ids(text))
+
+
+@data.command()
+@click.argument("path", metavar="INPUTS", type=PATH)
+@click.option("--teacher", required=True, metavar="SPEC", help="http://HOST/v1, or a model file: gguf:PATH.")
+@click.option("--teacher-model", metavar="NAME", help="The model's name at the server.")
+@click.option("--key-env", metavar="NAME", help="Environment variable that holds the server's key.")
+@click.option("--price", type=PRICE, help="The teacher's token prices, $ per million: input=2.5,output=10.")
+@click.option("--budget", type=POSITIVE, help="Stop before this many dollars are spent; needs --price.")
+@click.option("--votes", type=whole(1, 99), default=1, show_default=True, help="Sampled answers per input.")
+@click.option("--max-tokens", type=whole(1), default=256, show_default=True, help="Longest answer, tokens.")
+@click.option("--workers", type=whole(1, 256), default=8, show_default=True, help="Requests at a time.")
+@click.option(
+    "--timeout", type=SECONDS, default=120.0, show_default=True, help="Seconds until a try is given up."
+)
+@click.option("--logprobs", is_flag=True, help="Ask for log-probabilities: how sure the teacher is.")
+@click.option("--write-batch", type=PATH, help="Write an OpenAI batch input file and ask nothing.")
+@click.option("--read-batch", type=PATH, help="Take the answers of a batch output file; ask only the rest.")
+@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@case_flags("--prompt", "--system", "--labels", "--answer-field")
+@row_options
+@common
+def label(path: Path, final: Path, case: Case, rows_as: RowOptions, out: Output, **asked: Any) -> None:
+    """Let a teacher with the long prompt answer INPUTS; its answers are rows for `unshot tune`.
+
+    The same command goes on after an interruption, without asking again what was answered. Exit code 1 if the budget
+    ends first.
+    """
+    from tune.data.label import LabelSettings, forecast_lines, label_file, questions
+    from tune.data.ledger import write_batch
+    from tune.data.teacher import ServerTeacher, open_teacher
+    from unshot.contracts.task import read_schema
+    from unshot.data.load import load_rows
+
+    price = asked["price"].of(asked["teacher_model"]) if asked["price"] else None
+    if asked["budget"] is not None and price is None:
+        raise InputError("--budget is in dollars; give the teacher's --price too")
+    teacher = open_teacher(
+        asked["teacher"], asked["teacher_model"], asked["key_env"], price=price, logprobs=asked["logprobs"],
+        timeout=asked["timeout"],
+    )  # fmt: skip
+    schema = case.task.answer_schema
+    settings = LabelSettings(
+        votes=asked["votes"],
+        max_tokens=asked["max_tokens"],
+        concurrency=asked["workers"],
+        budget=asked["budget"],
+        labels=case.task.labels,
+        answer_field=case.task.answer_field,
+        schema=read_schema(schema) if schema else None,
+    )
+    prompt = case.long_prompt()
+    try:
+        if settings.votes > 1 and not teacher.concurrent:
+            raise InputError(
+                f"--votes {settings.votes}: {teacher.name} answers greedily, every vote would be the same"
+            )
+        rows = load_rows(path, rows_as, out, prompt=prompt if prompt.given else None, answers=False)
+        if asked["write_batch"] is not None:
+            if not isinstance(teacher, ServerTeacher):
+                raise InputError("--write-batch is for a server; give --teacher http://HOST/v1")
+            bodies = ((q.key(teacher.name), teacher.body(q)) for _, q in questions(rows, prompt, settings))
+            count = write_batch(asked["write_batch"], bodies)
+            out.result({"requests": count, "path": str(asked["write_batch"])}, f"{count} requests written")
+            return
+        for line in forecast_lines(rows, prompt, settings, asked["teacher_model"], price):
+            out.log(line)
+        report = label_file(
+            path,
+            rows,
+            prompt,
+            teacher,
+            settings,
+            final,
+            out,
+            overwrite=asked["overwrite"],
+            answered=asked["read_batch"],
+        )
+    finally:
+        teacher.close()
+    left = ", ".join(f"{count} {reason}" for reason, count in report.left_out.items())
+    spent = "unknown dollars" if report.usage.dollars is None else f"${report.usage.dollars:.4f}"
+    out.result(
+        report.plain(),
+        f"{report.labelled} of {report.inputs} inputs labelled by {report.teacher}"
+        + (f"; left out: {left}" if left else ""),
+        f"{report.usage.requests} requests, {report.usage.prompt_tokens:,} input tokens "
+        f"({report.usage.cached_tokens:,} cached), {report.usage.output_tokens:,} output tokens, {spent}"
+        + (
+            f"; {report.usage.without_usage} answers came without usage" if report.usage.without_usage else ""
+        ),
+        f"rows: {final / 'labelled.jsonl'}. A teacher wrote them: scores on them are agreement with it, not accuracy.",
+    )

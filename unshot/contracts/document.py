@@ -19,12 +19,15 @@ from unshot.errors import InputError
 DOCUMENTS: tuple[str, ...] = (
     "unshot.pipeline:PipelineRecord",
     "unshot.contracts.plan:PlanFile",
+    "tune.data.label:LabelReport",
     "unshot.contracts.manifest:Manifest",
     "unshot.contracts.parity:Parity",
     "unshot.contracts.registry:State",
     "unshot.contracts.report:BenchReport",
     "unshot.contracts.request_log:Request",
     "unshot.contracts.request_log:Feedback",
+    "unshot.contracts.task:Task",
+    "unshot.contracts.evaluation:Evaluation",
 )
 
 

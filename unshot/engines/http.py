@@ -106,6 +106,14 @@ def call(
 
     Raises `OSError` where no answer came.
     """
+    status, _, answer = request_once(address, path, body=body, key=key, timeout=timeout)
+    return status, answer
+
+
+def request_once(
+    address: Address, path: str, *, body: bytes | None = None, key: str | None = None, timeout: float = 10.0
+) -> tuple[int, dict[str, str], bytes]:
+    """As `call`, with the answer's headers (names in lower case)."""
     headers = {"Accept": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -120,7 +128,8 @@ def call(
     try:
         connection.request("GET" if body is None else "POST", address.path + path, body, headers)
         response = connection.getresponse()
-        return response.status, response.read()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, found, response.read()
     except http.client.HTTPException as error:
         raise OSError(f"not an HTTP answer ({type(error).__name__})") from None
     finally:

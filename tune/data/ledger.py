@@ -1,0 +1,110 @@
+"""What a teacher was asked and what it said: append-only, so that a killed run goes on without paying twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from unshot.console import Output
+from unshot.contracts.record import Record, RecordError
+from unshot.errors import OutsideError
+
+FILE = "ledger.jsonl"
+Status = Literal["ok", "truncated", "refused", "malformed", "failed"]
+# What was answered is paid for and never asked again; a request that got no answer is.
+PAID: tuple[Status, ...] = ("ok", "truncated", "refused", "malformed")
+
+
+class Entry(Record):
+    """One request that came to an end. Tokens and dollars are None if the server did not report them."""
+
+    key: str
+    status: Status
+    text: str = ""
+    # Why there is no answer: `http 400`, `timeout`, what the server said.
+    detail: str = ""
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    dollars: float | None = None
+    # Smallest difference of log-probability between the first and the second token of the answer.
+    margin: float | None = None
+
+
+class Ledger:
+    """The entries of a labelling run by request key. Safe to write from several threads."""
+
+    def __init__(self, folder: Path, out: Output) -> None:
+        self.path = folder / FILE
+        self.entries: dict[str, Entry] = {}
+        self._lock = threading.Lock()
+        bad = self._read()
+        if bad:
+            out.warn(
+                f"{self.path}: {bad} lines cannot be read and are left out; their requests are asked again"
+            )
+        self._file = self.path.open("ab")
+
+    def _read(self) -> int:
+        """Take in what an earlier run left; a torn last line is cut off. The number of other unreadable lines."""
+        if not self.path.is_file():
+            return 0
+        raw = self.path.read_bytes()
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if len(whole) < len(raw):
+            with self.path.open("r+b") as handle:
+                handle.truncate(len(whole))
+        bad = 0
+        for line in whole.splitlines():
+            try:
+                entry = Entry.from_json(line)
+            except RecordError:
+                bad += 1
+                continue
+            self.entries[entry.key] = entry
+        return bad
+
+    def add(self, entry: Entry) -> None:
+        """Write an entry, whole or not at all. Raises `OutsideError` if the disk is full."""
+        raw = entry.to_json().encode() + b"\n"
+        with self._lock:
+            size = self._file.tell()
+            try:
+                self._file.write(raw)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                os.ftruncate(self._file.fileno(), size)
+                raise OutsideError(
+                    f"{self.path}: {error.strerror}; free some space, the same command goes on"
+                ) from None
+            self.entries[entry.key] = entry
+
+    def paid(self, key: str) -> Entry | None:
+        """The entry of a request that was answered; None if it must be asked."""
+        entry = self.entries.get(key)
+        return entry if entry is not None and entry.status in PAID else None
+
+    def spent(self) -> float:
+        """Dollars by the usage that servers reported."""
+        with self._lock:
+            return sum(entry.dollars or 0.0 for entry in self.entries.values())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def write_batch(path: Path, bodies: Iterator[tuple[str, dict[str, object]]]) -> int:
+    """Requests as an OpenAI batch input file; their number."""
+    count = 0
+    with path.open("w", encoding="utf-8") as handle:
+        for key, body in bodies:
+            line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += 1
+    return count
