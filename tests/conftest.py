@@ -1,7 +1,8 @@
 """Fixtures: the real embedded model, a tiny random-weight one with the same tokenizer, one tiny run for all tests.
 
-Lanes: `slow` trains or runs a real model, `cli` starts the command line in a process of its own. Both marks are put on
-by what a test asks for (`SLOW`, `CLI`) or by hand; a test without them that starts the command line all the same fails.
+Lanes: `slow` trains or runs a real model or simulates for seconds, `cli` starts the command line in a process of its
+own. Both marks are put on by what a test asks for (`SLOW`, `CLI`) or by hand; a test without them that starts the
+command line all the same fails.
 """
 
 from __future__ import annotations

@@ -119,6 +119,7 @@ def test_every_accepted_value_changes_something(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PLANNED))
+@pytest.mark.slow
 def test_every_accepted_value_changes_the_forecast_or_is_refused(name: str, plan: Callable[..., Any]) -> None:
     found = {value: plan(PLANNED[name], value) for value in keys()[name].accepted()}
     forecasts = [json.dumps(v) for v in found.values() if not isinstance(v, str)]

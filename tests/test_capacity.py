@@ -30,6 +30,7 @@ def at(one: Replica, load: Load) -> Response:
 
 @pytest.mark.parametrize("law", ["deterministic", "exponential"])
 @pytest.mark.parametrize("rho", [0.3, 0.6, 0.85])
+@pytest.mark.slow
 def test_simulation_reproduces_single_server_queues(law: str, rho: float) -> None:
     """M/D/1 and M/M/1 (geometric with mean 200) mean waits by Pollaczek-Khinchine, within 2%."""
     tokens, step, count = 200, 1e-3, 200_000

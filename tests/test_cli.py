@@ -105,6 +105,7 @@ def test_the_stage_commands_of_the_readme_are_those_the_demo_runs(
     assert shown == run
 
 
+@pytest.mark.slow
 def test_the_other_commands_of_the_readme_run(unshot: Run, tmp_path: Path) -> None:
     others = [c for c in readme_commands("unshot") if "unshot-demo" not in c]
     assert others

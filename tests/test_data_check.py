@@ -55,6 +55,7 @@ def banking() -> list[dict[str, str]]:
     return rows[:5000]
 
 
+@pytest.mark.slow
 def test_planted_faults_among_5000_real_rows(banking: list[dict[str, str]], tmp_path: Path) -> None:
     """Must show 5 of the tuning stage: recall is of the planted; precision counts what the clean rows lack."""
     chance = random.Random(7)
@@ -92,6 +93,7 @@ def test_planted_faults_among_5000_real_rows(banking: list[dict[str, str]], tmp_
     assert recall >= 0.95 and precision >= 0.95
 
 
+@pytest.mark.slow
 def test_planted_near_duplicates_do_not_cross_the_split(banking: list[dict[str, str]]) -> None:
     from tune.contamination import separate
     from tune.split import Split

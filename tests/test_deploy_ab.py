@@ -27,6 +27,7 @@ def at_most(count: int, total: int, share: float) -> bool:
     return bool(stats.binomtest(count, total, share, alternative="greater").pvalue > 0.001)
 
 
+@pytest.mark.slow
 def test_peeking_after_every_request_keeps_the_error_rate_which_a_z_test_does_not() -> None:
     own, naive, _ = peeked(shares(0.9, 0.9), 1500, 600, effect=0.05, scale=0.5, seed=10)
     assert at_most(own, 600, 0.05)

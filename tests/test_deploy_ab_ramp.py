@@ -47,6 +47,7 @@ def called(value: Any, unit: Any, candidate: Any, stratum: Any, *, within: bool)
 
 
 @pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.slow
 def test_a_ramp_under_harder_traffic_keeps_the_error_rate_which_pooling_does_not(heavy: bool) -> None:
     generator = np.random.default_rng(3)
     runs = [ramp(generator, 900, heavy=heavy) for _ in range(80)]

@@ -92,6 +92,7 @@ def test_a_planted_shift_is_found_soon_and_no_earlier(
     assert "<svg" in page and "Drift was found" in page
 
 
+@pytest.mark.slow
 def test_looks_are_taken_once_and_a_call_more_often_spends_nothing(
     capsys: Capture, texts: list[str], reference: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_too_few_requests_is_an_answer_too(capsys: Capture, texts: list[str], tm
     assert done.code == 2 and "no requests of the arm `baseline`" in done.err
 
 
+@pytest.mark.slow
 def test_tests_cry_out_no_more_often_than_they_say_where_nothing_changed() -> None:
     """p-values below 0.05 on exchangeable texts and answers, at most some 5% of the time, every feature apart."""
     generator, embed = np.random.default_rng(5), Hashed()
@@ -241,6 +243,7 @@ def days(folder: Path, number: int, *, shift: int | None = None) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_day_and_night_are_no_drift_where_like_hours_are_compared(capsys: Capture, tmp_path: Path) -> None:
     folder = days(tmp_path / "log", 4)
     plain = run_here(capsys, "deploy", "drift", folder, "--window", "60", "--json", "--state", tmp_path / "a")

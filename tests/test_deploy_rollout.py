@@ -101,6 +101,7 @@ def consistent(state: State) -> None:
     assert set(state.versions) == {int(e.subject[1:]) for e in state.history if e.action == "add"}
 
 
+@pytest.mark.slow
 def test_a_good_version_reaches_everybody_by_itself(registry: Registry, tmp_path: Path) -> None:
     over = World(registry, tmp_path / "log").run()
     state = registry.state()
@@ -123,6 +124,7 @@ def test_a_bad_version_is_taken_back_by_itself(registry: Registry, tmp_path: Pat
     consistent(state)
 
 
+@pytest.mark.slow
 def test_a_rollout_goes_on_where_it_was_ended(registry: Registry, tmp_path: Path) -> None:
     world = World(registry, tmp_path / "log")
     ended = 0

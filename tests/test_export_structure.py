@@ -30,6 +30,8 @@ from unshot.contracts.parity import FileReport, Parity
 from unshot.errors import GateError, InputError
 from unshot.models import Source, resolve
 
+pytestmark = pytest.mark.slow
+
 QUIET = Output(verbosity=-1)
 FIVE = ["gguf:f32", "gguf:q8_0", "gguf:q6_k", "gguf:q5_k_m", "gguf:q4_k_m"]
 LLAMA = {
