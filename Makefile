@@ -11,7 +11,7 @@ endif
 # Tests: all of them on two workers, and those without a model and without a process of the command line.
 WORKERS ?= 2
 PYTEST_ARGS ?=
-LANES := --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+LANES := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast wheel-test fuzz lint types docs clean
 

@@ -56,8 +56,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for names, mark in ((SLOW, pytest.mark.slow), (CLI, pytest.mark.cli)):
             if names & asked:
                 item.add_marker(mark)
-        # A module's tests share its fixtures (a run, a server, the whole demo), so they go to one worker.
-        item.add_marker(pytest.mark.xdist_group(module_of(item)))
     # The longest modules first, so that no worker waits for the other at the end.
     items.sort(key=lambda item: FIRST.index(module_of(item)) if module_of(item) in FIRST else len(FIRST))
 
