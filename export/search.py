@@ -24,6 +24,7 @@ from export.families import Config
 from export.genai import ARCHITECTURES
 from export.loss import Loss, paired_loss
 from export.run import Checks, expect, fits
+from export.search_report import Found, Row, search_page
 from export.source import Model, open_source
 from export.speed import measure_speed
 from export.write import Job, refuse, room, size_of, write, write_importance
@@ -31,7 +32,6 @@ from unshot.catalog.formats import Target, parse_targets
 from unshot.console import Output
 from unshot.contracts.manifest import Manifest, describe_file, staged
 from unshot.contracts.parity import FileReport
-from unshot.contracts.record import Record
 from unshot.data.files import write_text
 from unshot.data.rows import Example, read_examples
 from unshot.errors import GateError, InputError, OutsideError, UnshotError
@@ -45,41 +45,6 @@ ROWS = 96
 ROUNDS = 3
 TOKENS = 32  # of each timed answer
 PROMPTS = 4  # timed in each round
-
-
-class Row(Record):
-    """One format in `search.json`; speeds are tokens per second, medians over the rounds, None where not timed."""
-
-    target: str
-    bytes: int
-    prefill: float | None
-    prefill_rounds: list[float]
-    decode: float | None
-    decode_rounds: list[float]
-    memory: int
-    loss: Loss | None
-    parity: FileReport
-    verdict: str
-    why: str
-
-
-class Found(Record):
-    """`search.json`: what was measured on which machine, the pick, and the command that writes it."""
-
-    source: str
-    base: str
-    metric: str
-    limit: float
-    rows: int
-    rows_needed: int
-    picked: str | None
-    proven: bool
-    command: str | None
-    candidates: list[Row]
-    cpu: str
-    cores: int
-    timings: dict[str, float]
-    out: str = ""
 
 
 @dataclass
@@ -155,8 +120,6 @@ def search_run(
                 one.verdict, one.why = judge(one, limit)
         picked = pick(candidates)
         result = summary(model, candidates, picked, limit, manifest)
-        from export.search_report import search_page
-
         write_text(work / "report.html", search_page(result))
         write_text(work / "search.json", result.to_json(indent=2) + "\n")
         manifest.config = {

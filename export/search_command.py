@@ -13,7 +13,7 @@ from unshot.options import INNER_SHARE, PATH, common, whole
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from export.search import Found
+    from export.search_report import Found
     from unshot.console import Output
 
 

@@ -1,16 +1,13 @@
-"""The page of `unshot export search`: the pick, the trade-offs, and what was measured how."""
+"""What `unshot export search` found, as a record and as a page: the pick, the trade-offs, what was measured how."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from export.loss import Loss
+from unshot.contracts.parity import FileReport
+from unshot.contracts.record import Record
 from unshot.report.charts import Mark, Span, intervals
 from unshot.report.page import cards, charts, facts, page, section, table, text, verdict
 from unshot.report.scatter import Dot, scatter
-
-if TYPE_CHECKING:
-    from export.loss import Loss
-    from export.search import Found, Row
 
 WORDS = {
     "holds": "holds",
@@ -18,6 +15,41 @@ WORDS = {
     "loses": "loses too much",
     "damaged": "fails the parity gate",
 }
+
+
+class Row(Record):
+    """One format in `search.json`; speeds are tokens per second, medians over the rounds, None where not timed."""
+
+    target: str
+    bytes: int
+    prefill: float | None
+    prefill_rounds: list[float]
+    decode: float | None
+    decode_rounds: list[float]
+    memory: int
+    loss: Loss | None
+    parity: FileReport
+    verdict: str
+    why: str
+
+
+class Found(Record):
+    """`search.json`: what was measured on which machine, the pick, and the command that writes it."""
+
+    source: str
+    base: str
+    metric: str
+    limit: float
+    rows: int
+    rows_needed: int
+    picked: str | None
+    proven: bool
+    command: str | None
+    candidates: list[Row]
+    cpu: str
+    cores: int
+    timings: dict[str, float]
+    out: str = ""
 
 
 def search_page(result: Found) -> str:

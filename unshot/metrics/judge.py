@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from unshot.engines.http import call, parse_url, read_key
 from unshot.engines.openai import CHAT, PATHS
 from unshot.errors import InputError, OutsideError
 from unshot.metrics.intervals import Interval, mean
-
-if TYPE_CHECKING:
-    from unshot.metrics.answers import Answers
 
 Verdict = Literal["first", "second", "tie"]
 KEYS = ("UNSHOT_JUDGE_KEY", "OPENAI_API_KEY")
@@ -194,17 +191,16 @@ CONTRADICTIONS = (("A", "A"), ("B", "B"))
 _GOOD = ({"A": 1.0, "TIE": 1.0, "B": 0.0}, {"B": 1.0, "TIE": 1.0, "A": 0.0})
 
 
-def judge_rows(judge: Judge, answers: Answers) -> np.ndarray:
+def judge_rows(
+    judge: Judge, requests: Sequence[str], references: Sequence[str], answers: Sequence[str | None]
+) -> np.ndarray:
     """Whether each answer is at least as good as its reference, the mean over both orders, shape `(rows,)`.
 
     NaN where a reply cannot be read or the two orders contradict each other; an answer equal to the reference is 1 and
     an unanswered request 0 without a question. Raises `OutsideError` if no row could be judged.
     """
     values = np.full(len(answers), np.nan)
-    requests = answers.requests or ["(not given)"] * len(answers)
-    for i, (request, reference, given) in enumerate(
-        zip(requests, answers.references, answers.given, strict=True)
-    ):
+    for i, (request, reference, given) in enumerate(zip(requests, references, answers, strict=True)):
         if given is None or given.strip() == reference.strip():
             values[i] = float(given is not None)
             continue

@@ -137,7 +137,8 @@ def _judge(answers: Answers) -> np.ndarray:
 
     if (problem := _no_judge(answers)) or answers.tools.judge is None:
         raise InputError(f"metric judge: {problem}")
-    return judge_rows(answers.tools.judge, answers)
+    requests = answers.requests or ["(not given)"] * len(answers)
+    return judge_rows(answers.tools.judge, requests, answers.references, answers.given)
 
 
 def _no_judge(answers: Answers) -> str | None:
