@@ -292,10 +292,11 @@ def test_tool_calls_are_kept_in_a_labelled_stream(tmp_path: Path) -> None:
 
 def test_a_kept_connection_that_was_closed_is_no_failure(tmp_path: Path) -> None:
     """The server closes each connection when the second request comes over it."""
-    used: dict[int, int] = {}
+    # By the writer itself: the address of a freed one may come again.
+    used: dict[asyncio.StreamWriter, int] = {}
 
     async def play(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
-        count = used[id(writer)] = used.get(id(writer), 0) + 1
+        count = used[writer] = used.get(writer, 0) + 1
         if count > 1:
             writer.transport.abort()
             return
