@@ -275,6 +275,7 @@ def test_a_batch_file_there_and_back(
     assert texts == {"from the batch": 20, "asked": 4} and sum(teacher.asked.values()) == 4
 
 
+@pytest.mark.cli
 def test_a_killed_run_asks_nothing_twice_that_was_answered(teach: Any, inputs: Path, tmp_path: Path) -> None:
     gate = threading.Event()
 

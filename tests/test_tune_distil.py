@@ -98,6 +98,25 @@ def test_a_teacher_without_its_prompt_is_refused(
     assert code == 2 and "needs the long prompt" in said and not (tmp_path / "run").exists()
 
 
+def test_a_teacher_that_tune_does_not_take_names_the_way_there(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "inputs.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"q {n}"}) + "\n" for n in range(12))
+    )
+    line = (
+        tmp_path / "inputs.jsonl",
+        "--base",
+        tiny_model,
+        "--teacher",
+        "gguf:big.gguf",
+        "--out",
+        tmp_path / "run",
+    )
+    code, said = tune(capsys, *line)
+    assert code == 2 and "unshot data label INPUTS --teacher gguf:big.gguf" in said
+
+
 def test_answers_that_the_teacher_does_not_finish_are_left_out_and_counted(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,11 @@ def start(case: Case, options: Options) -> World:
 
     method = METHODS[case.tune.method]
     check_settings(case.tune)
+    if case.tune.teacher not in (None, "self"):
+        raise InputError(
+            f"--teacher {case.tune.teacher}: tune takes `self` (the base with the long prompt); for another model run "
+            f"`unshot data label INPUTS --teacher {case.tune.teacher}` and tune on what it wrote"
+        )
     if case.tune.teacher is not None and (case.tune.init == "pissa" or case.tune.loss_on == "all"):
         raise InputError("--teacher goes without --init pissa and without --loss-on all; leave it out")
     method.check(pick_device())

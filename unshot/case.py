@@ -233,7 +233,7 @@ class TuneSettings(Record):
     ] = "lora"
     dropout: Annotated[Share, about("LoRA dropout.")] = 0.0
     teacher: Annotated[
-        Literal["self"] | None,
+        str | None,
         about(
             "Who answers the rows: `self`, the base model with the long prompt (no labels needed); default: the data.",
             sample="self",

@@ -125,13 +125,18 @@ def run(
             thread.start()
         # v2 -> v1 -> none (the baseline answers) -> v1 -> v2 -> ...
         steps = [["rollback"], ["rollback"], ["promote", "v1"], ["promote", "v2"]]
+        champion = "v2"
         for number in range(switches):
             step = steps[number % len(steps)]
+            if (
+                step[0] == "rollback"
+            ):  # which one is taken back: without it a second rollback in 5 s is refused
+                step = [*step, "--from", champion]
             begin = time.perf_counter()
             line = ["deploy", *step, "--store", folder / "store", "--by", "bench", "--json"]
             done = subprocess.run(command(line), capture_output=True, text=True, check=True)
             took = time.perf_counter() - begin
-            wanted = json.loads(done.stdout)["after"] or "none"
+            champion = wanted = json.loads(done.stdout)["after"] or "none"
             at = time.perf_counter()
             assert until(lambda w=wanted: serving(running) == w, 90), running.output.read_text()
             (commands if step[0] == "rollback" else []).append(took)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unshot.errors import InputError
-from unshot.options import PATH, POSITIVE, PRICE, SECONDS, Number, case_flags, common, row_options, whole
+from unshot.options import (
+    PATH,
+    POSITIVE,
+    PRICE,
+    SECONDS,
+    TEXT,
+    Number,
+    case_flags,
+    common,
+    row_options,
+    whole,
+)
 
 if TYPE_CHECKING:
     from unshot.case import Case
@@ -210,7 +221,9 @@ class Counter:
 
 @data.command()
 @click.argument("path", metavar="INPUTS", type=PATH)
-@click.option("--teacher", required=True, metavar="SPEC", help="http://HOST/v1, or a model file: gguf:PATH.")
+@click.option(
+    "--teacher", type=TEXT, required=True, metavar="SPEC", help="http://HOST/v1, or a model file: gguf:PATH."
+)
 @click.option("--teacher-model", metavar="NAME", help="The model's name at the server.")
 @click.option("--key-env", metavar="NAME", help="Environment variable that holds the server's key.")
 @click.option("--price", type=PRICE, help="The teacher's token prices, $ per million: input=2.5,output=10.")
