@@ -260,15 +260,12 @@ def label_file(
         raise InputError("no long prompt: give --prompt or --system, or `examples` or `system` under [task]")
     with staged(final, overwrite=overwrite, resume=True) as work:
         ledger = Ledger(work, out)
-        try:
-            if answered is not None:
-                read_batch(answered, ledger, teacher)
-            known = len(ledger.entries)
-            if known:
-                out.log(f"{known} answers are known; going on with the rest")
-            labels = Labeller(teacher, ledger, settings).run(rows, prompt, out)
-        finally:
-            ledger.close()
+        if answered is not None:
+            read_batch(answered, ledger, teacher)
+        known = len(ledger.entries)
+        if known:
+            out.log(f"{known} answers are known; going on with the rest")
+        labels = Labeller(teacher, ledger, settings).run(rows, prompt, out)
         report = _report(labels, teacher, settings, list(ledger.entries.values()))
         if not report.labelled:
             raise InputError(f"{teacher.name}: no usable answer to {len(rows)} inputs ({_reasons(report)})")

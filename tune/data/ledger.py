@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Literal
 
 from unshot.console import Output
 from unshot.contracts.record import Record, RecordError
+from unshot.data.files import append_line, mend
 from unshot.errors import OutsideError
 
 FILE = "ledger.jsonl"
@@ -47,19 +47,14 @@ class Ledger:
             out.warn(
                 f"{self.path}: {bad} lines cannot be read and are left out; their requests are asked again"
             )
-        self._file = self.path.open("ab")
 
     def _read(self) -> int:
         """Take in what an earlier run left; a torn last line is cut off. The number of other unreadable lines."""
         if not self.path.is_file():
             return 0
-        raw = self.path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            with self.path.open("r+b") as handle:
-                handle.truncate(len(whole))
+        mend(self.path)
         bad = 0
-        for line in whole.splitlines():
+        for line in self.path.read_bytes().splitlines():
             try:
                 entry = Entry.from_json(line)
             except RecordError:
@@ -70,15 +65,10 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Write an entry, whole or not at all. Raises `OutsideError` if the disk is full."""
-        raw = entry.to_json().encode() + b"\n"
         with self._lock:
-            size = self._file.tell()
             try:
-                self._file.write(raw)
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                append_line(self.path, entry.to_json().encode("utf-8", "replace") + b"\n", flush=True)
             except OSError as error:
-                os.ftruncate(self._file.fileno(), size)
                 raise OutsideError(
                     f"{self.path}: {error.strerror}; free some space, the same command goes on"
                 ) from None
@@ -93,10 +83,6 @@ class Ledger:
         """Dollars by the usage that servers reported."""
         with self._lock:
             return sum(entry.dollars or 0.0 for entry in self.entries.values())
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
 
 
 def write_batch(path: Path, bodies: Iterator[tuple[str, dict[str, object]]]) -> int:

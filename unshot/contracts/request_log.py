@@ -8,9 +8,6 @@ kill tore is cut off when the next writer starts, and readers skip, count and re
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +17,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from msgspec import Meta
 
 from unshot.contracts.record import Record, RecordError
+from unshot.data.files import append_line, mend
 from unshot.errors import InputError
 
 FEEDBACK = "feedback.jsonl"
@@ -130,45 +128,13 @@ class Writer:
         else:
             path = self.folder / f"requests-{datetime.fromtimestamp(entry.time, UTC):%Y%m%d}.jsonl"
         line = (entry.changed(format=FORMAT).to_json() + "\n").encode("utf-8", "replace")
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            before = os.fstat(descriptor).st_size
-            try:
-                written = os.write(descriptor, line)
-                while written < len(line):
-                    written += os.write(descriptor, line[written:])
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(descriptor, before)
-                raise
-        finally:
-            os.close(descriptor)
+        append_line(path, line)
 
 
 def files(folder: Path) -> list[Path]:
     """The files of a log directory that are there, requests by day, then feedback."""
     feedback = folder / FEEDBACK
     return [*sorted(folder.glob("requests-*.jsonl")), *([feedback] if feedback.is_file() else [])]
-
-
-def mend(path: Path) -> bool:
-    """Cut a torn last line off; whether there was one."""
-    with path.open("r+b") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        size = end = handle.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 65536)
-            handle.seek(start)
-            position = handle.read(end - start).rfind(b"\n")
-            if position >= 0:
-                end = start + position + 1
-                break
-            end = start
-        if end == size:
-            return False
-        handle.truncate(end)
-        return True
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import fcntl
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -369,3 +370,46 @@ def write_text(path: Path, text: str) -> None:
 def json_digest(value: Any) -> str:
     """Hex SHA-256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def append_line(path: Path, line: bytes, *, flush: bool = False) -> None:
+    """Append one line among other writers of the file, whole or not at all; readable by its owner alone.
+
+    Raises `OSError`, and nothing of the line stays. With `flush` it is on the disk when this returns; else a power cut
+    may lose the last seconds, a crash does not.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        before = os.fstat(descriptor).st_size
+        try:
+            written = os.write(descriptor, line)
+            while written < len(line):
+                written += os.write(descriptor, line[written:])
+            if flush:
+                os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, before)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def mend(path: Path) -> bool:
+    """Cut a torn last line off; whether there was one."""
+    with path.open("r+b") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        size = end = handle.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 65536)
+            handle.seek(start)
+            position = handle.read(end - start).rfind(b"\n")
+            if position >= 0:
+                end = start + position + 1
+                break
+            end = start
+        if end == size:
+            return False
+        handle.truncate(end)
+        return True
