@@ -6,8 +6,6 @@ the same command goes on after an interruption.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +20,7 @@ from unshot.contracts.document import Document
 from unshot.contracts.gates import read_gates
 from unshot.contracts.manifest import Gate, read_manifest, sha256
 from unshot.contracts.record import Record
-from unshot.data.files import write_text
+from unshot.data.files import json_digest, write_text
 from unshot.errors import GateError, InputError
 from unshot.options import PATH, case_option, common
 from unshot.report import page
@@ -119,7 +117,7 @@ class Pipeline:
         task = self.case.task
         files = [task.examples, task.data, task.inputs, task.answer_schema, self.case.tune.mix]
         hashes = [sha256(path) for path in files if path is not None and path.is_file()]
-        return hashlib.sha256(json.dumps([self.case.plain(), hashes], sort_keys=True).encode()).hexdigest()
+        return json_digest([self.case.plain(), hashes])
 
 
 def run_pipeline(

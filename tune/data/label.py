@@ -136,7 +136,6 @@ class Labeller:
     def __init__(self, teacher: Teacher, ledger: Ledger, settings: LabelSettings) -> None:
         self.teacher, self.ledger, self.settings = teacher, ledger, settings
         self.stop = threading.Event()
-        self.asked = 0
 
     def run(self, rows: Sequence[Example], prompt: Prompt, out: Output) -> list[Label]:
         """Labels of all rows. Raises `GateError` at the budget, `OutsideError` if the server refuses the key."""
@@ -179,7 +178,6 @@ class Labeller:
         if self.stop.is_set():
             raise OutsideError("stopped")
         entry = self.teacher.ask(question)
-        self.asked += 1
         self.ledger.add(entry)
         return entry
 
@@ -204,16 +202,14 @@ class Labeller:
         budget = self.settings.budget
         if budget is None:
             return
-        priced = [e.dollars for e in list(self.ledger.entries.values()) if e.dollars is not None]
-        unknown = [e for e in list(self.ledger.entries.values()) if e.status in PAID and e.dollars is None]
-        if unknown:
+        if self.ledger.unpriced:
             raise OutsideError(
                 f"{self.teacher.name} reports no usage, so that --budget cannot be kept; leave --budget out, or use a "
                 "server that reports it"
             )
-        spent = sum(priced)
+        spent, priced = self.ledger.spent, self.ledger.priced
         # Requests on their way cost about what the others did.
-        coming = (running + 1) * (spent / len(priced)) if priced else 0.0
+        coming = (running + 1) * (spent / priced) if priced else 0.0
         if spent >= budget or (priced and spent + coming > budget):
             raise GateError(
                 f"the budget of ${budget:g} is reached after {done} of {total} answers (${spent:.4f} spent); what was "
@@ -221,7 +217,7 @@ class Labeller:
             )
 
     def _spent(self) -> str:
-        return f"${self.ledger.spent():.2f}"
+        return f"${self.ledger.spent:.2f}"
 
 
 def usage_of(entries: Sequence[Entry]) -> Usage:

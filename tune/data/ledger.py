@@ -41,6 +41,8 @@ class Ledger:
     def __init__(self, folder: Path, out: Output) -> None:
         self.path = folder / FILE
         self.entries: dict[str, Entry] = {}
+        # Dollars by the usage that servers reported, over so many requests; and answers whose dollars are not known.
+        self.spent, self.priced, self.unpriced = 0.0, 0, 0
         self._lock = threading.Lock()
         bad = self._read()
         if bad:
@@ -60,8 +62,15 @@ class Ledger:
             except RecordError:
                 bad += 1
                 continue
-            self.entries[entry.key] = entry
+            self._count(entry)
         return bad
+
+    def _count(self, entry: Entry) -> None:
+        self.entries[entry.key] = entry
+        if entry.dollars is not None:
+            self.spent, self.priced = self.spent + entry.dollars, self.priced + 1
+        elif entry.status in PAID:
+            self.unpriced += 1
 
     def add(self, entry: Entry) -> None:
         """Write an entry, whole or not at all. Raises `OutsideError` if the disk is full."""
@@ -72,17 +81,12 @@ class Ledger:
                 raise OutsideError(
                     f"{self.path}: {error.strerror}; free some space, the same command goes on"
                 ) from None
-            self.entries[entry.key] = entry
+            self._count(entry)
 
     def paid(self, key: str) -> Entry | None:
         """The entry of a request that was answered; None if it must be asked."""
         entry = self.entries.get(key)
         return entry if entry is not None and entry.status in PAID else None
-
-    def spent(self) -> float:
-        """Dollars by the usage that servers reported."""
-        with self._lock:
-            return sum(entry.dollars or 0.0 for entry in self.entries.values())
 
 
 def write_batch(path: Path, bodies: Iterator[tuple[str, dict[str, object]]]) -> int:
