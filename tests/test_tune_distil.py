@@ -154,5 +154,8 @@ def test_the_prompt_moves_into_the_weights_without_a_label(
     assert code == 0, said
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     bare, teacher, tuned = metrics["prompt_worth"]["systems"]
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "agreement with the teacher, not accuracy" in card
+    assert metrics["gates"][0]["detail"].startswith("agreement with the teacher on")
     assert tuned["divergence"][0] < 0.5 * bare["divergence"][0] and metrics["gap_closed"] > 0.5
     assert metrics["reference"] == "teacher" and teacher["prompt_tokens"] > 5 * tuned["prompt_tokens"]

@@ -14,6 +14,10 @@ from unshot.metrics.answers import JsonObject
 from unshot.metrics.registry import metric as find_metric
 from unshot.metrics.scores import Scores
 
+TAUGHT = (
+    "**These scores are agreement with the teacher, not accuracy**: the base model with the long prompt wrote the "
+    "answers that the model was tuned on and is scored by."
+)
 NOT_REVIEWED = (
     "No human has reviewed this model's answers: the scores here are automated metrics alone, and a model should not "
     "be shipped on those. Draw a blinded sample with `unshot eval RUN --review sheet.html`, fill it in, and read it "
@@ -46,7 +50,7 @@ def card(name: str, result: JsonObject, manifest: Manifest, task: Task, gates: S
             "",
             "## Scores",
             "",
-            *_scores(test),
+            *_scores(test, taught=manifest.tune.teacher is not None),
             "",
             "## Gates",
             "",
@@ -137,8 +141,9 @@ def _method(result: JsonObject, config: JsonObject, settings: TuneSettings) -> l
     ]
 
 
-def _scores(test: Scores) -> list[str]:
-    lines = [
+def _scores(test: Scores, *, taught: bool) -> list[str]:
+    lines = [TAUGHT, ""] if taught else []
+    lines += [
         f"On {test.rows} held-out test rows, read once, from really generated answers:",
         "",
         "| score | value | 95% interval |",

@@ -21,16 +21,20 @@ if TYPE_CHECKING:
     from tune.job import Job
 
 
-def quality(scores: Scores, target: float | None) -> Gate:
-    """Test score against the case's target, by its interval; undecided without one."""
+def quality(scores: Scores, target: float | None, *, taught: bool = False) -> Gate:
+    """Test score against the case's target, by its interval; undecided without one.
+
+    `taught` means that a teacher gave the answers that are scored against.
+    """
     verdict, why = (
         against_target(scores, target) if target is not None else (INCONCLUSIVE, "no target was set")
     )
+    by = "agreement with the teacher on " if taught else ""
     return Gate(
         name="quality",
         passed={PASSED: True, FAILED: False}.get(verdict),
-        detail=f"{scores.rows} test rows: {scores.metric} {scores.score:.3f} [{scores.low:.3f}, {scores.high:.3f}], "
-        f"{why}",
+        detail=f"{by}{scores.rows} test rows: {scores.metric} {scores.score:.3f} "
+        f"[{scores.low:.3f}, {scores.high:.3f}], {why}",
         figures={
             "metric": scores.metric,
             "score": scores.score,
@@ -60,7 +64,7 @@ def assess(
     """
     settings, task, rows = job.case.tune, job.task, job.cleaned.parts.test
     scores = Scores.of({k: v for k, v in test.items() if k != "loss"})
-    gates = [quality(scores, job.config.target)]
+    gates = [quality(scores, job.config.target, taught=job.teaching is not None)]
     if settings.robustness:
         chosen = sample(rows, settings.seed)
         out.log(f"asking {len(chosen)} test rows in another form")
