@@ -177,7 +177,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing(
             return real(descriptor, data[:10])  # as a disk does that has ten bytes left
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("unshot.contracts.request_log.os.write", full)
+    monkeypatch.setattr("unshot.data.files.os.write", full)
     with pytest.raises(OSError, match="No space"):
         writer.write(request(2))
     monkeypatch.undo()
