@@ -201,7 +201,7 @@ def bench(
     if ctx.invoked_subcommand is not None:
         return
     from bench.cost import PriceOptions, plan_token_price
-    from bench.job import Job
+    from bench.job import Job, rows_and_task
     from bench.pull_request import junit_report, markdown_report
     from bench.run import bench_run
     from bench.sides import CACHE_OFF, CACHE_ON, MODES
@@ -215,7 +215,7 @@ def bench(
         raise InputError(
             f"missing {', '.join(k for k, v in missing.items() if v is None)}; see `unshot bench --help`"
         )
-    data, task_path = _rows_and_task(baseline, candidate, data, task_path, case, out)
+    data, task_path = rows_and_task(baseline, candidate, data, task_path, case, out)
     prices, servers = {}, {}
     for side, given in sides.items():
         tokens = given.price.of(given.model) if given.price is not None else None
@@ -264,26 +264,3 @@ def bench(
             f"claim {report.claim.low:g}-{report.claim.high:g}x {report.verdict}: {report.reason}; see "
             f"{final}/report.html"
         )
-
-
-def _rows_and_task(
-    baseline: str, candidate: str, data: Path | None, task_path: Path | None, case: Case, out: Output
-) -> tuple[Path, Path | None]:
-    """The rows to ask and the task: what was given, else what the run behind the candidate left."""
-    from bench.artifacts import artifact_manifest, held_out
-    from unshot.contracts.task import read_task
-    from unshot.errors import InputError
-
-    artifact_manifest(baseline)
-    unseen = held_out(artifact_manifest(candidate))
-    if data is None and unseen is not None:
-        data, task_path = unseen.data, task_path or unseen.task
-        out.log(f"rows: the test split of the candidate's run, {data}")
-    elif data is None and case.task.data is not None:
-        data = case.task.data
-        out.warn(f"{data}: the candidate may have been tuned on these rows; --data gives others")
-    if data is None:
-        raise InputError("no data; give --data, or `data` under [task] in the case file")
-    if case.task.instruction is None and task_path is not None:
-        case.task.instruction = read_task(task_path).instruction
-    return data, task_path

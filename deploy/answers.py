@@ -76,11 +76,6 @@ def failed(line: Request) -> bool:
     return line.error is not None or line.schema_ok is False
 
 
-def fold(text: str) -> str:
-    """`text` with case and whitespace folded: what makes two inputs equal."""
-    return " ".join(text.casefold().split())
-
-
 def find_task(case: Case, path: Path | None) -> Task | None:
     """The task by which corrections are read: `task.json`, or the labels of the case file; None without either."""
     if path is not None:

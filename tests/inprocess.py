@@ -16,10 +16,10 @@ import uvicorn
 from deploy.registry.store import Registry
 from deploy.serve.app import Api, Limits
 from deploy.serve.backend import Settings
-from deploy.serve.connection import with_deadline
 from deploy.serve.gateway import Gateway
 from deploy.serve.metrics import Metrics
 from deploy.serve.request_log import LogSettings, RequestLog
+from deploy.serve.run import with_deadline
 from deploy.serve.supervisor import Supervisor
 from deploy.serve.target import ArmSpec, Resolver
 from unshot.case import Case

@@ -16,12 +16,12 @@ pytest.importorskip("aiohttp")
 
 from deploy.serve import app
 from deploy.serve.check import Checker
-from deploy.serve.connection import with_deadline
 from deploy.serve.failure import Failure
-from deploy.serve.known_prompt import in_template, own_messages
 from deploy.serve.log_worker import clean, tag
 from deploy.serve.parameters import DEEPEST, PASSED, read_body
 from deploy.serve.request_log import LogSettings, RequestLog
+from deploy.serve.run import with_deadline
+from deploy.serve.target import in_template, own_messages
 from tests.fuzz import send
 from tests.gateways import until
 from tests.inprocess import Served, http, serving, with_limits

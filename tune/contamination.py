@@ -9,6 +9,7 @@ from typing import Any
 from tune import near
 from tune.meaning import Meaning
 from tune.split import NAMES, Split, order
+from unshot.data.example import fold
 from unshot.data.rows import Example
 from unshot.errors import InputError
 
@@ -158,7 +159,7 @@ def _refill(
         if home[index] == 0 and sizes[component[index]] == 1:
             spare.setdefault(key, []).append(index)
     for waiting in spare.values():
-        waiting.sort(key=lambda i: order(seed, near.fold(rows[i][1].identity)), reverse=True)
+        waiting.sort(key=lambda i: order(seed, fold(rows[i][1].identity)), reverse=True)
     lines = []
     for index in range(len(rows)):
         if place[index] == home[index]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tune import near
 from unshot.console import Output
+from unshot.data.example import fold
 from unshot.engines.embedder import OFF, Embedder, find_embedder
 
 # See `python -m tests.benchmarks.bench_meaning` and docs/data.md.
@@ -78,7 +78,7 @@ def by_meaning(
     # Equal texts are the other comparison's: one of each is embedded.
     firsts: dict[str, int] = {}
     for number, text in enumerate(texts):
-        firsts.setdefault(near.fold(text), number)
+        firsts.setdefault(fold(text), number)
     chosen = np.array(list(firsts.values()), dtype=np.int64)
     vectors = embedder.sentences([texts[i] for i in chosen], progress)
     first, second, similarity = close_pairs(vectors, threshold)

@@ -13,6 +13,7 @@ from tune.split import order
 from tune.wrapping import augment
 from unshot.case import TuneSettings
 from unshot.contracts.manifest import describe_file
+from unshot.data.example import fold
 from unshot.data.rows import Example, read_examples
 from unshot.errors import InputError
 
@@ -43,13 +44,13 @@ def draw(
     if not 0 < share < 1:
         raise InputError(f"--mix-share is {share:g}; give a share of the training rows between 0 and 1")
     found = read_examples(path)
-    distinct = list({near.fold(row.identity): row for row in reversed(found)}.values())
+    distinct = list({fold(row.identity): row for row in reversed(found)}.values())
     alike = known(held_out, [row.dialogue for row in distinct])
     usable = [row for number, row in enumerate(distinct) if number not in alike]
     if not usable:
         raise InputError(f"{path}: every row is a near-duplicate of the set that forgetting is measured on")
     wanted = math.ceil(task_rows * share / (1 - share))
-    usable.sort(key=lambda row: order(seed, near.fold(row.identity)))
+    usable.sort(key=lambda row: order(seed, fold(row.identity)))
     chosen = usable[:wanted]
     record = {
         "file": describe_file(path),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unshot.data.example import fold
 from unshot.errors import OutsideError
 
 # Two texts are near-duplicates from this Jaccard similarity of their character trigrams on: in 60 characters two
@@ -50,20 +51,11 @@ class Pairs:
             yield int(a), int(b), float(s)
 
 
-def fold(text: str) -> str:
-    """`text` with case and whitespace folded: what makes two texts equal."""
-    return " ".join(text.casefold().split())
-
-
-def _key(text: str) -> int:
-    raw = fold(text).encode(errors="surrogatepass")
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest())
-
-
 def plain(text: str) -> str:
     """The words alone, between blanks: what is cut into shingles."""
-    words = re.sub(r"[\W_]+", " ", text.casefold()).strip()
-    return f" {words or fold(text)} "
+    folded = fold(text)
+    words = re.sub(r"[\W_]+", " ", folded).strip()
+    return f" {words or folded} "
 
 
 def similar_pairs(texts: Sequence[str], *, threshold: float = THRESHOLD) -> Pairs:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
+from unshot.data.example import fold
 from unshot.data.rows import Example
 from unshot.errors import InputError
 
@@ -25,7 +26,7 @@ class Split:
 
 def normalised(example: Example) -> str:
     """The whole input with case and whitespace folded: what makes two inputs equal."""
-    return " ".join(example.identity.casefold().split())
+    return fold(example.identity)
 
 
 def order(seed: int, key: str) -> bytes:

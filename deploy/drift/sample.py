@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from deploy.answers import fold
 from unshot.contracts.manifest import read_manifest
 from unshot.contracts.request_log import Request
 from unshot.data import personal as pii
+from unshot.data.example import fold
 from unshot.data.rows import read_examples
 from unshot.engines.embedder import Vectors
 from unshot.errors import InputError

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from deploy.answers import LoggedRequest, failed, fold, stated
+from deploy.answers import LoggedRequest, failed, stated
 from unshot.contracts.request_log import USER, Feedback
 from unshot.contracts.task import Task
+from unshot.data.example import fold
 from unshot.data.rows import Example, Message
 from unshot.errors import InputError
 from unshot.metrics.answers import INVALID

@@ -24,10 +24,9 @@ from starlette.types import Receive, Scope, Send
 from deploy.serve.exchange import Asked, Shown, position_of
 from deploy.serve.failure import Failure
 from deploy.serve.gateway import Gateway
-from deploy.serve.known_prompt import own_messages
 from deploy.serve.metrics import BREAKER
 from deploy.serve.parameters import LONGEST_KEY, ChatRequest, bad, checked, decoded, passed_on
-from deploy.serve.target import encode
+from deploy.serve.target import encode, own_messages
 from unshot.contracts.record import Record, RecordError
 from unshot.contracts.request_log import USER, Feedback
 from unshot.data.prompts import Prompt

@@ -10,15 +10,16 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deploy.registry.locate import open_registry
 from deploy.serve.app import LOOPBACK, Api, Limits
 from deploy.serve.backend import Settings
 from deploy.serve.check import read_schema
-from deploy.serve.connection import with_deadline
 from deploy.serve.gateway import Gateway
 from deploy.serve.metrics import Metrics
 from deploy.serve.request_log import LogSettings, RequestLog
@@ -291,3 +292,54 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+# The application answers a body that is late; a connection that is still waiting after that is cut.
+BODY_GRACE = 2.0
+
+
+class DeadlineProtocol(HttpToolsProtocol):
+    """`read_timeout` seconds for a request's head, and from there for its body."""
+
+    read_timeout: float = 10.0
+    _deadline: asyncio.TimerHandle | None = None
+
+    def _set(self, seconds: float) -> None:
+        self._unset()
+        self._deadline = self.loop.call_later(seconds, self._late)
+
+    def _unset(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _late(self) -> None:
+        self._deadline = None
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._set(self.read_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._set(self.read_timeout)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._set(self.read_timeout + BODY_GRACE)
+
+    def on_message_complete(self) -> None:
+        self._unset()
+        super().on_message_complete()
+
+
+def with_deadline(seconds: float) -> type[asyncio.Protocol]:
+    """The connection's class for `uvicorn.Config(http=...)`."""
+    kind = type("Connection", (DeadlineProtocol,), {"read_timeout": seconds})
+    return cast("type[asyncio.Protocol]", kind)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tune.evaluate.scores import compare
-from tune.near import fold
 from tune.split import order
 from unshot.contracts.gates import Gate
 from unshot.contracts.task import Task
+from unshot.data.example import fold
 from unshot.data.rows import Example
 from unshot.metrics.quality import ERROR
 from unshot.metrics.scores import score_difference, score_interval

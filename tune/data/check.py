@@ -22,6 +22,7 @@ from unshot.case import TaskSettings
 from unshot.console import Output
 from unshot.contracts.task import derive_task
 from unshot.data import personal as pii
+from unshot.data.example import fold
 from unshot.data.load import shown
 from unshot.data.old_prompt import Finder, PromptsInRows, SharedBeginning
 from unshot.data.prompts import Prompt
@@ -308,7 +309,7 @@ class Check:
         ratings: dict[int, dict[str, str]] = {}
         members: dict[int, list[int]] = {}
         for row, name in self.people.items():
-            item = items.setdefault(f"{self.system[row]} {near.fold(self.texts[row])}", row)
+            item = items.setdefault(f"{self.system[row]} {fold(self.texts[row])}", row)
             ratings.setdefault(item, {})[name] = self.labels.label(self.answers[row])
             members.setdefault(item, []).append(row)
         result = agreement(ratings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from unshot.contracts.evaluation import Evaluation, Reading, Seen, Sheet, System
 from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged
 from unshot.contracts.task import Task, hold_metric, read_task
 from unshot.data import seal
+from unshot.data.files import append_after
 from unshot.data.load import load_rows
 from unshot.data.rows import Example, RowOptions, read_examples, write_jsonl
 from unshot.engines.embedder import find_embedder
@@ -75,21 +74,20 @@ def record_reading(run: Run, data: Path, against: Path | None) -> Reading:
     path = run.path / READINGS
     own = data.resolve() == (run.path / "splits" / "test.jsonl").resolve()
     digest = sha256(data)
+    reading = Reading(
+        reading=1 + own,
+        data="splits/test.jsonl" if own else str(data),
+        sha256=digest,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        compared_with=str(against) if against else None,
+    )
+
+    def numbered(lines: list[str]) -> str:
+        reading.reading += sum(Reading.from_json(line).sha256 == digest for line in lines)
+        return reading.to_json()
+
     try:
-        with path.open("a+", encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            handle.seek(0)
-            before = [Reading.from_json(line) for line in handle if line.strip()]
-            reading = Reading(
-                reading=1 + own + sum(r.sha256 == digest for r in before),
-                data="splits/test.jsonl" if own else str(data),
-                sha256=digest,
-                at=datetime.now(UTC).isoformat(timespec="seconds"),
-                compared_with=str(against) if against else None,
-            )
-            handle.write(reading.to_json() + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        append_after(path, numbered)
     except ValueError as error:
         raise InputError(f"{path}: not a list of readings ({error}); it was changed by hand") from None
     except OSError as error:

@@ -7,13 +7,12 @@ line of a name counts.
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 
 from unshot.contracts.manifest import Gate as Gate
 from unshot.contracts.manifest import read_manifest
 from unshot.contracts.record import RecordError
+from unshot.data.files import append_after
 from unshot.errors import InputError
 
 LATER = "gates.jsonl"
@@ -40,8 +39,4 @@ def read_gates(directory: Path) -> dict[str, Gate]:
 def add_gate(directory: Path, gate: Gate) -> None:
     """Append `gate` to a finished stage's directory, flushed to the disk before this returns."""
     read_manifest(directory, verify=False)
-    with (directory / LATER).open("a", encoding="utf-8") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        handle.write(gate.to_json() + "\n")
-        handle.flush()
-        os.fsync(handle.fileno())
+    append_after(directory / LATER, lambda _: gate.to_json())

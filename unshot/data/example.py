@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
@@ -76,6 +77,11 @@ class Fault:
     line: int
     problem: str
     where: str = field(default="", compare=False)
+
+
+def fold(text: str) -> str:
+    """`text` with case, white space and Unicode's form (NFC) folded: what makes two inputs equal."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _content(message: Message) -> str:

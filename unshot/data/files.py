@@ -14,7 +14,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -381,35 +381,56 @@ def append_line(path: Path, line: bytes, *, flush: bool = False) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        before = os.fstat(descriptor).st_size
-        try:
-            written = os.write(descriptor, line)
-            while written < len(line):
-                written += os.write(descriptor, line[written:])
-            if flush:
-                os.fsync(descriptor)
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(descriptor, before)
-            raise
+        _append(descriptor, line, flush=flush)
     finally:
         os.close(descriptor)
+
+
+def append_after(path: Path, make: Callable[[list[str]], str]) -> None:
+    """Append the line that `make` makes of those that stand there, no other writer in between; flushed to the disk.
+
+    A torn last line is cut off first. Raises `OSError`, and `ValueError` where the file is not UTF-8.
+    """
+    with path.open("a+b") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        _mend(handle)
+        handle.seek(0)
+        line = make([found for found in handle.read().decode().split("\n") if found.strip()])
+        _append(handle.fileno(), f"{line}\n".encode(), flush=True)
+
+
+def _append(descriptor: int, line: bytes, *, flush: bool) -> None:
+    before = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, line)
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+        if flush:
+            os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, before)
+        raise
 
 
 def mend(path: Path) -> bool:
     """Cut a torn last line off; whether there was one."""
     with path.open("r+b") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        size = end = handle.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - 65536)
-            handle.seek(start)
-            position = handle.read(end - start).rfind(b"\n")
-            if position >= 0:
-                end = start + position + 1
-                break
-            end = start
-        if end == size:
-            return False
-        handle.truncate(end)
-        return True
+        return _mend(handle)
+
+
+def _mend(handle: IO[bytes]) -> bool:
+    size = end = handle.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        handle.seek(start)
+        position = handle.read(end - start).rfind(b"\n")
+        if position >= 0:
+            end = start + position + 1
+            break
+        end = start
+    if end == size:
+        return False
+    handle.truncate(end)
+    return True

@@ -79,10 +79,6 @@ class Prompt:
         last = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=len(turns))
         return [*before, *turns[:last], self.messages(row.text, columns)[-1], *turns[last + 1 :]]
 
-    def with_examples(self, number: int) -> Prompt:
-        """The same prompt with only its first `number` examples."""
-        return Prompt(self.system, self.examples[:number], self.template)
-
 
 def load_prompt(path: Path | None, *, system: str | None = None) -> Prompt:
     """Read a few-shot file: JSONL/JSON/CSV rows become chat turns, any other text a template.

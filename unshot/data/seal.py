@@ -5,7 +5,6 @@ Whoever picks the best of twenty runs by one test set has fitted to it; a record
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from unshot.data.example import Example
+from unshot.data.files import append_after
 from unshot.errors import OutsideError
 
 
@@ -61,13 +61,15 @@ def record_reading(rows: Sequence[Example], by: str, run: Path) -> Seal:
     digest = rows_digest(rows)
     path = folder() / "readings" / f"{digest}.jsonl"
     entry = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "by": by, "run": str(run.resolve())}
+    before: list[dict[str, str]] = []
+
+    def add(lines: list[str]) -> str:
+        before.extend(json.loads(line) for line in lines)
+        return json.dumps(entry)
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+", encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            handle.seek(0)
-            before = [json.loads(line) for line in handle if line.endswith("\n")]
-            handle.write(json.dumps(entry) + "\n")
+        append_after(path, add)
     except (OSError, ValueError) as error:
         raise OutsideError(
             f"{path}: the reading of the test rows cannot be recorded ({error}); set UNSHOT_DATA to a directory that "

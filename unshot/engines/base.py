@@ -8,8 +8,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from unshot.data.rows import Message
 from unshot.engines.timing import tpot, ttft
 from unshot.errors import InputError
 from unshot.machine import usable_cores
+from unshot.text.chat import Chat
 from unshot.text.template import load_template
 
 
@@ -74,6 +77,10 @@ class Engine(ABC):
     def __init__(self, target: str, *, threads: int | None = None) -> None:
         self.target = target
         self.threads = threads or usable_cores()
+        # The ids whose keys and values are in the cache, in order.
+        self._ids: list[int] = []
+        # Positions that the model holds; 0 where nothing says so.
+        self._room = 0
 
     @property
     def spec(self) -> str:
@@ -125,12 +132,8 @@ class Engine(ABC):
         """Keep the first `keep` cached positions, run the rest of `ids`, return the greedy next id."""
 
     @abstractmethod
-    def _step(self, token: int) -> int:
-        """Run one more token, return the greedy next id."""
-
-    @abstractmethod
-    def _cached_ids(self) -> Sequence[int]:
-        """The ids whose keys and values are in the cache, in order."""
+    def _run(self, ids: Sequence[int]) -> int:
+        """Run `ids` behind what the cache holds, return the greedy next id."""
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the rendered prompt."""
@@ -161,23 +164,27 @@ class Engine(ABC):
         start = time.perf_counter()
         self._make_room(len(ids) + max_tokens)
         if prefix_cache:
-            keep = min(common_prefix(self._cached_ids(), ids), len(ids) - 1)
+            keep = min(common_prefix(self._ids, ids), len(ids) - 1)
         else:
             self.reset()
             keep = 0
         token = self._prefill(ids, keep)
         out, times = [token], [time.perf_counter()]
         while token not in stops and len(out) < max_tokens:
-            token = self._step(token)
+            token = self._run([token])
             out.append(token)
             times.append(time.perf_counter())
         stopped = token in stops
         text = self.detokenize(out[:-1] if stopped else out)
         return Generation(len(ids), keep, out, text, start, times, "stop" if stopped else "length")
 
-    @abstractmethod
     def _make_room(self, tokens: int) -> None:
         """Make sure that `tokens` positions fit; `InputError` where the model cannot hold them."""
+        if self._room and tokens > self._room:
+            raise InputError(
+                f"{self.target}: the request needs {tokens} tokens, the model holds {self._room}; "
+                "shorten the prompt or --max-tokens"
+            )
 
     def __enter__(self) -> Engine:
         return self
@@ -186,6 +193,34 @@ class Engine(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class DirectoryEngine(Engine):
+    """An engine whose tokenizer and template are those of a Hugging Face directory, in `_chat`."""
+
+    _chat: Chat
+
+    def tokenize(self, text: str) -> list[int]:
+        return self._chat.tokenizer.ids(text)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return self._chat.decode(ids)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return self._chat.render(messages)
+
+    @abstractmethod
+    def _own_ends(self) -> object:
+        """The configuration's `eos_token_id`: one, several or None."""
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
+        return frozenset([self._chat.end, *one_or_more(self._own_ends())])
+
+
+def one_or_more(ids: Any) -> list[int]:
+    """`eos_token_id` as a list: configurations hold one id, several, or none."""
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -201,8 +236,7 @@ def directory_facts(folder: Path, *, vocabulary: int | None) -> ModelFacts:
     """Special tokens and template of a Hugging Face directory (the template may stand in two places)."""
     path = folder / "generation_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    ends = config.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    ends = one_or_more(config.get("eos_token_id"))
     try:
         template = load_template(folder).source
     except InputError:  # no template there

@@ -14,7 +14,7 @@ import onnxruntime_genai as og
 
 from unshot.contracts.engine import EngineFacts
 from unshot.data.rows import Message
-from unshot.engines.base import Engine, ModelFacts, directory_facts
+from unshot.engines.base import Engine, ModelFacts, directory_facts, one_or_more
 from unshot.errors import InputError, OutsideError
 from unshot.text.chat import Tokenizer, load_tokenizer
 
@@ -47,7 +47,7 @@ class GenaiEngine(Engine):
         self._special = self._special_ids()
         self._generator: Any = None
         self.context_size = 0
-        self._ids: list[int] = []
+        self._room = int(self._config.get("context_length") or 0)
 
     def _special_ids(self) -> frozenset[int]:
         data = json.loads((self.path / "tokenizer.json").read_text(encoding="utf-8"))
@@ -84,20 +84,14 @@ class GenaiEngine(Engine):
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
-        own = self._config.get("eos_token_id")
-        return frozenset(own if isinstance(own, list) else [own] if own is not None else [])
+        return frozenset(one_or_more(self._config.get("eos_token_id")))
 
     def _make_room(self, tokens: int) -> None:
         if self._generator is not None and tokens <= self.context_size:
             return
-        room = int(self._config.get("context_length") or 0)
-        if room and tokens > room:
-            raise InputError(
-                f"{self.path}: the request needs {tokens} tokens, the model holds {room}; "
-                "shorten the prompt or --max-tokens"
-            )
+        super()._make_room(tokens)
         size = -(-tokens // CONTEXT_STEP) * CONTEXT_STEP
-        self.context_size = min(size, room) if room else size
+        self.context_size = min(size, self._room) if self._room else size
         self._start()
 
     def _start(self) -> None:
@@ -115,9 +109,6 @@ class GenaiEngine(Engine):
         self.reset()
         return table
 
-    def _cached_ids(self) -> Sequence[int]:
-        return self._ids
-
     def _prefill(self, ids: Sequence[int], keep: int) -> int:
         if keep < len(self._ids):
             if keep:
@@ -126,9 +117,6 @@ class GenaiEngine(Engine):
             else:
                 self.reset()
         return self._run(ids[keep:])
-
-    def _step(self, token: int) -> int:
-        return self._run([token])
 
     def _run(self, ids: Sequence[int]) -> int:
         try:

@@ -101,10 +101,9 @@ class GgufEngine(Engine):
         self._adapter = self._load_adapter(adapter)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self.vocabulary = int(lib.llama_vocab_n_tokens(self._vocab))
-        self.trained_context = int(lib.llama_model_n_ctx_train(self._model))
+        self._room = int(lib.llama_model_n_ctx_train(self._model))
         self._context: Any = None
         self.context_size = 0
-        self._ids: list[int] = []
 
     def _load_adapter(self, path: Path | None) -> Any:
         """The adapter's handle, freed with the model; None without one."""
@@ -171,7 +170,7 @@ class GgufEngine(Engine):
             "num_attention_heads": heads,
             "num_key_value_heads": shared_heads,
             "vocab_size": self.vocabulary,
-            "max_position_embeddings": self.trained_context,
+            "max_position_embeddings": self._room,
             "head_dim": head_dim,
         }
         dense = self._metadata(f"{kind}.feed_forward_length")
@@ -231,13 +230,9 @@ class GgufEngine(Engine):
     def _make_room(self, tokens: int) -> None:
         if self._context is not None and tokens <= self.context_size:
             return
-        if tokens > self.trained_context:
-            raise InputError(
-                f"{self.path}: the request needs {tokens} tokens, the model holds {self.trained_context}; "
-                "shorten the prompt or --max-tokens"
-            )
+        super()._make_room(tokens)
         self._free_context()
-        size = min(-(-tokens // CONTEXT_STEP) * CONTEXT_STEP, self.trained_context)
+        size = min(-(-tokens // CONTEXT_STEP) * CONTEXT_STEP, self._room)
         if self._fixed and tokens <= self._fixed:
             size = self._fixed
         params = lib.llama_context_default_params()
@@ -279,9 +274,6 @@ class GgufEngine(Engine):
             lib.llama_batch_free(batch)
         return rows
 
-    def _cached_ids(self) -> Sequence[int]:
-        return self._ids
-
     def _prefill(self, ids: Sequence[int], keep: int) -> int:
         if not lib.llama_memory_seq_rm(self._memory, 0, keep, -1):
             # A recurrent memory cannot drop its tail: nothing of it can be kept.
@@ -292,9 +284,6 @@ class GgufEngine(Engine):
         for begin in range(keep, len(ids), BATCH):
             token = self._run(ids[begin : begin + BATCH])
         return token
-
-    def _step(self, token: int) -> int:
-        return self._run([token])
 
     def _run(self, ids: Sequence[int]) -> int:
         array = (lib.llama_token * len(ids))(*ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,14 @@ import numpy as np
 import onnxruntime as ort
 
 from unshot.contracts.engine import EngineFacts
-from unshot.data.rows import Message
-from unshot.engines.base import Engine, ModelFacts, directory_facts
+from unshot.engines.base import DirectoryEngine, ModelFacts, directory_facts
 from unshot.errors import InputError, OutsideError
 from unshot.text.chat import Chat, load_tokenizer
 
 TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
-class OnnxEngine(Engine):
+class OnnxEngine(DirectoryEngine):
     """A graph `input_ids, attention_mask[, position_ids], past_key_values.* -> logits, present.*`, batch 1, greedy.
 
     Keys and values stay on the device between steps. The cropped prefix is kept as a snapshot, so that requests
@@ -56,7 +54,7 @@ class OnnxEngine(Engine):
         self._chat = Chat(load_tokenizer(self.path.parent))
         self._config = json.loads((self.path.parent / "config.json").read_text(encoding="utf-8"))
         self._empty = [self._empty_past(name) for name in self._past]
-        self._ids: list[int] = []
+        self._room = int(self._config.get("max_position_embeddings") or 0)
         self._kv: list[Any] = self._empty
         self._snapshot: tuple[list[int], list[Any]] = ([], self._empty)
 
@@ -84,36 +82,13 @@ class OnnxEngine(Engine):
         width = next(o.shape for o in self._session.get_outputs() if o.name == "logits")[-1]
         return directory_facts(self.path.parent, vocabulary=width if isinstance(width, int) else None)
 
-    def tokenize(self, text: str) -> list[int]:
-        return self._chat.tokenizer.ids(text)
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        return self._chat.decode(ids)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        return self._chat.render(messages)
-
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
-        own = self._config.get("eos_token_id")
-        more = own if isinstance(own, list) else [own] if own is not None else []
-        return frozenset([self._chat.end, *more])
-
-    def _make_room(self, tokens: int) -> None:
-        room = int(self._config.get("max_position_embeddings") or 0)
-        if room and tokens > room:
-            raise InputError(
-                f"{self.path}: the request needs {tokens} tokens, the model holds {room}; "
-                "shorten the prompt or --max-tokens"
-            )
+    def _own_ends(self) -> object:
+        return self._config.get("eos_token_id")
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         self.reset()
         table = self._forward(list(ids))[0]
         return np.asarray(table, dtype=np.float32)
-
-    def _cached_ids(self) -> Sequence[int]:
-        return self._ids
 
     def _prefill(self, ids: Sequence[int], keep: int) -> int:
         if keep < len(self._ids):
@@ -122,10 +97,10 @@ class OnnxEngine(Engine):
                 snapshot = [self._value(_crop(v.numpy(), keep)) for v in self._kv] if keep else self._empty
                 self._snapshot = (list(ids[:keep]), snapshot)
             self._kv, self._ids = snapshot, list(ids[:keep])
-        return int(self._forward(list(ids[keep:]))[0, -1].argmax())
+        return self._run(ids[keep:])
 
-    def _step(self, token: int) -> int:
-        return int(self._forward([token])[0, -1].argmax())
+    def _run(self, ids: Sequence[int]) -> int:
+        return int(self._forward(list(ids))[0, -1].argmax())
 
     def _forward(self, ids: list[int]) -> np.ndarray:
         total = len(self._ids) + len(ids)

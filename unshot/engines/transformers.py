@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,12 @@ import torch
 import transformers
 
 from unshot.contracts.engine import EngineFacts
-from unshot.data.rows import Message
-from unshot.engines.base import Engine, ModelFacts, directory_facts
-from unshot.errors import InputError
+from unshot.engines.base import DirectoryEngine, ModelFacts, directory_facts
 from unshot.models import attention_of, resolve
 from unshot.text.chat import Chat, load_tokenizer
 
 
-class TorchEngine(Engine):
+class TorchEngine(DirectoryEngine):
     """A causal language model on CPU (float32) or CUDA (the checkpoint's precision), batch 1, greedy."""
 
     kind = "torch"
@@ -43,7 +40,6 @@ class TorchEngine(Engine):
         self.vocabulary = int(self._model.config.vocab_size)
         self._room = int(getattr(self._model.config, "max_position_embeddings", 0) or 0)
         self._cache: Any = transformers.DynamicCache()
-        self._ids: list[int] = []
 
     def facts(self) -> EngineFacts:
         weights = list(self._model.parameters())
@@ -63,27 +59,8 @@ class TorchEngine(Engine):
         found = directory_facts(self._folder, vocabulary=self.vocabulary)
         return replace(found, eos=ends[0] if ends else None, end=ends)
 
-    def tokenize(self, text: str) -> list[int]:
-        return self._chat.tokenizer.ids(text)
-
-    def detokenize(self, ids: Sequence[int]) -> str:
-        return self._chat.decode(ids)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        return self._chat.render(messages)
-
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:  # type: ignore[override]
-        own = self._model.generation_config.eos_token_id
-        more = own if isinstance(own, list) else [own] if own is not None else []
-        return frozenset([self._chat.end, *more])
-
-    def _make_room(self, tokens: int) -> None:
-        if self._room and tokens > self._room:
-            raise InputError(
-                f"{self.target}: the request needs {tokens} tokens, the model holds {self._room}; "
-                "shorten the prompt or --max-tokens"
-            )
+    def _own_ends(self) -> object:
+        return self._model.generation_config.eos_token_id
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
         self.reset()
@@ -91,9 +68,6 @@ class TorchEngine(Engine):
             out = self._model(torch.tensor([list(ids)], device=self.device), use_cache=False)
         table: np.ndarray = out.logits[0].float().cpu().numpy()
         return table
-
-    def _cached_ids(self) -> Sequence[int]:
-        return self._ids
 
     def _prefill(self, ids: Sequence[int], keep: int) -> int:
         if keep < len(self._ids):
@@ -103,15 +77,12 @@ class TorchEngine(Engine):
                 self._ids = self._ids[:keep]
             else:
                 self.reset()
-        return self._run(list(ids[keep:]))
+        return self._run(ids[keep:])
 
-    def _step(self, token: int) -> int:
-        return self._run([token])
-
-    def _run(self, ids: list[int]) -> int:
+    def _run(self, ids: Sequence[int]) -> int:
         with torch.inference_mode():
             out = self._model(
-                torch.tensor([ids], device=self.device),
+                torch.tensor([list(ids)], device=self.device),
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,

@@ -189,7 +189,6 @@ if TYPE_CHECKING:
     MetricName = str
 else:
     MetricName = Literal[NAMES]
-HELP = f"What is scored: {', '.join(NAMES[:-1])} or {NAMES[-1]}."
 
 
 def metric(name: str) -> Metric:
