@@ -26,6 +26,7 @@ from unshot.contracts.task import Task, derive_task, hold_metric, read_task
 from unshot.data.files import write_text
 from unshot.data.load import load_rows
 from unshot.data.rows import Example
+from unshot.data.seal import record_reading
 from unshot.errors import InputError
 from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET
 
@@ -50,6 +51,12 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
             raise InputError(f"{row.where}: the answer {row.answer!r:.60} is none of the task's labels")
     references = [row.answer or "" for row in rows]
     hold_metric(task.metric, task.answers(references, references))
+    # Recorded before the rows are answered: a reading that breaks off counts.
+    seal = record_reading(rows, "bench", job.task_path.parent if job.task_path else job.final)
+    if seal.others and (warning := seal.warning()):
+        out.warn(warning)
+    if job.rows is not None and job.rows < len(rows):
+        rows = random.Random(case.bench.seed).sample(rows, job.rows)
     with staged(job.final, overwrite=overwrite) as work:
         manifest = Manifest("bench", seeds={"seed": case.bench.seed})
         manifest.inputs = [describe_file(p) for p in job.inputs if p.is_file()]
@@ -78,7 +85,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
         from bench.html import render
 
         write_text(work / "report.html", render(report, measured.records))
-        manifest.config = jsonable(report.conditions)
+        manifest.config = {**jsonable(report.conditions), "test_seal": vars(seal)}
         manifest.candidate, manifest.gates = job.candidate, gates(report)
         manifest.verdict, manifest.reason = report.verdict, report.reason
         manifest.finish(work)
@@ -119,7 +126,7 @@ def _processes(systems: Sequence[System]) -> dict[str, int]:
 
 def _rows(job: Job, case: Case, out: Output) -> list[Example]:
     long = job.prompts["baseline"]
-    rows = load_rows(
+    return load_rows(
         job.data,
         job.rows_as,
         out,
@@ -127,9 +134,6 @@ def _rows(job: Job, case: Case, out: Output) -> list[Example]:
         instruction=case.task.instruction,
         used=long.slots,
     )
-    if job.rows is not None and job.rows < len(rows):
-        rows = random.Random(case.bench.seed).sample(rows, job.rows)
-    return rows
 
 
 def _open(job: Job, task: Task, out: Output) -> list[System]:

@@ -26,7 +26,7 @@ COMMANDS = {
     "--prompt", "--inputs", "--rate", "--peak-factor", "--arrival-cv", "--output-tokens",
     "--reasoning-tokens", "--offline", "--engine", "--kv-cache", "--tensor-parallel", "--max-sequences", "--chunk",
     "--cheaper-api", "--system", "--instruction", "--slo-ttft", "--slo-tpot", "--slo-e2e", "--fails", "--current",
-    "--target", "--examples-at-hand", "--min-replicas",
+    "--target", "--examples-at-hand", "--min-replicas", "--chat-template",
     baseline="baseline.api", baseline_model="baseline.model", model="candidate.model", gpu="candidate.gpu",
     precision="candidate.precision",
     help={

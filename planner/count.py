@@ -46,7 +46,7 @@ class Counts:
         task, long = self.case.task, self.prompts["long"]
         path = task.inputs or task.data
         if path is not None:
-            rows, said = load_inputs(path, long)
+            rows, said = load_inputs(path, long, self.case.rows_as())
             self.notes += [f"inputs: {line}" for line in said]
             return rows
         if long.examples:
@@ -59,8 +59,14 @@ class Counts:
     def _counter(self, model: str, *, api: bool) -> Counter:
         """The counter of a model, made once."""
         if model not in self._counters:
+            # The tuned model's template; a baseline of the same name is the same model.
+            own = self.case.tune.chat_template if model == self.case.candidate.model and not api else None
             self._counters[model] = counter_for(
-                model, api=api, paths=self.settings.paths, approximate=self.settings.approximate
+                model,
+                api=api,
+                paths=self.settings.paths,
+                approximate=self.settings.approximate,
+                template=own,
             )
         return self._counters[model]
 

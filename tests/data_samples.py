@@ -161,7 +161,7 @@ SAMPLES = [
                                                                {"role": "tool", "tool_call_id": "c1", "content": "t"},
                                                                assistant("x")], "tools": [TOOL],
                                                   "parallel_tool_calls": False}), 1,
-           "<|user|>a<|assistant|><|tool|>t<|assistant|>x", "JSONL, messages", ("parallel_tool_calls", "tools")),
+           "<|user|>a<|assistant|><|tool|>t<|assistant|>x", "JSONL, messages", ("parallel_tool_calls",)),
     Sample("OpenAI, tool call as the answer", jsonl({"messages": [user("a"), assistant(None, tool_calls=[CALL])],
                                                     "tools": [TOOL]}), 0, "",
            "JSONL, no row that can be read", refused={1: "tool call (`order`)"}),
@@ -197,7 +197,7 @@ SAMPLES = [
     Sample("ShareGPT with tools", jsonl({"system": "s", "tools": json.dumps([TOOL]), "conversations": [
         {"from": "human", "value": "a"}, {"from": "function_call", "value": '{"name": "order", "arguments": {}}'},
         {"from": "observation", "value": "t"}, {"from": "gpt", "value": "x"}]}), 1,
-           "<|system|>s<|user|>a<|assistant|><|tool|>t<|assistant|>x", "JSONL, ShareGPT", ("tools",)),
+           "<|system|>s<|user|>a<|assistant|><|tool|>t<|assistant|>x", "JSONL, ShareGPT", ()),
     Sample("text and label, a label missing", table(("text", "label"), ("a", "x"), ("b", ""), ("c", "nan")), 1,
            "<|user|>a<|assistant|>x", "CSV, columns `text` and `label`",
            refused={3: "no answer", 4: "NaN, a missing value"}),

@@ -266,6 +266,7 @@ def test_bad_usage_is_one_line(unshot: Run, tmp_path: Path, arguments: tuple[str
         (("caf\u00e9", "cafe\u0301"), [("cafe\u0301", "caf\u00e9")]),
         (("recieve", "receive", "level 1", "level 2", "yes", "no", "low", "slow"), [("receive", "recieve")]),
         (("+", "-", "positive", "negative"), []),
+        (("1", "1.0", "2"), [("1", "1.0")]),
     ],
 )  # fmt: skip
 def test_labels_that_may_be_one_are_reported(
@@ -281,3 +282,13 @@ def test_labels_that_may_be_one_are_reported(
 
 def test_banking77_has_no_labels_that_may_be_one(banking: list[dict[str, str]]) -> None:
     assert alike_labels(sorted({r["completion"] for r in banking})) == []
+
+
+def test_labels_that_may_be_missing_values_are_reported(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"text {i} {i * 7919}", "completion": ("None", "yes", "none")[i % 3]} for i in range(60)
+    ]
+    (warning,) = [
+        w for w in check_file(jsonl(tmp_path / "d.jsonl", rows))["warnings"] if "missing values" in w
+    ]
+    assert "`None`" in warning and "`none`" not in warning

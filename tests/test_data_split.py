@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run
-from tune.data.split import NAMES, Splitting, load_parts, split_file
+from tune.data.split import NAMES, Splitting, group_name, load_parts, split_file
 from unshot.contracts.manifest import read_manifest
 from unshot.data.rows import read_examples
 from unshot.data.seal import record_reading
@@ -113,6 +113,7 @@ def tiny_rows(data: Path) -> list[dict[str, str]]:
         (lambda i: 1.7e9 + i if i % 2 else (1.7e9 + i) * 1000, "in seconds, but milliseconds in"),
         (lambda i: "2026-01-01" if i == 3 else 1.7e9 + i, "in days, but seconds in"),
         (lambda i: None if i == 3 else i, "line 4: `when` is null"),
+        (lambda i: 10**400 if i == 3 else i, "line 4: `when` is inf"),
         (lambda i: f"2026-01-01T00:{i % 60:02d}:00" + ("Z" if i % 2 else ""), "dates with a time zone"),
     ],
 )  # fmt: skip
@@ -171,3 +172,27 @@ def test_a_test_set_read_by_several_runs_is_one_seal(
     assert record_reading(rows, "eval", tmp_path / "c").others == 2
     assert "read 2 times before, by 2 runs" in (seal.warning() or "")
     assert record_reading(rows[1:], "eval", tmp_path / "a").before == 0
+
+
+def test_the_case_file_says_columns_and_split_and_flags_stand_over_it(unshot: Run, tmp_path: Path) -> None:
+    rows = [{"title": f"t{i} w{i * 7}", "body": f"b{i} {i * 13}", "topic": "ab"[i % 2], "customer": i // 3, "day": i}
+            for i in range(60)]  # fmt: skip
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    (tmp_path / "unshot.toml").write_text(
+        '[rows]\ninput_column = ["title", "body"]\noutput_column = "topic"\n'
+        '[split]\ngroup_by = "customer"\nshares = "60/20/20"\n',
+        encoding="utf-8",
+    )
+    for flags, group in (((), "customer"), (("--group", "day"), "day"), (("--group-by", "day"), "day")):
+        out = tmp_path / f"out{len(flags)}{''.join(flags)}"
+        done = unshot("data", "split", "d.jsonl", "--out", out, *flags, cwd=tmp_path)
+        assert done.returncode == 0 and "columns `title`, `body` and `topic`" in done.stderr, done.stderr
+        config = read_manifest(out).config
+        assert (config["group_by"], config["shares"]) == (group, [0.6, 0.2, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("values", "groups"), [((7, 7.0, "7 "), 1), ((True, "true"), 1), (("a", "A", "b"), 3), ((1.5, "1.5"), 1)]
+)
+def test_a_group_is_one_however_its_value_is_written(values: tuple[Any, ...], groups: int) -> None:
+    assert len({group_name(value) for value in values}) == groups

@@ -165,3 +165,19 @@ def test_one_question_about_sixty_documents_is_sixty_inputs(tmp_path: Path, plac
     assert len({e.identity for e in read_examples(path)}) == 60
     done = run("data", "split", path, "--out", tmp_path / "out", "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["rows"]["test"] == 6, done.output
+
+
+def test_few_shot_turns_without_a_system_prompt_are_taken_out() -> None:
+    found, report = take_out_prompt([row(i, turns(*SHOTS)) for i in range(5)], None)
+    assert report.shared and all(len(r.messages) == 1 for r in found)
+
+
+def test_a_long_prompt_that_cannot_be_taken_out_is_said() -> None:
+    long = " ".join(f"word{i}" for i in range(40))
+    texts = [Example(({"role": "user", "content": f"{long} {i}"},), "yes", i) for i in range(12)]
+    assert "all 12 inputs begin with the same 40 words" in take_out_prompt(texts, None)[1].lines()[0]
+    mixed = [row(i, turns(*(SHOTS if i % 2 else SHOTS[::-1]))) for i in range(24)]
+    assert "recur in up to 24 of 24 rows" in take_out_prompt(mixed, None)[1].lines()[0]
+    # A conversation's own turns are none.
+    own = [row(i, turns((f"question {i}", "yes"))) for i in range(24)]
+    assert not take_out_prompt(own, None)[1].lines()

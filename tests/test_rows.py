@@ -75,6 +75,12 @@ FAULTY: list[tuple[str, Any, str]] = [
     ("KTO", {"prompt": "a", "completion": "b", "label": True}, "preference row"),
     ("tool call as answer", {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}]}, "tool call (`f`)"),
+    ("NaN as the last turn", {"messages": [USER, {**ANSWER, "content": "NaN"}]}, "NaN, a missing value"),
+    ("NaN input as text", {"prompt": "nan", "completion": "b"}, "`prompt` is empty or not text"),
+    ("weight 0 of a CSV", {"prompt": "a", "completion": "b", "weight": "0"}, "weight 0"),
+    ("not to be trained on", {"messages": [USER, {**ANSWER, "train": False}]}, "weight 0"),
+    ("KTO conversation", {"messages": [USER, ANSWER], "label": False}, "preference row"),
+    ("KTO tag", {"conversations": [{"from": "human", "value": "a"}], "kto_tag": True}, "preference row"),
     ("no known field", {"utterance_x": "a", "completion": "b"}, "--input-column"),
 ]  # fmt: skip
 
@@ -358,3 +364,41 @@ def test_a_fault_in_one_of_several_files_names_its_file(tmp_path: Path) -> None:
     done = run("data", "check", tmp_path / "?.jsonl", "--json")
     (fault,) = json.loads(done.stdout)["malformed"]
     assert fault["where"] == f"{tmp_path / 'b.jsonl'}, line 1"
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "answer"),
+    [
+        ({"messages": json.dumps([USER, ANSWER])}, ["a"], "b"),
+        ({"conversations": json.dumps([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}])}, ["a"], "b"),
+        ({"instruction": "Square.", "input": 5, "output": 25}, ["Square.\n\n5"], "25"),
+        ({"instruction": "Say.", "question": "Why?", "answer": "b"}, ["Say.\n\nWhy?"], "b"),
+        ({"instruction": "Say.", "text": "a", "label": 1}, ["Say.\n\na"], "1"),
+        ({"instruction": "Say.", "text": "rendered", "output": "b"}, ["Say."], "b"),
+        ({"system_prompt": "s", "question": "a", "response": "b"}, ["s", "a"], "b"),
+        ({"system": [{"type": "text", "text": "s"}], "messages": [USER, ANSWER]}, ["s", "a"], "b"),
+        ({"messages": [{"role": "system", "content": ""}, USER, ANSWER]}, ["a"], "b"),
+        ({"messages": [USER, ANSWER, USER, {**ANSWER, "train": False}]}, ["a"], "b"),
+    ],
+)  # fmt: skip
+def test_what_a_row_says_reaches_the_model(row: dict[str, Any], asked: list[str], answer: str) -> None:
+    found = read_row(Place(Path("d.jsonl"), 1), row, Columns()).example
+    assert ([m["content"] for m in found.messages], found.answer) == (asked, answer)
+
+
+def test_a_key_that_stands_twice_costs_its_row(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a", "prompt": "b", "completion": "c"}\n', encoding="utf-8")
+    assert problems(tmp_path / "d.jsonl") == [(1, "the key `prompt` stands twice; keep one of them")]
+
+
+def test_a_class_number_that_means_no_label_is_no_class(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import pyarrow.parquet
+
+    table = arrow.table({"text": ["a", "b"], "label": [1, -1]})
+    features = {"label": {"names": ["no", "yes"], "_type": "ClassLabel"}}
+    named = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pyarrow.parquet.write_table(named, tmp_path / "d.parquet")
+    first, second = scan(tmp_path / "d.parquet")
+    assert isinstance(first, Example) and first.answer == "yes"
+    assert isinstance(second, Fault) and "missing value" in second.problem

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import PATH, case_flags, common, row_options
+from unshot.options import PATH, case_flags, common, row_options, split_options
 
 if TYPE_CHECKING:
     from unshot.case import Case
@@ -42,11 +42,9 @@ if TYPE_CHECKING:
     help="Measure forgetting and robustness; default: as the case says, yes.",
 )
 @row_options
-@click.option("--group-by", metavar="COL", help="Split with the rows of each value of this column together.")
-@click.option("--time", metavar="COL", help="Split by time: train on the oldest rows, test on the newest.")
-@click.option("--shares", default="80/10/10", show_default=True, help="Train/validation/test of the split.")
 @click.option("--validation", type=PATH, help="Validation rows from a file of their own.")
 @click.option("--test", type=PATH, help="Test rows from a file of their own, never moved.")
+@split_options
 @common
 def tune(
     data: Path | None,
@@ -63,7 +61,7 @@ def tune(
     Splits 80/10/10, trains with loss on the answer only, stops at the plateau, and reads the test split once.
     The same command after an interruption goes on where it stopped. Several processes: `torchrun -m unshot tune ...`.
     """
-    from tune.data.split import Splitting, parse_shares
+    from tune.data.split import Splitting
     from tune.run import Options, tune_run
     from unshot.errors import GateError, InputError
 
@@ -72,10 +70,7 @@ def tune(
     options = Options(
         **{k: flags.pop(k) for k in ("dry_run", "learning_curve", "report_to", "log_dir", "fsdp")}
     )
-    splitting = Splitting(
-        shares=parse_shares(flags.pop("shares")),
-        **{k: flags.pop(k) for k in ("group_by", "time", "validation", "test")},
-    )
+    splitting = Splitting.of(case.split)
     if final is None:
         if not options.dry_run:
             raise InputError("no run directory to write; give --out DIRECTORY (or --dry-run)")
@@ -102,7 +97,9 @@ def tune(
     if target is not None and quality["passed"] is False:
         raise GateError(f"target {target:g} not met on the test split: {quality['detail']}; {final} is kept")
     if target is not None and quality["passed"] is None:
-        out.warn(f"whether the target {target:g} is met is not shown: {quality['detail']}")
+        raise GateError(
+            f"whether the target {target:g} is met is not shown: {quality['detail']}; {final} is kept"
+        )
     failed = [gate["name"] for gate in result["gates"] if gate["passed"] is False]
     if case.tune.strict and failed:
         raise GateError(

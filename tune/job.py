@@ -11,7 +11,7 @@ from tune import processes
 from tune.contamination import Cleaned
 from tune.mix import Extras, add_extras
 from tune.processes import World
-from tune.prove import ROWS, prove_template
+from tune.prove import prove_template, rows_to_prove
 from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.manifest import BaseModel
@@ -170,7 +170,7 @@ def prepare(
     shape = inspect_base(source, settings.method)
     chat = Chat(load_tokenizer(source.path, settings.chat_template))
     extras = add_extras(parts.train, settings)
-    first = extras.train[:ROWS]
+    first = rows_to_prove(extras.train)
     template = prove_template(chat, source, first, [request(row, task) for row in first])
     for note in template if world.first else []:
         out.warn(f"chat template: {note}")

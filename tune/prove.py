@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import cast
 
+from unshot.data.example import without_tools
 from unshot.data.rows import Example, Message
 from unshot.errors import InputError
 from unshot.models import Source
@@ -20,10 +22,12 @@ def prove_template(
 ) -> list[str]:
     """Check instruction, input, answer and end token on the first rows; return what there is to know, in words.
 
-    `requests` are the rows' messages as the model is asked. Raises `InputError`, naming the row and what to set, for a
-    template that leaves out the instruction or the input, or that puts the answer into a thinking block.
+    `requests` are the messages with which the model is asked, of the rows that `rows_to_prove` picks. Raises
+    `InputError`, naming the row and what to set, for a template that leaves out the instruction or the input, or that
+    puts the answer into a thinking block.
     """
-    for row, messages in zip(rows[:ROWS], requests[:ROWS], strict=True):
+    notes: dict[str, None] = {}
+    for row, messages in zip(rows, requests, strict=True):
         where = row.where or f"line {row.line}"
         text = chat.render(messages)
         wanted = [("instruction", m) for m in messages if m["role"] in ("system", "developer")]
@@ -31,12 +35,19 @@ def prove_template(
         for what, message in wanted:
             if not _stands_in(str(message["content"]), text):
                 raise InputError(f"{where}: the chat template leaves out the {what}; {WAY_OUT}")
+        if row.tools and text == chat.render(cast("list[Message]", without_tools(messages)[0])):
+            notes["it leaves out the rows' function definitions (`tools`): the model never sees them"] = None
         if opened := thinks(text):
             raise InputError(
                 f"{where}: the prompt ends inside a <{opened}> block, where the answer would be thought and not said; "
                 f"{WAY_OUT}"
             )
-    return [*chat.tokenizer.repairs, *_ends(chat, source)]
+    return [*chat.tokenizer.repairs, *notes, *_ends(chat, source)]
+
+
+def rows_to_prove(rows: Sequence[Example]) -> list[Example]:
+    """The first rows, and the first with function definitions."""
+    return [*rows[:ROWS], *[row for row in rows[ROWS:] if row.tools][:1]]
 
 
 def _stands_in(content: str, text: str) -> bool:

@@ -21,7 +21,7 @@ from unshot.catalog import formats
 from unshot.console import Output
 from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, RecordError, Share
 from unshot.data.prompts import Prompt, load_prompt
-from unshot.data.rows import read_text
+from unshot.data.rows import Columns, RowOptions, read_text
 from unshot.errors import InputError, nearest
 from unshot.methods import METHODS
 from unshot.metrics import thresholds
@@ -129,6 +129,42 @@ class TaskSettings(Record):
     examples_at_hand: Annotated[Whole | None, about("Labelled examples that could be had.", sample=300)] = (
         None
     )
+
+
+class RowSettings(Record):
+    """Where things stand in the rows of `data` and `inputs`; default: by the usual names."""
+
+    input_column: Annotated[
+        list[str], about("Columns of the input; several are joined.", sample=["title", "body"])
+    ] = field(default_factory=list)
+    input_template: Annotated[
+        str | None,
+        about(
+            "Text or file with {{column}} slots that makes the input.", sample="input.txt", text_or_file=True
+        ),
+    ] = None
+    output_column: Annotated[str | None, about("Column of the answer.", sample="label")] = None
+    system_column: Annotated[str | None, about("Column of a row's own system prompt.", sample="system")] = (
+        None
+    )
+    keep_system: Annotated[bool, about("Leave an old prompt that the rows hold where it is.")] = False
+
+
+class SplitSettings(Record):
+    """How rows come apart into training, validation and test."""
+
+    group_by: Annotated[
+        str | None, about("Keep the rows of each value of this column together.", sample="customer")
+    ] = None
+    time: Annotated[
+        str | None,
+        about("Column of the time: train on the oldest rows, test on the newest.", sample="created"),
+    ] = None
+    shares: Annotated[str, about("Train/validation/test.")] = "80/10/10"
+    validation: Annotated[
+        Path | None, about("Validation rows from a file of their own.", sample="validation.jsonl")
+    ] = None
+    test: Annotated[Path | None, about("Test rows from a file of their own.", sample="test.jsonl")] = None
 
 
 class Slo(Record):
@@ -381,6 +417,8 @@ class Case(Record):
     baseline: BaselineSettings = field(default_factory=BaselineSettings)
     candidate: CandidateSettings = field(default_factory=CandidateSettings)
     plan: PlanSettings = field(default_factory=PlanSettings)
+    rows: RowSettings = field(default_factory=RowSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
     bench: BenchSettings = field(default_factory=BenchSettings)
@@ -391,6 +429,17 @@ class Case(Record):
     def long_prompt(self) -> Prompt:
         """The few-shot prompt of `[task]`."""
         return load_prompt(self.task.examples, system=self.task.system)
+
+    def rows_as(self, given: RowOptions | None = None) -> RowOptions:
+        """How rows are read: what the command line `given` says, else what `[rows]` does."""
+        given, own = given or RowOptions(), self.rows
+        columns = Columns(
+            given.columns.input or tuple(own.input_column),
+            given.columns.output or own.output_column,
+            given.columns.template or own.input_template,
+            given.columns.system or own.system_column,
+        )
+        return RowOptions(columns, given.keep_system or own.keep_system)
 
     def short_prompt(self) -> Prompt:
         """The tuned model's prompt of `[task]`."""

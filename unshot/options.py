@@ -381,6 +381,34 @@ def option_settings(key: Any) -> dict[str, Any]:
     return {"type": TEXT_OR_FILE if key.text_or_file else TEXT}
 
 
+def split_options(function: Command) -> Command:
+    """Add the options that split rows; below `case_flags` they stand over `[split]` of the case file, where they go."""
+
+    @click.option(
+        "--group-by",
+        cls=Option,
+        older=("--group",),
+        metavar="COL",
+        help="Split with the rows of each value of this column together.",
+    )
+    @click.option(
+        "--time", metavar="COL", help="Split by time: train on the oldest rows, test on the newest."
+    )
+    @click.option("--shares", help="Train/validation/test of the split; default: 80/10/10.")
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any, case: Any, group_by: str | None, time: str | None, shares: str | None, **kwargs: Any
+    ) -> Any:
+        given = {"group_by": group_by, "time": time, "shares": shares}
+        given |= {name: kwargs.pop(name, None) for name in ("validation", "test")}
+        for name, value in given.items():
+            if value is not None:
+                setattr(case.split, name, value)
+        return function(*args, case=case, **kwargs)
+
+    return wrapper
+
+
 def output() -> Output:
     """The running command's `Output`."""
     return click.get_current_context().find_root().ensure_object(Output)
@@ -425,7 +453,10 @@ def case_option(function: Command) -> Command:
 
 
 def row_options(function: Command) -> Command:
-    """Add the options that say how rows are read; the command gets them as one `RowOptions` named `rows_as`."""
+    """Add the options that say how rows are read; the command gets them as one `RowOptions` named `rows_as`.
+
+    Below `case_flags` they stand over what `[rows]` of the case file says.
+    """
 
     @click.option(
         "--input-column",
@@ -453,7 +484,9 @@ def row_options(function: Command) -> Command:
     ) -> Any:
         from unshot.data.rows import Columns, RowOptions
 
-        columns = Columns(input_column, output_column, input_template, system_column)
-        return function(*args, rows_as=RowOptions(columns, keep_system), **kwargs)
+        rows_as = RowOptions(Columns(input_column, output_column, input_template, system_column), keep_system)
+        if "case" in kwargs:
+            rows_as = kwargs["case"].rows_as(rows_as)
+        return function(*args, rows_as=rows_as, **kwargs)
 
     return wrapper

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from typing import Any
 
 from unshot.contracts.task import MAX_LABELS
 from unshot.metrics.answers import INVALID, parse_answer
+
+_WHOLE = re.compile(r"[+-]?\d+\.0+")
 
 
 class Labels:
@@ -86,6 +89,7 @@ def balance(counts: Counter[str], field: str | None) -> dict[str, Any]:
         "smallest": least,
         "evenness": entropy / math.log(len(counts)) if len(counts) > 1 else 1.0,
         "alike": alike_labels(list(counts)),
+        "missing": missing_labels(list(counts)),
         "below_5": sorted(label for label, n in counts.items() if n < 5),
         "counts": dict(counts.most_common()),
     }
@@ -104,9 +108,22 @@ def alike_labels(labels: Sequence[str]) -> list[tuple[str, str]]:
     return sorted(found)
 
 
+# How programs write that there is no value. `none` in small letters is a class that people choose.
+NO_VALUE = {"None", "null", "NULL", "Null", "N/A", "n/a", "NA", "#N/A", "-", "?"}
+
+
+def missing_labels(labels: Sequence[str]) -> str | None:
+    """Labels that may be missing values, in words; None where there are none."""
+    found = sorted(NO_VALUE & set(labels)) if len(labels) > 1 else []
+    named = ", ".join(f"`{label}`" for label in found)
+    return f"labels that may be missing values: {named}; remove those rows if they are" if found else None
+
+
 def _letters(label: str) -> str:
-    """Letters and digits of a label in one form; the label itself where it has none."""
-    text = unicodedata.normalize("NFKC", label).casefold()
+    """Letters and digits of a label in one form (1.0 as 1); the label itself where it has none."""
+    text = unicodedata.normalize("NFKC", label).casefold().strip()
+    if _WHOLE.fullmatch(text):
+        text = text.split(".")[0]
     return "".join(c for c in text if c.isalnum()) or text
 
 

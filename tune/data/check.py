@@ -152,8 +152,7 @@ class Check:
         self.answers.append(answer)
         self.labels.add(answer)
         self.sample.add(row.text)
-        if row.system:
-            self.prompts.systems[row.system] += 1
+        self.prompts.see(row)
         if row.extra.get(self.annotator) not in (None, ""):
             self.people[number] = str(row.extra[self.annotator])
         kinds, clean = pii.scan_row(row, self.region)
@@ -337,6 +336,8 @@ def warnings(result: dict[str, Any]) -> list[str]:
     labels = result["labels"]
     if labels and labels["below_5"]:
         found.append(f"{len(labels['below_5'])} of {labels['classes']} classes have fewer than 5 rows")
+    if labels and labels["missing"]:
+        found.append(labels["missing"])
     if labels and labels["alike"]:
         pairs = ", ".join(f"`{a}` and `{b}`" for a, b in labels["alike"][:5])
         found.append(f"{len(labels['alike'])} pairs of labels that may be one: {pairs}")

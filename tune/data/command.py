@@ -20,6 +20,7 @@ from unshot.options import (
     case_flags,
     common,
     row_options,
+    split_options,
     whole,
 )
 
@@ -44,7 +45,9 @@ def data() -> None:
 @click.option("--max-length", type=whole(16), help="Longest row, tokens; default: as tune has it.")
 @click.option("--similar", type=Number(ge=0.3, le=1), help="Near-duplicates from here on; default 0.7.")
 @click.option("--annotator", default="annotator", show_default=True, help="Column with who labelled the row.")
-@case_flags("--instruction", "--labels", "--answer-field", "--metric", "--embedder")
+@case_flags(
+    "--instruction", "--labels", "--answer-field", "--metric", "--embedder", "--chat-template", "--loss-on"
+)
 @row_options
 @common
 def check(
@@ -84,7 +87,7 @@ def check(
     long, instruction = case.long_prompt(), case.task.instruction
     settings |= {"prompt": long if long.given else None, "instruction": instruction, "task": case.task}
     if base:
-        counter = Counter(base, instruction, out)
+        counter = Counter(base, case, out)
         settings |= {"count": counter.rows, "length": counter.text, "render": counter.chat.render}
         limits = (case.tune.max_length, counter.context or case.tune.max_length)
         settings |= {"context": max_length or min(limits), "strict_length": not max_length}
@@ -111,17 +114,14 @@ def check(
 @click.argument("path", metavar="DATA", type=PATH)
 @click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
-@click.option("--group-by", metavar="COL", help="Keep the rows of each value of this column together.")
-@click.option("--time", metavar="COL", help="Train on the oldest rows, test on the newest.")
 @click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the order.")
-@click.option("--shares", default="80/10/10", show_default=True, help="Train/validation/test.")
 @case_flags("--answer-field", "--embedder")
+@split_options
 @row_options
 @common
 def split(
     path: Path,
     final: Path,
-    shares: str,
     case: Case,
     out: Output,
     **settings: Any,
@@ -134,9 +134,9 @@ def split(
     long = case.long_prompt()
     settings["embedder"] = case.tune.embedder
     settings["prompt"] = long if long.given else None
-    result = split_file(
-        path, final, shares=parse_shares(shares), field=case.task.answer_field, out=out, **settings
-    )
+    parts = case.split
+    settings |= {"group_by": parts.group_by, "time": parts.time, "shares": parse_shares(parts.shares)}
+    result = split_file(path, final, field=case.task.answer_field, out=out, **settings)
     if result["rows"]["test"] < result["before"]["test"] / 2:
         out.warn(
             f"{result['before']['test'] - result['rows']['test']} of {result['before']['test']} test rows were too "
@@ -189,15 +189,17 @@ def import_(
 class Counter:
     """Tokens of rows and texts with a model's tokenizer and chat template, and the model's context."""
 
-    def __init__(self, base: str, instruction: str | None, out: Output) -> None:
+    def __init__(self, base: str, case: Case, out: Output) -> None:
         from unshot.data.prompts import Prompt
         from unshot.models import resolve
         from unshot.text.chat import Chat, load_tokenizer
 
         source = resolve(base, out, need_weights=False)
-        self.chat = Chat(load_tokenizer(source.path))
+        self.chat = Chat(load_tokenizer(source.path, case.tune.chat_template))
+        for note in self.chat.tokenizer.repairs:
+            out.warn(f"chat template: {note}")
         self.context: int | None = source.config().get("max_position_embeddings")
-        self._prompt = Prompt(system=instruction)
+        self._prompt, self._every = Prompt(system=case.task.instruction), case.tune.loss_on == "all"
 
     def rows(self, rows: Sequence[Example]) -> list[tuple[int, int] | str]:
         """Tokens of each row's request (instruction and template included) and of its answer with its end.
@@ -207,7 +209,7 @@ class Counter:
         found: list[tuple[int, int] | str] = []
         for row in rows:
             try:
-                item = self.chat.encode(self._prompt.request(row), row.answer or "")
+                item = self.chat.encode(self._prompt.request(row), row.answer or "", every=self._every)
             except InputError as error:
                 found.append(str(error))
                 continue

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from tune.contamination import ASIDE, Cleaned, separate
-from tune.data.balance import Labels, alike_labels
+from tune.data.balance import Labels, alike_labels, missing_labels
 from tune.data.variety import SAMPLE, template_share
 from tune.meaning import Meaning, by_meaning
 from tune.split import NAMES, SHARES, Split, order, split
+from unshot.case import SplitSettings
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, describe_data, staged
 from unshot.contracts.task import Task
-from unshot.data.files import is_missing, write_text
+from unshot.data.files import write_text
 from unshot.data.load import load_rows
+from unshot.data.messages import missing_words, scalar
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, RowOptions, write_jsonl
 from unshot.errors import InputError, nearest
@@ -54,6 +56,17 @@ class Splitting:
     shares: tuple[float, float, float] = SHARES
     validation: Path | None = None
     test: Path | None = None
+
+    @classmethod
+    def of(cls, settings: SplitSettings) -> Splitting:
+        """From the case's section and the flags over it. Raises `InputError` for bad shares."""
+        return cls(
+            settings.group_by,
+            settings.time,
+            parse_shares(settings.shares),
+            settings.validation,
+            settings.test,
+        )
 
     def check(self) -> None:
         """Raise `InputError` for options that contradict each other."""
@@ -101,7 +114,7 @@ class Loaded:
         group_by, time = plan.group_by, plan.time
 
         def unit(row: Example) -> Hashable:
-            return None if group_by is None else str(row.extra[group_by])
+            return None if group_by is None else group_name(row.extra[group_by])
 
         for column in (group_by, time):
             if column is not None:
@@ -116,7 +129,7 @@ class Loaded:
                 self.rows, key=_clock(self.rows, time), unit=unit if group_by else None, shares=three
             )
         elif group_by is not None:
-            parts = by_group(self.rows, unit=unit, stratum=stratum, shares=three, seed=seed)
+            parts = bygroup_name(self.rows, unit=unit, stratum=stratum, shares=three, seed=seed)
         else:
             parts = split(self.rows, stratum=stratum, shares=three, seed=seed)
         parts = replace(parts, **own)
@@ -226,6 +239,8 @@ def announce_parts(data: Path, cleaned: Cleaned, task: Task, out: Output) -> Non
             f"part (first: line {cleaned.kept[0].line}, like line {cleaned.kept[0].like_line}); they stay there, and "
             "scores on them flatter"
         )
+    if missing := missing_labels(task.labels or []):
+        out.warn(missing)
     alike = alike_labels(task.labels or [])
     if alike:
         named = ", ".join(f"`{a}` and `{b}`" for a, b in alike[:5])
@@ -249,7 +264,7 @@ def _result(cleaned: Cleaned, before: Split) -> dict[str, Any]:
     }
 
 
-def by_group(
+def bygroup_name(
     rows: Sequence[Example],
     *,
     unit: Callable[[Example], Hashable],
@@ -310,12 +325,19 @@ def by_time(
     return parts
 
 
+def group_name(value: object) -> str:
+    """A group's name: 7, 7.0 and "7 " are one."""
+    text = scalar(value, "group").strip()
+    return text.removesuffix(".0") if isinstance(value, float) else text
+
+
 def _need(rows: Sequence[Example], column: str) -> None:
     for row in rows:
         if column not in row.extra:
             hint = nearest(column, row.extra) if row.extra else "the row has no other columns"
             raise InputError(f"{row.where}: no `{column}`; {hint}")
-        if is_missing(value := row.extra[column]) or value in ("", "nan", "NaN"):
+        value = row.extra[column]
+        if missing_words(value) or (isinstance(value, str) and not value.strip()):
             shown = "null" if value is None else repr(value)
             raise InputError(f"{row.where}: `{column}` is {shown}; fill it in or remove the row")
 
@@ -347,6 +369,8 @@ def _moment(row: Example, column: str) -> tuple[float, str]:
     value = row.extra[column]
     try:
         number = float(value)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
         try:
             date = datetime.fromisoformat(str(value))

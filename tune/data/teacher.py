@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tune.data.ledger import Entry, Status
+from unshot.data.example import without_tools
 from unshot.data.rows import Message
 from unshot.engines.http import Address, parse_url, read_key, request_once
 from unshot.engines.openai import CHAT, PATHS
@@ -82,9 +83,11 @@ class ServerTeacher:
 
     def body(self, question: Question) -> dict[str, object]:
         """The request's JSON."""
+        messages, tools = without_tools(question.messages)
         body: dict[str, object] = {
             "model": self.model,
-            "messages": list(question.messages),
+            "messages": messages,
+            **({"tools": tools} if tools else {}),
             "max_tokens": question.max_tokens,
             "temperature": question.temperature,
         }

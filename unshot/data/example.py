@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
@@ -21,6 +21,8 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
     # OpenAI's mark of an assistant turn: 0 where it must not be learnt.
     weight: NotRequired[int]
+    # Function definitions of the whole request, on its first message (`with_tools`).
+    tools: NotRequired[list[Mapping[str, object]]]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,17 @@ class Fault:
 def fold(text: str) -> str:
     """`text` with case, white space and Unicode's form (NFC) folded: what makes two inputs equal."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def with_tools(messages: list[Message], tools: Sequence[Mapping[str, object]]) -> list[Message]:
+    """A request that carries function definitions, so that every renderer and server gets them."""
+    return [{**messages[0], "tools": list(tools)}, *messages[1:]] if tools and messages else messages
+
+
+def without_tools(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[Any] | None]:
+    """The messages alone, and the function definitions that they carry; None where there are none."""
+    plain = [{k: v for k, v in message.items() if k != "tools"} for message in messages]
+    return plain, next((m["tools"] for m in messages if m.get("tools")), None)
 
 
 def _content(message: Message) -> str:

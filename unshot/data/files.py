@@ -199,11 +199,23 @@ def _jsonl(path: Path, handle: IO[bytes]) -> Iterator[Raw]:
         if not raw.strip():
             continue
         try:
-            yield place, json.loads(raw.decode())
+            yield place, json.loads(raw.decode(), object_pairs_hook=_once)
         except UnicodeDecodeError as error:
             yield place, Problem(not_utf8(raw, error.start).replace("(byte", "(byte of the line"))
+        except Problem as problem:
+            yield place, problem
         except (ValueError, RecursionError) as error:
             yield place, Problem(f"not valid JSON ({error}); each line is one object")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of which no key stands twice: of two values one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Problem(f"the key `{twice}` stands twice; keep one of them")
+    return found
 
 
 def _json(path: Path, handle: IO[bytes]) -> Iterator[Raw]:
@@ -213,7 +225,7 @@ def _json(path: Path, handle: IO[bytes]) -> Iterator[Raw]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: {not_utf8(raw, error.start)}") from None
     try:
-        loaded = json.loads(text)
+        loaded = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         first = next((line for line in text.split("\n") if line.strip()), "")
         if _is_object(first):  # JSON Lines under the name of JSON
@@ -331,8 +343,8 @@ def _arrow(path: Path, kind: str) -> Iterator[Raw]:
             for row in batch.to_pylist():
                 number += 1
                 for column, labels in names.items():
-                    if isinstance(row[column], int) and 0 <= row[column] < len(labels):
-                        row[column] = labels[row[column]]
+                    if isinstance(row[column], int):  # `datasets` writes -1 where there is no label
+                        row[column] = labels[row[column]] if 0 <= row[column] < len(labels) else None
                 yield Place(path, number, "row"), row
     except arrow.ArrowException as error:
         raise InputError(f"{path}: not a whole {kind.capitalize()} file ({error})") from None

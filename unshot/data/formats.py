@@ -17,9 +17,11 @@ from unshot.data.messages import (
     MEDIA,
     Parsed,
     Row,
+    decoded,
     is_zero,
     media_name,
     message_of,
+    missing_words,
     read_messages,
     scalar,
     split_answer,
@@ -30,8 +32,7 @@ from unshot.errors import nearest
 SLOT = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
 INPUT_COLUMNS = ("prompt", "input", "text", "question", "query", "instruction", "clause")
 OUTPUT_COLUMNS = ("completion", "output", "response", "answer", "label", "category")
-# What pandas writes for a value that is not there.
-MISSING = {"nan", "NaN", "<NA>", "NaT"}
+SYSTEM_COLUMNS = ("system", "system_prompt")
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "model": "assistant", "bing": "assistant", "bard": "assistant", "system": "system", "tool": "tool",
@@ -93,8 +94,14 @@ def read_row(place: Place, row: object, columns: Columns, *, answers: bool = Tru
     parsed = form.parse(row, columns)
     _add_system(parsed, row, columns)
     _take_tools(parsed, row)
+    first = parsed.messages[0] if parsed.messages else None
+    if first and first["role"] == "system" and not first["content"].strip():
+        del parsed.messages[0]  # says nothing, and stands where the instruction goes
     if is_zero(row.get("weight")):
         raise Problem("has weight 0, which means not to train on it; remove the row")
+    if parsed.answer is not None and missing_words(parsed.answer):
+        parsed.missing = f"it is {parsed.answer.strip()}, a missing value; write the answer or remove the row"
+        parsed.answer = None
     extra = {k: v for k, v in row.items() if k not in parsed.used}
     example = Example(
         tuple(parsed.messages), parsed.answer, place.line, extra, tools=parsed.tools, where=str(place)
@@ -113,8 +120,7 @@ def _set_answer(parsed: Parsed, row: Row, name: str | None) -> None:
         return
     value = row[name]
     parsed.used.add(name)
-    if is_missing(value) or (isinstance(value, str) and value.strip() in MISSING):
-        shown = "null" if value is None else "NaN"
+    if shown := missing_words(value):
         parsed.missing = f"`{name}` is {shown}, a missing value; write the answer or remove the row"
     elif isinstance(value, list) and value and all(isinstance(v, dict) and "content" in v for v in value):
         before, parsed.answer = split_answer(parsed, read_messages(parsed, value, name))
@@ -148,7 +154,7 @@ def _output(
 def _text(row: Row, name: str) -> str:
     """A column that must hold a text or a number."""
     value = row[name]
-    if is_missing(value) or not (isinstance(value, str) or type(value) in (int, float)):
+    if missing_words(value) or not (isinstance(value, str) or type(value) in (int, float)):
         raise Problem(f"`{name}` is empty or not text")
     text = scalar(value, name)
     if not text.strip():
@@ -158,14 +164,20 @@ def _text(row: Row, name: str) -> str:
 
 def _add_system(parsed: Parsed, row: Row, columns: Columns) -> None:
     """The row's `system` column as its system message."""
-    name = columns.system if columns.system is not None else "system"
     if columns.system is not None:
-        _named(row, name)
+        name = _named(row, columns.system)
+    else:
+        name = next((n for n in SYSTEM_COLUMNS if row.get(n)), SYSTEM_COLUMNS[0])
     value = row.get(name)
-    if name in parsed.used or value is None or (columns.system is None and not isinstance(value, str)):
+    parts = isinstance(value, list) and name in SYSTEM_COLUMNS
+    usual = isinstance(value, str) or parts
+    if name in parsed.used or is_missing(value) or (columns.system is None and not usual):
         return
     parsed.used.add(name)
-    text = scalar(value, name)
+    if parts:
+        text = message_of(parsed, {"role": "system", "content": value}, 0)["content"]
+    else:
+        text = scalar(value, name)
     if not text.strip():
         return
     if parsed.messages and parsed.messages[0]["role"] == "system":
@@ -176,23 +188,18 @@ def _add_system(parsed: Parsed, row: Row, columns: Columns) -> None:
 def _take_tools(parsed: Parsed, row: Row) -> None:
     """Function definitions beside the conversation: `tools`, or OpenAI's older `functions`."""
     for name in ("tools", "functions"):
-        value = row.get(name)
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError):
-                continue
+        value = decoded(row.get(name))
         if isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
             parsed.used.add(name)
             wrapped = (v if "function" in v else {"type": "function", "function": v} for v in value)
             parsed.tools = tuple(wrapped)
-            parsed.ignored.add(name)  # until a renderer takes them
+            parsed.notes.add(f"`{name}` are handed to the chat template; not every template writes them")
 
 
 def _refuse_preference(row: Row, columns: Columns) -> Parsed:
-    if "label" in row and "chosen" not in row and "preferred_output" not in row:
+    if mark := _first(row, (n for n in ("kto_tag", "label") if isinstance(row.get(n), bool))):
         raise Problem(
-            "a preference row (`completion` with a true or false `label`, as for KTO); tuning needs the right answer "
+            f"a preference row (an answer with a true or false `{mark}`, as for KTO); tuning needs the right answer "
             "alone"
         )
     names = [n for n in ("preferred_output", "non_preferred_output", "chosen", "rejected") if n in row]
@@ -205,7 +212,8 @@ def _refuse_preference(row: Row, columns: Columns) -> Parsed:
 def _is_preference(row: Row, columns: Columns) -> bool:
     if {"preferred_output", "non_preferred_output"} & row.keys() or {"chosen", "rejected"} <= row.keys():
         return True
-    return "completion" in row and isinstance(row.get("label"), bool)
+    conversation = {"completion", "messages", "conversations"} & row.keys()
+    return isinstance(row.get("kto_tag"), bool) or bool(conversation and isinstance(row.get("label"), bool))
 
 
 def _chat(row: Row, columns: Columns) -> Parsed:
@@ -220,7 +228,7 @@ def _chat(row: Row, columns: Columns) -> Parsed:
 def _sharegpt(row: Row, columns: Columns) -> Parsed:
     name = _first(row, ("conversations", "conversation")) or ""
     parsed = Parsed([], used={name})
-    turns = row[name]
+    turns = decoded(row[name])
     if not isinstance(turns, list) or not turns:
         raise Problem(f"`{name}` must be a non-empty list of {{from, value}}")
     messages = []
@@ -232,7 +240,7 @@ def _sharegpt(row: Row, columns: Columns) -> Parsed:
         if role is None:
             raise Problem(f"turn {number} is from {turn['from']!r}; accepted: {', '.join(SHAREGPT_ROLES)}")
         parsed.ignored |= {
-            f"{name}.{k}" for k, v in turn.items() if k not in ("from", "value", "weight") and v
+            f"{name}.{k}" for k, v in turn.items() if k not in ("from", "value", "weight", "train") and v
         }
         if role == "function_call":
             try:
@@ -243,8 +251,8 @@ def _sharegpt(row: Row, columns: Columns) -> Parsed:
             plain: dict[str, object] = {"role": "assistant", "content": None, "tool_calls": calls}
         else:
             plain = {"role": role, "content": turn.get("value")}
-        if "weight" in turn and role == "assistant":
-            plain["weight"] = turn["weight"]
+        if role == "assistant":
+            plain |= {k: turn[k] for k in ("weight", "train") if k in turn}
         messages.append(message_of(parsed, plain, number))
     parsed.messages, parsed.answer = split_answer(parsed, messages)
     return parsed
@@ -280,10 +288,13 @@ def _answer_texts(value: object) -> list[str]:
 
 def _alpaca(row: Row, columns: Columns) -> Parsed:
     parts, used = [_text(row, "instruction")], {"instruction"}
-    for name in ("input", "context"):
-        if isinstance(row.get(name), str):
+    # Alpaca's own `text` is the row rendered; without `output` it is a column like any other.
+    whole = {"output", "response"} & row.keys()
+    for name in ("input", "context", "question", "query", *(() if whole else ("text",))):
+        if name in row:
             used.add(name)
-            parts += [row[name]] if row[name].strip() else []
+            text = "" if is_missing(row[name]) else scalar(row[name], name)
+            parts += [text] if text.strip() else []
     messages: list[Message] = []
     history = row.get("history")
     if isinstance(history, list):
@@ -364,17 +375,16 @@ FORMATS: tuple[Format, ...] = (
     Format("messages", lambda row, columns: "messages" in row, _chat),
     Format("ShareGPT", lambda row, columns: bool({"conversations", "conversation"} & row.keys()), _sharegpt),
     Format(
+        "Alpaca (instruction, input, output)",
+        lambda row, columns: (
+            "instruction" in row and (bool({"output", "response"} & row.keys()) or "prompt" not in row)
+        ),
+        _alpaca,
+    ),
+    Format(
         "context and question",
         lambda row, columns: "context" in row and bool({"question", "query"} & row.keys()),
         _squad,
-    ),
-    Format(
-        "Alpaca (instruction, input, output)",
-        lambda row, columns: (
-            "instruction" in row
-            and (bool({"output", "response"} & row.keys()) or not {"prompt", "text", "question"} & row.keys())
-        ),
-        _alpaca,
     ),
     Format("conversational prompt and completion", _conversational, _usual_columns),
     Format(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from unshot.console import Output
@@ -49,14 +50,21 @@ def load_inputs(
     """
     options = options or RowOptions()
     columns = options.columns
+    _, first = next(raw_rows(path), (None, None))
+    names = first.keys() if isinstance(first, dict) and "messages" not in first else ()
+    if columns.output is not None and columns.output not in names:  # inputs need no answers
+        columns = replace(columns, output=None)
     if prompt.template is not None and columns == Columns():
-        _, first = next(raw_rows(path), (None, None))
-        names = first.keys() if isinstance(first, dict) and "messages" not in first else ()
         column = next((s for s in reversed(prompt.slots) if s in names), None)
         columns = Columns(input=(column,)) if column else columns
     rows, summary = read_rows(path, columns, answers=False)
     rows, prompts = take_out_prompt(rows, prompt, keep=options.keep_system)
     said = [f"{len(rows)} rows of {path}, {summary.format()}", *summary.lines(prompt.slots), *prompts.lines()]
+    if carrying := sum(bool(row.tools) for row in rows):
+        said.append(
+            f"{carrying} rows carry function definitions: a chat template's own form of them is counted, a provider's "
+            "is not known and not counted"
+        )
     return rows, said
 
 

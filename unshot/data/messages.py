@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unshot.data.example import ROLES, Message
-from unshot.data.files import Problem
+from unshot.data.files import Problem, is_missing
 
 Row = Mapping[str, Any]
 # Columns and parts of a message that carry what a text model cannot read.
@@ -44,6 +44,27 @@ class Parsed:
     columns: tuple[str, ...] = ()
 
 
+# What pandas writes for a value that is not there.
+MISSING = {"nan", "NaN", "<NA>", "NaT"}
+
+
+def missing_words(value: object) -> str | None:
+    """How a missing value is written, null or NaN, also as pandas' text for it; None for a value."""
+    if value is None:
+        return "null"
+    return "NaN" if is_missing(value) or (isinstance(value, str) and value.strip() in MISSING) else None
+
+
+def decoded(value: object) -> object:
+    """A list or object that a CSV or Parquet column holds as JSON text; any other value as it is."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
 def scalar(value: object, name: str) -> str:
     """A column's value as text. Raises `Problem` for one that has no text."""
     if isinstance(value, str):
@@ -67,7 +88,8 @@ def scalar(value: object, name: str) -> str:
 
 
 def read_messages(parsed: Parsed, value: object, name: str) -> list[Message]:
-    """A list of `{role, content}` as messages. Raises `Problem` for anything else."""
+    """A list of `{role, content}` as messages, also as JSON text. Raises `Problem` for anything else."""
+    value = decoded(value)
     if not isinstance(value, list) or not value:
         raise Problem(f"`{name}` must be a non-empty list of {{role, content}}")
     return [message_of(parsed, message, number) for number, message in enumerate(value, start=1)]
@@ -97,12 +119,12 @@ def message_of(parsed: Parsed, message: object, number: int) -> Message:
     if "name" in result:
         parsed.notes.add("`name` is handed to the chat template; most templates leave it out")
     weight = message.get("weight")
-    if weight is not None:
-        if weight not in (0, 1) or role != "assistant":
-            raise Problem(f"message {number} has weight {weight!r}; an assistant message may have 0 or 1")
-        if weight == 0:
-            result["weight"] = 0
-    known = {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "weight"}
+    if weight is not None and (weight not in (0, 1) or role != "assistant"):
+        raise Problem(f"message {number} has weight {weight!r}; an assistant message may have 0 or 1")
+    # axolotl's name for the same.
+    if role == "assistant" and (is_zero(weight) or message.get("train") is False):
+        result["weight"] = 0
+    known = {"role", "content", "name", "tool_calls", "tool_call_id", "function_call", "weight", "train"}
     parsed.ignored |= {
         f"messages.{k}" for k, v in message.items() if k not in known and v not in (None, "", [], {})
     }
@@ -180,6 +202,12 @@ def split_answer(parsed: Parsed, messages: list[Message]) -> tuple[list[Message]
 
 
 def is_zero(value: object) -> bool:
+    """Whether a weight is 0, also as a CSV column's text."""
+    if isinstance(value, str):
+        try:
+            return float(value) == 0
+        except ValueError:
+            return False
     return isinstance(value, int | float) and not isinstance(value, bool) and value == 0
 
 

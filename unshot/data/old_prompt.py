@@ -6,6 +6,8 @@ rows all begin with the same messages, those. They are taken out, so that the tu
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +18,10 @@ from unshot.data.prompts import SLOT, Prompt
 
 # Rows that must share their first messages before these count as a prompt.
 LEAST = 2
+# Words with which all inputs begin that are a prompt, from so many rows on.
+LONG, MANY = 30, 10
+# Earlier turns are few-shot examples where so large a share of the rows has the same; so many turns are compared.
+RECURRING, TURNS = 0.2, 10_000
 
 
 @dataclass
@@ -27,6 +33,20 @@ class PromptsInRows:
     changed: int = 0
     shared: bool = False
     systems: Counter[str] = field(default_factory=Counter)
+    # What the inputs seen so far all begin with; None before the first.
+    beginning: str | None = None
+    turns: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def see(self, row: Example) -> None:
+        """Take in a row as it is used."""
+        if row.system:
+            self.systems[row.system] += 1
+        text = row.text
+        self.beginning = text if self.beginning is None else os.path.commonprefix([self.beginning, text])
+        for asked, said in itertools.pairwise(row.messages[:-1]):
+            pair = (asked["content"], said["content"])
+            if asked["role"] == "user" and (pair in self.turns or len(self.turns) < TURNS):
+                self.turns[pair] += 1
 
     def tokens(self, count: Callable[[str], int]) -> int:
         """Tokens of what was taken out, over all rows."""
@@ -53,6 +73,20 @@ class PromptsInRows:
             )
         if self.systems:
             found.append(self._mixture(measure, unit, instruction, replaced))
+        often = [n for n in self.turns.values() if n >= max(MANY, RECURRING * self.rows)]
+        if often:
+            found.append(
+                f"{len(often)} earlier questions with their answers recur in up to {max(often)} of {self.rows} rows: "
+                "they look like few-shot examples and stay in every request; give the old prompt in the case file "
+                "to take them out"
+            )
+        shared = self.beginning or ""
+        if self.rows >= MANY and len(shared.split()) >= LONG:
+            found.append(
+                f"all {self.rows} inputs begin with the same {measure(shared)} {unit}, which the tuned model would "
+                "need in every request; where they are the old prompt, give it in the case file (`examples`: a text "
+                "with a {{slot}} for the input)"
+            )
         return found
 
     def _mixture(
@@ -95,7 +129,8 @@ def take_out_prompt(
             beginning = SharedBeginning()
             if all(beginning.add(row) for row in result):
                 result = [beginning.take_out(row, report) for row in result]
-    report.systems.update(row.system for row in result if row.system)
+    for row in result:
+        report.see(row)
     return result, report
 
 
@@ -177,7 +212,7 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 
 class SharedBeginning:
-    """The messages that all rows begin with, where the first of these is a system prompt; rows are added one by one."""
+    """The messages that all rows begin with: a system prompt, few-shot turns, or both; rows are added one by one."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -185,7 +220,7 @@ class SharedBeginning:
 
     def add(self, row: Example) -> bool:
         """Take in a row; False as soon as the rows have nothing in common."""
-        whole = row.messages[:-1] if row.system else ()
+        whole = row.messages[:-1]
         length = min(len(whole), len(self._first)) if self.rows else len(whole)
         first = self._first or whole
         length = next((i for i in range(length) if row.messages[i] != first[i]), length)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unshot.data.example import with_tools
 from unshot.data.files import kind_of
 from unshot.data.rows import Example, Message, read_examples, read_text
 from unshot.errors import InputError
@@ -64,7 +65,11 @@ class Prompt:
 
         Slots are filled with the row's columns, a template's also with its last user text. A system prompt that belongs
         to the row stands in place of an instruction, and follows the system prompt of a long prompt: nothing is lost.
+        The row's function definitions go with the request.
         """
+        return with_tools(self._around(row), row.tools)
+
+    def _around(self, row: Example) -> list[Message]:
         own = row.system
         columns = {k: v for k, v in row.extra.items() if isinstance(v, str)}
         asked = _fill(self.system, columns)

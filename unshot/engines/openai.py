@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from unshot.data.example import without_tools
 from unshot.data.rows import Message
 from unshot.engines.http import Address, Exchange, request_bytes
 from unshot.engines.sse import DONE, EventParser
@@ -64,7 +65,10 @@ class Api:
     def body(self, prompt: Sequence[Message] | str, max_tokens: int) -> bytes:
         """The request's JSON alone. A length that `extra` asks for by any name stands in place of `max_tokens`."""
         limit = {} if any(name in self.extra for name in LIMITS) else {self.limit_field: max_tokens}
-        text: dict[str, Json] = {"messages": list(prompt)} if self.kind == CHAT else {"prompt": prompt}
+        text: dict[str, Json] = {"prompt": prompt}
+        if self.kind == CHAT and not isinstance(prompt, str):
+            messages, tools = without_tools(prompt)
+            text = {"messages": messages, **({"tools": tools} if tools else {})}
         body: dict[str, Json] = {
             "model": self.model,
             **limit,

@@ -177,7 +177,7 @@ class TemplateCounter(Counter):
             return slow(requests)
         head = requests[0][:-1]
         role = requests[0][-1]["role"]
-        same = [r[:-1] == head and r[-1]["role"] == role for r in requests]
+        same = [r[:-1] == head and r[-1]["role"] == role and "tools" not in r[-1] for r in requests]
         rendered = self.template.render([*head, {"role": role, "content": MARKER}])
         before, marker, after = rendered.partition(MARKER)
         if not marker or MARKER in after or not all(same):

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from unshot.data.example import without_tools
 from unshot.errors import InputError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -46,12 +47,14 @@ class Template:
     ) -> str:
         """The prompt text; `generate` ends it where the assistant starts to answer.
 
-        `variables` are set beside (and over) the special tokens, e.g. `enable_thinking`. Raises `InputError` for
+        `tools` are those that the messages carry where none are given. `variables` are set beside (and over) the
+        special tokens, e.g. `enable_thinking`. Raises `InputError` for
         anything that the template raises, and where it takes too many steps, too long, or makes too much text.
         """
         from unshot.text.sandbox import Exhausted, limited
 
-        given = [dict(m) for m in messages]
+        given, carried = without_tools(messages)
+        tools = carried if tools is None else tools
         settings = {**self.tokens, **(variables or {})}
         try:
             with limited(*_size([given, tools, documents])) as budget:

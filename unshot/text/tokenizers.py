@@ -52,16 +52,24 @@ class Paths(Struct, frozen=True):
         return self.by_model.get(model) or (self.ranks if api else self.default)
 
 
-def counter_for(model: str, *, api: bool, paths: Paths | None = None, approximate: bool = False) -> Counter:
+def counter_for(
+    model: str,
+    *,
+    api: bool,
+    paths: Paths | None = None,
+    approximate: bool = False,
+    template: str | None = None,
+) -> Counter:
     """The counter of `model`; exact where its tokenizer is at hand, else approximate where that was allowed.
 
-    Raises `TokenizerMissing` with the ways out, `InputError` for a tokenizer that cannot be read.
+    `template` is another chat template of an open model, as `load_tokenizer` takes it. Raises `TokenizerMissing` with
+    the ways out, `InputError` for a tokenizer that cannot be read.
     """
     given = (paths or Paths({})).find(model, api=api)
     try:
         if api:
             return _api_counter(model, given)
-        return open_counter(given) if given else _open_model(model)
+        return open_counter(given or _open_model(model), template)
     except TokenizerMissing:
         if not approximate:
             raise
@@ -92,26 +100,27 @@ def _api_counter(model: str, given: Path | None) -> Counter:
     return OpenAICounter(load_encoding(name, path=given), name)
 
 
-def open_counter(path: Path) -> TemplateCounter:
+def open_counter(path: Path, template: str | None = None) -> TemplateCounter:
     """The counter of an open model from its directory, its `tokenizer.json`, or a `.gguf` file."""
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, template)
     file = "vocabulary" if path.suffix == ".gguf" else "tokenizer.json"
     changed = f"; {'; '.join(tokenizer.repairs)}" if tokenizer.repairs else ""
     return TemplateCounter(tokenizer, f"{file} of {tokenizer.where}{changed}")
 
 
-def _open_model(model: str) -> Counter:
+def _open_model(model: str) -> Path:
+    """Where an open model's tokenizer is on this machine."""
     path = Path(model).expanduser()
     if path.exists():
-        return open_counter(path)
+        return path
     from unshot import embedded
 
     if model == embedded.NAME:
         folder = cache_dir() / f"{embedded.NAME}-v{embedded.CONVERSION}"
-        return open_counter(folder if (folder / "tokenizer.json").is_file() else embedded.gguf_path())
+        return folder if (folder / "tokenizer.json").is_file() else embedded.gguf_path()
     folder_in_cache = _hub_cache(model)
     if folder_in_cache is not None:
-        return open_counter(folder_in_cache)
+        return folder_in_cache
     raise TokenizerMissing(
         f"{model}: its tokenizer is not on this machine; pass --tokenizer {model}=PATH (its model directory, "
         "tokenizer.json or .gguf), or --approximate (error up to "
