@@ -292,3 +292,30 @@ def test_labels_that_may_be_missing_values_are_reported(tmp_path: Path) -> None:
         w for w in check_file(jsonl(tmp_path / "d.jsonl", rows))["warnings"] if "missing values" in w
     ]
     assert "`None`" in warning and "`none`" not in warning
+
+
+def test_a_constant_field_of_json_answers_hides_no_contradiction(tmp_path: Path) -> None:
+    """The label's field is not guessed: `currency` has the fewest values and tells nothing."""
+    rows = [
+        {
+            "prompt": f"Invoice {i} of the office in {town}",
+            "completion": json.dumps({"currency": "USD", "total": t}),
+        }
+        for i, town in enumerate(("Bonn", "Lyon", "Oslo", "Graz"))
+        for t in (f"{i}.00", f"{i}.50")
+    ]
+    found = check_file(jsonl(tmp_path / "data.jsonl", rows))
+    assert found["labels"] is None and found["contradictions"]["total"] >= 4
+    assert any("--answer-field" in text for text in found["warnings"])
+    named = check_file(tmp_path / "data.jsonl", field="currency")
+    assert named["labels"]["counts"] == {"USD": 8} and named["contradictions"]["total"] == 0
+
+
+def test_an_answer_in_two_unicode_forms_is_one_answer(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Where is the Café Zoë in Köln?", "completion": text} for text in ("Köln", "Ko\u0308ln")
+    ]
+    rows += [{"prompt": "Where is the Cafe\u0301 Zoe\u0308 in Ko\u0308ln?", "completion": "Köln"}]
+    found = check_file(jsonl(tmp_path / "data.jsonl", rows))
+    assert found["contradictions"]["total"] == 0
+    assert found["duplicates"]["exact_rows"] == 2

@@ -12,69 +12,81 @@ from collections.abc import Sequence
 from typing import Any
 
 from unshot.contracts.task import MAX_LABELS
-from unshot.metrics.answers import INVALID, parse_answer
+from unshot.metrics.answers import INVALID, json_object, normal, parse_answer
+
+# Fields of JSON answers that a message names.
+MAX_NAMED = 8
 
 _WHOLE = re.compile(r"[+-]?\d+\.0+")
 
 
 class Labels:
-    """Counts of the answers and of each text field of JSON answers, as long as they stay few enough to be classes."""
+    """Counts of the answers, or of one text field of JSON answers, as long as they stay few enough to be classes.
+
+    As in `derive_task` a field is never guessed: it is the given one, or the only one that there is.
+    """
 
     def __init__(self, field: str | None = None) -> None:
         self.wanted = field
         self.rows = 0
+        self.json = True
+        self.names: dict[str, None] = {}
         self.whole: Counter[str] | None = Counter()
-        self.fields: dict[str, Counter[str]] | None = None
+        self.values: Counter[str] | None = Counter()
 
     def add(self, answer: str) -> None:
         """Count one answer."""
         text = answer.strip()
         self.rows += 1
-        if self.whole is not None:
-            self.whole[text] += 1
-            if len(self.whole) > MAX_LABELS:
-                self.whole = None
-        self._add_fields(_object(text))
-
-    def _add_fields(self, value: dict[str, Any] | None) -> None:
-        texts = {k: v.strip() for k, v in (value or {}).items() if isinstance(v, str)}
-        if self.fields is None:
-            self.fields = {k: Counter() for k in texts} if self.rows == 1 else {}
-        # A field is a label's only where every row has it.
-        for name in [k for k in self.fields if k not in texts]:
-            del self.fields[name]
-        for name, counts in list(self.fields.items()):
-            counts[texts[name]] += 1
-            if len(counts) > MAX_LABELS:
-                del self.fields[name]
+        value = json_object(text)
+        self.json = self.json and value is not None
+        self.names |= dict.fromkeys(value or ()) if len(self.names) < MAX_NAMED else {}
+        self.whole = _counted(self.whole, text)
+        name = self.wanted if self.wanted is not None else next(iter(self.names), None)
+        found = (value or {}).get(name or "")
+        self.values = _counted(self.values, found.strip()) if isinstance(found, str) else None
 
     def field(self) -> str | None:
-        """The JSON field that holds the label: the given one, else the one with the fewest recurring values."""
-        if self.wanted is not None:
+        """The JSON field that holds the label: the given one, or the only one of all answers."""
+        if self.wanted is not None or not self.json or len(self.names) != 1:
             return self.wanted
-        few = {k: len(c) for k, c in (self.fields or {}).items() if len(c) <= self.rows // 2}
-        return min(few, key=lambda k: (few[k], k)) if few else None
+        return next(iter(self.names)) if self._few(self.values) else None
 
     def counts(self) -> Counter[str] | None:
-        """Rows of each class; None where the answers are free text."""
-        field = self.field()
-        if field is not None:
-            return (self.fields or {}).get(field)
-        if self.whole is not None and len(self.whole) <= max(1, self.rows // 2):
-            return self.whole
-        return None
+        """Rows of each class; None where the answers are free text, or JSON without a field that is known to be it."""
+        if self.field() is not None:
+            return self.values or None
+        return self.whole if self._few(self.whole) and not (self.json and self.names) else None
+
+    def note(self) -> str | None:
+        """How JSON answers are compared where no field is known to hold the label."""
+        if not (self.json and self.names) or self.field() is not None:
+            return None
+        return (
+            f"the answers are JSON objects with the fields {', '.join(list(self.names)[:MAX_NAMED])}: whole answers "
+            "are compared, and classes are not counted; where one field holds the class, name it by --answer-field"
+        )
+
+    def _few(self, counts: Counter[str] | None) -> bool:
+        return counts is not None and len(counts) <= max(1, self.rows // 2)
 
     def label(self, answer: str) -> str:
         """What two answers are compared by: the label, or the whole text (JSON with its keys in order)."""
-        field = self.field()
+        field, text = self.field(), normal(answer)
         if field is not None:
-            found = parse_answer(answer, field=field)
+            found = parse_answer(text, field=field)
             if found != INVALID:
                 return found
-        value = _object(answer.strip())
-        if value is not None:
-            return json.dumps(value, sort_keys=True)
-        return " ".join(answer.split())
+        value = json_object(text)
+        return " ".join(text.split()) if value is None else json.dumps(value, sort_keys=True)
+
+
+def _counted(counts: Counter[str] | None, text: str) -> Counter[str] | None:
+    """`counts` with one `text` more; None once they are too many for classes."""
+    if counts is None or (len(counts) == MAX_LABELS and text not in counts):
+        return None
+    counts[text] += 1
+    return counts
 
 
 def balance(counts: Counter[str], field: str | None) -> dict[str, Any]:
@@ -140,13 +152,3 @@ def one_edit(one: str, other: str) -> bool:
     if rest[1:] == same[1:]:
         return rest[0].isalpha() and same[0].isalpha()
     return rest[:2] == same[1::-1] and rest[2:] == same[2:] and rest[:2].isalpha()
-
-
-def _object(text: str) -> dict[str, Any] | None:
-    if not text.startswith("{"):
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

@@ -225,7 +225,7 @@ class Check:
             },
             "personal_data": {"kinds": dict(self.kinds), **self.personal.report()},
         }
-        result["warnings"] = warnings(result) + ([self.unfit] if self.unfit else [])
+        result["warnings"] = warnings(result) + [t for t in (self.labels.note(), self.unfit) if t]
         result["ready"] = (
             good >= MINIMUM and not self.faults and not (self.strict_length and self.too_long.total)
         )

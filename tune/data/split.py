@@ -188,6 +188,8 @@ def split_file(
     for row in rows:
         labels.add(row.answer or "")
     counts = labels.counts()
+    if (note := labels.note()) and out:
+        out.log(f"{note}; the parts are drawn without regard to classes")
 
     def stratum(row: Example) -> str:
         return labels.label(row.answer or "") if counts else ""
