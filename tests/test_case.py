@@ -120,3 +120,22 @@ def test_any_text_is_a_case_file_or_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="replace")
     with contextlib.suppress(InputError):
         load_case(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [("task.fails", '[" Cost", "FORMAT"]', ["cost", "format"]), ("candidate.engine", '" VLLM "', "vllm")],
+)
+def test_a_name_of_a_registry_is_read_in_any_case(tmp_path: Path, key: str, text: str, value: object) -> None:
+    section, name = key.split(".")
+    path = tmp_path / "unshot.toml"
+    path.write_text(f"[{section}]\n{name} = {text}\n")
+    assert getattr(getattr(load_case(path), section), name) == value
+
+
+@pytest.mark.parametrize("labels", ['["a", "b", "a "]', '["caf\u00e9", "cafe\u0301"]', "[]"])
+def test_labels_that_are_no_list_of_classes_are_refused(tmp_path: Path, labels: str) -> None:
+    path = tmp_path / "unshot.toml"
+    path.write_text(f"[task]\nlabels = {labels}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="twice|empty"):
+        load_case(path)

@@ -69,6 +69,9 @@ def test_a_text_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value
         ("./folder", "is a directory"),
         ("empty.txt", "empty.txt: empty"),
         ("latin.txt", "not UTF-8"),
+        ("prompt.docx", "prompt.docx: no such file"),
+        ("'prompt.py'", "no such file"),
+        ("folder/v2", "folder/v2: no such file"),
     ],
 )
 def test_what_looks_like_a_path_is_one(

@@ -278,3 +278,21 @@ def test_the_intervals_of_shares_means_and_differences_hold_the_truth(count: int
         held += [f.low <= value <= f.high for f, value in zip(each, (right, right, 0.0), strict=True)]
         assert all(f.high > f.low for f in each)
     assert (held / trials >= 0.92).all(), held / trials
+
+
+def test_a_score_that_a_constant_answer_reaches_meets_no_target() -> None:
+    """`currency` is USD in every invoice: an answer that knows nothing else has half of the fields right."""
+    references = [json.dumps({"currency": "USD", "total": n}) for n in range(60)]
+    wrong = [json.dumps({"total": -n, "currency": "USD"}) for n in range(1, 61)]
+    scores = all_scores("json_f1", Answers(references, wrong))
+    assert scores.score == 0.5 and against_target(scores, 0.3)[0] == "inconclusive"
+    assert against_target(scores, 0.9)[0] == "failed"
+    right = all_scores("json_f1", Answers(references, references))
+    assert right.cannot_tell is None and against_target(right, 0.8)[0] == "passed"
+
+
+def test_a_constant_object_in_two_spellings_is_still_a_constant() -> None:
+    references = [('{"a": "x", "b": 1}', '{"b":1,"a":"x"}')[n % 2] for n in range(80)]
+    given = [('{"b": 1, "a": "x"}', '{"a":"x","b":1.0}')[n % 2] for n in range(80)]
+    scores = all_scores("json_f1", Answers(references, given))
+    assert scores.score == 1.0 and against_target(scores, 0.5)[0] == "inconclusive"

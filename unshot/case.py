@@ -20,6 +20,7 @@ from msgspec import Meta, field
 from unshot.catalog import formats
 from unshot.console import Output
 from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, RecordError, Share
+from unshot.data.example import normal
 from unshot.data.prompts import Prompt, load_prompt
 from unshot.data.rows import Columns, RowOptions, read_text
 from unshot.errors import InputError, nearest
@@ -87,7 +88,8 @@ class TaskSettings(Record):
         ),
     ] = None
     labels: Annotated[
-        list[str] | None, about("The classes of the answer; default: from the data.", sample=["low", "high"])
+        list[str] | None,
+        about("The classes of the answer; default: from the data.", sample=["low", "high"]),
     ] = None
     answer_schema: Annotated[
         Path | None, about("JSON schema that every answer must fit.", sample="answer.schema.json")
@@ -129,6 +131,13 @@ class TaskSettings(Record):
     examples_at_hand: Annotated[Whole | None, about("Labelled examples that could be had.", sample=300)] = (
         None
     )
+
+    def __post_init__(self) -> None:
+        if self.labels == []:
+            raise ValueError("`labels` is empty; leave it out, or give the classes")
+        forms = [normal(label) for label in self.labels or ()]
+        if double := next((form for form in forms if forms.count(form) > 1), None):
+            raise ValueError(f"`labels` lists {double!r} twice")
 
 
 class RowSettings(Record):
@@ -602,10 +611,15 @@ def _checked(raw: dict[str, Any], where: str) -> Case:
         if key.choices is None:
             continue
         section, _, last = name.rpartition(".")
-        value = getattr(getattr(case, section), last)
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None and one.strip().lower() not in key.accepted():
-                raise InputError(f"{where}: `{name}` is {one!r}; {nearest(str(one), key.accepted())}")
+        table = getattr(case, section)
+        value = getattr(table, last)
+        if value is None:
+            continue
+        found = [one.strip().lower() for one in (value if isinstance(value, list) else [value])]
+        for one in found:
+            if one not in key.accepted():
+                raise InputError(f"{where}: `{name}` is {one!r}; {nearest(one, key.accepted())}")
+        setattr(table, last, found if isinstance(value, list) else found[0])
     return case
 
 
@@ -615,9 +629,10 @@ class FileText(str):
     origin: str = ""
 
 
-# A value of one line that ends so is the name of a file, not a text.
+# A value of one line that ends so is the name of a file, not a text; of a single word, any ending is one.
 _FILE_NAME = re.compile(
-    r"\.(txt|text|md|markdown|rst|prompt|tmpl|template|tpl|jinja2?|j2|mustache|jsonl?|ya?ml|toml|csv|tsv|html?|xml)$",
+    r"\.(txt|text|md|markdown|rst|prompt|tmpl|template|tpl|jinja2?|j2|mustache|jsonl?|ya?ml|toml|csv|tsv|html?|xml)$"
+    r"|^\S*\w\.[a-z]\w{0,7}['\"]?$",
     re.IGNORECASE,
 )
 LONGEST_PATH = 1024
@@ -627,7 +642,8 @@ def text_or_file(value: str, folder: Path = Path()) -> str:
     """The text that a flag or a key means: of the file that the value names, else the value itself.
 
     It names a file if that is there (relative to `folder`), or if it looks like a path: it begins with `/`, `./`,
-    `../`, `~/` or `@`, or is one line that ends as text files do (.txt, .md, ...). Raises `InputError` for a value that
+    `../`, `~/` or `@`, is one line that ends as text files do (.txt, .md, ...), one word with an ending, or lies in a
+    directory that is there. Raises `InputError` for a value that
     looks like a path to no file, and for a file that is empty or not text. A file's text comes as `FileText`.
     """
     marked = value.startswith("@")
@@ -644,7 +660,7 @@ def text_or_file(value: str, folder: Path = Path()) -> str:
     except (OSError, ValueError):  # too long for a name, or with a NUL: no path
         there = directory = False
     if not there:
-        if not looks:
+        if not (looks or ("/" in name and not re.search(r"\s", name) and path.parent.is_dir())):
             return value
         what = "is a directory; give a file" if directory else "no such file"
         raise InputError(f"{path}: {what} (a text that looks like a path: put a line break at its end)")

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from unshot.contracts.task import MAX_LABELS
-from unshot.metrics.answers import INVALID, json_object, normal, parse_answer
+from unshot.data.example import normal
+from unshot.metrics.answers import INVALID, json_object, parse_answer
 
 # Fields of JSON answers that a message names.
 MAX_NAMED = 8

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unshot.case import TaskSettings
 from unshot.contracts.document import Document
+from unshot.data.example import normal
 from unshot.data.rows import Example, read_text
 from unshot.errors import InputError, OutsideError
 from unshot.metrics.answers import (
@@ -20,7 +20,6 @@ from unshot.metrics.answers import (
     Tools,
     find_label,
     json_object,
-    normal,
     parse_answer,
 )
 from unshot.metrics.registry import NAMES, MetricName
@@ -193,9 +192,6 @@ def _labels(
 ) -> list[str] | None:
     """The labels of the case, or those that recur among the answers."""
     if section.labels is not None:
-        forms = Counter(normal(label) for label in section.labels)
-        if double := [label for label, count in forms.items() if count > 1]:
-            raise InputError(f"labels: {double[0]!r} is listed twice")
         return section.labels
     if json_task:
         return None

@@ -81,9 +81,14 @@ class Fault:
     where: str = field(default="", compare=False)
 
 
+def normal(text: str) -> str:
+    """A text as it is compared: without outer white space, in Unicode's composed form (NFC)."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
 def fold(text: str) -> str:
     """`text` with case, white space and Unicode's form (NFC) folded: what makes two inputs equal."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    return " ".join(normal(text).casefold().split())
 
 
 def with_tools(messages: list[Message], tools: Sequence[Mapping[str, object]]) -> list[Message]:

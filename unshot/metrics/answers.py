@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unshot.data.example import normal
 from unshot.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 INVALID = "(invalid)"
 # A decoded JSON object: values of any JSON type.
 JsonObject = dict[str, Any]
-
-
-def normal(text: str) -> str:
-    """A text as it is compared: without outer white space, in Unicode's composed form (NFC)."""
-    return unicodedata.normalize("NFC", text.strip())
 
 
 def find_label(text: str, labels: Iterable[str]) -> str:

@@ -13,7 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from unshot.metrics.answers import INVALID, Answers, json_object, normal
+from unshot.data.example import normal
+from unshot.metrics.answers import INVALID, Answers, json_object
 from unshot.metrics.intervals import Interval
 from unshot.metrics.scores import Scores, doubts, floor, score_difference, score_interval, value_of
 

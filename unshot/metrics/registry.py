@@ -57,7 +57,7 @@ def _accuracy(answers: Answers) -> np.ndarray:
 def _exact_match(answers: Answers) -> np.ndarray:
     import numpy as np
 
-    from unshot.metrics.answers import normal
+    from unshot.data.example import normal
 
     pairs = zip(answers.references, answers.given, strict=True)
     return np.array([g is not None and normal(t) == normal(g) for t, g in pairs], dtype=float)

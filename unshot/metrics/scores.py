@@ -43,7 +43,8 @@ class Scores(Record, kw_only=True):
     macro_f1: float | None = None
     invalid: float
     classes: dict[str, ClassScores] | None = None
-    # Why the metric cannot tell by these answers (one class, one answer to all), and that the rows are few; None: no.
+    # Why the metric cannot tell by these answers (one class, one answer to all, no more than a constant answer scores),
+    # and that the rows are few; None: no.
     cannot_tell: str | None = None
     caution: str | None = None
 
@@ -124,6 +125,9 @@ def all_scores(name: str, answers: Answers, *, seed: int = 0) -> Scores:
     """The metric with its interval, accuracy, share of invalid answers and, with labels, the scores by class."""
     found = score_interval(name, answers, seed=seed)
     labelled = answers.labels is not None
+    problems = doubts(answers)
+    if not problems and (least := floor(name, answers)) > 0 and found.low <= least + 1e-9:
+        problems = [f"it is not shown to be above the {least:.3f} that a constant answer scores"]
     return Scores(
         metric=name,
         score=found.value,
@@ -135,7 +139,7 @@ def all_scores(name: str, answers: Answers, *, seed: int = 0) -> Scores:
         macro_f1=value_of("macro_f1", answers) if labelled else None,
         invalid=answers.invalid,
         classes=class_scores(answers.truth, answers.guess, answers.classes) if labelled else None,
-        cannot_tell="; ".join(doubts(answers)) or None,
+        cannot_tell="; ".join(problems) or None,
         caution=found.caution or None,
     )
 
