@@ -137,5 +137,5 @@ def test_a_name_of_a_registry_is_read_in_any_case(tmp_path: Path, key: str, text
 def test_labels_that_are_no_list_of_classes_are_refused(tmp_path: Path, labels: str) -> None:
     path = tmp_path / "unshot.toml"
     path.write_text(f"[task]\nlabels = {labels}\n", encoding="utf-8")
-    with pytest.raises(InputError, match="twice|empty"):
+    with pytest.raises(InputError, match=r"twice|empty"):
         load_case(path)
