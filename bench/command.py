@@ -14,9 +14,10 @@ import click
 from bench.tools import server_flags
 from unshot.engines.registry import spec_forms
 from unshot.engines.server import serve_forms
+from unshot.flags import case_flags
 from unshot.lazy import LazyGroup
 from unshot.metrics.thresholds import ERROR_RATE
-from unshot.options import PATH, POSITIVE, PRICE, SHARE, Option, case_flags, common, row_options, whole
+from unshot.options import PATH, POSITIVE, PRICE, SHARE, Option, common, out_options, row_options, whole
 
 if TYPE_CHECKING:
     from bench.traffic import ServerOptions
@@ -111,8 +112,7 @@ def side_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     type=PATH,
     help="Labelled rows both sides answer; default: the test split of the candidate's run.",
 )
-@click.option("--out", "final", type=PATH, help="Report directory to write.")
-@click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists.")
+@out_options("Report directory to write.", "report directory", required=False)
 @case_flags(
     "--prompt", "--system", "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model",
     "--judge-key-env", "--requests", "--concurrency", "--margin", "--claim",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unshot.metrics.thresholds import SLOWER
-from unshot.options import NOT_NEGATIVE, PATH, SECONDS, SEED, TEXT_OR_FILE, Option, common, whole
+from unshot.options import NOT_NEGATIVE, PATH, SECONDS, SEED, TEXT_OR_FILE, Option, common, out_options, whole
 
 if TYPE_CHECKING:
     from bench.target import LoadOptions
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from unshot.console import Output
 
 Command = Callable[..., Any]
-OUT = click.option("--out", "final", type=PATH, required=True, help="Report directory to write.")
 
 
 def server_flags(function: Command) -> Command:
@@ -113,7 +112,7 @@ def target_options(function: Command) -> Command:
         )  # fmt: skip
         return function(*args, target=target, **kwargs)
 
-    command = server_flags(wrapper)
+    command: Command = out_options("Report directory to write.", "report directory")(server_flags(wrapper))
     for option in reversed(
         (
             click.argument("url"),
@@ -138,8 +137,6 @@ def target_options(function: Command) -> Command:
             ),
             click.option("--slo", help="Goodput: e.g. ttft=200,tpot=50,e2e=2000 (milliseconds)."),
             click.option("--seed", type=SEED, default=0, help="Seed of the schedule and the answer lengths."),
-            click.option("--overwrite", is_flag=True, help="Replace the report directory where it exists."),
-            OUT,
         )
     ):
         command = option(command)

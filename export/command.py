@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from unshot.catalog.formats import help_text, parse_targets
-from unshot.options import PATH, case_flags, common, whole
+from unshot.flags import case_flags
+from unshot.options import PATH, common, out_options, whole
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,14 +76,13 @@ class WriteCommand(click.Command):
 @click.command(WRITE, cls=WriteCommand)
 @click.argument("source")
 @case_flags("--to", help={"--to": help_text()})
-@click.option("--out", "final", type=PATH, required=True, help="Artifact directory to write.")
+@out_options("Artifact directory to write.", "artifact directory")
 @click.option("--base", help="Base model of the run or adapter; default: the one it was trained on.")
 @click.option(
     "--data",
     type=PATH,
     help="Rows to check on; default: the run's test split, else built-in prompts.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the artifact directory where it exists.")
 @click.option("--allow-drift", is_flag=True, help="Keep an artifact that fails the parity gate.")
 @click.option("--check-rows", type=whole(1), default=32, show_default=True, help="Test rows the gate runs.")
 @click.option(

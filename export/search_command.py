@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unshot.metrics.thresholds import SEARCH_LOSS
-from unshot.options import INNER_SHARE, PATH, common, whole
+from unshot.options import INNER_SHARE, PATH, common, out_options, whole
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     show_default=True,
     help="How much of the score may be lost.",
 )
-@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
 @click.option("--base", help="Where the run's base model lies now; default: where it was.")
 @click.option("--data", type=PATH, help="Labelled rows; default: the run's test and validation.")
 @click.option("--rows", type=whole(1), default=96, show_default=True, help="Rows at most.")
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--device-profile", "device", help="Refuse what does not fit, as `unshot export` does.")
 @click.option("--context", type=whole(1), help="Tokens the device is to hold.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@out_options()
 @common
 def search(
     source: str,

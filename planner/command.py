@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from unshot.flags import case_flags
 from unshot.lazy import LazyGroup
-from unshot.options import PATH, PRICE, SEED, TEXT, case_flags, common
+from unshot.options import PATH, PRICE, SEED, TEXT, common
 
 if TYPE_CHECKING:
     from unshot.console import Output

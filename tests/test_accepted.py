@@ -17,7 +17,8 @@ from tests.conftest import ROOT, run_unshot
 from tests.planner_files import few_shot, inputs, model_folder
 from tune.model import default_alpha
 from unshot import catalog, models
-from unshot.case import PlanSettings, TaskSettings, TuneSettings, keys, load_case
+from unshot.case import PlanSettings, TaskSettings, TuneSettings
+from unshot.case_file import keys, load_case
 from unshot.catalog.formats import FORMATS, known, parse_targets
 from unshot.console import Output
 from unshot.engines.registry import ENGINES

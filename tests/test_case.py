@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from msgspec.structs import fields
 
 from tests.conftest import run_unshot
-from unshot.case import Case, load_case
+from unshot.case import Case
+from unshot.case_file import load_case
 from unshot.contracts.record import Record
 from unshot.errors import InputError
 from unshot.init import template

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tune.data.collect import Traffic, import_logs
-from unshot.case import load_case
+from unshot.case_file import load_case
 from unshot.console import Output
 from unshot.data.log_formats import LOG_FORMATS
 from unshot.data.logs import parse_mapping

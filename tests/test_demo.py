@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, Run
-from unshot.case import load_case
+from unshot.case_file import load_case
 from unshot.contracts.manifest import read_manifest
 from unshot.data.rows import read_examples
 from unshot.pipeline import FOLDERS

@@ -11,10 +11,12 @@ import click
 import pytest
 
 from tests.conftest import ROOT
-from unshot.case import Case, FileText, keys, load_case, text_or_file
+from unshot.case import Case
+from unshot.case_file import FileText, keys, load_case, text_or_file
 from unshot.cli import cli
 from unshot.errors import InputError
-from unshot.options import FLAGS, TEXT_OR_FILE, Names, Number, TextOrFile
+from unshot.flags import FLAGS
+from unshot.options import TEXT_OR_FILE, Names, Number, TextOrFile
 from unshot.reference import walk
 
 COMMANDS = [(path, command) for path, command in walk(cli, "unshot") if not isinstance(command, click.Group)]

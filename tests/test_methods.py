@@ -8,7 +8,8 @@ import pytest
 
 from tune.base import Shape
 from tune.defaults import choose_defaults, learning_rate
-from unshot.case import TuneSettings, keys
+from unshot.case import TuneSettings
+from unshot.case_file import keys
 from unshot.errors import OutsideError
 from unshot.methods import METHODS
 

@@ -20,7 +20,7 @@ from planner.plan import Plan
 from planner.settings import Settings
 from planner.workbook import csv_text, write_workbook
 from tests.planner_files import few_shot, inputs, model_folder
-from unshot.case import load_case
+from unshot.case_file import load_case
 from unshot.text.tokenizers import Paths
 
 OFFICE = shutil.which("soffice") or shutil.which("libreoffice")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import PATH, case_flags, common, row_options, split_options
+from unshot.flags import case_flags
+from unshot.options import PATH, common, out_options, row_options
 
 if TYPE_CHECKING:
     from unshot.case import Case
@@ -17,14 +18,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("data", type=PATH, required=False)
 @click.option("--base", help="Base model: a directory, a hub name, or smollm2-135m (embedded).")
-@click.option("--out", "final", type=PATH, help="Run directory to write.")
-@click.option("--overwrite", is_flag=True, help="Replace the run directory where it exists.")
+@out_options("Run directory to write.", "run directory", required=False)
 @case_flags(
     "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model", "--judge-key-env",
     "--target", "--method", "--teacher", "--rank",
     "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length",
     "--gradient-checkpointing", "--init", "--loss-on", "--chat-template", "--mix", "--mix-share", "--augment-format",
-    "--embedder", "--strict",
+    "--embedder", "--strict", "--group-by", "--time", "--shares", "--validation", "--test",
     seed="tune.seed",
 )  # fmt: skip
 @click.option("--fsdp", is_flag=True, help="Under torchrun: share the model between the processes.")
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     help="Measure forgetting and robustness; default: as the case says, yes.",
 )
 @row_options
-@click.option("--validation", type=PATH, help="Validation rows from a file of their own.")
-@click.option("--test", type=PATH, help="Test rows from a file of their own, never moved.")
-@split_options
 @common
 def tune(
     data: Path | None,

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from unshot.case import Case, Key, keys
+from unshot.case import Case
+from unshot.case_file import Key, keys
 from unshot.console import Output
 from unshot.data.files import write_text
 from unshot.errors import InputError

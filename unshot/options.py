@@ -1,7 +1,6 @@
-"""The options of every command: their types, the flags that stand for keys of the case file, --json, -q and -v.
+"""The options of every command: their types, --out and --overwrite, how rows are read, --json, -q and -v.
 
-A flag that stands for a key takes its type, its bounds and its help from the case's records, so that it means the same
-and takes the same forms on every command. A bad value ends in one line and exit code 2.
+The flags that stand for keys of the case file are in `unshot.flags`. A bad value ends in one line and exit code 2.
 """
 
 from __future__ import annotations
@@ -125,12 +124,12 @@ class PathName(click.ParamType):
 
 
 class TextOrFile(click.ParamType):
-    """A text, or the name of a file that holds it (`unshot.case.text_or_file` tells which)."""
+    """A text, or the name of a file that holds it (`unshot.case_file.text_or_file` tells which)."""
 
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from unshot.case import text_or_file
+        from unshot.case_file import text_or_file
 
         try:
             return text_or_file(value)
@@ -239,176 +238,6 @@ class Option(click.Option):
             self.opts = every
 
 
-# A flag and the key of the case file that it stands for, on every command that has it.
-FLAGS = {
-    "--prompt": "task.examples",
-    "--inputs": "task.inputs",
-    "--system": "task.system",
-    "--instruction": "task.instruction",
-    "--labels": "task.labels",
-    "--answer-field": "task.answer_field",
-    "--metric": "task.metric",
-    "--judge": "task.judge",
-    "--judge-model": "task.judge_model",
-    "--judge-key-env": "task.judge_key_env",
-    "--target": "task.target",
-    "--current": "task.current",
-    "--fails": "task.fails",
-    "--examples-at-hand": "task.examples_at_hand",
-    "--rate": "traffic.rate",
-    "--peak-factor": "traffic.peak_factor",
-    "--arrival-cv": "traffic.arrival_cv",
-    "--output-tokens": "traffic.output_tokens",
-    "--reasoning-tokens": "traffic.reasoning_tokens",
-    "--offline": "traffic.offline",
-    "--slo-ttft": "traffic.slo.ttft_ms",
-    "--slo-tpot": "traffic.slo.tpot_ms",
-    "--slo-e2e": "traffic.slo.e2e_ms",
-    "--engine": "candidate.engine",
-    "--kv-cache": "candidate.kv_cache",
-    "--tensor-parallel": "candidate.tensor_parallel",
-    "--max-sequences": "candidate.max_sequences",
-    "--chunk": "candidate.chunk",
-    "--min-replicas": "plan.min_replicas",
-    "--cheaper-api": "plan.cheaper_api",
-    "--method": "tune.method",
-    "--teacher": "tune.teacher",
-    "--rank": "tune.rank",
-    "--layers": "tune.layers",
-    "--virtual-tokens": "tune.virtual_tokens",
-    "--learning-rate": "tune.learning_rate",
-    "--epochs": "tune.epochs",
-    "--patience": "tune.patience",
-    "--max-length": "tune.max_length",
-    "--init": "tune.init",
-    "--loss-on": "tune.loss_on",
-    "--chat-template": "tune.chat_template",
-    "--gradient-checkpointing": "tune.gradient_checkpointing",
-    "--mix": "tune.mix",
-    "--mix-share": "tune.mix_share",
-    "--augment-format": "tune.augment_format",
-    "--embedder": "tune.embedder",
-    "--strict": "tune.strict",
-    "--to": "export.to",
-    "--requests": "bench.requests",
-    "--concurrency": "bench.concurrency",
-    "--margin": "bench.margin",
-    "--claim": "bench.claim",
-}
-# Names that a flag had on some command before; they go on working there.
-OLDER = {"--prompt": ("--baseline-prompt",), "--system": ("--baseline-system",)}
-# Keys of one yes or no that have a flag for the no as well.
-BOTH_WAYS = ("tune.gradient_checkpointing",)
-
-
-def case_flags(*names: str, help: dict[str, str] | None = None, **keys: str) -> Callable[[Command], Command]:
-    """Add flags that stand for keys of the case file, and --case; the command gets the loaded case as `case`.
-
-    `names` are flags of `FLAGS`; `keys` are flags of this command alone, with their key (`gpu="candidate.gpu"`);
-    `help` says more than the case's records about a flag.
-    """
-    wanted = {name: FLAGS[name] for name in names}
-    wanted |= {f"--{name.replace('_', '-')}": key for name, key in keys.items()}
-    more = help or {}
-
-    def decorate(function: Command) -> Command:
-        @functools.wraps(function)
-        def wrapper(*args: Any, case_path: Path | None, **kwargs: Any) -> Any:
-            from unshot.case import load_case
-
-            if (
-                click.get_current_context().invoked_subcommand is not None
-            ):  # a group: its command reads its own
-                return None
-            given = {key: kwargs.pop(_dest(key)) for key in wanted.values()}
-            given = {key: list(v) or None if isinstance(v, tuple) else v for key, v in given.items()}
-            return function(*args, case=load_case(case_path, given, output()), **kwargs)
-
-        command = case_option(wrapper)
-        for name, key in reversed(wanted.items()):
-            command = _case_flag(name, key, more.get(name))(command)
-        return command
-
-    return decorate
-
-
-def _dest(key: str) -> str:
-    return f"case__{key.replace('.', '__')}"
-
-
-def _case_flag(name: str, key: str, text: str | None) -> Callable[[Command], Command]:
-    from unshot.case import keys
-
-    if key == "bench.claim":
-        return click.option(name, _dest(key), type=Factor(), help="Claimed factor, e.g. 5-10.")
-    known = keys()[key]
-    settings = option_settings(known)
-    shown = text or known.text
-    if known.default not in (None, [], "", False, True) and not settings.get("multiple"):
-        shown += (
-            f" [default: {known.default:g}]"
-            if isinstance(known.default, float)
-            else f" [default: {known.default}]"
-        )
-    declaration = f"{name}/--no-{name[2:]}" if key in BOTH_WAYS else name
-    return click.option(
-        declaration, _dest(key), cls=Option, older=OLDER.get(name, ()), default=None, help=shown, **settings
-    )
-
-
-def option_settings(key: Any) -> dict[str, Any]:
-    """The click settings of a flag for a key of the case file."""
-    from msgspec import inspect
-
-    kind = key.inner
-    if isinstance(kind, inspect.ListType):
-        return (
-            {"type": Names(key.accepted)}
-            if key.name.startswith("task.")
-            else {"type": TEXT, "multiple": True}
-        )
-    if key.accepted():
-        return {"type": click.Choice(key.accepted())}
-    if isinstance(kind, inspect.BoolType):
-        return {"is_flag": True}
-    if isinstance(kind, inspect.IntType | inspect.FloatType):
-        bounds = {name: getattr(kind, name) for name in ("ge", "gt", "le", "lt")}
-        return {"type": Number(whole=isinstance(kind, inspect.IntType), key=key.name, **bounds)}
-    if isinstance(kind, inspect.CustomType):
-        return {"type": PATH}
-    if key.name == "tune.embedder":
-        return {"type": EMBEDDER}
-    return {"type": TEXT_OR_FILE if key.text_or_file else TEXT}
-
-
-def split_options(function: Command) -> Command:
-    """Add the options that split rows; below `case_flags` they stand over `[split]` of the case file, where they go."""
-
-    @click.option(
-        "--group-by",
-        cls=Option,
-        older=("--group",),
-        metavar="COL",
-        help="Split with the rows of each value of this column together.",
-    )
-    @click.option(
-        "--time", metavar="COL", help="Split by time: train on the oldest rows, test on the newest."
-    )
-    @click.option("--shares", help="Train/validation/test of the split; default: 80/10/10.")
-    @functools.wraps(function)
-    def wrapper(
-        *args: Any, case: Any, group_by: str | None, time: str | None, shares: str | None, **kwargs: Any
-    ) -> Any:
-        given = {"group_by": group_by, "time": time, "shares": shares}
-        given |= {name: kwargs.pop(name, None) for name in ("validation", "test")}
-        for name, value in given.items():
-            if value is not None:
-                setattr(case.split, name, value)
-        return function(*args, case=case, **kwargs)
-
-    return wrapper
-
-
 def output() -> Output:
     """The running command's `Output`."""
     return click.get_current_context().find_root().ensure_object(Output)
@@ -441,15 +270,18 @@ def common(function: Command) -> Command:
     return command
 
 
-def case_option(function: Command) -> Command:
-    """Add --case FILE (default: ./unshot.toml if it is there)."""
-    return click.option(
-        "--case",
-        "case_path",
-        type=PATH,
-        default=None,
-        help="Case file; default ./unshot.toml if it is there.",
-    )(function)
+def out_options(
+    text: str = "Directory to write.", what: str = "directory", *, required: bool = True
+) -> Callable[[Command], Command]:
+    """Add --out DIR, which the command gets as `final`, and --overwrite."""
+
+    def decorate(function: Command) -> Command:
+        function = click.option("--overwrite", is_flag=True, help=f"Replace the {what} where it exists.")(
+            function
+        )
+        return click.option("--out", "final", type=PATH, required=required, help=text)(function)
+
+    return decorate
 
 
 def row_options(function: Command) -> Command:

@@ -14,7 +14,8 @@ from typing import Literal, get_args
 
 import click
 
-from unshot.case import Case, load_case
+from unshot.case import Case
+from unshot.case_file import load_case
 from unshot.console import Output
 from unshot.contracts.document import Document
 from unshot.contracts.gates import read_gates
@@ -22,7 +23,8 @@ from unshot.contracts.manifest import Gate, read_manifest, sha256
 from unshot.contracts.record import Record
 from unshot.data.files import json_digest, write_text
 from unshot.errors import GateError, InputError
-from unshot.options import PATH, case_option, common
+from unshot.flags import case_option
+from unshot.options import PATH, common
 from unshot.report import page
 from unshot.stages import StageRun, run_stage
 

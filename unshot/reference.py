@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from unshot.case import keys
+from unshot.case_file import keys
 from unshot.cli import cli
 from unshot.data.files import write_text
+from unshot.flags import FLAGS
 from unshot.init import as_toml, meaning
-from unshot.options import FLAGS
 
 
 def reference() -> str:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploy.options import BY, log_options
+from unshot.flags import case_flags
 from unshot.metrics.thresholds import AB_ERROR, AB_POWER
-from unshot.options import INNER_SHARE, PATH, case_flags, common
+from unshot.options import INNER_SHARE, common, out_options
 
 if TYPE_CHECKING:
     from unshot.case import Case
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("folder", metavar="LOGDIR", type=PATH)
+@log_options
 @case_flags(
     "--metric", "--judge", "--judge-model", "--judge-key-env", "--margin",
     help={"--margin": "How much worse the candidate's score may be."},
@@ -45,12 +47,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Compare the arms that units were drawn into, or shadowed pairs; auto: pairs where nothing is split.",
 )
-@click.option("--task", "task_path", type=PATH, help="task.json (or its run) that reads answers.")
-@click.option("--by", multiple=True, help="Only feedback of this source, repeatable: user, reviewer, judge.")
-@click.option("--since", help="Only requests from this time on (ISO 8601 or seconds).")
-@click.option("--until", help="Only requests before this time.")
-@click.option("--out", "final", type=PATH, help="Directory for report.html and ab.json.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@BY
+@out_options("Directory for report.html and ab.json.", required=False)
 @common
 def ab(
     folder: Path,
@@ -60,8 +58,8 @@ def ab(
     design: str,
     task_path: Path | None,
     by: tuple[str, ...],
-    since: str | None,
-    until: str | None,
+    since: float | None,
+    until: float | None,
     final: Path | None,
     overwrite: bool,
     case: Case,
@@ -75,7 +73,6 @@ def ab(
     from deploy.ab.page import html, tables
     from deploy.ab.run import BETTER, NOT_WORSE, ab_run
     from deploy.answers import find_task
-    from deploy.times import moment
     from unshot.console import dumps
     from unshot.contracts.manifest import Manifest, describe_file, staged
     from unshot.data.files import write_text
@@ -93,8 +90,8 @@ def ab(
         how=design,
         task=find_task(case, task_path),
         by=by,
-        since=moment(since, "--since"),
-        until=moment(until, "--until"),
+        since=since,
+        until=until,
     )
     shown = tables(report)
     if final is not None:

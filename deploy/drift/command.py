@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploy.options import log_options
 from unshot.engines.embedder import ACCEPTED, HASHED
+from unshot.flags import case_flags
 from unshot.metrics.thresholds import DRIFT_ALARMS
-from unshot.options import EMBEDDER, INNER_SHARE, PATH, case_option, common, whole
+from unshot.options import EMBEDDER, INNER_SHARE, PATH, common, out_options, whole
 
 if TYPE_CHECKING:
     from deploy.drift.season import Season
+    from unshot.case import Case
     from unshot.console import Output
 
 
 @click.command()
-@click.argument("folder", metavar="LOGDIR", type=PATH)
+@log_options
 @click.option(
     "--reference",
     type=PATH,
@@ -53,14 +56,10 @@ if TYPE_CHECKING:
 @click.option(
     "--embedder", type=EMBEDDER, default=HASHED, show_default=True, help=f"Vectors of inputs: {ACCEPTED}."
 )
-@click.option("--task", "task_path", type=PATH, help="task.json (or its run) that reads answers.")
-@click.option("--since", help="Only requests from this time on (ISO 8601 or seconds).")
-@click.option("--until", help="Only requests before this time.")
 @click.option("--state", type=PATH, help="Record of looks; default LOGDIR/drift.json.")
 @click.option("--restart", is_flag=True, help="Forget earlier looks: a new error budget.")
-@click.option("--out", "final", type=PATH, help="Directory for report.html and drift.json.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
-@case_option
+@out_options("Directory for report.html and drift.json.", required=False)
+@case_flags()
 @common
 def drift(
     folder: Path,
@@ -74,13 +73,13 @@ def drift(
     arm: str | None,
     embedder: str,
     task_path: Path | None,
-    since: str | None,
-    until: str | None,
+    since: float | None,
+    until: float | None,
     state: Path | None,
     restart: bool,
     final: Path | None,
     overwrite: bool,
-    case_path: Path | None,
+    case: Case,
     out: Output,
 ) -> None:
     """Compare live traffic with what the model was made for, and name the slices where the model is worse.
@@ -91,8 +90,6 @@ def drift(
     from deploy.drift.looks import Schedule
     from deploy.drift.page import headline, html, tables
     from deploy.drift.run import DRIFT, drift_run
-    from deploy.times import moment
-    from unshot.case import load_case
     from unshot.console import dumps
     from unshot.contracts.manifest import Manifest, describe_file, staged
     from unshot.data.files import write_text
@@ -107,9 +104,9 @@ def drift(
         embedder=embedder,
         state=state,
         restart=restart,
-        since=moment(since, "--since"),
-        until=moment(until, "--until"),
-        task=find_task(load_case(case_path, out=out), task_path),
+        since=since,
+        until=until,
+        task=find_task(case, task_path),
     )
     shown = tables(report)
     if final is not None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unshot.options import PATH, Command, common
+from deploy.options import WAIVE, store_options
+from unshot.options import PATH, common
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -17,23 +18,6 @@ if TYPE_CHECKING:
 
 # Seconds within which a second rollback is taken for the same one.
 SAME_ROLLBACK = 5.0
-
-
-def store_options(function: Command) -> Command:
-    """Where the registry is: --store DIR, and --mlflow URI."""
-    function = click.option(
-        "--mlflow",
-        "tracking",
-        envvar="MLFLOW_TRACKING_URI",
-        help="Keep the registry in MLflow at this tracking URI [env: MLFLOW_TRACKING_URI]; --store caches files.",
-    )(function)
-    return click.option(
-        "--store",
-        type=PATH,
-        default=Path("unshot-registry"),
-        show_default=True,
-        help="Directory of the registry.",
-    )(function)
 
 
 @click.group()
@@ -166,7 +150,7 @@ def show(version: str, store: Path, tracking: str | None, out: Output) -> None:
     show_default=True,
     help="The champion answers users; a challenger needs the parity gate alone.",
 )
-@click.option("--waive", multiple=True, metavar="GATE=REASON", help="Take a gate upon yourself; repeatable.")
+@WAIVE
 @click.option("--by", help="Who promotes; default: the login name. --waive needs it.")
 @click.option("--why", default="", help="One line for the history.")
 @store_options

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.registry.command import store_options
+from deploy.options import BY, store_options
 from unshot.metrics.thresholds import MARGIN
 from unshot.options import PATH, SHARE, common, whole
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Fewer new rows: nothing is done.",
 )
-@click.option("--by", multiple=True, help="Only feedback of this source, repeatable: user, reviewer, judge.")
+@BY
 @click.option(
     "--per-user",
     type=whole(1),
@@ -105,7 +105,7 @@ def retrain(
     from deploy.retrain.champion import find_champion
     from deploy.retrain.page import tables
     from deploy.retrain.run import KEEP, NOTHING, Settings, retrain_run
-    from unshot.case import load_case
+    from unshot.case_file import load_case
     from unshot.errors import GateError
 
     if settings["target"] is None and case_path is not None:

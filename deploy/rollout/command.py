@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploy.registry.command import store_options
+from deploy.options import TASK, WAIVE, store_options
+from unshot.flags import case_flags
 from unshot.metrics.thresholds import MARGIN
-from unshot.options import PATH, POSITIVE, SECONDS, SHARE, case_option, common, whole
+from unshot.options import PATH, POSITIVE, SECONDS, SHARE, common, whole
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
 
 
@@ -38,11 +40,11 @@ if TYPE_CHECKING:
 @click.option(
     "--poll", type=SECONDS, default=10.0, show_default=True, help="Seconds between looks at the log."
 )
-@click.option("--waive", multiple=True, metavar="GATE=REASON", help="Take a gate upon yourself; repeatable.")
+@WAIVE
 @click.option("--by", help="Who rolls it out; default: the login name. --waive needs it.")
-@click.option("--task", "task_path", type=PATH, help="task.json (or its run) that reads answers.")
+@TASK
 @store_options
-@case_option
+@case_flags()
 @common
 def rollout(
     version: str,
@@ -56,7 +58,7 @@ def rollout(
     waive: tuple[str, ...],
     by: str | None,
     task_path: Path | None,
-    case_path: Path | None,
+    case: Case,
     store: Path,
     tracking: str | None,
     out: Output,
@@ -74,7 +76,6 @@ def rollout(
     from deploy.registry.locate import open_registry
     from deploy.registry.store import user
     from deploy.rollout.run import Bounds, begin, parse_hold, parse_steps, rollout_run
-    from unshot.case import load_case
     from unshot.errors import GateError, InputError
 
     shares, seconds = parse_steps(steps), parse_hold(hold)
@@ -82,7 +83,7 @@ def rollout(
         raise InputError(f"--log {folder}: no such directory; give the gateway's --log directory")
     found = open_registry(store, tracking=tracking)
     number = found.state().find(version).number
-    task = find_task(load_case(case_path, out=out), task_path)
+    task = find_task(case, task_path)
     under_way = begin(
         found, number, shares, seconds, by=by or user(), waivers=parse_waivers(waive, by), now=time.time()
     )

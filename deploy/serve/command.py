@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deploy.registry.command import store_options
-from unshot.options import (
-    NOT_NEGATIVE,
-    PATH,
-    PORT,
-    PRICE,
-    SECONDS,
-    Command,
-    Number,
-    case_option,
-    common,
-    whole,
-)
+from deploy.options import store_options
+from unshot.flags import case_flags
+from unshot.options import NOT_NEGATIVE, PATH, PORT, PRICE, SECONDS, Command, Number, common, whole
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
 
 ARM_SETTINGS = ("prompt", "model", "key_env", "price", "hour")
@@ -159,9 +150,9 @@ def arm_options(arm: str, prompt: str, what: str) -> Any:
     help="Seconds a replaced local server stays ready for a rollback.",
 )
 @store_options
-@case_option
+@case_flags()
 @common
-def serve(case_path: Path | None, store: Path, tracking: str | None, out: Output, **options: Any) -> None:
+def serve(case: Case, store: Path, tracking: str | None, out: Output, **options: Any) -> None:
     """Serve the task behind one OpenAI-compatible address, /v1/chat/completions.
 
     Users send their own message only: the gateway puts the long prompt in front for the baseline, the short one for
@@ -178,4 +169,4 @@ def serve(case_path: Path | None, store: Path, tracking: str | None, out: Output
         arm: ArmOptions(options.pop(arm), **{name: options.pop(f"{arm}_{name}") for name in ARM_SETTINGS})
         for arm in ("baseline", "candidate")
     }
-    run(case_path, store, tracking, out, ServeOptions(arms["baseline"], arms["candidate"], **options))
+    run(case, store, tracking, out, ServeOptions(arms["baseline"], arms["candidate"], **options))

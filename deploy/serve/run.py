@@ -25,7 +25,7 @@ from deploy.serve.metrics import Metrics
 from deploy.serve.request_log import LogSettings, RequestLog
 from deploy.serve.supervisor import Supervisor
 from deploy.serve.target import ArmSpec, Resolver, price_of
-from unshot.case import load_case
+from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.request_log import Arm
 from unshot.data.personal import check_region
@@ -132,11 +132,8 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def run(
-    case_path: Path | None, store: Path, tracking: str | None, out: Output, options: ServeOptions
-) -> None:
+def run(case: Case, store: Path, tracking: str | None, out: Output, options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are finished. Raises `InputError` or `OutsideError`."""
-    case = load_case(case_path, out=out)
     registry = open_registry(store, tracking=tracking, must_exist=False)
     specs = arm_specs(options, has_registry=registry.exists())
     if options.log_texts and not options.log_dir:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploy.registry.command import store_options
+from deploy.options import store_options
 from unshot.options import Number, common
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 
 from tests.conftest import ROOT
 from tests.gateways import gateway, scripted
-from unshot.case import load_case
+from unshot.case_file import load_case
 from unshot.engines.server import LocalServer, free_port, server_command
 
 CASE = ROOT / "unshot" / "demo" / "unshot.toml"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unshot.errors import InputError
+from unshot.flags import case_flags
 from unshot.options import (
     PATH,
     POSITIVE,
@@ -17,10 +18,9 @@ from unshot.options import (
     SECONDS,
     TEXT,
     Number,
-    case_flags,
     common,
+    out_options,
     row_options,
-    split_options,
     whole,
 )
 
@@ -37,8 +37,7 @@ def data() -> None:
 
 @data.command()
 @click.argument("path", metavar="DATA", type=PATH)
-@click.option("--out", "final", type=PATH, help="Directory for the full lists.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@out_options("Directory for the full lists.", required=False)
 @click.option("--redact", is_flag=True, help="Write redacted.jsonl to --out, personal data replaced.")
 @click.option("--phone-region", default="US", show_default=True, help="Country of national phone numbers.")
 @click.option("--base", help="Count tokens with this model's tokenizer, against its context.")
@@ -112,11 +111,9 @@ def check(
 
 @data.command()
 @click.argument("path", metavar="DATA", type=PATH)
-@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@out_options()
 @click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the order.")
-@case_flags("--answer-field", "--embedder")
-@split_options
+@case_flags("--answer-field", "--embedder", "--group-by", "--time", "--shares")
 @row_options
 @common
 def split(
@@ -152,8 +149,7 @@ def split(
 
 @data.command("import")
 @click.argument("logs", nargs=-1, required=True, type=PATH)
-@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@out_options()
 @click.option(
     "--map",
     "pairs",
@@ -239,8 +235,7 @@ class Counter:
 @click.option("--logprobs", is_flag=True, help="Ask for log-probabilities: how sure the teacher is.")
 @click.option("--write-batch", type=PATH, help="Write an OpenAI batch input file and ask nothing.")
 @click.option("--read-batch", type=PATH, help="Take the answers of a batch output file; ask only the rest.")
-@click.option("--out", "final", type=PATH, required=True, help="Directory to write.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@out_options()
 @case_flags("--prompt", "--system", "--labels", "--answer-field")
 @row_options
 @common

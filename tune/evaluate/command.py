@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unshot.engines.embedder import ACCEPTED
-from unshot.metrics.registry import NAMES
+from unshot.flags import key_flags
 from unshot.metrics.thresholds import REVIEW_ACCEPT
-from unshot.options import EMBEDDER, PATH, SHARE, TEXT, common, row_options, whole
+from unshot.options import PATH, SHARE, common, out_options, row_options, whole
 
 if TYPE_CHECKING:
     from unshot.console import Output
@@ -21,18 +21,15 @@ if TYPE_CHECKING:
 @click.option("--data", type=PATH, help="Rows to score on; default: the run's test split.")
 @click.option("--compare", "other", metavar="RUN", type=PATH, help="A second run, same rows.")
 @click.option("--base", help="Where the base model lies, if not where it was tuned.")
-@click.option("--out", "final", type=PATH, help="Directory for scores and answers.")
-@click.option("--overwrite", is_flag=True, help="Replace the directory where it exists.")
+@out_options("Directory for scores and answers.", required=False)
 @click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the bootstrap.")
-@click.option("--metric", type=click.Choice(NAMES), help="What is scored; default: the task's metric.")
-@click.option("--embedder", type=EMBEDDER, help=f"For BERTScore and paraphrases: {ACCEPTED}.")
-@click.option(
-    "--judge", "judge_spec", type=TEXT, metavar="SPEC", help="LLM judge: http://HOST/v1 or gguf:PATH."
-)
-@click.option("--judge-model", type=TEXT, metavar="NAME", help="The judge's name at its server.")
-@click.option(
-    "--judge-key-env", type=TEXT, metavar="NAME", help="Environment variable that holds the judge's key."
-)
+@key_flags(
+    "--metric", "--embedder", "--judge", "--judge-model", "--judge-key-env",
+    help={
+        "--metric": "What is scored; default: the task's metric.",
+        "--embedder": f"For BERTScore and paraphrases: {ACCEPTED}.",
+    },
+)  # fmt: skip
 @click.option("--judge-rows", type=whole(1), default=50, show_default=True, help="Rows for the judge.")
 @click.option(
     "--review",
@@ -58,7 +55,7 @@ if TYPE_CHECKING:
 @common
 def evaluate(
     run: Path,
-    judge_spec: str | None,
+    judge: str | None,
     judge_model: str | None,
     judge_key_env: str | None,
     from_review: tuple[Path, ...],
@@ -80,23 +77,23 @@ def evaluate(
     if from_review and settings["review"]:
         raise InputError("--review draws a sheet and --from-review reads one; give one of them")
     with contextlib.ExitStack() as stack:
-        judge = None
-        if judge_spec:
-            judge = open_judge(judge_spec, judge_model, judge_key_env)
-            stack.callback(judge.close)
+        opened = None
+        if judge:
+            opened = open_judge(judge, judge_model, judge_key_env)
+            stack.callback(opened.close)
         if from_review:
             from tune.evaluate.review import from_review as read_back
             from unshot.contracts.manifest import read_manifest
 
             read_manifest(run, stage="tune")
-            result = read_back(run, from_review, judge, out, accept=accept, seed=settings["seed"])
+            result = read_back(run, from_review, opened, out, accept=accept, seed=settings["seed"])
             out.result(result.plain(), *review_tables(result))
             if result.gate.passed is False:
                 raise GateError(f"the gate `review` failed: {result.gate.detail}")
             return
         from tune.evaluate.run import Ask, evaluate_run
 
-        found = evaluate_run(run, out, Ask(judge=judge, **settings))
+        found = evaluate_run(run, out, Ask(judge=opened, **settings))
     if found.reading.reading > 1:
         out.warn(
             f"reading {found.reading.reading} of {found.reading.data}: what is chosen by its score is no longer tested "

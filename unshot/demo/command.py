@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from unshot.case import load_case
+from unshot.case_file import load_case
 from unshot.console import Output, dumps
 from unshot.data.files import write_text
 from unshot.errors import GateError
