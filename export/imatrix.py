@@ -19,6 +19,7 @@ from export.reference import Reference
 from export.source import Model
 from unshot.data.rows import read_examples
 from unshot.errors import InputError
+from unshot.text.gguf import read
 
 # Enough for every column of a matrix to be seen many times; a pass over it costs as much as prefilling a long prompt.
 TOKENS = 16384
@@ -126,9 +127,7 @@ def write_imatrix(path: Path, squares: Squares, merged: Merged) -> None:
 
 def read_imatrix(path: Path) -> dict[str, np.ndarray]:
     """Mean squares by GGUF tensor name, fp32, as llama.cpp's quantiser takes them."""
-    from gguf import GGUFReader
-
-    found = {t.name: np.array(t.data, dtype=np.float32).ravel() for t in GGUFReader(path).tensors}
+    found = {name: tensor.values().ravel() for name, tensor in read(path).tensors.items()}
     return {
         name.removesuffix(".in_sum2"): values / found[name.replace(".in_sum2", ".counts")][0]
         for name, values in found.items()

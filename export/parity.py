@@ -38,6 +38,7 @@ from unshot.contracts.parity import (
 from unshot.metrics.scores import value_of
 from unshot.metrics.thresholds import limits
 from unshot.text.chat import Tokenizer
+from unshot.text.gguf import read_metadata
 
 
 @dataclass
@@ -157,10 +158,7 @@ def special_tokens(model: Model, kind: str, path: Path) -> list[str]:
     """Special tokens of the tokenizer that the file holds as ordinary text."""
     special = {i: t.content for i, t in model.chat.tokenizer.added.items() if t.special}
     if kind == "gguf":
-        from gguf import GGUFReader
-
-        field = GGUFReader(path).fields["tokenizer.ggml.token_type"]
-        types = field.contents()
+        types = read_metadata(path)["tokenizer.ggml.token_type"]
         return [text for i, text in special.items() if types[i] != 3]
     data = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
     marked = {t["id"] for t in data.get("added_tokens", []) if t.get("special")}

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from unshot.contracts.parity import FileReport, WeightFigures
+from unshot.text.gguf import Contents, Tensor, read
 
 # Relative root-mean-square error of a tensor by ggml type; see WEIGHT_ERROR's reason in docs/export.md.
 WEIGHT_ERROR = {
@@ -31,21 +31,19 @@ ROWS_AT_A_TIME = 2**22  # values
 
 def compare_weights(full: Path, path: Path, report: FileReport) -> None:
     """Append to `report` what of `path` is not the rounding of `full`; both are GGUF files."""
-    from gguf import GGUFReader
-
-    one, two = GGUFReader(full), GGUFReader(path)
+    one, two = read(full), read(path)
     wrong = _metadata(one, two)
     if wrong:
         report.failures.append(f"metadata differs from {full.name}: {', '.join(wrong[:4])}")
-    ours, theirs = {t.name: t for t in one.tensors}, {t.name: t for t in two.tensors}
+    ours, theirs = one.tensors, two.tensors
     odd = sorted(ours.keys() ^ theirs.keys())
-    odd += [n for n in ours.keys() & theirs.keys() if list(ours[n].shape) != list(theirs[n].shape)]
+    odd += [n for n in ours.keys() & theirs.keys() if ours[n].shape != theirs[n].shape]
     if odd:
         report.failures.append(f"tensors differ from {full.name}: {', '.join(odd[:4])}")
         return
     worst, error, share = "", 0.0, -1.0
     for name, tensor in theirs.items():
-        kind = tensor.tensor_type.name
+        kind = tensor.type_name
         bound = WEIGHT_ERROR.get(kind)
         if bound is None:
             report.failures.append(f"tensor `{name}` is of the type {kind}, whose rounding is not known here")
@@ -61,21 +59,14 @@ def compare_weights(full: Path, path: Path, report: FileReport) -> None:
     del report.failures[8:]  # a file that is wrong throughout need not name every tensor
 
 
-def _metadata(one: Any, two: Any) -> list[str]:
+def _metadata(one: Contents, two: Contents) -> list[str]:
     """Keys whose raw bytes differ, or that only one of the files has."""
-
-    def content(reader: Any) -> dict[str, bytes]:
-        return {
-            key: b"".join(part.tobytes() for part in field.parts)
-            for key, field in reader.fields.items()
-            if not key.startswith(ABOUT_THE_FILE)
-        }
-
-    a, b = content(one), content(two)
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    a, b = one.raw, two.raw
+    keys = [key for key in a.keys() | b.keys() if not key.startswith(ABOUT_THE_FILE)]
+    return sorted(key for key in keys if a.get(key) != b.get(key))
 
 
-def relative_error(full: Any, other: Any) -> float:
+def relative_error(full: Tensor, other: Tensor) -> float:
     """Root mean square of the difference over that of the full tensor; 0 where both are all zero."""
     difference = size = 0.0
     for a, b in zip(_pieces(full), _pieces(other), strict=True):
@@ -86,12 +77,8 @@ def relative_error(full: Any, other: Any) -> float:
     return float(np.sqrt(difference / size))
 
 
-def _pieces(tensor: Any) -> Iterator[np.ndarray]:
+def _pieces(tensor: Tensor) -> Iterator[np.ndarray]:
     """A GGUF tensor's values, fp32, some rows at a time."""
-    from gguf.quants import dequantize
-
-    data = tensor.data if tensor.data.ndim > 1 else tensor.data[None]
-    data = data.reshape(-1, data.shape[-1])
-    step = max(1, ROWS_AT_A_TIME // max(1, int(tensor.shape[0])))
-    for begin in range(0, len(data), step):
-        yield dequantize(np.asarray(data[begin : begin + step]), tensor.tensor_type).astype(np.float32)
+    step = max(1, ROWS_AT_A_TIME // max(1, tensor.shape[0]))
+    for begin in range(0, len(tensor.rows()), step):
+        yield tensor.values(begin, begin + step)

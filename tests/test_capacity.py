@@ -32,8 +32,8 @@ def at(one: Replica, load: Load) -> Response:
 @pytest.mark.parametrize("rho", [0.3, 0.6, 0.85])
 @pytest.mark.slow
 def test_simulation_reproduces_single_server_queues(law: str, rho: float) -> None:
-    """M/D/1 and M/M/1 (geometric with mean 200) mean waits by Pollaczek-Khinchine, within 2%."""
-    tokens, step, count = 200, 1e-3, 200_000
+    """M/D/1 and M/M/1 (geometric with mean 200) mean waits by Pollaczek-Khinchine, within 3%."""
+    tokens, step, count = 200, 1e-3, 50_000
     waits = []
     for seed in range(8):
         rng = np.random.default_rng(seed)
@@ -49,7 +49,7 @@ def test_simulation_reproduces_single_server_queues(law: str, rho: float) -> Non
         waits.append(run.wait.mean() * tokens / service_mean)
     cv2 = 0.0 if law == "deterministic" else 1.0 - 1.0 / tokens
     expected = rho * tokens * step * (1 + cv2) / 2 / (1 - rho)
-    assert np.mean(waits) == pytest.approx(expected, rel=0.02)
+    assert np.mean(waits) == pytest.approx(expected, rel=0.03)
 
 
 CASES = [

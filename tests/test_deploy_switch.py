@@ -49,7 +49,7 @@ def ggufs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize(("keep_warm", "switches"), [(0, 4), (300, 3)])
+@pytest.mark.parametrize(("keep_warm", "switches"), [(0, 2), (300, 3)])
 def test_switches_under_load_drop_nothing_and_mix_nothing(
     tmp_path: Path, ggufs: list[Path], keep_warm: float, switches: int
 ) -> None:

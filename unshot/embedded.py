@@ -16,6 +16,7 @@ from unshot.cache import cache_dir
 from unshot.console import Output
 from unshot.contracts.manifest import Manifest, describe_file, staged
 from unshot.errors import OutsideError
+from unshot.text.gguf import Tensor, read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,22 +71,19 @@ def ensure(out: Output | None = None) -> Path:
 def convert(source: Path, target: Path) -> None:
     """Write `model.safetensors` (bf16), `config.json` and the tokenizer files for a llama-family GGUF."""
     try:
-        from gguf import GGUFReader
+        import gguf  # noqa: F401
     except ImportError as error:
         raise OutsideError(
-            f"reading a GGUF needs the package gguf ({error}); pip install 'unshot[tune]'"
+            f"decoding a GGUF's tensors needs the package gguf ({error}); pip install 'unshot[tune]'"
         ) from None
-    reader = GGUFReader(source)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    _write_weights(reader.tensors, fields, target)
-    write_config(fields, target)
-    write_tokenizer(fields, target)
+    contents = read(source)
+    _write_weights(contents.tensors, contents.fields, target)
+    write_config(contents.fields, target)
+    write_tokenizer(contents.fields, target)
 
 
-def _write_weights(tensors: Any, fields: dict[str, Any], target: Path) -> None:
-    import numpy as np
+def _write_weights(tensors: dict[str, Tensor], fields: dict[str, Any], target: Path) -> None:
     import torch
-    from gguf.quants import dequantize
     from safetensors.torch import save_file
 
     heads = {
@@ -93,9 +91,9 @@ def _write_weights(tensors: Any, fields: dict[str, Any], target: Path) -> None:
         "attn_k": fields["llama.attention.head_count_kv"],
     }
     weights = {}
-    for tensor in tensors:
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        part = tensor.name.split(".")
+    for file_name, tensor in tensors.items():
+        values = tensor.values().reshape(tensor.shape[::-1])
+        part = file_name.split(".")
         if part[0] == "blk":
             name = f"model.layers.{part[1]}.{BLOCK[part[2]]}.weight"
             if part[2] in heads:
