@@ -130,7 +130,7 @@ def _conditions(
         requests=case.bench.requests,
         cold_requests=len(cold) if CACHE_OFF in job.modes else None,
         concurrency=job.concurrency,
-        block=job.settings(CACHE_ON, case.bench.requests, len(rows), warm=False).block,
+        block=job.settings(CACHE_ON, case.bench, len(rows), warm=False).block,
         warm_up=job.warm_up,
         max_tokens=systems[0].max_tokens,
         modes=list(job.modes),

@@ -115,7 +115,7 @@ def side_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @out_options("Report directory to write.", "report directory", required=False)
 @case_flags(
     "--prompt", "--system", "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model",
-    "--judge-key-env", "--requests", "--concurrency", "--margin", "--claim",
+    "--judge-key-env", "--requests", "--cold-requests", "--concurrency", "--margin", "--claim",
     seed="bench.seed",
     help={
         "--prompt": "The baseline's few-shot examples.",
@@ -126,11 +126,6 @@ def side_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @row_options
 @click.option("--task", "task_path", type=PATH, help="task.json of the tuned run.")
 @click.option("--plan", type=PATH, help="Directory of `unshot plan`, for the price.")
-@click.option(
-    "--cold-requests",
-    type=whole(2),
-    help="Timed requests per side without the prefix cache; default: until the verdict is settled, 48 at most.",
-)
 @click.option(
     "--cache",
     type=click.Choice(["both", "on", "off"]),
@@ -176,7 +171,6 @@ def bench(
     rows_as: RowOptions,
     task_path: Path | None,
     plan: Path | None,
-    cold_requests: int | None,
     cache: str,
     rows: int | None,
     block: int,
@@ -238,7 +232,6 @@ def bench(
         },
         task_path=task_path,
         plan=plan,
-        cold_requests=cold_requests,
         block=block,
         warm_up=warm_up,
         rows=rows,

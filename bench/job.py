@@ -9,7 +9,7 @@ from bench.cost import PriceOptions
 from bench.measure import Looks, ModeSettings
 from bench.sides import CACHE_OFF, CACHE_ON, MODES
 from bench.traffic import ServerOptions
-from unshot.case import Case
+from unshot.case import BenchSettings, Case
 from unshot.console import Output
 from unshot.contracts.manifest import NAME, Manifest, read_manifest, verify_file
 from unshot.contracts.report import SideName
@@ -28,7 +28,7 @@ COLD_SECONDS = 900.0
 
 @dataclass
 class Job:
-    """What to measure: specs, prompts, rows, and how long. `cold_requests` None: until the verdict is settled."""
+    """What to measure: specs, prompts, rows, and how long."""
 
     baseline: str
     candidate: str
@@ -37,7 +37,6 @@ class Job:
     prompts: dict[SideName, Prompt]
     task_path: Path | None = None
     plan: Path | None = None
-    cold_requests: int | None = None
     block: int = 4
     warm_up: int = 2
     rows: int | None = None
@@ -57,18 +56,18 @@ class Job:
         """The spec of a side."""
         return self.baseline if side == "baseline" else self.candidate
 
-    def settings(self, mode: str, requests: int, rows: int, *, warm: bool) -> ModeSettings:
-        """How a mode is measured. With several requests at once a block has room for all of them to be in flight."""
+    def settings(self, mode: str, bench: BenchSettings, rows: int, *, warm: bool) -> ModeSettings:
+        """How a mode is measured on so many rows. With several requests at once a block has room for all of them to be in flight."""
         several = self.concurrency > 1
         block = max(self.block, 4 * self.concurrency) if several else self.block
         # With the cache on every row is answered once per side at least: those answers are the quality.
-        ends: Looks = [(max(requests, rows), LEVEL)]
+        ends: Looks = [(max(bench.requests, rows), LEVEL)]
         if mode == CACHE_OFF:
             block = 2 * self.concurrency if several else 1
-            if self.cold_requests is not None:
-                ends = [(self.cold_requests, LEVEL)]
+            if bench.cold_requests is not None:
+                ends = [(bench.cold_requests, LEVEL)]
             elif CACHE_ON not in self.modes:
-                ends = [(max(requests, rows), LEVEL)]
+                ends = [(max(bench.requests, rows), LEVEL)]
             elif several:
                 ends = [(n * block, level) for n, level in looks(*COLD_BLOCK_LOOKS)]
             else:

@@ -180,9 +180,7 @@ class _Bench:
         total = Measurement()
         with self.out.progress() as progress:
             for mode in self.job.modes:
-                settings = self.job.settings(
-                    mode, self.case.bench.requests, len(self.rows), warm=not total.warm
-                )
+                settings = self.job.settings(mode, self.case.bench, len(self.rows), warm=not total.warm)
                 most = settings.looks[-1][0] * len(self.systems)
                 bar = progress.add_task(f"requests, {mode}", total=most, note="")
 

@@ -28,6 +28,7 @@ DEMO = ROOT / "unshot" / "demo"
 # What the demo's case says, and what it says here.
 LESS = {
     "epochs = 2": "epochs = 1",
+    "requests = 35": "requests = 35\ncold_requests = 4",
     'to = ["gguf:q8_0", "onnx:fp32"]': 'to = ["gguf:q8_0"]',
 }
 

@@ -46,7 +46,11 @@ def place(
     folder = tmp_path_factory.mktemp("walkthrough")
     case = folder / "unshot-demo" / "case"
     case.mkdir(parents=True)
-    rows = [{"prompt": r["prompt"], "completion": json.dumps({"risk": r["completion"]})} for r in clauses]
+    # Short texts: a random model learns nothing from long ones.
+    rows = [
+        {"prompt": " ".join(r["prompt"].split()[:15]), "completion": json.dumps({"risk": r["completion"]})}
+        for r in clauses
+    ]
     (case / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     (case / "few_shot.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:2]), encoding="utf-8")
     labels = sorted({r["completion"] for r in clauses})

@@ -375,6 +375,13 @@ class BenchSettings(Record):
     """How to measure."""
 
     requests: Annotated[int, Meta(ge=2), about("Timed requests per side with the prefix cache on.")] = 64
+    cold_requests: Annotated[
+        Annotated[int, Meta(ge=2)] | None,
+        about(
+            "Timed requests per side without it; default: until the verdict is settled, 48 at most.",
+            sample=12,
+        ),
+    ] = None
     concurrency: Annotated[Count, about("Servers: requests at a time.")] = 1
     margin: Annotated[Share, about("How much worse the candidate's metric may be.")] = thresholds.MARGIN.value
     seed: Annotated[Whole, about("Seed of bootstrap draws and row sampling.")] = 0

@@ -83,6 +83,7 @@ FLAGS = {
     "--strict": "tune.strict",
     "--to": "export.to",
     "--requests": "bench.requests",
+    "--cold-requests": "bench.cold_requests",
     "--concurrency": "bench.concurrency",
     "--margin": "bench.margin",
     "--claim": "bench.claim",
