@@ -57,7 +57,10 @@ class Job:
         return self.baseline if side == "baseline" else self.candidate
 
     def settings(self, mode: str, bench: BenchSettings, rows: int, *, warm: bool) -> ModeSettings:
-        """How a mode is measured on so many rows. With several requests at once a block has room for all of them to be in flight."""
+        """How a mode is measured on so many rows.
+
+        With several requests at once a block has room for all of them to be in flight.
+        """
         several = self.concurrency > 1
         block = max(self.block, 4 * self.concurrency) if several else self.block
         # With the cache on every row is answered once per side at least: those answers are the quality.

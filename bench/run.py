@@ -51,10 +51,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
             raise InputError(f"{row.where}: the answer {row.answer!r:.60} is none of the task's labels")
     references = [row.answer or "" for row in rows]
     hold_metric(task.metric, task.answers(references, references))
-    # Recorded before the rows are answered: a reading that breaks off counts.
-    seal = record_reading(rows, "bench", job.task_path.parent if job.task_path else job.final)
-    if seal.others and (warning := seal.warning()):
-        out.warn(warning)
+    test_set = rows
     if job.rows is not None and job.rows < len(rows):
         rows = random.Random(case.bench.seed).sample(rows, job.rows)
     with staged(job.final, overwrite=overwrite) as work:
@@ -64,6 +61,10 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
         with manifest.timed("load"):
             systems = _open(job, task, out)
         try:
+            # Once both sides are there and before a row is answered: a reading that breaks off counts.
+            seal = record_reading(test_set, "bench", job.task_path.parent if job.task_path else job.final)
+            if seal.others and (warning := seal.warning()):
+                out.warn(warning)
             with Monitor(_processes(systems)) as monitor:
                 measured = _Bench(job, case, rows, systems, manifest, monitor, out).measure()
             report = build(job, case, task, rows, systems, measured)
