@@ -16,11 +16,11 @@ from bench.records import SIDES, RequestRecord, summarise
 from bench.sides import CACHE_OFF, CACHE_ON, System, client_facts
 from bench.traffic import cache_warning, shared_share
 from unshot.case import Case
+from unshot.contracts.figures import Figures
 from unshot.contracts.manifest import hardware
 from unshot.contracts.report import (
     BenchReport,
     Conditions,
-    Figures,
     Mode,
     Quality,
     Ratios,

@@ -21,16 +21,8 @@ from unshot.contracts.report import (
     SystemFacts,
     Verdict,
 )
-from unshot.metrics.intervals import (
-    INCONCLUSIVE,
-    MET,
-    NOT_MET,
-    Interval,
-    log_ratio,
-    ratio_of_means,
-    share,
-    units_to_settle,
-)
+from unshot.metrics.intervals import INCONCLUSIVE, MET, NOT_MET, Interval, share
+from unshot.metrics.ratios import log_ratio, ratio_of_means, units_to_settle
 
 PASSED, FAILED = "passed", "failed"
 # Where output lengths differ by more, the verdict says how much of the ratio they are.

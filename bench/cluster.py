@@ -22,8 +22,8 @@ from bench.sketch import Tally
 from bench.traffic import open_tokenizer
 from unshot.case import Slo
 from unshot.console import Output
-from unshot.contracts.report import Client, Lateness
-from unshot.engines.http import read_key
+from unshot.contracts.figures import Client, Lateness
+from unshot.engines.address import read_key
 from unshot.engines.openai import Api
 from unshot.errors import InputError, OutsideError
 

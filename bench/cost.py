@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.records import RequestRecord, machine_seconds
+from unshot.contracts.figures import Cost
 from unshot.contracts.plan import PlanFile
-from unshot.contracts.report import Cost, SideName, SidePrice, SystemFacts
+from unshot.contracts.report import SideName, SidePrice, SystemFacts
 from unshot.errors import InputError
 from unshot.prices import TokenPrice
 

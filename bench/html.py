@@ -22,7 +22,8 @@ from bench.summary import (
     table_rows,
     token_words,
 )
-from unshot.contracts.report import BenchReport, Distribution, RatioInterval, SidePrice, SystemFacts
+from unshot.contracts.figures import Distribution
+from unshot.contracts.report import BenchReport, RatioInterval, SidePrice, SystemFacts
 from unshot.report import charts, page
 
 # The ratio chart shows an interval up to so many times its value, and says the rest in words.

@@ -17,7 +17,8 @@ from unshot.contracts.task import read_task
 from unshot.data.prompts import Prompt
 from unshot.data.rows import RowOptions
 from unshot.errors import InputError
-from unshot.metrics.intervals import LEVEL, looks
+from unshot.metrics.intervals import LEVEL
+from unshot.metrics.ratios import looks
 from unshot.metrics.thresholds import ERROR_RATE
 
 # Without cache, requests are dear: the run is looked at after so many pairs (of blocks, where several requests run at

@@ -15,8 +15,9 @@ import numpy as np
 
 from bench.schedule import Load
 from bench.timer import Alarm
-from unshot.contracts.report import Client, Lateness
-from unshot.engines.http import Address, Exchange, Pool
+from unshot.contracts.figures import Client, Lateness
+from unshot.engines.address import Address
+from unshot.engines.http import Exchange, Pool
 
 # A run is invalid where the client sent 1 request in 100 later than this (seconds), ...
 LATE = 0.002

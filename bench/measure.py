@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from bench.records import SIDES, RequestRecord
 from bench.sides import Item, Progress, System
 from bench.traffic import Fresh
-from unshot.contracts.report import Client, SideName
+from unshot.contracts.figures import Client
+from unshot.contracts.report import SideName
 from unshot.data.rows import Example
 
 # At most this share of a mode's blocks is measured again because the client itself was late in them.

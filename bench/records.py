@@ -12,19 +12,19 @@ import numpy as np
 from msgspec import field
 
 from unshot.case import Slo
-from unshot.contracts.record import Record
-from unshot.contracts.report import (
+from unshot.contracts.figures import (
     Distribution,
     Figures,
     Goodput,
     InFlight,
     Percentile,
-    SideName,
     TokenDifference,
     Tokens,
 )
+from unshot.contracts.record import Record
+from unshot.contracts.report import SideName
 from unshot.engines.timing import itl, tpot, ttft
-from unshot.metrics.intervals import percentile_interval
+from unshot.metrics.ratios import percentile_interval
 
 PERCENTILES = (50, 90, 95, 99)
 SIDES: tuple[SideName, SideName] = ("baseline", "candidate")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.records import RequestRecord
-from unshot.contracts.report import Energy, Gpu, Resources
+from unshot.contracts.figures import Energy, Gpu, Resources
 from unshot.errors import InputError
 
 POWERCAP = Path("/sys/class/powercap")

@@ -19,9 +19,7 @@ from bench.traffic import ServerOptions
 from unshot.case import Case
 from unshot.console import Output, jsonable
 from unshot.contracts.manifest import Gate, Manifest, describe_data, describe_file, staged
-from unshot.contracts.report import (
-    BenchReport,
-)
+from unshot.contracts.report import BenchReport
 from unshot.contracts.task import Task, derive_task, hold_metric, read_task
 from unshot.data.files import write_text
 from unshot.data.load import load_rows

@@ -21,7 +21,8 @@ from bench.traffic import (
     uncached,
 )
 from unshot.console import Output
-from unshot.contracts.report import Client, SideName, SystemFacts
+from unshot.contracts.figures import Client
+from unshot.contracts.report import SideName, SystemFacts
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message
 from unshot.engines import Engine, open_engine, parse_spec

@@ -22,15 +22,8 @@ from bench.summary import (
     table_rows,
     token_words,
 )
-from unshot.contracts.report import (
-    Client,
-    Distribution,
-    Figures,
-    Knee,
-    LoadReport,
-    Resources,
-    SweepReport,
-)
+from unshot.contracts.figures import Client, Distribution, Figures, Resources
+from unshot.contracts.report import Knee, LoadReport, SweepReport
 from unshot.report import charts, page
 
 # Distributions in the order of a request's life; each is shown by its percentiles.

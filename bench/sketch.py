@@ -24,9 +24,9 @@ from bench.records import (
     token_means,
 )
 from unshot.case import Slo
-from unshot.contracts.report import Distribution, Figures, Percentile
+from unshot.contracts.figures import Distribution, Figures, Percentile
 from unshot.errors import OutsideError
-from unshot.metrics.intervals import interval_ranks
+from unshot.metrics.ratios import interval_ranks
 
 RELATIVE_ERROR = 0.001
 

@@ -9,15 +9,8 @@ from rich.console import RenderableType
 
 from bench.records import SIDES
 from bench.resources import memory_words, power_words
-from unshot.contracts.report import (
-    BenchReport,
-    Distribution,
-    Figures,
-    Judged,
-    Mode,
-    ModeClaim,
-    RatioInterval,
-)
+from unshot.contracts.figures import Distribution, Figures
+from unshot.contracts.report import BenchReport, Judged, Mode, ModeClaim, RatioInterval
 
 # What a row says that has no figure.
 ONE_COUNT, NO_SLO, UNREADABLE = "one count only", "no SLO", "not readable"

@@ -40,8 +40,8 @@ from bench.traffic import (
 )
 from unshot.case import Slo
 from unshot.console import Output
+from unshot.contracts.figures import Client, Figures, Resources
 from unshot.contracts.manifest import describe_file
-from unshot.contracts.report import Client, Figures, Resources
 from unshot.data.prompts import load_prompt
 from unshot.data.rows import Message, read_examples
 from unshot.engines.http import Exchange

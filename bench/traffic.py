@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unshot.data.rows import Message
-from unshot.engines.http import parse_url, read_key
+from unshot.engines.address import parse_url, read_key
 from unshot.engines.openai import CHAT, Api, served_models
 from unshot.errors import InputError, UnshotError
 from unshot.secret import remember_in
@@ -144,7 +144,7 @@ def open_tokenizer(name: str) -> TemplateCounter:
 
 def find_tokenizer(api: Api) -> TemplateCounter | None:
     """The tokenizer of the model that the server says it serves, where that is on this machine; else None."""
-    from unshot.engines.http import call
+    from unshot.engines.address import call
 
     names = [api.model]
     try:

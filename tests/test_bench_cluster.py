@@ -17,7 +17,7 @@ from bench.schedule import parse_load
 from bench.sketch import RELATIVE_ERROR, Sketch
 from tests.golden import golden_server, golden_thread
 from unshot.case import Slo
-from unshot.engines.http import parse_url
+from unshot.engines.address import parse_url
 from unshot.engines.openai import Api
 from unshot.errors import InputError
 

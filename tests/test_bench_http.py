@@ -24,8 +24,10 @@ from bench.single import _steps
 from bench.target import LoadOptions, Target
 from bench.traffic import ServerOptions
 from tests.golden import golden_server
-from unshot.contracts.report import Client, Step
-from unshot.engines.http import Exchange, parse_url
+from unshot.contracts.figures import Client
+from unshot.contracts.report import Step
+from unshot.engines.address import parse_url
+from unshot.engines.http import Exchange
 from unshot.engines.openai import Api, read_answer
 from unshot.errors import InputError
 

@@ -31,7 +31,8 @@ from bench.traffic import ServerOptions
 from tests.golden import golden_server, golden_thread
 from tests.logs import run_here
 from unshot.console import Output
-from unshot.contracts.report import BenchReport, Client, LoadReport
+from unshot.contracts.figures import Client
+from unshot.contracts.report import BenchReport, LoadReport
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
 

@@ -24,7 +24,7 @@ from unshot.contracts.manifest import BaseModel
 from unshot.contracts.task import Task
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
-from unshot.engines.http import parse_url
+from unshot.engines.address import parse_url
 from unshot.engines.openai import CHAT, Api
 from unshot.errors import InputError
 from unshot.models import Source

@@ -29,7 +29,7 @@ from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.request_log import Arm
 from unshot.data.personal import check_region
-from unshot.engines.http import read_key
+from unshot.engines.address import read_key
 from unshot.errors import InputError, OutsideError
 from unshot.machine import usable_cores
 from unshot.prices import Prices

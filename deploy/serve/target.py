@@ -17,7 +17,7 @@ from unshot.contracts.registry import State, Version
 from unshot.contracts.request_log import Arm
 from unshot.contracts.task import Task
 from unshot.data.prompts import SLOT, Prompt
-from unshot.engines.http import parse_url, read_key
+from unshot.engines.address import parse_url, read_key
 from unshot.errors import InputError
 from unshot.prices import Prices
 

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 
 from tests.test_bench_stats import shared_noise
-from unshot.metrics.intervals import MET, ratio_of_means
+from unshot.metrics.intervals import MET
+from unshot.metrics.ratios import ratio_of_means
 
 SPREADS = {"rows and blocks": (0.3, 0.2, 0.1), "blocks": (0.0, 0.3, 0.1), "rows": (0.3, 0.0, 0.2)}
 

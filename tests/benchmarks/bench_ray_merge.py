@@ -15,7 +15,7 @@ from bench.sketch import RELATIVE_ERROR
 from tests.golden import golden_server
 from unshot.case import Slo
 from unshot.console import Output
-from unshot.engines.http import parse_url
+from unshot.engines.address import parse_url
 from unshot.engines.openai import Api
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from bench.resources import Monitor
 from unshot import embedded
 from unshot.engines.llama_cpp import GgufEngine
-from unshot.metrics.intervals import ratio_of_means
+from unshot.metrics.ratios import ratio_of_means
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from tune.data.ledger import Entry, Status
 from unshot.data.example import without_tools
 from unshot.data.rows import Message
-from unshot.engines.http import Address, parse_url, read_key, request_once
+from unshot.engines.address import Address, parse_url, read_key, request_once
 from unshot.engines.openai import CHAT, PATHS
 from unshot.errors import InputError, OutsideError
 from unshot.prices import TokenPrice

@@ -15,6 +15,7 @@ from msgspec import field
 from unshot.case import Claim
 from unshot.contracts.document import Document
 from unshot.contracts.engine import EngineFacts, ModelConfig
+from unshot.contracts.figures import Client, Figures, Resources
 from unshot.contracts.manifest import Hardware
 from unshot.contracts.record import Record
 from unshot.metrics.scores import Scores
@@ -24,109 +25,6 @@ Verdict = Literal["met", "not met", "inconclusive"]
 GateVerdict = Literal["passed", "failed", "inconclusive"]
 SideName = Literal["baseline", "candidate"]
 Kind = Literal["ab", "load", "sweep"]
-
-
-class Percentile(Record):
-    """A percentile with its 95% interval; a bound is None where the sample is too small to give one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-class Distribution(Record, kw_only=True, omit_defaults=True):
-    """Many values of one figure; with `count` 0 nothing else is there."""
-
-    count: int
-    mean: float | None = None
-    std: float | None = None
-    min: float | None = None
-    max: float | None = None
-    p50: Percentile | None = None
-    p90: Percentile | None = None
-    p95: Percentile | None = None
-    p99: Percentile | None = None
-    # Of merged sketches: how far an order statistic may be off.
-    relative_error: float | None = None
-
-
-class Tokens(Record):
-    """Means per answered request; None where one answer's count is not known."""
-
-    prompt: float | None
-    cached: float | None
-    output: float | None
-    reasoning: float | None = None
-    # Share of all prompt tokens that the server says came out of its cache.
-    cached_share: float | None = None
-
-
-class TokenDifference(Record):
-    """The server's counts of output tokens minus ours, where both are there."""
-
-    mean: float
-    differ: int
-    requests: int
-
-
-class Goodput(Record):
-    """Requests within every bound of the SLO, per second and as a share of all; bounds by figure, milliseconds."""
-
-    slo_ms: dict[str, float]
-    requests_per_second: float | None
-    share: float | None
-
-
-class InFlight(Record):
-    """Requests under way at once: asked for, and by the timestamps while requests were still being sent."""
-
-    asked: int
-    mean: float
-    peak: int
-
-
-class Energy(Record):
-    """Joules per answered request, by source and in all."""
-
-    by_source: dict[str, float]
-    joules: float
-
-
-class Cost(Record):
-    """Dollars; None without a price, or without the counts that a token price needs."""
-
-    per_1000_requests: float | None
-    per_1000_correct: float | None
-    machine_seconds_per_request: float | None
-
-
-class Figures(Record, kw_only=True):
-    """What one side did under one load. Latencies count from the scheduled time."""
-
-    requests: int
-    answered: int
-    errors: dict[str, int]
-    error_rate: float
-    seconds: float
-    tokens: Tokens
-    ttft_ms: Distribution
-    # First token of the answer itself, where reasoning came before it.
-    ttft_answer_ms: Distribution
-    tpot_ms: Distribution
-    itl_ms: Distribution
-    e2e_ms: Distribution
-    queue_ms: Distribution
-    # Looking the host up, connecting and the TLS handshake, of the requests that had to wait for them.
-    connect_ms: Distribution
-    requests_per_second: float | None
-    input_tokens_per_second: float | None
-    output_tokens_per_second: float | None
-    stopped_at_limit: int
-    server_minus_our_tokens: TokenDifference | None = None
-    goodput: Goodput | None = None
-    in_flight: InFlight | None = None
-    energy: Energy | None = None
-    cost: Cost | None = None
 
 
 class RatioInterval(Record):
@@ -245,30 +143,6 @@ class Quality(Record, kw_only=True):
         return self.baseline if name == "baseline" else self.candidate
 
 
-class Lateness(Record):
-    """Milliseconds."""
-
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-
-
-class Client(Record, kw_only=True):
-    """What the client itself did, and whether it kept up. `loop_lag` is weighted by time, not by stalls."""
-
-    valid: bool
-    reasons: list[str]
-    send_lateness: Lateness | None = None
-    loop_lag: Lateness | None = None
-    cpu_seconds: float = 0.0
-    cpu_seconds_per_1000: float | None = None
-    connections: int = 0
-    unsent: int = 0
-    dns_seconds: float | None = None
-    clients: int = 1
-    machines: list[str] = field(default_factory=list)
-
-
 class SystemFacts(EngineFacts, kw_only=True):
     """A side: its engine, and what it was asked with."""
 
@@ -292,32 +166,6 @@ class SidePrice(Record, kw_only=True):
     def known(self) -> bool:
         """Whether there is a price at all."""
         return self.per_hour is not None or self.tokens is not None
-
-
-class Gpu(Record, kw_only=True):
-    """A GPU as NVML reads it; None where it does not say."""
-
-    name: str
-    catalog: str | None = None
-    memory_bytes: int
-    memory_peak_bytes: int | None = None
-    power_mean_w: float | None = None
-    power_peak_w: float | None = None
-    power_limit_w: float | None = None
-    utilisation_mean: float | None = None
-    clock_mhz: int | None = None
-    clock_max_mhz: int | None = None
-
-
-class Resources(Record, kw_only=True):
-    """What the run took of this machine; `not_readable` says why a figure is missing."""
-
-    memory_peak_bytes: dict[str, int] = field(default_factory=dict)
-    gpus: list[Gpu] = field(default_factory=list)
-    mean_power_w: dict[str, float] = field(default_factory=dict)
-    not_readable: dict[str, str] = field(default_factory=dict)
-    samples: int = 0
-    sampling_cpu_seconds: float = 0.0
 
 
 class Conditions(Record, kw_only=True):

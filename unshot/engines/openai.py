@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from unshot.data.example import without_tools
 from unshot.data.rows import Message
-from unshot.engines.http import Address, Exchange, request_bytes
+from unshot.engines.address import Address
+from unshot.engines.http import Exchange, request_bytes
 from unshot.engines.sse import DONE, EventParser
 
 CHAT, COMPLETIONS = "chat", "completions"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unshot.engines.http import Address, call
+from unshot.engines.address import Address, call
 from unshot.engines.openai import served_models
 from unshot.errors import OutsideError
 

@@ -20,7 +20,7 @@ import numpy as np
 from unshot.console import Output
 from unshot.contracts.record import Record
 from unshot.data.rows import Message
-from unshot.engines.http import call, parse_url, read_key
+from unshot.engines.address import call, parse_url, read_key
 from unshot.engines.openai import CHAT, PATHS
 from unshot.errors import InputError, OutsideError
 from unshot.metrics.intervals import Interval, mean
