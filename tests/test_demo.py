@@ -27,7 +27,6 @@ CLASSES = {"liability", "lock_in", "unilateral_change", "data", "ip", "standard"
 DEMO = ROOT / "unshot" / "demo"
 # What the demo's case says, and what it says here.
 LESS = {
-    "epochs = 2": "epochs = 1",
     "requests = 35": "requests = 35\ncold_requests = 4",
     'to = ["gguf:q8_0", "onnx:fp32"]': 'to = ["gguf:q8_0"]',
 }
@@ -78,7 +77,7 @@ def test_the_long_prompt_has_a_dozen_examples_of_every_class() -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `make demo` with this Python on less work: one epoch, no ONNX, and few requests; some minutes."""
+    """Runs `make demo` with this Python on less work: no ONNX, few requests without cache; some minutes."""
     folder = tmp_path_factory.mktemp("demo") / "unshot-demo"
     copy_case(folder / "case")
     case = folder / "case" / "unshot.toml"
