@@ -10,6 +10,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "registry": ("deploy.registry.command:registry", "Versions of artifacts with their gates and history."),
     "promote": ("deploy.registry.command:promote", "Make a version the champion, where its gates allow it."),
     "rollback": ("deploy.registry.command:rollback", "Put the champion before this one back."),
+    "init": ("deploy.containers.command:init", "Files that run gateway and model server in containers."),
     "serve": (
         "deploy.serve.command:serve",
         "OpenAI-compatible gateway between the baseline and the candidate.",

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,8 +10,8 @@ import pytest
 
 from deploy.registry.store import Registry
 from deploy.rollout.run import Bounds, begin, go_on, parse_hold, parse_steps, rollout_run, take_back
-from tests.conftest import ROOT
-from tests.deploy_cases import make_artifact, make_tuned
+from tests.benchmarks.kill_registry import disagreement, kills, prepared
+from tests.deploy_cases import make_artifact
 from tests.logs import request, run_here
 from unshot.console import Output
 from unshot.contracts.registry import Rollout, State
@@ -29,14 +23,7 @@ STEPS = [10.0, 50.0, 100.0]
 
 @pytest.fixture()
 def registry(tmp_path: Path) -> Registry:
-    """v1 is the champion at 40%, v2 is ready."""
-    found = Registry(tmp_path / "store")
-    for n in (1, 2):
-        run = make_tuned(tmp_path / f"run{n}", quality=True, forgetting=True, review=True)
-        found.add(make_artifact(tmp_path / f"art{n}", b"%d" % n, run=run))
-    found.move("champion", 1, by="ada")
-    found.set_split(40, by="ada")
-    return found
+    return prepared(tmp_path)
 
 
 class World:
@@ -86,19 +73,8 @@ class World:
 
 
 def consistent(state: State) -> None:
-    """Alias and history agree: the champion is what the last change of it says."""
-    champion: int | None = None
-    for event in state.history:
-        if event.subject == "champion" and event.after is not None:
-            champion = int(event.after[1:])
-        elif event.subject == "champion":
-            champion = None
-        elif (event.action == "rollout" and event.before in (None, "none")) or (
-            event.action == "rollout" and event.before is not None and event.before.startswith("v")
-        ):
-            champion = int(event.subject[1:])
-    assert state.aliases.get("champion") == champion
-    assert set(state.versions) == {int(e.subject[1:]) for e in state.history if e.action == "add"}
+    """Alias and history agree."""
+    assert disagreement(state) is None
 
 
 @pytest.mark.slow
@@ -192,55 +168,8 @@ def test_command_line(registry: Registry, tmp_path: Path, capsys: pytest.Capture
     assert parse_steps("1%,10,100") == [1, 10, 100] and parse_hold("90s") == 90 and parse_hold("1.5h") == 5400
 
 
-KILLED = """
-import itertools, sys, time
-from pathlib import Path
-from deploy.registry.store import Registry
-from deploy.rollout.run import begin, go_on, take_back
-from unshot.contracts.request_log import Request, Writer
-registry, writer = Registry(Path(sys.argv[1])), Writer(Path(sys.argv[2]))
-print("go", flush=True)
-for n in itertools.count():
-    state = registry.state()
-    registry.add(Path(sys.argv[3]))
-    if state.rollout is not None and state.rollout.state == "running":
-        (go_on if n % 3 else take_back)(registry, 2, "x") if n % 3 else take_back(registry, 2, "x")
-    elif state.aliases.get("champion") == 2:
-        registry.rollback(by="x")
-    elif n % 2:
-        begin(registry, 2, [10.0, 100.0], 1.0, by="x", waivers={}, now=time.time())
-    else:
-        registry.move("champion", 2 if state.aliases.get("champion") != 2 else 1, by="x")
-    for m in range(20):
-        writer.write(Request(f"{time.time_ns()}-{m}", time.time(), "baseline", "v1", "u", "baseline"))
-"""
-
-
 @pytest.mark.slow
-def test_kills_anywhere_lose_nothing_and_history_and_alias_agree(registry: Registry, tmp_path: Path) -> None:
-    rng = random.Random(9)
-    log = tmp_path / "log"
-    before, lines = len(registry.state().history), 0
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for _ in range(12):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(registry.folder), str(log), str(tmp_path / "art1")],
-            stdout=subprocess.PIPE, env=env,
-        )  # fmt: skip
-        assert process.stdout is not None and process.stdout.readline() == b"go\n"
-        time.sleep(rng.uniform(0.02, 0.4))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        state = registry.state()
-        consistent(state)
-        assert len(state.history) >= before
-        before = len(state.history)
-        Writer(log)  # mends
-        for path in log.glob("requests-*.jsonl"):
-            whole = path.read_bytes()
-            assert whole == b"" or whole.endswith(b"\n")
-            found = [json.loads(line) for line in whole.splitlines()]
-            assert len(found) >= lines
-            lines = len(found)
-    assert before > 15 and lines > 20
+def test_kills_anywhere_lose_nothing_and_history_and_alias_agree(tmp_path: Path) -> None:
+    found = kills(tmp_path, 10)
+    assert not found.faults, found.faults
+    assert found.history > 15 and found.lines > 20 and len(found.at) > 1

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import ipaddress
+import math
 import time
 import urllib.parse
 import uuid
@@ -24,11 +25,13 @@ from starlette.types import Receive, Scope, Send
 from deploy.serve.exchange import Asked, Shown, position_of
 from deploy.serve.failure import Failure
 from deploy.serve.gateway import Gateway
-from deploy.serve.metrics import BREAKER
+from deploy.serve.metrics import BREAKER, gauge
 from deploy.serve.parameters import LONGEST_KEY, ChatRequest, bad, checked, decoded, passed_on
+from deploy.serve.shared import ACTIVE, Cell, Rates, Shared
 from deploy.serve.target import encode, own_messages
+from deploy.serve.tracing import context_of
 from unshot.contracts.record import Record, RecordError
-from unshot.contracts.request_log import USER, Feedback
+from unshot.contracts.request_log import USER, Arm, Feedback
 from unshot.data.prompts import Prompt
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -50,7 +53,9 @@ class Limits:
 
     body: int = 1 << 20
     concurrency: int = 64
+    # Users' keys, separated by commas, and how many requests a minute each may send.
     key: str | None = field(default=None, repr=False)
+    rate: float | None = None
     reviewer_key: str | None = field(default=None, repr=False)
     read_timeout: float = 10.0
     host: str = "127.0.0.1"
@@ -95,6 +100,7 @@ class Api:
         health: Callable[[], object],
         *,
         known_prompt: Prompt | None = None,
+        shared: Shared | None = None,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.gateway = gateway
@@ -102,7 +108,12 @@ class Api:
         self.health = health
         self.known_prompt = known_prompt
         self.warn = warn
+        # Requests under way of this process, and in `cell` of all.
         self.active = 0
+        self.cell = shared.cell("gateway") if shared is not None else Cell()
+        self._keys = [key.strip().encode() for key in (limits.key or "").split(",") if key.strip()]
+        folder = shared.folder / "rates" if shared is not None else None
+        self._rates = Rates(limits.rate, folder) if limits.rate is not None else None
         self._stopping = False
         self._reading: set[asyncio.Timeout] = set()
 
@@ -150,12 +161,14 @@ class Api:
         """POST /v1/chat/completions."""
         arrival = time.perf_counter()
         self._check_key(request)
+        self._check_rate(request)
         body, safe = self._checked(await self._read(request))
         number = f"chatcmpl-{uuid.uuid4().hex}"
         asked = self._asked(request, body, safe, number, arrival)
         # Only now: a client that sends nothing, or slowly, takes nobody's place.
-        if self.active >= self.limits.concurrency:
-            raise self._rejected("busy", f"{self.active} requests are under way; try again", 429, "1")
+        active = self.cell.total(ACTIVE)
+        if active >= self.limits.concurrency:
+            raise self._rejected("busy", f"{active} requests are under way; try again", 429, "1")
         self._begun()
         try:
             shown = await while_there(request, self.gateway.answer(asked, self._ended))
@@ -192,6 +205,7 @@ class Api:
             drawn=drawn and safe is not None,
             checked_request=safe,
             authorization=request.headers.get("authorization") if self.gateway.record else None,
+            trace=context_of(request.headers) if self.gateway.tracing is not None else {},
         )
 
     def _own_messages(self, body: ChatRequest) -> tuple[list[dict[str, object]], bool]:
@@ -217,11 +231,11 @@ class Api:
 
     def _begun(self) -> None:
         self.active += 1
-        self.gateway.metrics.active.set(self.active)
+        self.cell.count(ACTIVE, 1)
 
     def _ended(self) -> None:
         self.active -= 1
-        self.gateway.metrics.active.set(self.active)
+        self.cell.count(ACTIVE, -1)
 
     async def _read(self, request: Request) -> bytes:
         """The body, in time, and refused as soon as it is known to be too long."""
@@ -310,12 +324,25 @@ class Api:
     def _check_key(self, request: Request, *, reviewer: bool = False) -> bool:
         """Raise 401 unless the request has the users' key, where there is one; whether it has the reviewers'."""
         given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
-        own, theirs = self.limits.key, self.limits.reviewer_key
+        theirs = self.limits.reviewer_key
         if reviewer and theirs is not None and hmac.compare_digest(given, theirs.encode()):
             return True
-        if own is not None and not hmac.compare_digest(given, own.encode()):
+        # Each is compared, so that the time does not tell which one was nearly right.
+        if self._keys and sum(hmac.compare_digest(given, own) for own in self._keys) == 0:
             raise self._rejected("key", "the API key is missing or wrong", 401)
         return False
+
+    def _check_rate(self, request: Request) -> None:
+        """Raise 429 where a key (an address, where no keys are asked for) has sent more than its rate allows."""
+        if self._rates is None:
+            return
+        key = request.headers.get("authorization") if self._keys or self.gateway.record else None
+        wait = self._rates.wait(key or (request.client.host if request.client else ""))
+        if wait:
+            message = (
+                f"more than {self.limits.rate:g} requests a minute of this key; try again in {wait:.1f} s"
+            )
+            raise self._rejected("rate", message, 429, str(math.ceil(wait)))
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models."""
@@ -339,6 +366,7 @@ class Api:
         log = self.gateway.log
         if log is None:
             raise Failure("no log", "feedback needs a log; start the gateway with --log DIR", status=409)
+        self._check_rate(request)
         try:
             given = FeedbackBody.from_json(await self._read(request))
         except (RecordError, RecursionError) as error:
@@ -365,15 +393,20 @@ class Api:
     async def show_metrics(self, request: Request) -> Response:
         """GET /metrics."""
         metrics, routing = self.gateway.metrics, self.gateway.routing
-        metrics.share.set(routing.share if routing.candidate is not None else 0.0)
-        metrics.version.clear()
-        for arm in ("baseline", "candidate"):
-            backend = routing.of(arm)
-            metrics.up.labels(arm).set(backend is not None and backend.up)
-            if backend is not None:
-                metrics.breaker.labels(arm).set(BREAKER[backend.breaker.state])
-                metrics.version.labels(arm, backend.label).set(1)
-        return Response(metrics.text(), media_type=metrics.content_type)
+        arms: tuple[Arm, Arm] = ("baseline", "candidate")
+        there = {arm: backend for arm in arms if (backend := routing.of(arm)) is not None}
+        share = routing.share if routing.candidate is not None else 0.0
+        now = [
+            gauge("active_requests", "Requests under way", (self.cell.total(ACTIVE), {})),
+            gauge("candidate_share", "Share of units drawn into the candidate, 0 to 1", (share, {})),
+            gauge("breaker_state", "0 closed, 1 half-open, 2 open",
+                  *((BREAKER[b.breaker.state], {"arm": arm}) for arm, b in there.items())),
+            gauge("backend_up", "Whether the arm's server runs",
+                  *((arm in there and there[arm].up, {"arm": arm}) for arm in arms)),
+            gauge("serving", "1 for the version behind each arm",
+                  *((1, {"arm": arm, "version": b.label}) for arm, b in there.items())),
+        ]  # fmt: skip
+        return Response(metrics.text(now), media_type=metrics.content_type)
 
     async def healthz(self, request: Request) -> Response:
         """GET /healthz: 503 where no arm has a server that answers."""

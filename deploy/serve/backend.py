@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 
@@ -23,9 +24,11 @@ from deploy.serve.reply import (
     read_completion,
     read_events,
 )
+from deploy.serve.shared import ACTIVE, HELD, Cell, Places, Shared
 from deploy.serve.target import Target, encode
 from unshot.engines.server import CONTEXT, START_LIMIT, LocalServer, free_port, server_command
 from unshot.engines.sse import EventParser
+from unshot.errors import OutsideError
 
 # A child that cannot be started again is tried less and less often, seconds.
 LONGEST_WAIT = 30.0
@@ -33,6 +36,9 @@ RESTART_AFTER_PROBES = 3
 # Seconds in which a server must list its models to be called up; tries on kept connections that turn out closed.
 HEALTH_LIMIT = 2.0
 RESENDS = 4
+# Where a back end's cell counts how often its server was started again; seconds between looks for a server to come.
+RESTARTS = 4
+POLL = 0.05
 
 
 @dataclass(frozen=True)
@@ -84,20 +90,26 @@ def open_session() -> aiohttp.ClientSession:
 
 @dataclass(eq=False)
 class Backend:
-    """One server. `active` counts the requests that it has; `idle` is set while there are none."""
+    """One server. `active` counts the requests that it has of this process; `idle` is set while there are none.
+
+    With `shared` its breaker and counts are those of all workers. A worker starts no server: it asks the one that the
+    leading process has started.
+    """
 
     target: Target
     settings: Settings
     session: aiohttp.ClientSession
     timeout: float
+    shared: Shared | None = None
     active: int = 0
-    restarts: int = 0
     server: LocalServer | None = None
     # Whether it answered when it was last asked for its models; None before that.
     reachable: bool | None = None
     breaker: Breaker = field(init=False)
+    cell: Cell = field(init=False)
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     _url: str = ""
+    _held: bool = False
     _wait: float = 0.5
     _retry: float = 0.0
     _starting: bool = False
@@ -107,11 +119,34 @@ class Backend:
     _native_schema: bool = True
 
     def __post_init__(self) -> None:
-        self.breaker = Breaker(failures=self.settings.failures, cooldown=self.settings.cooldown)
+        self.cell = self.shared.cell(self.target.identity) if self.shared is not None else Cell()
+        self.breaker = Breaker(self.cell, failures=self.settings.failures, cooldown=self.settings.cooldown)
         self.idle.set()
-        self._slots = asyncio.Semaphore(self.settings.slots if self.target.path else 1 << 30)
+        self._slots: asyncio.Semaphore | Places = asyncio.Semaphore(
+            self.settings.slots if self.target.path else 1 << 30
+        )
         if self.target.path is None:
             self._url = str(self.target.url)
+        elif self.shared is not None:
+            self._slots = Places(self.cell, self.settings.slots)
+
+    @property
+    def follows(self) -> bool:
+        """Whether its server is another process's to start and to end."""
+        return self.target.path is not None and self.shared is not None and self.shared.index is not None
+
+    def _published(self) -> dict[str, str]:
+        return self.shared.server(self.target.identity) if self.shared is not None else {}
+
+    @property
+    def restarts(self) -> int:
+        """How often its server was started again."""
+        return int(self.cell.facts[RESTARTS])
+
+    @property
+    def in_use(self) -> bool:
+        """Whether any worker may still send it a request."""
+        return self.cell.total(HELD) > 0 or self.cell.total(ACTIVE) > 0
 
     @property
     def label(self) -> str:
@@ -120,6 +155,10 @@ class Backend:
     @property
     def running(self) -> bool:
         """Whether there is a process (of a URL: always)."""
+        if self.follows:
+            found = self._published()
+            self._url = found.get("url", "")
+            return bool(self._url) and alive(found.get("pid", ""))
         return self.target.path is None or (self.server is not None and self.server.running)
 
     @property
@@ -129,8 +168,15 @@ class Backend:
 
     async def start(self) -> None:
         """Start the child and wait until it answers. A URL is taken as it is. Raises `OutsideError`."""
+        if not self._held:
+            self._held = True
+            self.cell.count(HELD, 1)
         if self.target.path is None:
             await self.check_health()
+            return
+        if self.follows:
+            await self._wait_for_server()
+            self._native_schema = self._published().get("schema") != "other"
             return
         self._starting = True
         try:
@@ -142,7 +188,7 @@ class Backend:
                 self.settings.slots,
                 context=self.settings.context,
             )
-            self._native_schema = "llama_cpp.server" not in command
+            self._native_schema = native_schema(command)
             # On this thread: the child ends with the thread that started it.
             self.server = LocalServer.start(self.label, command, port)
             await self.server.wait_async(limit=self.settings.start_limit)
@@ -154,6 +200,15 @@ class Backend:
             raise
         finally:
             self._starting = False
+
+    async def _wait_for_server(self) -> None:
+        """Wait until the leading process says where the server is, or that it did not start."""
+        deadline = time.monotonic() + self.settings.start_limit + 30
+        while not self.running:
+            found = self._published()
+            if "error" in found or time.monotonic() > deadline:
+                raise OutsideError(found.get("error", f"{self.label}: its server was not started in time"))
+            await asyncio.sleep(POLL)
 
     def health_due(self, every: float) -> bool:
         """Whether it is time to ask; a server that is at work is known to be there."""
@@ -178,7 +233,7 @@ class Backend:
     async def watch(self) -> bool:
         """Start the child again where it died or hangs; whether that was tried. Called a few times a second."""
         hangs = self.breaker.failed_probes >= RESTART_AFTER_PROBES
-        if self.target.path is None or self._starting or (self.running and not hangs):
+        if self.target.path is None or self.follows or self._starting or (self.running and not hangs):
             return False
         now = time.monotonic()
         if now < self._retry:
@@ -186,7 +241,7 @@ class Backend:
         self._wait = min(self._wait * 2, LONGEST_WAIT)
         self._retry = now + self._wait
         await self._kill()
-        self.restarts += 1
+        self.cell.facts[RESTARTS] += 1
         await self.start()
         self.breaker.success()
         return True
@@ -197,7 +252,10 @@ class Backend:
             await asyncio.to_thread(server.kill)  # also ends one that is stopped
 
     async def close(self) -> None:
-        """End the child."""
+        """End the child; of a server that another process started: say that it is used no more."""
+        if self._held:
+            self._held = False
+            self.cell.count(HELD, -1)
         server, self.server = self.server, None
         if server is not None:
             await asyncio.to_thread(server.end, grace=3.0)
@@ -362,8 +420,9 @@ class Backend:
         return Failure(kind, str(error)[:200] or kind)
 
     async def probe(self) -> None:
-        """Ask for one token, with the arm's own prompt; tells the breaker how it went."""
-        self.breaker.probe()
+        """Ask for one token, with the arm's own prompt; tells the breaker how it went. One process does at a time."""
+        if not self.breaker.probe():
+            return
         messages: list[Json] = [{"role": "user", "content": "ping"}]
         asked = Outgoing(ChatRequest(messages, {"max_tokens": 1}), messages)
         loop = asyncio.get_running_loop()
@@ -381,13 +440,30 @@ class Backend:
     def enter(self) -> None:
         """A request begins."""
         self.active += 1
+        self.cell.count(ACTIVE, 1)
         self.idle.clear()
 
     def leave(self) -> None:
         """A request has ended."""
         self.active -= 1
+        self.cell.count(ACTIVE, -1)
         if not self.active:
             self.idle.set()
+
+
+def alive(pid: str) -> bool:
+    """Whether a process that this one did not start has not ended; where that cannot be seen it has not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()
+    except OSError:
+        return True
+
+
+def native_schema(command: list[str]) -> bool:
+    """Whether a server takes a schema as the OpenAI API has it; llama-cpp-python's has its own place for it."""
+    return "llama_cpp.server" not in command
 
 
 async def read_bounded(response: aiohttp.ClientResponse) -> bytes:

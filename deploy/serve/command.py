@@ -9,7 +9,18 @@ import click
 
 from deploy.options import store_options
 from unshot.flags import case_flags
-from unshot.options import NOT_NEGATIVE, PATH, PORT, PRICE, SECONDS, Command, Number, common, whole
+from unshot.options import (
+    NOT_NEGATIVE,
+    PATH,
+    PORT,
+    POSITIVE,
+    PRICE,
+    SECONDS,
+    Command,
+    Number,
+    common,
+    whole,
+)
 
 if TYPE_CHECKING:
     from unshot.case import Case
@@ -87,7 +98,7 @@ def arm_options(arm: str, prompt: str, what: str) -> Any:
 @click.option(
     "--key-env",
     metavar="VARIABLE",
-    help="Environment variable with the key that users must send; default: none.",
+    help="Environment variable with the key that users must send, or several, separated by commas; default: none.",
 )
 @click.option(
     "--reviewer-key-env",
@@ -131,8 +142,22 @@ def arm_options(arm: str, prompt: str, what: str) -> Any:
     type=whole(1),
     default=64,
     show_default=True,
-    help="Requests at once; more get 429.",
+    help="Requests at once, of all workers; more get 429.",
 )
+@click.option(
+    "--workers",
+    type=whole(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes that answer, with one split, one state of the back ends and one log among them.",
+)
+@click.option(
+    "--rate-limit",
+    type=POSITIVE,
+    help="Requests a minute of each key of --key-env (of each address, without keys); default: no limit.",
+)
+@click.option("--tls-cert", type=PATH, help="Certificate (PEM) to serve HTTPS with.")
+@click.option("--tls-key", type=PATH, help="Its private key (PEM).")
 @click.option("--threads", type=whole(1), help="Cores of each local server; default: all usable.")
 @click.option(
     "--slots",
@@ -158,8 +183,15 @@ def serve(case: Case, store: Path, tracking: str | None, out: Output, **options:
     Users send their own message only: the gateway puts the long prompt in front for the baseline, the short one for
     the candidate. Where the candidate fails or breaks the task's labels or schema, the baseline answers.
     """
+    if options["workers"] > 1:
+        import os
+
+        from deploy.serve.shared import FOLDER, new_state_folder
+
+        os.environ[FOLDER] = new_state_folder()
     try:
-        from deploy.serve.run import ArmOptions, ServeOptions, run
+        from deploy.serve.options import ArmOptions, ServeOptions
+        from deploy.serve.run import run
     except ImportError as error:
         from unshot.errors import OutsideError
 

@@ -63,6 +63,8 @@ class Asked:
     drawn: bool = True
     checked_request: ChatRequest | None = None
     authorization: str | None = field(default=None, repr=False)
+    # The caller's trace context, for spans.
+    trace: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.own_messages = self.own_messages or self.request.messages

@@ -15,6 +15,7 @@ from deploy.serve.parameters import Json, text_of
 from deploy.serve.reply import Chunk, as_chunks, mean
 from deploy.serve.request_log import RequestLog
 from deploy.serve.target import encode
+from deploy.serve.tracing import Tracing
 from unshot.contracts.request_log import Arm, LoggedMessage, Request
 
 SHADOWS_WAITING = 16
@@ -37,6 +38,7 @@ class Gateway:
         shadow: bool,
         logprobs: bool,
         record: bool = False,
+        tracing: Tracing | None = None,
     ) -> None:
         self.name = name
         self.metrics = metrics
@@ -44,6 +46,7 @@ class Gateway:
         self.shadow = shadow
         self.logprobs = logprobs
         self.record = record
+        self.tracing = tracing
         self.routing = Routing()
         self._shadow_turn = asyncio.Semaphore(1)
         self._shadows: set[asyncio.Task[None]] = set()
@@ -319,6 +322,8 @@ class Gateway:
         for kind, count in (("prompt", usage.prompt), ("answer", usage.answer)):
             if count:
                 metrics.tokens.labels(attempt.arm, kind).inc(count)
+        if self.tracing is not None:
+            self.tracing.record(asked, attempt, shadow=shadow)
         if self.log is None:
             return
         messages = None

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+import os
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from deploy.serve.shared import FOLDER
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BREAKER = {"closed": 0, "half-open": 1, "open": 2}
@@ -19,9 +26,6 @@ class Metrics:
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"unshot_{name}", text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"unshot_{name}", text, labels, registry=self.registry)
 
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"unshot_{name}", text, ("arm",), buckets=SECONDS, registry=self.registry)
@@ -41,12 +45,32 @@ class Metrics:
         self.ttft = seconds("ttft_seconds", "Arrival to first token, of answers shown")
         self.e2e = seconds("e2e_seconds", "Arrival to last token, of answers shown")
         self.queue = seconds("queue_seconds", "Arrival until the back end was asked")
-        self.active = gauge("active_requests", "Requests under way")
-        self.share = gauge("candidate_share", "Share of units drawn into the candidate, 0 to 1")
-        self.breaker = gauge("breaker_state", "0 closed, 1 half-open, 2 open", "arm")
-        self.up = gauge("backend_up", "Whether the arm's server runs", "arm")
-        self.version = gauge("serving", "1 for the version behind each arm", "arm", "version")
 
-    def text(self) -> bytes:
-        """The exposition."""
-        return generate_latest(self.registry)
+    def text(self, gauges: Iterable[Metric]) -> bytes:
+        """The exposition: the counters, of all workers where there are several, and what is so at this moment."""
+        counters = self.registry
+        if FOLDER in os.environ:
+            counters = CollectorRegistry()
+            MultiProcessCollector(counters)  # type: ignore[no-untyped-call]
+        now = CollectorRegistry()
+        now.register(_Now(list(gauges)))
+        return generate_latest(counters) + generate_latest(now)
+
+
+class _Now:
+    """Gauges that were read just now."""
+
+    def __init__(self, found: list[Metric]) -> None:
+        self._found = found
+
+    def collect(self) -> list[Metric]:
+        return self._found
+
+
+def gauge(name: str, text: str, *samples: tuple[float, Mapping[str, str]]) -> Metric:
+    """A gauge with its samples, value and labels each."""
+    labels = list(samples[0][1]) if samples else []
+    found = GaugeMetricFamily(f"unshot_{name}", text, labels=labels)
+    for value, named in samples:
+        found.add_metric([named[label] for label in labels], value)
+    return found

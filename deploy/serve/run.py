@@ -7,10 +7,11 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,9 +23,13 @@ from deploy.serve.backend import Settings
 from deploy.serve.check import read_schema
 from deploy.serve.gateway import Gateway
 from deploy.serve.metrics import Metrics
+from deploy.serve.options import ArmOptions, ServeOptions
 from deploy.serve.request_log import LogSettings, RequestLog
+from deploy.serve.shared import Shared, state_folder
 from deploy.serve.supervisor import Supervisor
 from deploy.serve.target import ArmSpec, Resolver, price_of
+from deploy.serve.tracing import open_tracing
+from deploy.serve.workers import Order, Workers
 from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.request_log import Arm
@@ -32,55 +37,9 @@ from unshot.data.personal import check_region
 from unshot.engines.address import read_key
 from unshot.errors import InputError, OutsideError
 from unshot.machine import usable_cores
-from unshot.prices import Prices
 
 # Seconds that requests under way have at the end.
 GRACE = 60
-
-
-@dataclass(frozen=True)
-class ArmOptions:
-    """What the command line says of one arm."""
-
-    spec: str | None = None
-    prompt: str = "long"
-    model: str | None = None
-    key_env: str | None = None
-    price: Prices | None = None
-    hour: float | None = None
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    """The command line of `unshot deploy serve`; `split` in percent, times in seconds."""
-
-    baseline: ArmOptions
-    candidate: ArmOptions
-    record: bool = False
-    split: float = 100.0
-    shadow: bool = False
-    timeout: float = 60.0
-    candidate_timeout: float | None = None
-    cooldown: float = 5.0
-    host: str = "127.0.0.1"
-    port: int = 8080
-    allow_host: tuple[str, ...] = ()
-    allow_origin: tuple[str, ...] = ()
-    key_env: str | None = None
-    reviewer_key_env: str | None = None
-    log_dir: Path | None = None
-    log_texts: bool = False
-    phone_region: str = "US"
-    logprobs: bool = False
-    unknown_parameters: str = "refuse"
-    max_tokens: int | None = None
-    max_body: int = 1 << 20
-    read_timeout: float = 10.0
-    concurrency: int = 64
-    threads: int | None = None
-    slots: int = 1
-    context: int = 8192
-    keep_warm: float = 300.0
 
 
 def arm_specs(options: ServeOptions, *, has_registry: bool) -> dict[Arm, ArmSpec]:
@@ -116,11 +75,16 @@ def arm_specs(options: ServeOptions, *, has_registry: bool) -> dict[Arm, ArmSpec
     return found
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is reported before any model is loaded. Raises `OutsideError`."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A bound socket, so that a taken port is reported before any model is loaded. Raises `OutsideError`.
+
+    Of `shared` ones several can be bound to a port; the kernel deals out the connections among them.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         bound.bind((host, port))
     except (OSError, UnicodeError, ValueError) as error:
@@ -134,12 +98,91 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(case: Case, store: Path, tracking: str | None, out: Output, options: ServeOptions) -> None:
     """Serve until SIGINT or SIGTERM; requests under way are finished. Raises `InputError` or `OutsideError`."""
+    with contextlib.ExitStack() as stack:
+        _run(case, store, tracking, out, options, stack)
+
+
+def _run(
+    case: Case,
+    store: Path,
+    tracking: str | None,
+    out: Output,
+    options: ServeOptions,
+    stack: contextlib.ExitStack,
+) -> None:
+    folder = stack.enter_context(state_folder()) if options.workers > 1 else None
+    serving = prepare(case, store, tracking, options)
+    if serving.limits.key is None and options.host not in LOOPBACK:
+        out.warn(f"listening on {options.host} without --key-env: whoever reaches the port is answered")
+    bound = listen(options.host, options.port)
+    if folder is None:
+        with bound, _runner() as runner:
+            runner.run(_serve(serving, bound, out))
+        return
+    bound.close()  # it was free; each worker has a socket of its own
+    sockets = [
+        stack.enter_context(listen(options.host, options.port, shared=True)) for _ in range(options.workers)
+    ]
+    order = Order(case, store, tracking, options, folder)
+    runner = stack.enter_context(_runner())
+    runner.run(_lead(serving, order, sockets, Shared(folder), out))
+
+
+def work(order: Order, descriptor: int, index: int, out: Output) -> None:
+    """Serve as one of several workers, on the socket and by the order of the process that leads them."""
+    serving = prepare(order.case, order.store, order.tracking, order.options, verifies=False)
+    shared = Shared(order.folder, index)
+    with socket.socket(fileno=descriptor) as bound, _runner() as runner:
+        runner.run(_serve(serving, bound, out, shared))
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What the command line, the case and the registry's place come to."""
+
+    name: str
+    resolver: Resolver
+    specs: dict[Arm, ArmSpec]
+    limits: Limits
+    options: ServeOptions
+
+    def supervisor(self, gateway: Gateway, out: Output, shared: Shared | None) -> Supervisor:
+        """What keeps the gateway's back ends."""
+        options = self.options
+        settings = Settings(
+            timeout=options.timeout,
+            threads=options.threads or usable_cores(),
+            slots=options.slots,
+            context=options.context,
+            cooldown=options.cooldown,
+        )
+        timeouts: dict[Arm, float] = {
+            "baseline": options.timeout,
+            "candidate": options.candidate_timeout or options.timeout,
+        }
+        follows = shared is not None and shared.index is not None
+        warm = 0.0 if follows else options.keep_warm
+        return Supervisor(
+            gateway, self.resolver, self.specs, settings, timeouts, options.split / 100, warm, out, shared
+        )
+
+
+def prepare(
+    case: Case,
+    store: Path,
+    tracking: str | None,
+    options: ServeOptions,
+    *,
+    verifies: bool = True,
+) -> Serving:
+    """Read and check everything that serving needs. Raises `InputError`."""
     registry = open_registry(store, tracking=tracking, must_exist=False)
     specs = arm_specs(options, has_registry=registry.exists())
     if options.log_texts and not options.log_dir:
         raise InputError("--log-texts needs --log DIR")
+    check_tls(options)
     schema = read_schema(case.task.answer_schema) if case.task.answer_schema else None
-    resolver = Resolver(case, registry, schema, options.max_tokens)
+    resolver = Resolver(case, registry, schema, options.max_tokens, verifies=verifies)
     limits = Limits(
         body=options.max_body,
         concurrency=options.concurrency,
@@ -150,12 +193,27 @@ def run(case: Case, store: Path, tracking: str | None, out: Output, options: Ser
         hosts=tuple(name.lower() for name in options.allow_host),
         origins=options.allow_origin,
         unknown=options.unknown_parameters,
+        rate=options.rate_limit,
     )
-    if limits.key is None and options.host not in LOOPBACK:
-        out.warn(f"listening on {options.host} without --key-env: whoever reaches the port is answered")
-    bound = listen(options.host, options.port)
-    with bound, _runner() as runner:
-        runner.run(_serve(case.task.name, resolver, specs, bound, limits, out, options))
+    return Serving(case.task.name, resolver, specs, limits, options)
+
+
+def check_tls(options: ServeOptions) -> None:
+    """Raise `InputError` unless certificate and key are there, readable, and belong together."""
+    cert, key = options.tls_cert, options.tls_key
+    if cert is None and key is None:
+        return
+    if cert is None or key is None:
+        raise InputError("--tls-cert and --tls-key go together; give both")
+
+    def no_password() -> NoReturn:
+        raise InputError(f"--tls-key {key}: it is encrypted; give one without a password")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, no_password)
+    except OSError as error:  # ssl.SSLError is one
+        why = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        raise InputError(f"--tls-cert {cert}, --tls-key {key}: cannot be used ({why})") from None
 
 
 @contextlib.contextmanager
@@ -181,63 +239,104 @@ def open_log(options: ServeOptions, metrics: Metrics, out: Output) -> RequestLog
     )
 
 
-async def _serve(
-    name: str,
-    resolver: Resolver,
-    specs: dict[Arm, ArmSpec],
-    bound: socket.socket,
-    limits: Limits,
-    out: Output,
-    options: ServeOptions,
-) -> None:
-    metrics = Metrics()
+async def _serve(serving: Serving, bound: socket.socket, out: Output, shared: Shared | None = None) -> None:
+    """Answer on `bound` until told to stop; as a worker where `shared` is given."""
+    metrics, options = Metrics(), serving.options
+    tracing = open_tracing()
     log = open_log(options, metrics, out)
     gateway = Gateway(
-        name, metrics, log=log, shadow=options.shadow, logprobs=options.logprobs, record=options.record
+        serving.name,
+        metrics,
+        log=log,
+        shadow=options.shadow,
+        logprobs=options.logprobs,
+        record=options.record,
+        tracing=tracing,
     )
-    supervisor = Supervisor(
+    quiet = Output(verbosity=-1) if shared is not None else out
+    supervisor = serving.supervisor(gateway, quiet, shared)
+    api = Api(
         gateway,
-        resolver,
-        specs,
-        Settings(
-            timeout=options.timeout,
-            threads=options.threads or usable_cores(),
-            slots=options.slots,
-            context=options.context,
-            cooldown=options.cooldown,
-        ),
-        {"baseline": options.timeout, "candidate": options.candidate_timeout or options.timeout},
-        options.split / 100,
-        options.keep_warm,
-        out,
+        serving.limits,
+        supervisor.health,
+        known_prompt=serving.resolver.long,
+        shared=shared,
+        warn=out.warn,
     )
-    api = Api(gateway, limits, supervisor.health, known_prompt=resolver.long, warn=out.warn)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, supervisor.wake.set)
-    stopping = asyncio.create_task(_wait(stop))
+    stopping = _stopping(supervisor)
     try:
         if await _started(supervisor, stopping):
             server = _server(api, supervisor, options)
-            serving = asyncio.create_task(server.serve(sockets=[bound]))
-            address = bound.getsockname()
-            out.log(f"serving {name} on http://{options.host}:{address[1]}/v1 (process {os.getpid()})")
-            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not serving.done():
-                out.log("stopping; requests under way are finished")
+            running = asyncio.create_task(server.serve(sockets=[bound]))
+            if shared is None:
+                out.log(served(serving, bound))
+            else:
+                while not (server.started or running.done()):
+                    await asyncio.sleep(0.01)
+                (shared.folder / f"ready-{shared.index}").touch()
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                quiet.log("stopping; requests under way are finished")
                 api.stop()
                 server.should_exit = True
-            await serving
+            await running
         else:
-            out.log("stopped before it served")
+            quiet.log("stopped before it served")
     finally:
         stopping.cancel()
         await gateway.settle()
         await supervisor.close()
         if log is not None:
             await asyncio.to_thread(log.close)
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
+
+
+async def _lead(
+    serving: Serving, order: Order, sockets: list[socket.socket], shared: Shared, out: Output
+) -> None:
+    """Start the back ends and the workers that answer, and keep both until told to stop."""
+    options = replace(serving.options, log_dir=None)
+    gateway = Gateway(serving.name, Metrics(), log=None, shadow=options.shadow, logprobs=options.logprobs)
+    supervisor = serving.supervisor(gateway, out, shared)
+    stopping = _stopping(supervisor)
+    workers = Workers(order, sockets, shared, out)
+    follower: asyncio.Task[None] | None = None
+    try:
+        if not await _started(supervisor, stopping):
+            out.log("stopped before it served")
+            return
+        follower = asyncio.create_task(supervisor.run())
+        if await workers.start(stopping):
+            out.log(served(serving, sockets[0], options.workers))
+        await workers.keep(stopping)
+        out.log("stopping; requests under way are finished")
+    finally:
+        stopping.cancel()
+        await workers.stop(GRACE + 10)
+        if follower is not None:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+        await supervisor.close()
+
+
+def served(serving: Serving, bound: socket.socket, workers: int = 1) -> str:
+    """Where the gateway is."""
+    options = serving.options
+    scheme = "https" if options.tls_cert is not None else "http"
+    several = f", {workers} workers" if workers > 1 else ""
+    address = f"{scheme}://{options.host}:{bound.getsockname()[1]}/v1"
+    return f"serving {serving.name} on {address} (process {os.getpid()}{several})"
+
+
+def _stopping(supervisor: Supervisor) -> asyncio.Task[None]:
+    """A task that ends when the process is told to stop; SIGHUP makes it look at the registry."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, supervisor.wake.set)
+    return asyncio.create_task(_wait(stop))
 
 
 async def _wait(event: asyncio.Event) -> None:
@@ -278,6 +377,8 @@ def _server(api: Api, supervisor: Supervisor, options: ServeOptions) -> _Server:
         lifespan="on",
         timeout_graceful_shutdown=GRACE,
         backlog=1024,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
         server_header=False,
     )
     return _Server(config)

@@ -15,9 +15,10 @@ from typing import TypedDict
 
 import aiohttp
 
-from deploy.serve.backend import Backend, Settings, open_session
+from deploy.serve.backend import Backend, Settings, native_schema, open_session
 from deploy.serve.exchange import Routing
 from deploy.serve.gateway import Gateway
+from deploy.serve.shared import ACTIVE, Shared
 from deploy.serve.target import ArmSpec, Resolver, Target
 from unshot.console import Output
 from unshot.contracts.request_log import Arm
@@ -86,6 +87,7 @@ class Supervisor:
     share: float
     warm: float
     out: Output
+    shared: Shared | None = None
     session: aiohttp.ClientSession = field(init=False)
     registry_gone: bool = False
     _seen: object = None
@@ -98,6 +100,32 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.wake = asyncio.Event()
+        self._unstarted: dict[str, str] = {}
+
+    @property
+    def leads(self) -> bool:
+        """Whether workers ask the servers that this one starts."""
+        return self.shared is not None and self.shared.index is None
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is a worker's: another process starts servers, and says what happens to them."""
+        return self.shared is not None and self.shared.index is not None
+
+    def _publish(self) -> None:
+        """Tell the workers where the servers are."""
+        if self.shared is None or not self.leads:
+            return
+        found = {identity: {"error": why} for identity, why in self._unstarted.items()}
+        for backend in self._owned:
+            if backend.server is not None and backend.running and backend.reachable:
+                schema = "openai" if native_schema(list(backend.server.command)) else "other"
+                found[backend.target.identity] = {
+                    "url": backend.server.address.base,
+                    "pid": str(backend.server.process.pid),
+                    "schema": schema,
+                }
+        self.shared.publish(found)
 
     async def begin(self) -> None:
         """Start everything once. Raises what is wrong: a gateway that cannot serve what it was told must not start."""
@@ -125,11 +153,13 @@ class Supervisor:
                 except Exception as error:  # the gateway must go on following, whatever a library threw
                     self._later(error)
             self._mend()
+            self._publish()
 
     def _later(self, error: Exception) -> None:
         """Say what went wrong, and try again in a while."""
         self._retry_at = time.monotonic() + RETRY
-        self.out.warn(f"{error or type(error).__name__}; what is served stays as it is")
+        if not self.follows:
+            self.out.warn(f"{error or type(error).__name__}; what is served stays as it is")
 
     def _changed(self) -> bool:
         """Whether the registry is another one than last time; one that has vanished is reported and changes nothing."""
@@ -138,7 +168,9 @@ class Supervisor:
         if gone != self.registry_gone:
             self.registry_gone = gone
             place = self.resolver.registry.place
-            if gone:
+            if self.follows:
+                pass
+            elif gone:
                 self.out.warn(f"{place}: the registry is gone (unmounted?); what is served stays as it is")
             else:
                 self.out.log(f"{place}: the registry is there again")
@@ -181,7 +213,8 @@ class Supervisor:
             try:
                 after[arm] = await self._found(arm, wanted, before.of(arm))
             except UnshotError as error:
-                self.gateway.metrics.switches.labels(arm, "failed").inc()
+                if not self.follows:
+                    self.gateway.metrics.switches.labels(arm, "failed").inc()
                 self._later(error)
                 after[arm] = before.of(arm)
             except _Changed:  # begin again with what the registry wants now
@@ -192,7 +225,7 @@ class Supervisor:
         self.gateway.routing = Routing(after["baseline"], after["candidate"], wanted.share)
         for arm in ARMS:
             old, now = before.of(arm), after[arm]
-            if old is not now:
+            if old is not now and not self.follows:
                 self.gateway.metrics.switches.labels(arm, "done").inc()
                 self.out.log(
                     f"{arm}: {old.label if old else 'none'} -> {now.label if now else 'none'}"
@@ -218,14 +251,21 @@ class Supervisor:
 
     async def _start(self, arm: Arm, target: Target) -> Backend:
         self.out.log(f"{arm}: starting {target.label}")
-        backend = Backend(target, self.settings, self.session, self.timeouts[arm])
+        backend = Backend(target, self.settings, self.session, self.timeouts[arm], self.shared)
         begin = time.monotonic()
         self._owned.add(backend)
+        self._unstarted.pop(target.identity, None)
+        self._publish()
         try:
             await backend.start()
-        except BaseException:
+        except BaseException as error:
             self._owned.discard(backend)
+            await backend.close()
+            if isinstance(error, UnshotError):
+                self._unstarted[target.identity] = str(error)
+            self._publish()
             raise
+        self._publish()
         if backend.reachable:
             self.out.log(f"{arm}: {target.label} answers after {time.monotonic() - begin:.1f} s")
         else:
@@ -268,7 +308,10 @@ class Supervisor:
 
     async def _drain(self, backend: Backend) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(backend.idle.wait(), DRAIN_LIMIT)
+            async with asyncio.timeout(DRAIN_LIMIT):
+                await backend.idle.wait()
+                while self.leads and backend.in_use:
+                    await asyncio.sleep(POLL)
         await backend.close()
         self._owned.discard(backend)
 
@@ -292,6 +335,7 @@ class Supervisor:
                 self._spawn(self._drain(backend))
 
     async def _restart(self, arm: Arm, backend: Backend) -> None:
+        self._publish()
         try:
             if await backend.watch():
                 self.gateway.metrics.restarts.labels(arm).inc()
@@ -317,7 +361,7 @@ class Supervisor:
                 "version": backend.label,
                 "up": backend.up,
                 "breaker": backend.breaker.state,
-                "active": backend.active,
+                "active": backend.cell.total(ACTIVE),
                 "restarts": backend.restarts,
             }
             for arm in ARMS

@@ -92,7 +92,7 @@ class Ledger:
 def write_batch(path: Path, bodies: Iterator[tuple[str, dict[str, object]]]) -> int:
     """Requests as an OpenAI batch input file; their number."""
     count = 0
-    with path.open("w", encoding="utf-8") as handle:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as handle:
         for key, body in bodies:
             line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -54,8 +54,11 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
         return found
 
     def to_json(self, indent: int = 0) -> str:
-        """JSON text, on one line unless `indent` is given."""
-        text = msgspec.json.encode(self, enc_hook=str)
+        """JSON text, on one line unless `indent` is given; half a surrogate pair, which no file can hold, becomes `?`."""
+        try:
+            text = msgspec.json.encode(self, enc_hook=str)
+        except UnicodeEncodeError:
+            text = json.dumps(self.plain(), ensure_ascii=False).encode("utf-8", "replace")
         return (msgspec.json.format(text, indent=indent) if indent else text).decode()
 
     def changed(self, **fields: Any) -> Self:

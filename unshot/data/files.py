@@ -73,7 +73,7 @@ def not_utf8(raw: bytes, at: int) -> str:
 def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as JSONL (UTF-8, one object a line)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as handle:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as handle:
         for row in rows:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -298,6 +298,8 @@ def _header(path: Path, fields: list[str]) -> list[str]:
         )
     if any("\x00" in name or name.startswith("\udcff") for name in fields):
         raise InputError(f"{path}: {not_utf8(codecs.BOM_UTF16_LE, 0)}")
+    if any("\udc80" <= sign <= "\udcff" for name in fields for sign in name):
+        raise InputError(f"{path}, line 1: not UTF-8; convert the file, e.g. `iconv -f latin1 -t utf-8`")
     other = next((sign for sign in (";", "\t", "|") if len(fields) == 1 and sign in fields[0]), None)
     if other:
         raise InputError(

@@ -1,0 +1,1 @@
+"""Files to run the gateway and a model server in containers."""
