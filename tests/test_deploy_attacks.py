@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from deploy.serve import app
 from deploy.serve.check import Checker
 from deploy.serve.failure import Failure
 from deploy.serve.log_worker import clean, tag
-from deploy.serve.parameters import DEEPEST, PASSED, read_body
+from deploy.serve.parameters import DEEPEST, PASSED, checked, read_body
 from deploy.serve.request_log import LogSettings, RequestLog
 from deploy.serve.run import with_deadline
 from deploy.serve.target import in_template, own_messages
@@ -107,6 +108,41 @@ def test_what_is_not_of_the_api_is_refused_by_its_name(field: str, value: Any) -
         read_body(json.dumps({"messages": USER, field: value}).encode())
     assert refused.value.status == 400 and (refused.value.param or "").startswith(field)
     assert field in refused.value.detail
+
+
+def defined(**parts: Any) -> dict[str, Any]:
+    """A schema that begins with its part `a`."""
+    return {"$defs": parts, "$ref": "#/$defs/a"}
+
+
+A, B = {"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "array", "minItems": 10**9}, "the most"),
+        ({"type": "string", "maxLength": 10**7}, "the most"),
+        (defined(a=A), "in a circle"),
+        (defined(a={"anyOf": [A, {"type": "null"}]}), "in a circle"),
+        (defined(a=B, b={"allOf": [A]}), "in a circle"),
+        (defined(a={**B, "items": A}, b={}), "beside"),
+        (defined(a={"$ref": "#/$defs/a0"}, a30={},
+                 **{f"a{n}": {"anyOf": 2 * [{"$ref": f"#/$defs/a{n + 1}"}]} for n in range(30)}), "written out"),
+        (defined(a={"anyOf": 2 * [{"items": A}]}), "several branches"),
+        ({"$ref": "#/properties/x", "properties": {"x": {}}}, "under `$defs`"),
+        (defined(a={"properties": {"next": {"anyOf": [A, {"type": "null"}]}}}), None),
+        (defined(a={"properties": {"left": A, "right": A}}), None),
+    ],
+)  # fmt: skip
+def test_a_schema_whose_work_has_no_bound_is_refused(schema: dict[str, Any], says: str | None) -> None:
+    asked = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    body = {"messages": USER, "response_format": asked}
+    if says is None:
+        assert checked(body).schema == schema
+        return
+    with pytest.raises(Failure, match=re.escape(says)):
+        checked(body)
 
 
 def test_what_has_no_bearing_is_left_out_and_the_rest_goes_on() -> None:

@@ -94,6 +94,7 @@ def test_an_order_reaches_a_worker_as_it_was_given(tmp_path: Path) -> None:
     assert Order.from_json(order.to_json()) == order
 
 
+@pytest.mark.cli
 def test_keys_and_rates_of_the_gateway(tmp_path: Path) -> None:
     limits = with_limits(key="first-key, second-key", rate=2.0)
     with serving(tmp_path, saying(http(completion())), limits=limits) as served:
@@ -206,6 +207,7 @@ def test_tls_and_files_that_are_none(tmp_path: Path, unshot: object) -> None:
             process.stderr.close()
 
 
+@pytest.mark.cli
 def test_spans_follow_the_conventions_and_hold_no_texts(tmp_path: Path) -> None:
     pytest.importorskip("opentelemetry.sdk")
     from opentelemetry.sdk.trace import TracerProvider

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from deploy.serve.failure import Failure
+from deploy.serve.schema import BadSchema, check_schema
 
 Json = dict[str, object]
 # Levels of lists and objects in a body; more is nobody's request.
@@ -22,7 +23,6 @@ LONGEST_KEY = 256
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 PROMPT_ROLES = ("system", "developer")
 MEDIA = ("image_url", "input_image", "input_audio", "file", "input_file", "video_url")
-SCHEMA_SIZE = 20_000
 
 Int32 = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
@@ -326,55 +326,11 @@ def check_together(given: Json, parameters: Json) -> None:
             raise bad(f"`{name}` needs `tools`", name)
     wanted = parameters.get("response_format")
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
-        check_schema(wanted["json_schema"]["schema"])
-
-
-# Keywords that a grammar can hold and whose check is quick: no patterns, nothing fetched.
-KEYWORDS = {
-    "type", "properties", "required", "items", "enum", "const", "anyOf", "allOf", "oneOf", "additionalProperties",
-    "minItems", "maxItems", "minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
-    "multipleOf", "title", "description", "default", "examples", "format", "$defs", "definitions", "$ref", "$schema",
-    "nullable",
-}  # fmt: skip
-
-
-def check_schema(schema: Json) -> None:
-    """Raise `Failure` 400 unless an answer can be held to a schema here."""
-    name = "response_format.json_schema.schema"
-    if len(msgspec.json.encode(schema)) > SCHEMA_SIZE:
-        raise bad(f"`{name}` has more than {SCHEMA_SIZE} bytes", name)
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator
-
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        raise bad(f"`{name}` is not a JSON schema ({error.message[:120]})", name) from None
-    rest: list[object] = [schema]
-    while rest:
-        one = rest.pop()
-        if isinstance(one, list):
-            rest += one
-        if not isinstance(one, dict):
-            continue
-        for key, value in one.items():
-            if key not in KEYWORDS:
-                raise bad(f"`{name}`: the keyword `{key[:40]}` is not supported", name)
-            if key == "$ref" and not _local(schema, value):
-                raise bad(f"`{name}`: `$ref` must name a part of the schema under `$defs`", name)
-            if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
-                rest += value.values()
-            elif key not in ("enum", "const", "default", "examples"):
-                rest.append(value)
-
-
-def _local(schema: Json, reference: object) -> bool:
-    """Whether `#/$defs/NAME` is there."""
-    parts = str(reference).split("/")
-    if len(parts) != 3 or parts[0] != "#" or parts[1] not in ("$defs", "definitions"):
-        return False
-    held = schema.get(parts[1])
-    return isinstance(held, dict) and parts[2] in held
+        name = "response_format.json_schema.schema"
+        try:
+            check_schema(wanted["json_schema"]["schema"])
+        except BadSchema as error:
+            raise bad(f"`{name}` {error}", name) from None
 
 
 def passed_message(message: Json) -> Json:
