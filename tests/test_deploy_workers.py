@@ -188,7 +188,7 @@ def test_tls_and_files_that_are_none(tmp_path: Path, unshot: object) -> None:
     port = free_port()
     with scripted("baseline") as base:
         process = subprocess.Popen(
-            [*start[:6], "--baseline", base, "--port", str(port), "--tls-cert", cert, "--tls-key", key],
+            [*start[:7], "--baseline", base, "--port", str(port), "--tls-cert", cert, "--tls-key", key],
             cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         try:

@@ -191,10 +191,9 @@ class Rates:
             left = self.limit
             if self._rows[row] == known:
                 left = min(self.limit, self._rows[row + 1] + (now - self._rows[row + 2]) * self.limit / 60)
-            if left < 1:
-                return (1 - left) * 60 / self.limit
-            self._rows[row], self._rows[row + 1], self._rows[row + 2] = known, left - 1, now
-            return 0.0
+            taken = float(left >= 1)
+            self._rows[row], self._rows[row + 1], self._rows[row + 2] = known, left - taken, now
+            return 0.0 if taken else (1 - left) * 60 / self.limit
         finally:
             if self._descriptor is not None:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
