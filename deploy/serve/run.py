@@ -268,11 +268,11 @@ async def _serve(serving: Serving, bound: socket.socket, out: Output, shared: Sh
         if await _started(supervisor, stopping):
             server = _server(api, supervisor, options)
             running = asyncio.create_task(server.serve(sockets=[bound]))
+            while not (server.started or running.done()):  # what is said to be served accepts connections
+                await asyncio.sleep(0.01)
             if shared is None:
                 out.log(served(serving, bound))
             else:
-                while not (server.started or running.done()):
-                    await asyncio.sleep(0.01)
                 (shared.folder / f"ready-{shared.index}").touch()
             await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
