@@ -13,6 +13,8 @@ import io
 import json
 import os
 import random
+import re
+import shutil
 import socket
 import tempfile
 import time
@@ -427,6 +429,152 @@ def fuzz_lines(folder: Path, seed: int, number: int) -> list[str]:
     return found
 
 
+# A command that reads files, and the files of the prepared folder whose damage it meets.
+READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("plan --case case.toml --approximate --rate 2 --output-tokens 4 --out o", ("case.toml", "data.jsonl")),
+    ("data check data.jsonl --out o", ("data.jsonl",)), ("data check data.csv --out o", ("data.csv",)),
+    ("data split data.csv --out o", ("data.csv",)), ("data split data.jsonl --out o", ("data.jsonl",)),
+    ("data import log --out o", ("log/*",)), ("deploy ab log --out o --case case.toml", ("log/*", "case.toml")),
+    ("deploy drift log --window 40 --settle 40 --reference data.jsonl", ("log/*", "data.jsonl")),
+    ("deploy registry add art --store store", ("art/*", "store/*", "store/*/*/*")),
+    ("deploy registry show v1 --store store", ("store/*", "store/*/*/*")),
+    ("deploy promote v1 --store store --by x --why y", ("store/*", "store/*/*/*", "tuned/*")),
+    ("deploy rollback --store store --by x", ("store/*",)), ("deploy split 5 --store store --by x", ("store/*",)),
+    ("deploy rollout v1 --store store --log log --hold 1s", ("store/*", "store/*/*/*")),
+    ("deploy retrain log --data data.jsonl --champion champion --store store --out o",
+     ("log/*", "data.jsonl", "store/*")),
+    ("deploy init o --case case.toml --model m", ("case.toml", "data.jsonl")),
+    ("deploy serve --candidate champion --store store --case case.toml --host 256.1.1.1", ("case.toml", "store/*")),
+)  # fmt: skip
+SCRAPS = (b"", b"null", b"[]", b"{}", b"3", b'"x"', b"\xef\xbb\xbf", b"\xff\xfe{}", b"[" * 20_000, b'{"a":' * 3000,
+          b"\x00" * 50, b"1" * 6000, b'{"a": NaN}', b"\n\n")  # fmt: skip
+TOKEN = re.compile(rb'"[^"\n]*"|-?\d+(?:\.\d+)?|true|false|null|\w+')
+TOKENS = (b'""', b"-1", b"0", b"1e400", b"nan", b"true", b"[]", b"{}", b'"\\ud800"', b'"../../x"', b"9" * 30,
+          b'[1, "a"]', b"2026-01-01", b"[[a]]", b"\x00", b"\xab", b'"[/b]"', b"=", b"\n", b"{a=1}")  # fmt: skip
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where the values of a JSON value are, itself left out."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for k, v in inner for place in ((*at, k), *places(v, (*at, k)))]
+
+
+def changed(rng: random.Random, document: Any) -> Any:
+    """A JSON value with one value of it replaced, removed or added."""
+    known = places(document)
+    if not known:
+        return value(rng)
+    *path, last = rng.choice(known)
+    held = document
+    for key in path:
+        held = held[key]
+    if rng.random() < 0.7:
+        held[last] = value(rng)
+    elif rng.random() < 0.7:
+        del held[last]
+    elif isinstance(held, dict):
+        held[rng.choice(WORDS)] = value(rng)
+    return document
+
+
+def damage(rng: random.Random, path: Path) -> str:
+    """Damage a file (or what is in its place by now) in one of many ways; which."""
+    raw = path.read_bytes() if path.is_file() else b""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    kinds = (
+        "truncated",
+        "flipped",
+        "value",
+        "token",
+        "scrap",
+        "directory",
+        "link",
+        "loop",
+        "gone",
+        "half",
+        "doubled",
+    )
+    kind = rng.choices(kinds, (3, 3, 10, 8, 4, 1, 1, 1, 1, 1, 1))[0]
+    with contextlib.suppress(ValueError, IndexError):
+        if kind == "value" and path.suffix == ".jsonl":
+            lines = raw.splitlines()
+            place = rng.randrange(len(lines))
+            lines[place] = json.dumps(changed(rng, json.loads(lines[place]))).encode()
+            raw = b"\n".join(lines) + b"\n"
+        elif kind == "value":
+            text = json.dumps(changed(rng, json.loads(raw)), ensure_ascii=rng.random() < 0.7)
+            raw = text.encode("utf-8", "surrogatepass")
+    found = list(TOKEN.finditer(raw[:50_000]))
+    if kind == "token" and found:
+        one = rng.choice(found)
+        raw = raw[: one.start()] + rng.choice(TOKENS) + raw[one.end() :]
+    if kind == "flipped" and raw:
+        flipped = bytearray(raw)
+        for _ in range(rng.choice((1, 3, 20))):
+            flipped[rng.randrange(min(len(raw), rng.choice((16, 400, len(raw)))))] = rng.randrange(256)
+        raw = bytes(flipped)
+    if kind == "directory":
+        path.mkdir()
+    elif kind in ("link", "loop"):
+        path.symlink_to("/nowhere/at/all" if kind == "link" else path.name)
+    elif kind != "gone":
+        cut = rng.randrange(len(raw) + 1) if kind in ("truncated", "half") else len(raw)
+        path.write_bytes(
+            {"scrap": rng.choice(SCRAPS), "doubled": raw + raw[: len(raw) // 2]}.get(kind, raw[:cut])
+        )
+    return kind
+
+
+def fuzz_files(folder: Path, seed: int, number: int) -> list[str]:
+    """Run `number` commands on a damaged file each; what went wrong."""
+    rng, found, before = random.Random(f"{seed} files"), [], Path.cwd()
+    base, work = folder / "base", folder / "work"
+    prepare(base)
+    rows = (base / "data.jsonl").read_text().splitlines()
+    pairs = [json.loads(row) for row in rows]
+    (base / "data.csv").write_text(
+        "prompt,completion\n" + "".join(f"{p['prompt']},{p['completion']}\n" for p in pairs)
+    )
+    prepare_store(base)
+    for index in range(number):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(base, work)
+        os.chdir(work)
+        command, files = rng.choice(READERS)
+        known = sorted(path for pattern in files for path in work.glob(pattern) if path.is_file())
+        where = rng.choice(known)
+        what = f"{where.relative_to(work)} {damage(rng, where)}"
+        arguments = [*command.split(), *(["--json"] if rng.random() < 0.2 else [])]
+        try:
+            code, out, err = run_line(arguments)
+            fault = fault_of(arguments, code, out, err)
+        except BaseException as error:
+            code, fault = -1, f"{type(error).__name__}: {error}"
+        finally:
+            os.chdir(before)
+        if fault is None and code >= 2 and (work / "o").exists():
+            fault = f"exit code {code}, and an output is left"
+        if fault is None:
+            left = [p.name for p in work.rglob("*") if p.name.endswith((".partial", ".tmp"))]
+            fault = f"half-written output left: {left}" if left else None
+        if fault:
+            found.append(f"seed {seed}, file {index}: {fault}; {what}; {command}")
+    return found
+
+
+def prepare_store(folder: Path) -> None:
+    """A registry with a champion that may be promoted."""
+    from deploy.registry.store import Registry
+    from tests.deploy_cases import make_artifact, make_tuned
+
+    tuned = make_tuned(folder / "tuned", quality=True, forgetting=True, review=True)
+    store = Registry(folder / "store")
+    store.add(make_artifact(folder / "art2", b"2", run=tuned))
+    store.move("champion", 1, by="ada")
+
+
 def fault_of(arguments: list[str], code: int, out: str, err: str) -> str | None:
     """What is wrong with how a command line ended; None where nothing is."""
     if "internal error" in err or "Traceback" in err:
@@ -453,10 +601,11 @@ def main() -> None:
             for fault in (
                 *fuzz_requests(Path(text) / "r", seed, 300),
                 *fuzz_lines(Path(text) / "l", seed, 300),
+                *fuzz_files(Path(text) / "f", seed, 200),
             ):
                 faults += 1
                 print(fault, flush=True)
-        seed, count = seed + 1, count + 600
+        seed, count = seed + 1, count + 800
         print(f"seed {seed - 1}: {count} so far, {faults} faults", flush=True)
     raise SystemExit(bool(faults))
 

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("aiohttp")
 
-from tests.fuzz import fuzz_lines, fuzz_requests
+from tests.fuzz import fuzz_files, fuzz_lines, fuzz_requests
 
 
 @pytest.mark.cli
@@ -20,4 +20,9 @@ def test_a_thousand_odd_requests_are_all_answered_and_break_nothing(tmp_path: Pa
 
 def test_a_thousand_odd_command_lines_end_as_documented(tmp_path: Path) -> None:
     faults = fuzz_lines(tmp_path / "work", 21, 1000)
+    assert not faults, "\n".join(faults[:20])
+
+
+def test_damaged_files_end_every_command_as_documented(tmp_path: Path) -> None:
+    faults = fuzz_files(tmp_path, 21, 250)
     assert not faults, "\n".join(faults[:20])
