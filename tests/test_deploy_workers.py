@@ -27,6 +27,7 @@ from tests.conftest import ROOT
 from tests.gateways import Running, gateway, scripted, until
 from tests.inprocess import http, serving, with_limits
 from tests.test_deploy_attacks import ask, completion, saying
+from unshot.case_file import load_case
 from unshot.contracts.request_log import read_requests
 from unshot.prices import Prices
 
@@ -90,7 +91,8 @@ def test_a_rate_holds_for_each_key_over_all_workers(tmp_path: Path) -> None:
 
 def test_an_order_reaches_a_worker_as_it_was_given(tmp_path: Path) -> None:
     arm = ArmOptions("http://h/v1", price=Prices("1,2", "given", {"": {"input": 1.0}}))
-    order = Order(Path("c.toml"), tmp_path, None, ServeOptions(arm, ArmOptions(), log_dir=tmp_path), tmp_path)
+    case = load_case(ROOT / "unshot" / "demo" / "unshot.toml")
+    order = Order(case, tmp_path, None, ServeOptions(arm, ArmOptions(), log_dir=tmp_path), tmp_path)
     assert Order.from_json(order.to_json()) == order
 
 
@@ -128,7 +130,7 @@ def test_workers_share_split_breaker_log_and_metrics_and_survive_a_kill(tmp_path
         assert 60 < first.count("candidate") < 140
         assert ask_many(running, 200) == first, "a user stays in their arm, whichever worker answers"
         workers = [
-            p for p in psutil.Process(running.process.pid).children() if "deploy.serve.workers" in p.cmdline()
+            p for p in psutil.Process(running.process.pid).children() if "deploy.serve.worker" in p.cmdline()
         ]
         assert len(workers) == 2
         workers[0].send_signal(signal.SIGKILL)

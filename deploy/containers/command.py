@@ -59,7 +59,7 @@ def init(
     """
     from deploy.containers.files import Plan, texts_in_files, write_all
     from unshot.case_file import DEFAULT_FILE, load_case
-    from unshot.engines.http import parse_url
+    from unshot.engines.address import parse_url
     from unshot.errors import InputError
 
     path = case_path or DEFAULT_FILE

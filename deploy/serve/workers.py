@@ -1,7 +1,4 @@
-"""Several processes behind one port: started, waited for, started again where they end, and told to stop.
-
-`python -m deploy.serve.workers SOCKET INDEX` is one of them; its order comes on stdin.
-"""
+"""Several processes behind one port: started, waited for, started again where they end, and told to stop."""
 
 from __future__ import annotations
 
@@ -84,7 +81,7 @@ class Workers:
         prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
         descriptor = self.sockets[index].fileno()
         process = subprocess.Popen(
-            command("deploy.serve.workers", str(descriptor), str(index)),
+            command("deploy.serve.worker", str(descriptor), str(index)),
             stdin=subprocess.PIPE,
             env=environment(**{FOLDER: str(self.shared.folder)}),
             pass_fds=[descriptor],
@@ -131,21 +128,3 @@ class Workers:
             if process.poll() is None:
                 process.kill()
             process.wait()
-
-
-def main(descriptor: int, index: int) -> None:
-    """One worker, to its end."""
-    from deploy.serve import run
-    from unshot.errors import UnshotError
-
-    out = Output()
-    order = Order.from_json(sys.stdin.buffer.read())
-    try:
-        run.work(order, descriptor, index, out)
-    except UnshotError as error:
-        out.warn(f"worker {index}: {error}")
-        raise SystemExit(error.exit_code) from None
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
