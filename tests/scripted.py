@@ -1,7 +1,7 @@
 """An OpenAI-compatible server whose answers are scripted by the request: `python -m tests.scripted PORT NAME`.
 
 The user's last message holds what each server is to do: `candidate=http 500; baseline=say low`. Unknown servers and
-plain messages get `ok NAME`. Actions: `say TEXT`, `http STATUS`, `hang`, `cut` (mid-stream), `reset`, `garbage`.
+plain messages get `ok NAME`. With `-m FILE --port PORT` it is a model server that a test may put on the PATH. Actions: `say TEXT`, `http STATUS`, `hang`, `cut` (mid-stream), `reset`, `garbage`.
 `{"...": ...}` after `say` is returned as it is. Written on bare sockets so that it costs next to nothing.
 """
 
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -129,11 +132,28 @@ class Handler(asyncio.Protocol):
         self.transport.write(b"".join(out) + b"0\r\n\r\n")
 
 
-async def main(port: int, name: str) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Handler(name), "127.0.0.1", port)
+class Model(Handler):
+    """A server that fails and is right as often as its model file says: `{"fails": 0.01, "right": 0.9}`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("model")
+        self.odds = json.loads(Path(path).read_text())
+
+    def action(self, body: dict[str, Any]) -> str:
+        if random.random() < self.odds["fails"]:
+            return "http 500"
+        return "say right" if random.random() < self.odds["right"] else "say wrong"
+
+
+async def main(port: int, make: Callable[[], Handler]) -> None:
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", port)
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), sys.argv[2]))
+    given = sys.argv[1:]
+    if "-m" in given:  # as `llama-server -m FILE --port PORT ...`
+        asyncio.run(main(int(given[given.index("--port") + 1]), lambda: Model(given[given.index("-m") + 1])))
+    else:
+        asyncio.run(main(int(given[0]), lambda: Handler(given[1])))

@@ -605,3 +605,26 @@ def test_a_schema_asked_for_is_checked() -> None:
     checker = Checker(Task()).with_schema(schema)
     assert checker.check('{"a": "x"}')[0] is True and checker.check('{"a": 1}')[0] is False
     assert checker.check("[" * 100_000)[0] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("\uff21\uff24\uff21\uff20example.com", "[EMAIL]"), ("mailto:ada%40example.com", "mailto:[EMAIL]"),
+        ("4111\u00a01111\u00a01111\u00a01111", "[CARD]"), ("+49\u202f89\u202f1234567", "[PHONE]"),
+        ("4111\u20111111\u20111111\u20111111", "[CARD]"), ("GB29\u00a0NWBK\u00a060161331926819", "[IBAN]"),
+    ],
+)  # fmt: skip
+def test_personal_data_in_other_signs_is_found_too(text: str, left: str) -> None:
+    pytest.importorskip("phonenumbers")
+    from unshot.data.personal import redacted
+
+    assert redacted(text) == left and redacted(f"one {text} two") == f"one {left} two"
+
+
+def test_secrets_by_other_names_and_in_fragments_are_hidden() -> None:
+    from unshot.secret import hide, is_secret
+
+    assert hide("https://h/v1#access_token=abc") == "https://h/v1#access_token=[SECRET]"
+    assert hide("https://h/?sig=abc&x=1") == "https://h/?sig=[SECRET]&x=1"
+    assert all(map(is_secret, ("x-auth", "pwd", "session_id"))) and not is_secret("author")

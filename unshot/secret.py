@@ -15,7 +15,8 @@ SHOWN = "[SECRET]"
 # Shorter values stand in too many texts by chance.
 SHORTEST = 6
 NAMES = re.compile(
-    r"api[_-]?key|(?:^|[_-])key$|^key$|token$|secret|passw|passphrase|authori[sz]ation|credential|bearer|cookie|signature",
+    r"api[_-]?key|(?:^|[_-])key$|^key$|token$|secret|passw|passphrase|authori[sz]ation|credential|bearer|cookie|signature"
+    r"|(?:^|[_-])(?:auth|pwd|sig|session(?:[_-]?id)?)$",
     re.IGNORECASE,
 )
 # Their names end like a secret's, and they are none.
@@ -25,7 +26,7 @@ NOT_SECRET = re.compile(
 IN_URL = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/@?#\"'<>]+@)?(?P<rest>[^\s\"'<>]*)", re.IGNORECASE
 )
-QUERY = re.compile(r"(?P<name>[?&;](?:[^=&#\s\"'<>]*))=(?P<value>[^&#\s\"'<>]*)")
+QUERY = re.compile(r"(?P<name>[?&;#](?:[^=&#\s\"'<>]*))=(?P<value>[^&#\s\"'<>]*)")
 _known: set[str] = set()
 
 T = TypeVar("T")

@@ -9,7 +9,6 @@ models are scripted: a `llama-server` that stands first on the PATH answers by w
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -20,13 +19,11 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from deploy.registry.store import Registry
 from tests.conftest import ROOT, command
 from tests.deploy_cases import make_artifact, make_tuned
 from tests.gateways import Running, gateway, scripted
-from tests.scripted import Handler
 
 FREE = '[task]\nname = "free"\ninstruction = "Be brief."\n'
 VERSIONS = {
@@ -35,26 +32,6 @@ VERSIONS = {
     3: {"fails": 0.35, "right": 0.9},
     4: {"fails": 0.01, "right": 0.5},
 }
-
-
-class Model(Handler):
-    """A server that fails and errs as often as its model file says."""
-
-    facts_of: dict[str, float] = {}  # noqa: RUF012 (set once, before any connection)
-
-    def action(self, body: dict[str, Any]) -> str:
-        if random.random() < self.facts_of["fails"]:
-            return "http 500"
-        return "say right" if random.random() < self.facts_of["right"] else "say wrong"
-
-
-async def serve(arguments: list[str]) -> None:
-    """`llama-server -m FILE --port PORT ...`."""
-    Model.facts_of = json.loads(Path(arguments[arguments.index("-m") + 1]).read_text())
-    port = int(arguments[arguments.index("--port") + 1])
-    loop = asyncio.get_running_loop()
-    async with await loop.create_server(lambda: Model("model"), "127.0.0.1", port) as server:
-        await server.serve_forever()
 
 
 class Load:
@@ -101,9 +78,7 @@ def main() -> None:
         (folder / "free.toml").write_text(FREE)
         program = folder / "bin" / "llama-server"
         program.parent.mkdir()
-        program.write_text(
-            f'#!/bin/sh\nexec {sys.executable} -m tests.benchmarks.rollout_live --serve "$@"\n'
-        )
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.scripted "$@"\n')
         program.chmod(0o755)
         registry = Registry(folder / "store")
         for number, facts in VERSIONS.items():
@@ -121,7 +96,7 @@ def main() -> None:
         arms = ["--case", "free.toml", "--baseline", baseline, "--store", "store", "--keep-warm", "2"]
         with (
             gateway(folder, *arms, "--log", "log", "--workers", 2, "--concurrency", 256,
-                    PATH=env["PATH"], PYTHONPATH=str(ROOT)) as running,
+                    wait=300.0, PATH=env["PATH"], PYTHONPATH=str(ROOT)) as running,
             Load(running) as load,
         ):  # fmt: skip
             faults = []
@@ -165,8 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--serve"]:
-        os.chdir(ROOT)
-        asyncio.run(serve(sys.argv[2:]))
-    else:
-        main()
+    main()

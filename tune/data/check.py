@@ -119,7 +119,9 @@ class Check:
     def _open(self, name: str) -> IO[str] | None:
         if self._folder is None:
             return None
-        return self._files.enter_context((self._folder / f"{name}.jsonl").open("w", encoding="utf-8", errors="backslashreplace"))
+        return self._files.enter_context(
+            (self._folder / f"{name}.jsonl").open("w", encoding="utf-8", errors="backslashreplace")
+        )
 
     def _findings(self, name: str) -> Findings:
         return Findings(self._open(name))

@@ -94,7 +94,9 @@ class Collector:
         some = [version for version in found if not version.empty]
         for version in found if last or not some else some:
             path = self.folder / f"inputs-{len(self.sinks)}.jsonl"
-            self.sinks.append(Sink(version, path, path.open("w", encoding="utf-8", errors="backslashreplace")))
+            self.sinks.append(
+                Sink(version, path, path.open("w", encoding="utf-8", errors="backslashreplace"))
+            )
         # Versions with more static text are tried first: a version without any takes what is left.
         self.sinks.sort(key=lambda s: -sum(map(len, s.version.static)))
         self.waiting = [call for call in calls if not self._place(call)]
@@ -283,7 +285,10 @@ def _put_back(path: Path, version: Version) -> None:
     assert version.template is not None
     pieces, names = version.template.pieces, version.template.names
     temporary = path.with_suffix(".tmp")
-    with path.open(encoding="utf-8") as source, temporary.open("w", encoding="utf-8", errors="backslashreplace") as target:
+    with (
+        path.open(encoding="utf-8") as source,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as target,
+    ):
         for line in source:
             row = json.loads(line)
             values = [row.pop(name) for name in names] if len(names) > 1 else [row["messages"][0]["content"]]

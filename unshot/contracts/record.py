@@ -54,7 +54,7 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
         return found
 
     def to_json(self, indent: int = 0) -> str:
-        """JSON text, on one line unless `indent` is given; half a surrogate pair, which no file can hold, becomes `?`."""
+        """JSON text, on one line unless `indent` is given; what no file can hold (half a surrogate pair) is `?`."""
         try:
             text = msgspec.json.encode(self, enc_hook=str)
         except UnicodeEncodeError:

@@ -15,9 +15,15 @@ from dataclasses import dataclass, replace
 from unshot.data.rows import Example, Message
 from unshot.errors import InputError, OutsideError
 
-EMAIL = re.compile(r"(?<![\w.+-])[\w.!#$%&'*+/=?^`{|}~-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])")
+EMAIL = re.compile(
+    r"(?<![\w.+-])[\w.!#$%&'*+/=?^`{|}~-]{1,64}(?:@|%40)(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}(?![\w-])"
+)
 IBAN = re.compile(r"(?<!\w)[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z0-9]){11,30}(?!\w)")
 CARD = re.compile(r"(?<![\d.])[2-6]\d(?:[ -]?\d){10,16}\d(?!\d)")
+# Full-width letters and digits, and other blanks and dashes, one sign for one: the places found stay where they are.
+PLAIN = {0xFF01 + n: 0x21 + n for n in range(94)}
+PLAIN |= dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200E), 0x202F, 0x205F, 0x2060, 0x3000, 0xFEFF], 0x20)
+PLAIN |= dict.fromkeys([0xAD, *range(0x2010, 0x2016), 0x2212], 0x2D)
 DIGITS = re.compile(r"\d(?:[\s().+/-]{0,3}\d){6,}")
 
 
@@ -52,7 +58,7 @@ def find(text: str, region: str = "US") -> list[Found]:
     """What `text` holds, in order, without overlaps. National phone numbers are read as of `region`."""
     found: list[Found] = []
     for start in range(0, max(1, len(text) - OVERLAP), WINDOW - OVERLAP):
-        window = text[start : start + WINDOW]
+        window = text[start : start + WINDOW].translate(PLAIN)
         whole = start + WINDOW >= len(text)
         for item in _find(window, region):
             # What touches the end of a window is found whole in the next one.
@@ -68,7 +74,7 @@ def find(text: str, region: str = "US") -> list[Found]:
 def _find(text: str, region: str) -> list[Found]:
     """What one window holds; where two readings overlap, an IBAN goes before a card, a card before a phone number."""
     found: list[Found] = []
-    if "@" in text:
+    if "@" in text or "%40" in text:
         found += [Found("email", *m.span()) for m in EMAIL.finditer(text)]
     if DIGITS.search(text):
         for kind, items in (
