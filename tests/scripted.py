@@ -1,7 +1,8 @@
 """An OpenAI-compatible server whose answers are scripted by the request: `python -m tests.scripted PORT NAME`.
 
 The user's last message holds what each server is to do: `candidate=http 500; baseline=say low`. Unknown servers and
-plain messages get `ok NAME`. With `-m FILE --port PORT` it is a model server that a test may put on the PATH. Actions: `say TEXT`, `http STATUS`, `hang`, `cut` (mid-stream), `reset`, `garbage`.
+plain messages get `ok NAME`. With `-m FILE --port PORT` it is a model server that a test may put on the PATH.
+Actions: `say TEXT`, `http STATUS`, `hang`, `cut` (mid-stream), `reset`, `garbage`.
 `{"...": ...}` after `say` is returned as it is. Written on bare sockets so that it costs next to nothing.
 """
 
