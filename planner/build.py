@@ -21,6 +21,10 @@ DAYS_PER_MONTH = 365.25 / 12
 LLAMACPP_PRECISIONS = ("fp16", "q8_0", "q4_k_m")
 
 
+# Prices of machines before this month were not read again.
+OLD_PRICE = "2026"
+
+
 class Builder:
     """Builds the options of a plan; keeps them, notes and warnings while it does."""
 
@@ -30,6 +34,7 @@ class Builder:
         # One list, so that notes stand in the order in which things were found.
         self.notes, self.warnings = self.counts.notes, self.counts.warnings
         self.alarms: list[str] = []  # warnings that go first
+        self.doubts: dict[str, str] = {}  # catalog figures that no source that was read confirms, by what they are of
         self.shape = Shape.of(case.traffic.peak_factor)
         self.options: list[Option] = []
         self.slo = case.traffic.slo
@@ -50,6 +55,7 @@ class Builder:
         )
         self._lifetime(price, baseline=baseline)
         self.notes.append(price.describe())
+        self.warnings += price.notes
         longest = usage.input.largest + usage.output.largest + usage.reasoning
         unsure = ("its reasoning is not counted: it costs more",) if model in self.counts.uncounted else ()
         over = (
@@ -98,6 +104,7 @@ class Builder:
         if rule is None:
             return replace(cached, notes=(*first.notes, "no cached price is known"))
         self.notes.append(f"prompt cache of {model}: {rule.describe()}; {rule.source}, {rule.date}")
+        self.doubts[model] = rule.doubt
         if rule.assumed:
             self.warnings.append(
                 f"{model}: cached input has a price but the catalog has no caching rule; taken: {rule.describe()}. "
@@ -110,31 +117,38 @@ class Builder:
 
     def _lifetime(self, price: prices.ApiPrice, *, baseline: bool) -> None:
         """Refuse a model that has been shut down; warn of one that ends within the horizon."""
-        end = price_data.retirement(price.id, price.provider)
-        if end is None:
+        found = price_data.look_up(price.model, self.now) if price_data.known(price.model) else None
+        if found is None:
             return
-        told = f"{end.source}, read {end.read}"
+        end = price_data.retirement(found, price.model)
+        lines = self.alarms if baseline else self.warnings
+        if end is None:
+            maker = price_data.maker_retirement(found)
+            if maker is not None:
+                lines.append(
+                    f"{price.model}: its maker shuts it down on {maker.date} ({maker.source}, read {maker.read}); when "
+                    f"{found.provider} does is not in the catalog: ask there"
+                )
+            return
         if end.date <= f"{self.now:%Y-%m-%d}":
-            raise InputError(
-                f"{price.model} was shut down on {end.date} ({told}); plan with a living model: its successor is "
-                f"{end.successor}"
-            )
+            raise InputError(f"{price.model}: {end.gone()}")
         horizon = self.case.plan.horizon_months
         if end.date > f"{self.now + timedelta(days=horizon * DAYS_PER_MONTH):%Y-%m-%d}":
             return
         line = f"{price.model} is shut down on {end.date}, within the {horizon:g} months planned; successor: "
-        line += end.successor
+        line += end.successor + (", where requests go then, at its prices" if end.routed else "")
         if end.fine_tunes:
             line += "; models tuned from it end with it"
             line += f", and no new tuning starts after {end.new_jobs}" if end.new_jobs else ""
-        (self.alarms if baseline else self.warnings).append(f"{line} ({told})")
+        lines.append(f"{line} ({end.source}, read {end.read})")
 
     def tuned_api(self, model: str, price: prices.ApiPrice) -> None:
         """The fine-tuned version of an API model with the short prompt, where its provider sells one."""
         tuned = prices.fine_tuned(price, self.settings.prices)
         if tuned is None or tuned.training is None:
             return
-        end = price_data.retirement(price.id, price.provider)
+        known = price_data.known(model)
+        end = price_data.retirement(price_data.look_up(model, self.now), model) if known else None
         if end is not None and end.new_jobs and end.new_jobs < f"{self.now:%Y-%m-%d}":
             return
         usage = self.counts.usage(model, "short", api=True)
@@ -219,6 +233,10 @@ class Builder:
     def _efficiency(self, served: Serving) -> None:
         """Say what the forecast of an engine on a device family rests on."""
         one, (low, high) = served.one, served.capacity_interval
+        for part in (one.arch, one.gpu, one.engine):
+            self.doubts[part.name] = part.unconfirmed
+        if served.machine.date and served.machine.date < OLD_PRICE:
+            self.doubts[f"{one.gpu.name}'s price"] = f"${served.machine.dollars_per_hour:g} of {served.machine.date}"
         overhead = one.overhead
         measured = one.gpu.family in overhead.families if overhead.rows else one.eff.rows > 0
         rows = overhead.rows or one.eff.rows
@@ -287,6 +305,11 @@ class Builder:
         else:
             names = [p for p in PRECISIONS if p in ("fp16", "int4") or p in device.flops]
         return names if asked in names else [asked, *names]
+
+    def unconfirmed(self) -> list[str]:
+        """One line on the catalog figures in this plan that no source that was read confirms."""
+        found = [f"{name}: {what}" for name, what in self.doubts.items() if what]
+        return [f"not confirmed by any page that was read: {'; '.join(found)}"] if found else []
 
     # All of them
 
@@ -370,7 +393,8 @@ class Builder:
             self.warnings.append(
                 f"no cheaper sibling of {price.model} is in the price data; name one to compare with: --cheaper-api"
             )
-        return [f"{price.provider}/{s.id}" if "/" in price.model else s.id for s in found]
+        named = "/" in price.model or price.provider == "aws"
+        return [f"{price.provider}/{s.id}" if named else s.id for s in found]
 
 
 def replica_rate(option: Option, rate: float) -> float:

@@ -63,7 +63,15 @@ class Retirement(Struct, frozen=True):
     source: str
     read: str
     fine_tunes: bool = False
+    routed: bool = False
     new_jobs: str | None = None
+
+    def gone(self) -> str:
+        """What is said of a model that has been shut down."""
+        return (
+            f"shut down on {self.date} ({self.source}, read {self.read}); plan with a living model: its successor is "
+            f"{self.successor}"
+        )
 
 
 class Family(Struct, frozen=True):
@@ -83,6 +91,13 @@ class Family(Struct, frozen=True):
     reasons: list[str] = []
     source: str = ""
     date: str = ""
+    unconfirmed: str = ""
+    unconfirmed_for: dict[str, str] = {}
+
+    def doubt(self, name: str) -> str:
+        """What of the rule no page that was read confirms, for a model by its own name; empty if nothing."""
+        keys = [key for key in self.unconfirmed_for if name.startswith(key)]
+        return "; ".join(filter(None, [self.unconfirmed, *(self.unconfirmed_for[k] for k in keys)]))
 
 
 class Sibling(Struct, frozen=True):
@@ -105,6 +120,9 @@ def look_up(model: str, when: datetime) -> Found:
     if found is not None and found["by_hour"]:
         found = cached("price", (state, model, f"{now:%Y-%m-%d}", now.hour, now.minute // 30), entry)
     if found is None:
+        end = ended(model)
+        if end is not None:
+            raise InputError(f"{model}: {end.gone()}")
         raise InputError(
             f"unknown API model '{model}': {nearest(model.rpartition('/')[2], _model_names())} Or give its price: "
             f"--price {model}:input=2.5,output=10"
@@ -161,10 +179,51 @@ def _retirements() -> tuple[Retirement, ...]:
     return tuple(msgspec.convert(row, Retirement) for row in table("api")["retirement"])
 
 
-def retirement(id_: str, provider: str) -> Retirement | None:
-    """When a model of the price data ends, where that is announced."""
-    fitting = (r for r in _retirements() if provider in r.providers and id_ in r.models)
-    return next(fitting, None)
+def retirement(found: Found, asked: str = "") -> Retirement | None:
+    """When a model of the price data ends at its provider, where that is announced; `asked` is the user's name for it."""
+    own = plain_id(asked or found.id)
+    rows = (_ends(name, found.provider) for name in (own, found.id, undated(own)))
+    return next((row for row in rows if row is not None), None)
+
+
+def _ends(name: str, provider: str) -> Retirement | None:
+    return next((r for r in _retirements() if provider in r.providers and name in r.models), None)
+
+
+def maker_retirement(found: Found) -> Retirement | None:
+    """When a model that someone else sells ends at its maker: a reseller sets days of its own, which are not known here."""
+    names = {undated(plain_id(found.id)), plain_id(found.id)}
+    if "opus" in found.id or "sonnet" in found.id:  # claude-sonnet-4 is claude-sonnet-4-0 at its maker
+        names |= {f"{name}-0" for name in names}
+    rows = (r for r in _retirements() if names & set(r.models) and found.provider not in r.providers)
+    return next(rows, None)
+
+
+def makers(found: Found, when: datetime) -> Found | None:
+    """The same model at a provider that has a cached price for it; None where none is found."""
+    name = undated(plain_id(found.id)).replace(".", "-" if "claude" in found.id else ".")
+    swapped = re.sub(r"^claude-(\d[\d.-]*)-(opus|sonnet|haiku)$", r"claude-\2-\1", name)
+    for provider in OFFERED:
+        for own in (name, swapped):
+            try:
+                other = look_up(f"{provider}/{own}", when)
+            except InputError:
+                continue
+            if other.provider != found.provider and other.standard["cached"] is not None:
+                return other
+    return None
+
+
+def ended(model: str) -> Retirement | None:
+    """The retirement of a name that the price data lacks, if its day has passed."""
+    name, today = undated(plain_id(model)), f"{datetime.now(UTC):%Y-%m-%d}"
+    return next((r for r in _retirements() if name in r.models and r.date <= today), None)
+
+
+def undated(name: str) -> str:
+    """A model's name without its day, its version at a reseller and what a fine-tune adds."""
+    name = name.split(":")[0].split("@")[0]
+    return re.sub(r"-(20\d\d-?\d\d-?\d\d|\d{4})?(-v\d+)?$", "", name)
 
 
 def siblings(of: Found, when: datetime, *, most: int = 3) -> list[Sibling]:
@@ -193,7 +252,7 @@ def _siblings(of: Found, when: datetime, most: int) -> list[Sibling]:
                 or family_of(info.id) != family
                 or info.deprecated
                 or _OTHER_KIND.search(info.id)
-                or retirement(info.id, provider.id) is not None
+                or any(undated(plain_id(info.id)) in r.models or info.id in r.models for r in _retirements())
             ):
                 continue
             price = info.get_prices(when)
@@ -213,12 +272,28 @@ def version(id_: str) -> float:
     return float(f"{at[1]}.{at[2] or 0}") if at else 0.0
 
 
+# How model names are written where they are used, and what the price data calls their provider: Amazon Bedrock's (for one
+# region, across regions, global), Google's resource names, OpenAI's fine-tuned models.
+_WRITTEN = (
+    (re.compile(r"^(?:(?:bedrock|aws)/)?((?:\w+\.)?anthropic\..*)$"), "aws"),
+    (re.compile(r"^(?:models|publishers/google/models)/(.*)$"), "google"),
+    (re.compile(r"^(ft:.*)$"), "openai"),
+)
+
+
 def _look_up(model: str, when: datetime) -> Found | None:
-    provider_id, _, name = model.rpartition("/")
+    provider_id, _, name = model.lower().rpartition("/")
+    for form, at in _WRITTEN:
+        if written := form.match(model.lower()):
+            provider_id, name = at, written[1].split("/")[-1]
     try:
-        provider, info = _snapshot().find_provider_model(name.lower(), None, provider_id or None, None)
+        provider, info = _snapshot().find_provider_model(name, None, provider_id or None, None)
     except LookupError:
-        return None
+        # An id of the price data itself, as siblings have it.
+        ids = ((p, m) for p in _snapshot().providers if p.id == provider_id for m in p.models if m.id == name)
+        provider, info = next(ids, (None, None))
+        if info is None:
+            return None
     plain = info.get_prices(when)
     batch = info.get_prices(when, {"processing": "batch"}) if info.price_variants else plain
     return Found(

@@ -27,7 +27,8 @@ MTOK = 1e6
 class CacheRule(Struct, frozen=True):
     """When a prompt prefix is cached. Times in seconds.
 
-    `assumed`: no rule of the model's family is published, this one stands in.
+    `assumed`: no rule of the model's family is published, this one stands in; `doubt`: what no page that was read
+    confirms.
     """
 
     minimum: int = 1024
@@ -38,6 +39,7 @@ class CacheRule(Struct, frozen=True):
     source: str = ""
     date: str = ""
     assumed: bool = False
+    doubt: str = ""
 
     def cacheable(self, prefix: int) -> int:
         """Tokens of a static prefix that a hit reads from the cache: 0 below the minimum, else whole steps."""
@@ -135,7 +137,8 @@ def api_price(
     given, where = (overrides or Overrides()).of(model, baseline=baseline)
     when = when or datetime.now(UTC)
     try:
-        price = _published(price_data.look_up(model, when), model, input_tokens)
+        found = price_data.look_up(model, when)
+        price = _makers_cache(_published(found, model, input_tokens), found, input_tokens, when)
     except InputError:
         if not ("input" in given and "output" in given):
             raise
@@ -161,19 +164,29 @@ def api_price(
     return with_rule(changed, given)
 
 
+# A price this many times above or below the published one is not a negotiated one; without a published one, $ per million
+# tokens between which prices lie.
+FAR, RANGE = 20.0, (1e-3, 1e3)
+UNITS = ((1e6, "dollars per token"), (1e3, "dollars per 1,000 tokens"), (1e-2, "cents"), (1e-3, "dollars per billion tokens"))
+
+
 def _check_units(model: str, given: dict[str, float], price: ApiPrice) -> None:
-    """Refuse dollars per token or per thousand tokens, with what was probably meant."""
+    """Refuse prices in another unit, with what was probably meant."""
     for key in (k for k in ("input", "output", "cached") if given.get(k)):
-        value, published = given[key], getattr(price, key) or price.input
-        for factor, unit in ((1e6, "token"), (1e3, "1,000 tokens")):
-            likely = (
-                0.02 <= value * factor / published <= 50 if published else 0.001 <= value * factor <= 1000
-            )
-            if value < 1e-3 and likely:
-                raise InputError(
-                    f"--price {model}: {key}={value:g} looks like dollars per {unit}; prices are dollars per million "
-                    f"tokens: did you mean {key}={value * factor:g}?"
-                )
+        value = given[key]
+        published = getattr(price, key) or (price.input if key == "cached" else 0.0)
+        low, high = (published / FAR / 2, published * FAR) if published else RANGE
+        if low <= value <= high:
+            continue
+        # Of the units that make it plausible, the one that comes nearest to what is published.
+        aim = published or 1.0
+        factor, unit = min(UNITS, key=lambda u: abs(math.log(value * u[0] / aim)))
+        if not low <= value * factor <= high:
+            continue
+        raise InputError(
+            f"--price {model}: {key}={value:g} looks like {unit}; prices are dollars per million tokens"
+            f"{f' (published: {published:g})' if published else ''}: did you mean {key}={value * factor:g}?"
+        )
 
 
 def _published(found: Found, model: str, tokens: float) -> ApiPrice:
@@ -211,6 +224,25 @@ def _published(found: Found, model: str, tokens: float) -> ApiPrice:
         batch_source=batch_source,
         context=found.context,
         id=found.id,
+    )
+
+
+def _makers_cache(price: ApiPrice, found: Found, tokens: float, when: datetime) -> ApiPrice:
+    """The price with its maker's share for cached input, where the price data has none for who resells the model."""
+    family = price_data.family_of(found.id)
+    if price.cached is not None or family is None or family.minimum is None:
+        return price
+    maker = price_data.makers(found, when)
+    share = {k: price_data.tier(maker.standard[k], tokens) for k in ("input", "cached", "write")} if maker else {}
+    into, cached, write = (share.get(k) for k in ("input", "cached", "write"))
+    if maker is None or not into or cached is None:
+        return price
+    told = f"{price.model}: the price data has no cached price at {found.provider}; {maker.provider}'s share of the input price is taken ({cached / into:.3g}): --price {price.model}:cached=.. sets it"
+    return replace(
+        price,
+        cached=price.input * cached / into,
+        write=price.input * write / into if write else None,
+        notes=(*price.notes, told),
     )
 
 
@@ -259,6 +291,7 @@ def _family_rule(family: Family, name: str) -> CacheRule | None:
         automatic=family.automatic,
         source=family.source,
         date=family.date,
+        doubt=family.doubt(name),
     )
 
 

@@ -122,19 +122,21 @@ DEAREST_HOUR = 150.0
 
 
 def _check_hourly(value: str, price: float, device: catalog.Gpu | None) -> None:
-    """Refuse a month's price, with what was probably meant."""
+    """Refuse a month's or a second's price, with what was probably meant."""
     listed = device.price if device is not None and device.price else None
-    if price <= (25 * listed if listed else DEAREST_HOUR):
+    low, high = (listed / 25, 25 * listed) if listed else (0.003, DEAREST_HOUR)
+    if price == 0 or low <= price <= high:
         return
-    hours = 8760 / 12
+    factor, period = (12 / 8760, "month") if price > high else (3600.0, "second")
     per = (
         f"{device.name} costs about ${listed:g} per hour"
         if device and listed
-        else "no device costs that per hour"
+        else f"no device costs {'that' if price > high else 'so little'} per hour"
     )
+    guess = f"{price * factor:.2f}"
     raise InputError(
-        f"--gpu-price {value}: dollars per hour are needed, and {per}; if that is a month's price, did you mean "
-        f"{price / hours:.2f}?"
+        f"--gpu-price {value}: dollars per hour are needed, and {per}; if that is a {period}'s price, did you mean "
+        f"{guess}?"
     )
 
 

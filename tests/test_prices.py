@@ -208,7 +208,7 @@ def test_caching_rules_follow_the_family_not_the_reseller() -> None:
 )
 def test_models_end_when_their_provider_says(model: str, date: str, successor: str) -> None:
     found = look_up(model, NOW)
-    end = retirement(found.id, found.provider)
+    end = retirement(found)
     assert end is not None and (end.date, end.successor) == (date, successor)
 
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from planner.latency.least_squares import least_squares
-from planner.latency.measured import Observation, predict
+from planner.latency.measured import Observation, Runs, predict
 from planner.latency.step import (
     UNKNOWN_FAMILY,
     Efficiency,
@@ -92,8 +92,11 @@ def is_base(row: Observation) -> bool:
     )
 
 
-def fit_rows(rows: Sequence[Observation], *, how: str = "") -> Fit:
-    """Fit every family and engine that has rows. Raises `InputError` for none."""
+def fit_rows(rows: Sequence[Observation], *, how: str = "", known: dict[object, Overhead] | None = None) -> Fit:
+    """Fit every family and engine that has rows. Raises `InputError` for none.
+
+    `known` keeps engines' fits by their rows and the families' numbers, for fits that leave other rows out.
+    """
     if not rows:
         raise InputError("no rows to fit; give a CSV of measured figures")
     families: dict[tuple[str, str], Efficiency] = {}
@@ -117,9 +120,11 @@ def fit_rows(rows: Sequence[Observation], *, how: str = "") -> Fit:
     partial = Fit(families, pooled, {}, Overhead())
     engines = {}
     for name in sorted({r.engine.name for r in rows if not is_base(r) and r.engine.kernels == "batched"}):
-        engines[name] = _fit_engine(
-            [r for r in rows if r.engine.name == name and not is_base(r)], partial, how
-        )
+        own = [r for r in rows if r.engine.name == name and not is_base(r)]
+        key = (tuple(map(id, own)), *sorted((str(k), e) for k, e in families.items() if k[0] == "batched"))
+        known = {} if known is None else known
+        engines[name] = known[key] if key in known else _fit_engine(own, partial, how)
+        known[key] = engines[name]
     if any(r.engine.name == "trtllm" for r in base):
         found = sorted({r.gpu.family for r in base if r.engine.name == "trtllm"})
         served = engines.get("trtllm", Overhead(spread=0.1))
@@ -139,7 +144,8 @@ def _fit_engine(rows: Sequence[Observation], base: Fit, how: str) -> Overhead:
         return added_of(values)
 
     def residual(x: np.ndarray) -> np.ndarray:
-        guess = [predict(r, *_plain(base, r, added(x))) for r in rows]
+        runs: Runs = {}
+        guess = [predict(r, *_plain(base, r, added(x)), runs) for r in rows]
         return scale * (np.log(np.maximum(guess, 1e-9)) - measured)
 
     logs, _ = least_squares(residual, start, weight=hold, toward=start, rounds=9, robust=0.3)
@@ -281,13 +287,14 @@ def leave_out(
 ) -> list[tuple[Observation, float]]:
     """Each row with the log error of its forecast when all rows that share its key are left out of the fit."""
     found = []
+    known: dict[object, Overhead] = {}
     for name in sorted({key(r) for r in rows}):
         kept = [r for r in rows if key(r) != name]
         if not kept:
             continue
-        fit = fit_rows(kept)
+        fit, runs = fit_rows(kept, known=known), Runs()
         for row in (r for r in rows if key(r) == name):
-            guess = predict(row, *fit.of(row))
+            guess = predict(row, *fit.of(row), runs)
             if guess > 0:
                 found.append((row, math.log(guess / row.measured)))
     return found

@@ -236,6 +236,7 @@ def cost_of(
     added = overhead or overheads().get(engine.name, Overhead())
     shards = float(tensor_parallel)
     fixed, move = eff.step * arch.layers, found.move
+    half = gpu.served("fp16") if engine.kernels == "batched" else gpu.peak("fp16")
     if tensor_parallel > 1:
         # Two all-reduces of the hidden state a layer, ring volume 2(n-1)/n, fp16.
         volume = 2 * arch.layers * arch.hidden * 2.0 * 2 * (shards - 1) / shards
@@ -249,10 +250,10 @@ def cost_of(
         head=arch.head_params * precision.head * found.head_byte / shards,
         token=2.0 * arch.active_params * found.operation / shards,
         move=move,
-        sampled=2.0 * arch.head_params / (gpu.peak("fp16") * found.reached) / shards,
+        sampled=2.0 * arch.head_params / (half * found.reached) / shards,
         sequence=added.sequence,
         context=arch.kv_elements * found.context / shards,
-        pair=4.0 * arch.heads * arch.head_dim * arch.layers / (gpu.peak("fp16") * ATTENTION_PREFILL) / shards,
+        pair=4.0 * arch.heads * arch.head_dim * arch.layers / (half * ATTENTION_PREFILL) / shards,
         chunk=found.chunk,
     )
 
@@ -283,7 +284,7 @@ def _batched(
     )
     return Kernels(
         weight=precision.weight / bandwidth,
-        operation=(WEIGHT_ONLY if weight_only else 1.0) / (gpu.peak(precision.compute) * reached),
+        operation=(WEIGHT_ONLY if weight_only else 1.0) / (gpu.served(precision.compute) * reached),
         head_byte=1.0 / bandwidth,
         context=cache_element / (gpu.bandwidth * eff.third),
         move=arch.layers * (14 * arch.hidden + 3 * width) / bandwidth,

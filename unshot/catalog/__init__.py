@@ -56,6 +56,7 @@ class Engine(Struct, frozen=True):
     source: str
     date: str
     cache_fp8: bool = False
+    unconfirmed: str = ""
     aliases: tuple[str, ...] = ()
     large: Large | None = None
 
@@ -78,7 +79,10 @@ class Engine(Struct, frozen=True):
 @functools.cache
 def models() -> dict[str, Architecture]:
     """Every model of the catalog by its key (`llama-3.1-8b`)."""
-    return {key: Architecture.from_catalog(key, row) for key, row in table("models").items()}
+    rows = table("models")
+    same = {key: {**rows[row["like"]], "aliases": (), "source": "", "unconfirmed": "", **row} if "like" in row else row
+            for key, row in rows.items()}  # fmt: skip
+    return {key: Architecture.from_catalog(key, row) for key, row in same.items()}
 
 
 @functools.cache
@@ -190,7 +194,7 @@ def _model_index() -> dict[str, str]:
 
 def _plain_model(name: str) -> str:
     text = name.strip().lower().rsplit("/", 1)[-1]
-    text = re.sub(r"[-_ ](instruct|chat|hf|it|pt|base|bf16|4k|128k)(?=$|[-_ ])", "", text)
+    text = re.sub(r"[-_ ](instruct|chat|hf|it|pt|base|bf16|4k)(?=$|[-_ ])", "", text)
     text = re.sub(r"[-_ ](2407|2501|v0\.[23])$", "", text)
     text = re.sub(r"[-_ ]v(?=\d+(\.\d+)?[-_ ]\d)", "", text.replace("meta-llama", "llama"))
     return re.sub(r"[-_ ]", "", text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -13,8 +13,10 @@ from unshot.errors import InputError
 class Architecture(Struct, frozen=True):
     """A decoder-only transformer. Sizes are counts of elements; `intermediate` is one expert's width.
 
-    `window` is the sliding-window size in tokens and `windowed` the number of layers that use it (0: none).
-    `published_params` is the publisher's own parameter count, 0 where not given.
+    `window` is the sliding-window size in tokens and `windowed` the number of layers that use it (0: none), weighted by
+    what a layer keeps where layers differ. `attention` are the weights of all attention layers and `cache` the key and
+    value elements of one token, 0 where the plain formula holds. `published_params` is the publisher's own parameter
+    count, 0 where not given. `unconfirmed` is what of the shape no source that was read confirms.
     """
 
     name: str
@@ -31,16 +33,21 @@ class Architecture(Struct, frozen=True):
     experts_per_token: int = 0
     shared_intermediate: int = 0
     window: int = 0
-    windowed: int = 0
+    windowed: float = 0
+    attention: int = 0
+    cache: int = 0
     gated: bool = True
     repo: str = ""
     aliases: tuple[str, ...] = ()
     published_params: int = 0
+    source: str = ""
+    unconfirmed: str = ""
 
     @classmethod
     def from_catalog(cls, key: str, row: Mapping[str, Any]) -> Architecture:
         """An architecture from one table of `models.toml`."""
         values = dict(row)
+        values.pop("like", None)
         values["published_params"] = values.pop("params", 0)
         values["aliases"] = tuple(values.get("aliases", ()))
         values.setdefault("head_dim", values["hidden"] // values["heads"])
@@ -49,6 +56,8 @@ class Architecture(Struct, frozen=True):
     @property
     def attention_params(self) -> int:
         """Weights of the q, k, v and output projections of all layers."""
+        if self.attention:
+            return self.attention
         per_layer = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         return self.layers * per_layer
 
@@ -89,7 +98,7 @@ class Architecture(Struct, frozen=True):
     @property
     def kv_elements(self) -> int:
         """Key and value elements one token adds to the cache, over all layers (MHA, GQA and MQA alike)."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
+        return self.cache or 2 * self.layers * self.kv_heads * self.head_dim
 
     def cached_tokens(self, context: float) -> float:
         """Mean over layers of the tokens kept for a context of `context` tokens (windowed layers keep fewer)."""
@@ -134,6 +143,9 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
     dense = number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
     window, windowed = _windows(config, kind, layers)
     shared = number("shared_expert_intermediate_size", default=0)
+    if experts and kind in ("llama4", "llama4_text", "gemma4", "gemma4_text"):
+        shared = dense  # a dense MLP stands beside the experts in every layer
+    attention, cache, windowed = _uneven(config, number, hidden, heads, kv_heads, windowed)
     if not shared and config.get("n_shared_experts"):
         shared = number("n_shared_experts") * number("moe_intermediate_size")
     return Architecture(
@@ -148,21 +160,63 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
         context=number("max_position_embeddings", "n_positions", default=0),
         tied=bool(config.get("tie_word_embeddings", _tied_by_default(kind))),
         experts=experts,
-        experts_per_token=number("num_experts_per_tok", "num_experts_per_token", default=2) if experts else 0,
+        experts_per_token=number("num_experts_per_tok", "num_experts_per_token", "top_k_experts", default=2)
+        if experts
+        else 0,
         shared_intermediate=shared,
         window=window,
         windowed=windowed,
+        attention=attention,
+        cache=cache,
         gated=kind
         not in {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "phi", "bloom", "starcoder2", "gpt_bigcode"},
     )
 
 
+def _uneven(
+    config: Mapping[str, Any],
+    number: Callable[..., int],
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    windowed: int,
+) -> tuple[int, int, float]:
+    """`(attention weights, key and value elements of a token, windowed layers by weight)` where layers differ.
+
+    Zeros where the plain formula holds. Qwen3-Next and 3.5: layers of linear attention between those of full attention
+    with a gated output; Gemma 4: global layers with their own head size and number of key-value heads.
+    """
+    types = config.get("layer_types")
+    if not isinstance(types, list):
+        return 0, 0, windowed
+    size, full = number("head_dim", default=0) or hidden // heads, types.count("full_attention")
+    if "linear_attention" in types:
+        keys = number("linear_num_key_heads") * number("linear_key_head_dim")
+        values = number("linear_num_value_heads") * number("linear_value_head_dim")
+        queries = heads * (2 if config.get("attn_output_gate", True) else 1)
+        own = hidden * size * (queries + heads + 2 * kv_heads)
+        linear = hidden * (2 * keys + 3 * values)
+        return full * own + (len(types) - full) * linear, 0, windowed
+    wide = number("global_head_dim", default=0)
+    if not wide:
+        return 0, 0, windowed
+    few = number("num_global_key_value_heads", default=0) or kv_heads
+    local = len(types) - full
+    shared = 1 if config.get("attention_k_eq_v") else 2
+    weights = hidden * (
+        local * size * (2 * heads + 2 * kv_heads) + full * wide * (2 * heads + shared * few)
+    )
+    kept = 2 * local * kv_heads * size, 2 * full * few * wide
+    return weights, sum(kept), len(types) * kept[0] / sum(kept)
+
+
 def _tied_by_default(kind: str) -> bool:
     """What transformers assumes where `tie_word_embeddings` is not written."""
     return kind not in {
-        "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3", "phi", "gptj",
-        "gpt_neox", "deepseek_v2", "deepseek_v3", "olmo", "olmo2",
-    }  # fmt: skip
+        "deepseek_v2", "deepseek_v3", "glm", "glm4", "glm4_moe", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe",
+        "llama", "llama4", "llama4_text", "ministral", "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe",
+        "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "seed_oss", "stablelm",
+    }  # fmt: skip  (transformers 4.57.6, the default of each config class)
 
 
 def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int, int]:
@@ -171,6 +225,10 @@ def _windows(config: Mapping[str, Any], kind: str, layers: int) -> tuple[int, in
     if isinstance(types, list) and "linear_attention" in types:
         # A linear-attention layer keeps a state of fixed size: next to nothing beside a cache.
         return 1, sum(t == "linear_attention" for t in types)
+    chunked = config.get("attention_chunk_size")
+    if kind.startswith("llama4") and isinstance(chunked, int):
+        # Every fourth layer sees the whole context.
+        return chunked, types.count("chunked_attention") if isinstance(types, list) else layers - layers // 4
     window = config.get("sliding_window")
     if not isinstance(window, int) or isinstance(window, bool) or window <= 0:
         return 0, 0

@@ -40,6 +40,11 @@ class Gpu(Struct, frozen=True):
     price_source: str
     price_date: str
     aliases: tuple[str, ...] = ()
+    # Share of the float peaks that is left when products are summed in fp32, as serving engines do (GeForce: half).
+    fp32_sums: float = 1.0
+    # When the source was read, and what of the row no source that was read confirms.
+    read: str = ""
+    unconfirmed: str = ""
 
     @classmethod
     def from_catalog(cls, key: str, row: Mapping[str, Any]) -> Gpu:
@@ -61,11 +66,18 @@ class Gpu(Struct, frozen=True):
             price_source=row.get("price_source", ""),
             price_date=row.get("price_date", ""),
             aliases=tuple(row.get("aliases", ())),
+            fp32_sums=row.get("fp32_sums", 1.0),
+            read=row.get("read", ""),
+            unconfirmed=row.get("unconfirmed", ""),
         )
 
     def peak(self, compute: str) -> float:
         """Dense peak operations/s in `compute`; the fp16 rate where the hardware lacks that format."""
         return self.flops.get(compute, self.flops["fp16"])
+
+    def served(self, compute: str) -> float:
+        """The peak that a serving engine can use: float products are summed in fp32."""
+        return self.peak(compute) * (1.0 if compute == "int8" and compute in self.flops else self.fp32_sums)
 
 
 def own_gpu(name: str, own: OwnGpu) -> Gpu:
@@ -86,7 +98,8 @@ class Precision(Struct, frozen=True):
     cache: float
     compute: str
     note: str = ""
-    # What a matrix-vector kernel spends to unpack one weight, in units of q4_k's (llama.cpp on Metal and CPU).
+    # What a matrix-vector kernel spends to unpack one weight, in units of q4_k's (llama.cpp on Metal and CPU): q4_0 and
+    # q8_0 from the M1 Max, the one chip that both published tables hold; the others are taken as q4_k's.
     unpack: float = 1.0
 
 
@@ -107,11 +120,11 @@ def _precisions() -> dict[str, Precision]:
         Precision("int4", 0.53, 2.0, 2.0, "fp16", "W4A16, groups of 128; arithmetic in fp16"),
         # Bits per weight of the GGUF formats: block layouts in llama.cpp, ggml-common.h; k-quant mixtures as
         # the mean over a Llama-3-8B file (4.92 GB for q4_k_m, 5.73 q5_k_m, 6.60 q6_k, 8.54 q8_0).
-        Precision("q8_0", 8.5 / 8, 8.5 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q8_0", 8.5 / 8, 8.5 / 8, 2.0, "fp16", "GGUF", 0.7),
         Precision("q6_k", 6.5625 / 8, 6.5625 / 8, 2.0, "fp16", "GGUF"),
         Precision("q5_k_m", 5.7 / 8, 5.9 / 8, 2.0, "fp16", "GGUF"),
         Precision("q4_k_m", 4.83 / 8, 5.5 / 8, 2.0, "fp16", "GGUF"),
-        Precision("q4_0", 4.5 / 8, 5.5 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q4_0", 4.5 / 8, 5.5 / 8, 2.0, "fp16", "GGUF", 0.6),
         Precision("q3_k_m", 3.9 / 8, 5.0 / 8, 2.0, "fp16", "GGUF"),
         Precision("fp32", 4.0, 4.0, 2.0, "fp16", "weights in fp32"),
     ]
