@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from planner import oneoff, price_data, prices
 from planner.count import Counts, Label
-from planner.options import Option, Shape
+from planner.options import IDLE, Option, Shape
 from planner.serving import Serving, calibration_note, describe, machine, serve
 from planner.settings import Settings
 from planner.usage import Usage
@@ -227,8 +227,22 @@ class Builder:
             notes=() if served.fits else (served.why,),
             unusable=not served.fits,
         )
+        option = self._zero(option)
         self.options.append(option)
         return option
+
+    def _zero(self, option: Option) -> Option:
+        """Say what scaling to zero would cost and do to latency, where the case gives a cold start."""
+        cold = self.case.plan.cold_start_s
+        if cold is None or not option.usable:
+            return option
+        rate = self.case.traffic.rate
+        dollars, waiting = option.to_zero(rate, cold)
+        always = float(option.parts(rate)["GPU hours"])
+        late = "" if waiting < 1 - self.slo.percentile / 100 else f", more than its p{self.slo.percentile:g} allows"
+        told = f"GPUs scaled to zero after {IDLE / 60:g} idle minutes: ${dollars:,.0f} a month instead of ${always:,.0f}; "
+        told += f"{waiting:.1%} of requests wait up to {cold:g} s for a start{late}"
+        return replace(option, notes=(*option.notes, told))
 
     def _efficiency(self, served: Serving) -> None:
         """Say what the forecast of an engine on a device family rests on."""
@@ -271,7 +285,7 @@ class Builder:
             gpu = device.name
             if self.settings.calibration is not None:
                 self.notes.append(calibration_note(self.settings.calibration, device))
-            self.notes.append(describe(machine(device, self.gpu_price(gpu))))
+            self.notes.append(describe(machine(device, self.gpu_price(gpu), wanted.price_factor)))
             asked = catalog.precision(wanted.precision).name
             for cache in (False, True):
                 self.hosted(wanted.model, gpu, asked, tuned=False, prefix_cache=cache)
@@ -308,7 +322,10 @@ class Builder:
 
     def unconfirmed(self) -> list[str]:
         """One line on the catalog figures in this plan that no source that was read confirms."""
-        found = [f"{name}: {what}" for name, what in self.doubts.items() if what]
+        about: dict[str, list[str]] = {}
+        for name, what in self.doubts.items():
+            about.setdefault(what, []).append(name)
+        found = [f"{', '.join(names)}: {what}" for what, names in about.items() if what]
         return [f"not confirmed by any page that was read: {'; '.join(found)}"] if found else []
 
     # All of them

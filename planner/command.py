@@ -25,7 +25,8 @@ COMMANDS = {
 @click.group(cls=LazyGroup, table=COMMANDS, invoke_without_command=True)
 @case_flags(
     "--prompt", "--inputs", "--rate", "--peak-factor", "--arrival-cv", "--output-tokens",
-    "--reasoning-tokens", "--offline", "--engine", "--kv-cache", "--tensor-parallel", "--max-sequences", "--chunk",
+    "--reasoning-tokens", "--offline", "--engine", "--kv-cache", "--tensor-parallel", "--max-sequences", "--chunk", "--speculative-tokens",
+    "--acceptance", "--price-factor", "--cold-start-s",
     "--cheaper-api", "--system", "--instruction", "--slo-ttft", "--slo-tpot", "--slo-e2e", "--fails", "--current",
     "--target", "--examples-at-hand", "--min-replicas", "--chat-template",
     baseline="baseline.api", baseline_model="baseline.model", model="candidate.model", gpu="candidate.gpu",
@@ -62,10 +63,13 @@ COMMANDS = {
     "--out", "final", type=PATH, help="Directory to write plan.json, plan.csv, plan.xlsx and report.html to."
 )
 @click.option("--all", "everything", is_flag=True, help="Show every option, not only the six that matter.")
+@click.option(
+    "--interactive", is_flag=True, help="Ask for what the case does not say, and write the answers into it."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the directory if it exists.")
 @common
 @click.pass_context
-def plan(ctx: click.Context, out: Output, **flags: Any) -> None:
+def plan(ctx: click.Context, out: Output, interactive: bool = False, **flags: Any) -> None:
     """Forecast cost, latency and break-even of the long prompt against a tuned model.
 
     Works on flags alone, or on a case file with flags over it. Prompt caching is always in the table.
@@ -74,6 +78,11 @@ def plan(ctx: click.Context, out: Output, **flags: Any) -> None:
         return
     # numpy's matrix products are of a few dozen numbers here; a second BLAS thread is of no use.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if interactive:
+        from planner.interactive import ask
+        from unshot.case import DEFAULT_FILE
+
+        flags["case"] = ask(flags["case"], ctx.params.get("case_path") or DEFAULT_FILE)
     from planner.run import plan_run
 
     plan_run(out, **flags)

@@ -49,10 +49,14 @@ function capacity(s, prompt, output) {
   const pairs = windowed(s, prompt) * (1 + s.prompt_cv ** 2) - windowed(s, s.cached);
   const context = kept(s, prompt + Math.max(output * grown - 1, 0) / 2);
   const iteration = (sequences, prompts) => {
-    const tokens = prompts * fresh + sequences;
+    const all = whole(sequences, prompts);
+    return s.gain === 1 || !sequences ? all : all - whole(sequences, 0) * (1 - 1 / s.gain);
+  };
+  const whole = (sequences, prompts) => {
+    const tokens = prompts * fresh + sequences * s.wide;
     const chunks = Math.max((prompts * fresh) / s.chunk, Math.min(prompts, 1));
     const read = s.weights + s.experts * (1 - (1 - s.routed) ** Math.max(tokens, 1));
-    return s.fixed + Math.hypot(read, tokens * s.token) + Math.hypot(s.head, (sequences + prompts) * s.sampled)
+    return s.fixed + Math.hypot(read, tokens * s.token) + Math.hypot(s.head, (sequences * s.wide + prompts) * s.sampled)
       + tokens * s.move + sequences * context * s.context + prompts * pairs * s.pair + chunks * s.chunk_extra
       + (sequences + prompts) * s.sequence;
   };

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 HOURS_PER_MONTH = 8760 / 12
 SECONDS_PER_MONTH = HOURS_PER_MONTH * 3600
 
+# Seconds without a request after which a replica that may scale to zero stops.
+IDLE = 300.0
+
 # Dollars by what they pay for; numbers or numpy arrays.
 Parts = Mapping[str, Any]
 Kind = Literal["api", "hosted"]
@@ -253,6 +256,27 @@ class Option(Struct, frozen=True):
         ]
         mean = sum(counts) / len(counts)
         return mean * HOURS_PER_MONTH * self.serving.gpus_per_replica * self.serving.machine.dollars_per_hour
+
+    def to_zero(self, rate: float, cold: float) -> tuple[float, float]:
+        """Dollars per month for GPUs if idle replicas stopped, and the share of requests that wait for a start.
+
+        A replica stops after `IDLE` seconds without a request and answers `cold` seconds after the next one comes. With
+        Poisson arrivals at rate λ it then stays up (e^(λ IDLE) - 1)/λ seconds on average (the wait for a gap that long),
+        and is off for 1/λ. Hours that need more than one replica have whole ones.
+        """
+        assert self.serving is not None
+        up = waiting = 0.0
+        for share in self.shape.hourly:
+            here = rate * share
+            need = math.ceil(here / self.serving.capacity - 1e-9)
+            if need > 1 or here * IDLE > 50:
+                up += max(need, 1)
+                continue
+            on = cold + math.expm1(here * IDLE) / here
+            up += on * here / (on * here + 1.0)
+            waiting += here * (1.0 + here * cold) / (on * here + 1.0)
+        hour = self.serving.gpus_per_replica * self.serving.machine.dollars_per_hour
+        return up / 24 * HOURS_PER_MONTH * hour, waiting / (24 * rate)
 
     def utilisation(self, rate: float) -> float | None:
         """Mean share of the kept replicas' capacity that the load uses; the rest is idle. None for an API."""

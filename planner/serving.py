@@ -15,7 +15,7 @@ from planner.latency.closed_form import capacity as saturated
 from planner.latency.replica import Load, Replica, replica
 from planner.latency.replica import Slo as SecondsSlo
 from planner.latency.sizing import Latency, Sizing, closed_form, rate_within, simulated
-from planner.latency.step import Efficiency
+from planner.latency.step import Draft, Efficiency
 from planner.usage import Usage
 from unshot import catalog
 from unshot.case import CandidateSettings, Slo, TrafficSettings
@@ -70,8 +70,11 @@ class Serving(Struct, frozen=True):
         return simulated(self.one, replace(self.load, rate=max(rate, 1e-9)))
 
 
-def machine(device: Gpu, price: float | None) -> MachinePrice:
-    """What an hour of a device costs: the user's price, else the catalog's. Raises `InputError` if neither is."""
+def machine(device: Gpu, price: float | None, factor: float = 1.0) -> MachinePrice:
+    """What an hour of a device costs: the user's price, else the catalog's, times `factor` (a reservation, spot).
+
+    Raises `InputError` if neither is known.
+    """
     if price is not None:
         hour, source, date = price, "your price", ""
     elif device.price is None:
@@ -80,6 +83,9 @@ def machine(device: Gpu, price: float | None) -> MachinePrice:
         )
     else:
         hour, source, date = device.price, device.price_source, device.price_date
+    if factor != 1.0:
+        source = ", ".join(filter(None, (f"{factor:g} (your factor) x ${hour:g}, {source}", date)))
+        hour, date = hour * factor, ""
     return MachinePrice(
         name=device.name,
         title=device.title,
@@ -142,7 +148,7 @@ def serve(
     def sized(shards: int) -> Replica:
         return replica(
             arch, device, precision, load, engine=engine, tensor_parallel=shards, eff=eff,
-            cache=setup.kv_cache, slots=setup.max_sequences, chunk=setup.chunk,
+            cache=setup.kv_cache, slots=setup.max_sequences, chunk=setup.chunk, draft=draft_of(setup),
         )  # fmt: skip
 
     one = sized(setup.tensor_parallel or 1)
@@ -157,13 +163,25 @@ def serve(
         why=sizing.reason,
         capacity=sizing.rate,
         gpus_per_replica=one.tensor_parallel,
-        machine=machine(device, price),
+        machine=machine(device, price, setup.price_factor),
         train_flops=device.peak("fp16"),
         capacity_interval=(1 / spread, spread),
         price_interval=(1.0, 1.0) if price is not None else (PRICE_LOW, PRICE_HIGH),
         load=load,
         one=one,
     )
+
+
+def draft_of(setup: CandidateSettings) -> Draft | None:
+    """Speculative decoding as the case has it. Raises `InputError` without an acceptance rate: none is assumed."""
+    if setup.speculative_tokens is None:
+        return None
+    if setup.acceptance is None:
+        raise InputError(
+            "speculative decoding needs the share of drafted tokens that your requests accept: measure it (vLLM's and "
+            "SGLang's logs show it) and give [candidate] acceptance (--acceptance)"
+        )
+    return Draft(setup.speculative_tokens, setup.acceptance, setup.draft_share)
 
 
 def _too_long(arch: Architecture, usage: Usage) -> str:

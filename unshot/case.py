@@ -246,6 +246,18 @@ class CandidateSettings(Record):
     chunk: Annotated[
         Count | None, about("Prefill tokens of one iteration; default: the engine's.", sample=2048)
     ] = None
+    speculative_tokens: Annotated[
+        Count | None, about("Tokens drafted per iteration (speculative decoding).", sample=4)
+    ] = None
+    acceptance: Annotated[
+        Share | None, about("Share of drafted tokens that are accepted, as you measured it.", sample=0.7)
+    ] = None
+    draft_share: Annotated[
+        Share, about("Time of one drafted token over that of an iteration of the model.")
+    ] = 0.1
+    price_factor: Annotated[
+        Positive, about("Factor on GPU prices: 0.6 for a reservation at 40% off, say, or your spot price.")
+    ] = 1.0
 
 
 class TuneSettings(Record):
@@ -349,6 +361,10 @@ class PlanSettings(Record):
     evaluation_answers: Annotated[Whole, about("Answers that an expert judges before a release.")] = 200
     retrain_per_year: Annotated[NotNegative, about("Retrainings per year.")] = 4.0
     min_replicas: Annotated[Count, about("Replicas kept up for availability.")] = 2
+    cold_start_s: Annotated[
+        Positive | None,
+        about("Seconds until a stopped replica answers: shows what scaling to zero costs.", sample=90),
+    ] = None
     adapters: Annotated[Count, about("Tuned tasks that share one base in the many-adapters option.")] = 8
     horizon_months: Annotated[Positive, about("Months over which one-off costs are spread.")] = 12.0
     cheaper_api: Annotated[

@@ -84,7 +84,8 @@ def read_measured(path: Path, *, skipped: list[Skipped] | None = None) -> list[O
     Needed are `model`, `gpu`, `precision` and one of `FIGURES`; `input_tokens` and `output_tokens` (or
     `prompt_tokens`, `generated_tokens`), `engine`, `tensor_parallel`, `concurrency`, `prompts`, `batch` (sequences that
     decode in step, without a server) and `context_tokens` say how it was taken; further columns are ignored. A blank
-    cell is a missing figure, and thousands may be parted ("28,312").
+    cell is a missing figure, and thousands may be parted ("28,312"); in a file with semicolons and decimal commas every
+    comma is one.
     Raises `InputError` with file and line for anything it cannot use; with a list given as `skipped`, rows that the
     catalog lacks a name for, or that use speculative decoding, go there.
     """
@@ -93,7 +94,10 @@ def read_measured(path: Path, *, skipped: list[Skipped] | None = None) -> list[O
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read it ({error}); give a CSV file in UTF-8") from None
     first = text.partition("\n")[0]
-    reader = csv.DictReader(text.splitlines(), delimiter=";" if first.count(";") > first.count(",") else ",")
+    semicolons = first.count(";") > first.count(",")
+    reader = csv.DictReader(text.splitlines(), delimiter=";" if semicolons else ",")
+    # Where one number has a decimal comma, all have: "7,385" is then 7.385.
+    commas = semicolons and bool(re.search(r"(?m)(?:^|;)\s*[\d.]*\d,(?:\d{1,2}|\d{4,})\s*(?:;|$)", text))
     header = [ALIASES.get(name.strip(), name.strip()) for name in reader.fieldnames or []]
     reader.fieldnames = header
     missing = [name for name in COMMON if name not in header]
@@ -110,7 +114,7 @@ def read_measured(path: Path, *, skipped: list[Skipped] | None = None) -> list[O
         if not any(value.strip() for value in row.values()):
             continue
         try:
-            found.extend(_Row(row, where, reader.line_num, path).observations())
+            found.extend(_Row(row, where, reader.line_num, path, commas).observations())
         except UnknownName as error:
             if skipped is None:
                 raise
@@ -128,7 +132,8 @@ def read_measured(path: Path, *, skipped: list[Skipped] | None = None) -> list[O
 class _Row:
     """One line of a table."""
 
-    def __init__(self, cells: dict[str, str], where: str, line: int, path: Path) -> None:
+    def __init__(self, cells: dict[str, str], where: str, line: int, path: Path, commas: bool) -> None:
+        self.commas = commas
         self.cells = {name: value.strip() for name, value in cells.items()}
         self.where, self.line, self.path = where, line, path
 
@@ -139,7 +144,9 @@ class _Row:
             return None
         # "28,312": a comma before exactly three digits parts thousands, as in "1,234.5"; others are decimal commas.
         plain = text.replace(" ", "").replace("\u202f", "").replace("'", "")
-        if re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", plain):
+        if self.commas and "," in plain:
+            plain = plain.replace(".", "").replace(",", ".")
+        elif re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", plain):
             plain = plain.replace(",", "")
         elif re.fullmatch(r"\d+,\d+", plain):
             plain = plain.replace(",", ".")

@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from planner.latency.step import (
+    Draft,
     Efficiency,
     Overhead,
     StepCost,
@@ -233,6 +234,7 @@ def replica(
     cache: str | None = None,
     slots: int | None = None,
     chunk: int | None = None,
+    draft: Draft | None = None,
 ) -> Replica:
     """Look names up and work out step cost and limits. Raises `InputError` for unknown names.
 
@@ -260,7 +262,7 @@ def replica(
         tensor_parallel=tensor_parallel,
         cost=cost_of(
             arch, device, form, engine=server, eff=eff, tensor_parallel=tensor_parallel, cache_element=kept,
-            overhead=overhead,
+            overhead=overhead, draft=draft,
         ),
         eff=eff,
         overhead=overhead or overheads().get(server.name, Overhead()),

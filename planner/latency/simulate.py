@@ -172,24 +172,27 @@ def simulate_cost(
     fixed, move, sampled = float(cost.fixed), float(cost.move), float(cost.sampled)
     weights, experts, routed = float(cost.weights), float(cost.experts), float(cost.routed)
     token, head, extra = float(cost.token), float(cost.head), float(cost.chunk)
-    sequence = float(cost.sequence)
+    sequence, wide, gain = float(cost.sequence), float(cost.wide), float(cost.gain)
     pair = float(cost.pair) * pair_share
     per_context = float(cost.context) * context_share
     hypot, heappush, heappop, sqrt = math.hypot, heapq.heappush, heapq.heappop, math.sqrt
     infinity = math.inf
     closed = clients is not None
 
-    def base(tokens: float, samples: float) -> float:
+    def base(prefill: float, sequences: float, ended: float) -> float:
+        tokens, samples = prefill + sequences * wide, sequences * wide + ended
         read = weights + experts * (1.0 - (1.0 - routed) ** tokens) if experts else weights
         return (
             fixed
             + hypot(read, tokens * token)
             + hypot(head, samples * sampled)
             + tokens * move
-            + samples * sequence
+            + (sequences + ended) * sequence
         )
 
-    decode_base = [0.0] + [base(b, b) for b in range(1, min(limit, n) + 1)]
+    # What decoding takes brings `gain` tokens: it is counted as so many shorter iterations of one.
+    decode_base = [0.0] + [base(0.0, b, 0.0) / gain for b in range(1, min(limit, n) + 1)]
+    per_decode = per_context / gain
     room = cache_tokens
     now, step, head_of_queue, context = 0.0, 0, 0, 0.0
     finishing: list[tuple[int, int]] = []  # (iteration at whose end it finishes, request)
@@ -224,7 +227,9 @@ def simulate_cost(
                     ended += 1
                 if took >= budget:
                     break
-            spent = base(took + running, running + ended) + context * per_context + pairs * pair
+            spent = base(took, running, ended) + context * per_context + pairs * pair
+            if running and gain != 1.0:
+                spent -= (gain - 1.0) * (decode_base[running] + context * per_decode)
             if extra:
                 spent += extra * max(took / chunk, 1.0)
             now += spent
@@ -265,8 +270,8 @@ def simulate_cost(
             continue
         # A span of pure decode: until the next finish, or the end of the iteration in which the next one arrives.
         k = finishing[0][0] - step
-        each = decode_base[running] + context * per_context
-        growth = running * per_context
+        each = decode_base[running] + context * per_decode
+        growth = running * per_decode
         upcoming = arrive[head_of_queue]
         blocked = upcoming <= now  # the batch is full: only a finish changes anything
         if not blocked and upcoming < infinity:

@@ -166,7 +166,8 @@ class StepCost(Struct, frozen=True):
     over number of experts); `head` to read the output head; `token` arithmetic per token; `move` activation
     traffic per token; `sampled` output-head arithmetic per sampled position; `sequence` host time per sampled
     position; `context` per cached token read in decode; `pair` per query-key pair in prefill; `chunk` extra per
-    prefill chunk.
+    prefill chunk. With speculative decoding each sequence puts `wide` tokens through an iteration and `gain` of them
+    become answer: an iteration is counted as `gain` shorter ones of one token each.
     """
 
     fixed: Number = 0.0
@@ -181,6 +182,8 @@ class StepCost(Struct, frozen=True):
     context: Number = 0.0
     pair: Number = 0.0
     chunk: Number = 0.0
+    wide: Number = 1.0
+    gain: Number = 1.0
 
     def step(
         self,
@@ -197,23 +200,44 @@ class StepCost(Struct, frozen=True):
         `prefill` prompt tokens, `pairs` query-key pairs among them, `prompts` of which the last token is sampled,
         `sequences` decoding one token each over `context` cached tokens in all, `chunks` prefill chunks.
         """
-        tokens = prefill + sequences
+        samples = sequences * self.wide + prompts
+        tokens = prefill + sequences * self.wide
         touched = 1.0 - (1.0 - self.routed) ** np.maximum(tokens, 1.0)
         read = self.weights + self.experts * touched
         linear = np.hypot(read, tokens * self.token)
-        head = np.hypot(self.head, (sequences + prompts) * self.sampled)
+        head = np.hypot(self.head, samples * self.sampled)
         rest = tokens * self.move + context * self.context + pairs * self.pair + chunks * self.chunk
         rest = rest + (sequences + prompts) * self.sequence
-        return self.fixed + linear + head + rest
+        whole = self.fixed + linear + head + rest
+        if isinstance(self.gain, float) and self.gain == 1.0:
+            return whole
+        # What decoding alone takes brings `gain` tokens, so a token's share of it is counted.
+        alone = replace(self, gain=1.0).step(0.0, 0.0, sequences, context)
+        return whole - np.where(np.asarray(sequences) > 0, alone, 0.0) * (1.0 - 1.0 / self.gain)
 
     def scaled(self, speed: Number) -> StepCost:
         """The same device running `speed` times as fast."""
         return StepCost(
             **{
-                name: getattr(self, name) / (1.0 if name == "routed" else speed)
+                name: getattr(self, name) / (1.0 if name in ("routed", "wide", "gain") else speed)
                 for name in self.__struct_fields__
             }
         )
+
+
+class Draft(Struct, frozen=True):
+    """Speculative decoding: `tokens` drafted per iteration, each accepted with probability `acceptance` if those before
+    it were, at `share` of the time of the model's own iteration."""
+
+    tokens: int
+    acceptance: float
+    share: float
+
+    @property
+    def gain(self) -> float:
+        """Answer tokens per iteration: Leviathan, Kalman, Matias, ICML 2023, equation 1."""
+        a = self.acceptance
+        return self.tokens + 1.0 if a >= 1.0 else (1.0 - a ** (self.tokens + 1)) / (1.0 - a)
 
 
 def cost_of(
@@ -226,6 +250,7 @@ def cost_of(
     tensor_parallel: int = 1,
     cache_element: float | None = None,
     overhead: Overhead | None = None,
+    draft: Draft | None = None,
 ) -> StepCost:
     """Step coefficients of a model on `tensor_parallel` devices; `cache_element` bytes per key or value element."""
     dense = arch.linear_params - arch.layers * max(0, arch.experts) * arch.expert_params
@@ -242,9 +267,12 @@ def cost_of(
         volume = 2 * arch.layers * arch.hidden * 2.0 * 2 * (shards - 1) / shards
         move = move / shards + volume / (max(gpu.link, 8e9) * LINK_SHARE)
         fixed += 2 * arch.layers * ALLREDUCE_LATENCY
+    weights = dense * found.weight / shards
+    if draft is not None:
+        fixed += draft.tokens * draft.share * (fixed + weights)
     return StepCost(
         fixed=fixed,
-        weights=dense * found.weight / shards,
+        weights=weights,
         experts=experts * found.weight / shards,
         routed=routed,
         head=arch.head_params * precision.head * found.head_byte / shards,
@@ -255,6 +283,8 @@ def cost_of(
         context=arch.kv_elements * found.context / shards,
         pair=4.0 * arch.heads * arch.head_dim * arch.layers / (half * ATTENTION_PREFILL) / shards,
         chunk=found.chunk,
+        wide=1.0 if draft is None else draft.tokens + 1.0,
+        gain=1.0 if draft is None else draft.gain,
     )
 
 
