@@ -34,7 +34,9 @@ class Builder:
         # One list, so that notes stand in the order in which things were found.
         self.notes, self.warnings = self.counts.notes, self.counts.warnings
         self.alarms: list[str] = []  # warnings that go first
-        self.doubts: dict[str, str] = {}  # catalog figures that no source that was read confirms, by what they are of
+        self.doubts: dict[
+            str, str
+        ] = {}  # catalog figures that no source that was read confirms, by what they are of
         self.shape = Shape.of(case.traffic.peak_factor)
         self.options: list[Option] = []
         self.slo = case.traffic.slo
@@ -239,9 +241,13 @@ class Builder:
         rate = self.case.traffic.rate
         dollars, waiting = option.to_zero(rate, cold)
         always = float(option.parts(rate)["GPU hours"])
-        late = "" if waiting < 1 - self.slo.percentile / 100 else f", more than its p{self.slo.percentile:g} allows"
-        told = f"GPUs scaled to zero after {IDLE / 60:g} idle minutes: ${dollars:,.0f} a month instead of ${always:,.0f}; "
-        told += f"{waiting:.1%} of requests wait up to {cold:g} s for a start{late}"
+        late = (
+            ""
+            if waiting < 1 - self.slo.percentile / 100
+            else f", more than its p{self.slo.percentile:g} allows"
+        )
+        told = f"GPUs scaled to zero after {IDLE / 60:g} idle minutes: ${dollars:,.0f} a month instead of "
+        told += f"${always:,.0f}; {waiting:.1%} of requests wait up to {cold:g} s for a start{late}"
         return replace(option, notes=(*option.notes, told))
 
     def _efficiency(self, served: Serving) -> None:
@@ -250,7 +256,9 @@ class Builder:
         for part in (one.arch, one.gpu, one.engine):
             self.doubts[part.name] = part.unconfirmed
         if served.machine.date and served.machine.date < OLD_PRICE:
-            self.doubts[f"{one.gpu.name}'s price"] = f"${served.machine.dollars_per_hour:g} of {served.machine.date}"
+            self.doubts[f"{one.gpu.name}'s price"] = (
+                f"${served.machine.dollars_per_hour:g} of {served.machine.date}"
+            )
         overhead = one.overhead
         measured = one.gpu.family in overhead.families if overhead.rows else one.eff.rows > 0
         rows = overhead.rows or one.eff.rows

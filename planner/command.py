@@ -25,10 +25,10 @@ COMMANDS = {
 @click.group(cls=LazyGroup, table=COMMANDS, invoke_without_command=True)
 @case_flags(
     "--prompt", "--inputs", "--rate", "--peak-factor", "--arrival-cv", "--output-tokens",
-    "--reasoning-tokens", "--offline", "--engine", "--kv-cache", "--tensor-parallel", "--max-sequences", "--chunk", "--speculative-tokens",
-    "--acceptance", "--price-factor", "--cold-start-s",
-    "--cheaper-api", "--system", "--instruction", "--slo-ttft", "--slo-tpot", "--slo-e2e", "--fails", "--current",
-    "--target", "--examples-at-hand", "--min-replicas", "--chat-template",
+    "--reasoning-tokens", "--offline", "--engine", "--kv-cache", "--tensor-parallel", "--max-sequences", "--chunk",
+    "--speculative-tokens", "--acceptance", "--price-factor", "--cold-start-s", "--cheaper-api", "--system",
+    "--instruction", "--slo-ttft", "--slo-tpot", "--slo-e2e", "--fails", "--current", "--target",
+    "--examples-at-hand", "--min-replicas", "--chat-template",
     baseline="baseline.api", baseline_model="baseline.model", model="candidate.model", gpu="candidate.gpu",
     precision="candidate.precision",
     help={

@@ -1,4 +1,4 @@
-"""`unshot plan --interactive`: ask for what the case does not say and the verdict hangs on; write it into the case file."""
+"""`unshot plan --interactive`: ask for what the case leaves open and the verdict hangs on; write it into the case."""
 
 from __future__ import annotations
 
@@ -43,8 +43,11 @@ def silent(case: Case, name: str) -> bool:
 
 
 def ask(case: Case, path: Path) -> Case:
-    """The case with the answers; an empty answer leaves a question open. What was answered is written to `path`, all that
-    the case holds where there is no such file yet. Raises `InputError` when the input ends."""
+    """The case with the answers; an empty answer leaves a question open.
+
+    What was answered is written to `path`; all that the case holds, where there is no such file yet. Raises
+    `InputError` when the input ends.
+    """
     answers: dict[str, Any] = {}
     for name in QUESTIONS:
         if not silent(case, name):
@@ -55,7 +58,9 @@ def ask(case: Case, path: Path) -> Case:
         answers[name] = value
         case = _with(case, name.split("."), value)
     new = not path.is_file()
-    kept = {n: value_of(case, n) for n, key in keys().items() if value_of(case, n) != key.default} if new else {}
+    kept = (
+        {n: value_of(case, n) for n, key in keys().items() if value_of(case, n) != key.default} if new else {}
+    )
     if kept or answers:
         write_text(path, with_values("" if new else path.read_text(encoding="utf-8"), {**kept, **answers}))
         click.echo(f"written to {path}: {', '.join({**kept, **answers})}", err=True)
@@ -75,10 +80,15 @@ def _answer(name: str) -> Any:
     while True:
         try:
             text = click.prompt(
-                f"{key.text.rstrip('.')}{choices} [{name}; empty: leave it open]", default="", show_default=False, err=True
+                f"{key.text.rstrip('.')}{choices} [{name}; empty: leave it open]",
+                default="",
+                show_default=False,
+                err=True,
             ).strip()
         except click.Abort:
-            raise InputError(f"--interactive: the input ended before `{name}` was answered; nothing was written") from None
+            raise InputError(
+                f"--interactive: the input ended before `{name}` was answered; nothing was written"
+            ) from None
         if not text:
             return None
         try:

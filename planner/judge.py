@@ -73,7 +73,11 @@ def judge(builder: Builder) -> Plan:
         economics=economics,
         usages=usages,
         assumptions=tuple(dict.fromkeys([*builder.notes, *cost_notes(case)])),
-        warnings=tuple(dict.fromkeys([*builder.alarms, *builder.warnings, *builder.unconfirmed(), *builder.counts.doubts()])),
+        warnings=tuple(
+            dict.fromkeys(
+                [*builder.alarms, *builder.warnings, *builder.unconfirmed(), *builder.counts.doubts()]
+            )
+        ),
         machine=machine(first, builder.gpu_price(first.name), case.candidate.price_factor),
         price=builder.price,
     )

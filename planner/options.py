@@ -261,8 +261,8 @@ class Option(Struct, frozen=True):
         """Dollars per month for GPUs if idle replicas stopped, and the share of requests that wait for a start.
 
         A replica stops after `IDLE` seconds without a request and answers `cold` seconds after the next one comes. With
-        Poisson arrivals at rate λ it then stays up (e^(λ IDLE) - 1)/λ seconds on average (the wait for a gap that long),
-        and is off for 1/λ. Hours that need more than one replica have whole ones.
+        Poisson arrivals at rate λ it then stays up (e^(λ IDLE) - 1)/λ seconds on average (the wait for such a gap), and
+        is off for 1/λ. Hours that need more than one replica have whole ones.
         """
         assert self.serving is not None
         up = waiting = 0.0

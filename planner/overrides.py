@@ -40,4 +40,6 @@ class Overrides:
                     if name
                     else "for no model: no API is the baseline"
                 )
-                raise InputError(f"--price {what}; {nearest(name.removeprefix('ft-'), dict.fromkeys(models))}")
+                raise InputError(
+                    f"--price {what}; {nearest(name.removeprefix('ft-'), dict.fromkeys(models))}"
+                )

@@ -180,7 +180,7 @@ def _retirements() -> tuple[Retirement, ...]:
 
 
 def retirement(found: Found, asked: str = "") -> Retirement | None:
-    """When a model of the price data ends at its provider, where that is announced; `asked` is the user's name for it."""
+    """When a model of the price data ends at its provider, where announced; `asked` is the user's name for it."""
     own = plain_id(asked or found.id)
     rows = (_ends(name, found.provider) for name in (own, found.id, undated(own)))
     return next((row for row in rows if row is not None), None)
@@ -191,7 +191,7 @@ def _ends(name: str, provider: str) -> Retirement | None:
 
 
 def maker_retirement(found: Found) -> Retirement | None:
-    """When a model that someone else sells ends at its maker: a reseller sets days of its own, which are not known here."""
+    """When a model that someone else sells ends at its maker: a reseller's own days are not known here."""
     names = {undated(plain_id(found.id)), plain_id(found.id)}
     if "opus" in found.id or "sonnet" in found.id:  # claude-sonnet-4 is claude-sonnet-4-0 at its maker
         names |= {f"{name}-0" for name in names}
@@ -272,7 +272,7 @@ def version(id_: str) -> float:
     return float(f"{at[1]}.{at[2] or 0}") if at else 0.0
 
 
-# How model names are written where they are used, and what the price data calls their provider: Amazon Bedrock's (for one
+# How model names are written where they are used, and what the price data calls their provider: Amazon Bedrock's (one
 # region, across regions, global), Google's resource names, OpenAI's fine-tuned models.
 _WRITTEN = (
     (re.compile(r"^(?:(?:bedrock|aws)/)?((?:\w+\.)?anthropic\..*)$"), "aws"),

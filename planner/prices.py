@@ -164,10 +164,15 @@ def api_price(
     return with_rule(changed, given)
 
 
-# A price this many times above or below the published one is not a negotiated one; without a published one, $ per million
-# tokens between which prices lie.
+# A price this many times above the published one is not a negotiated one; without a published one, $ per million tokens
+# between which prices lie.
 FAR, RANGE = 20.0, (1e-3, 1e3)
-UNITS = ((1e6, "dollars per token"), (1e3, "dollars per 1,000 tokens"), (1e-2, "cents"), (1e-3, "dollars per billion tokens"))
+UNITS = (
+    (1e6, "dollars per token"),
+    (1e3, "dollars per 1,000 tokens"),
+    (1e-2, "cents"),
+    (1e-3, "dollars per billion tokens"),
+)
 
 
 def _check_units(model: str, given: dict[str, float], price: ApiPrice) -> None:
@@ -233,11 +238,16 @@ def _makers_cache(price: ApiPrice, found: Found, tokens: float, when: datetime) 
     if price.cached is not None or family is None or family.minimum is None:
         return price
     maker = price_data.makers(found, when)
-    share = {k: price_data.tier(maker.standard[k], tokens) for k in ("input", "cached", "write")} if maker else {}
+    share = (
+        {k: price_data.tier(maker.standard[k], tokens) for k in ("input", "cached", "write")} if maker else {}
+    )
     into, cached, write = (share.get(k) for k in ("input", "cached", "write"))
     if maker is None or not into or cached is None:
         return price
-    told = f"{price.model}: the price data has no cached price at {found.provider}; {maker.provider}'s share of the input price is taken ({cached / into:.3g}): --price {price.model}:cached=.. sets it"
+    told = (
+        f"{price.model}: the price data has no cached price at {found.provider}; {maker.provider}'s share of the input "
+        f"price is taken ({cached / into:.3g}): --price {price.model}:cached=.. sets it"
+    )
     return replace(
         price,
         cached=price.input * cached / into,

@@ -153,8 +153,8 @@ def hosted_terms(option: Option) -> HostedTerms:
             pair=cost.pair, chunk_extra=cost.chunk, layers=one.arch.layers, window=one.arch.window,
             windowed=one.arch.windowed, element_bytes=one.arch.kv_elements * one.element, room=one.room,
             slots=one.slots, chunk=float(one.chunk), cached=load.cached_tokens, prompt_cv=load.prompt_cv,
-            output_cv=load.output_cv, request=one.overhead.request, wide=cost.wide, gain=cost.gain, prompt=load.prompt_tokens,
-            output=load.output_tokens,
+            output_cv=load.output_cv, request=one.overhead.request, wide=cost.wide, gain=cost.gain,
+            prompt=load.prompt_tokens, output=load.output_tokens,
         ),
     )  # fmt: skip
 

@@ -92,7 +92,9 @@ def is_base(row: Observation) -> bool:
     )
 
 
-def fit_rows(rows: Sequence[Observation], *, how: str = "", known: dict[object, Overhead] | None = None) -> Fit:
+def fit_rows(
+    rows: Sequence[Observation], *, how: str = "", known: dict[object, Overhead] | None = None
+) -> Fit:
     """Fit every family and engine that has rows. Raises `InputError` for none.
 
     `known` keeps engines' fits by their rows and the families' numbers, for fits that leave other rows out.

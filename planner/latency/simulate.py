@@ -137,6 +137,134 @@ def serve(
     )
 
 
+class _Seconds:
+    """Seconds of iterations, as plain floats: what the loop asks for once per event."""
+
+    def __init__(self, cost: StepCost, context_share: float, pair_share: float, most: int) -> None:
+        self.cost = StepCost(**{name: float(getattr(cost, name)) for name in cost.__struct_fields__})
+        self.pair, self.gain = float(cost.pair) * pair_share, float(cost.gain)
+        self.context = float(cost.context) * context_share
+        # What decoding takes brings `gain` tokens: it is counted as so many shorter iterations of one.
+        self.decode = [0.0] + [self._base(0.0, b, 0.0) / self.gain for b in range(1, most + 1)]
+        self.grow = self.context / self.gain
+
+    def _base(self, prefill: float, sequences: float, ended: float) -> float:
+        c = self.cost
+        samples = sequences * c.wide + ended
+        tokens = prefill + sequences * c.wide
+        read = c.weights + c.experts * (1.0 - (1.0 - c.routed) ** tokens) if c.experts else c.weights
+        products = math.hypot(read, tokens * c.token) + math.hypot(c.head, samples * c.sampled)
+        return c.fixed + products + tokens * c.move + (sequences + ended) * c.sequence
+
+    def mixed(self, took: float, pairs: float, running: int, ended: int, context: float) -> float:
+        """An iteration that prefills `took` tokens while `running` sequences decode over `context` tokens in all."""
+        spent = self._base(took, running, ended) + context * self.context + pairs * self.pair
+        if running and self.gain != 1.0:
+            spent -= (self.gain - 1.0) * (self.decode[running] + context * self.grow)
+        return spent
+
+    def span(self, running: int, context: float, most: int, gap: float) -> tuple[int, float]:
+        """How many iterations of pure decode pass until `gap` seconds are over, at most `most`, and their seconds."""
+        each = self.decode[running] + context * self.grow
+        growth = running * self.grow
+        if gap < math.inf:
+            a = 0.5 * growth
+            b = each - a
+            j = gap / b if a * gap < 1e-9 * b * b else (-b + math.sqrt(b * b + 4.0 * a * gap)) / (2.0 * a)
+            most = min(most, max(math.ceil(j), 1))
+        return most, most * each + growth * (most * (most - 1) * 0.5)
+
+
+class _Requests:
+    """The requests of a run: their sizes, what happened to each, and who is in the batch."""
+
+    def __init__(
+        self,
+        times: np.ndarray,
+        prompts: np.ndarray,
+        outputs: np.ndarray,
+        cached: float,
+        room: float,
+        request: float,
+        accept: float,
+        clients: int | None,
+    ) -> None:
+        n = len(times)
+        self.n, self.closed = n, clients is not None
+        first = min(clients or n, n)
+        self.sent = [0.0] * first + [math.inf] * (n - first) if self.closed else times.tolist()
+        self.request, self.accept = request, accept
+        self.arrive = [*taken_in(self.sent, request), math.inf]
+        self.next, self.door = first, self.arrive[first - 1]
+        self.prompt, self.output = prompts.tolist(), [int(o) for o in outputs]
+        self.new = [max(1.0, p - cached) for p in self.prompt]
+        self.first, self.done, self.entered = [0.0] * n, [0.0] * n, [0.0] * n
+        self.room, self.context, self.running, self.finished, self.head = room, 0.0, 0, 0, 0
+        self.finishing: list[tuple[int, int]] = []  # (iteration at whose end it finishes, request)
+        self.prefilling: list[int] = []
+        self.left: list[float] = []
+
+    def admit(self, now: float, limit: int) -> None:
+        """Let in what has arrived and fits, oldest first."""
+        while self.arrive[self.head] <= now:
+            r = self.head
+            held = self.running + len(self.prefilling)
+            need = self.new[r] + self.output[r]
+            if held >= limit or (need > self.room and held > 0):
+                break
+            self.room -= need
+            self.entered[r] = now
+            self.prefilling.append(r)
+            self.left.append(self.new[r])
+            self.head += 1
+
+    def prefill(self, budget: float) -> tuple[float, float, int]:
+        """Spend an iteration's prefill tokens: those taken, their query-key pairs, and how many prompts ended."""
+        took = pairs = 0.0
+        ended = 0
+        left = self.left
+        for i, r in enumerate(self.prefilling):
+            part = left[i] if left[i] < budget - took else budget - took
+            pairs += part * (self.prompt[r] - left[i]) + part * (part + 1.0) / 2.0
+            took += part
+            left[i] -= part
+            if left[i] <= 0.0:
+                ended += 1
+            if took >= budget:
+                break
+        return took, pairs, ended
+
+    def begin(self, ended: int, step: int, now: float) -> None:
+        """The first `ended` prompts have given their first token."""
+        for r in self.prefilling[:ended]:
+            self.first[r] = now
+            if self.output[r] <= 1:
+                self._leave(r, now)
+            else:
+                heapq.heappush(self.finishing, (step + self.output[r] - 1, r))
+                self.context += self.prompt[r]
+                self.running += 1
+        del self.prefilling[:ended], self.left[:ended]
+
+    def finish(self, step: int, now: float) -> None:
+        """Those whose last token came with iteration `step` leave."""
+        while self.finishing and self.finishing[0][0] <= step:
+            _, r = heapq.heappop(self.finishing)
+            self.context -= self.prompt[r] + self.output[r] - 1
+            self.running -= 1
+            self._leave(r, now)
+
+    def _leave(self, r: int, now: float) -> None:
+        self.done[r] = now
+        self.room += self.new[r] + self.output[r]
+        self.finished += 1
+        if self.closed and self.next < self.n:
+            # Its client sends the next request when it has the answer.
+            self.sent[self.next] = now + self.accept
+            self.door = self.arrive[self.next] = max(now + self.accept, self.door) + self.request
+            self.next += 1
+
+
 def simulate_cost(
     cost: StepCost,
     times: np.ndarray,
@@ -160,157 +288,53 @@ def simulate_cost(
     windows). The host takes requests in one after the other, `request` seconds each; `accept` seconds more pass
     beside that. With `clients` the loop is closed: `times` do not count, each client sends its next request when it
     has its answer.
-
-    One long loop on purpose: it runs once per event, and calls would double its time.
     """
     n = len(times)
-    sent = times.tolist() if clients is None else [0.0] * min(clients, n) + [math.inf] * (n - min(clients, n))
-    arrive = [*taken_in(sent, request), math.inf]
-    last_sent, door = min(clients or n, n), arrive[min(clients or n, n) - 1]
-    prompt, output = prompts.tolist(), [int(o) for o in outputs]
-    first, done, entered = [0.0] * n, [0.0] * n, [0.0] * n
-    fixed, move, sampled = float(cost.fixed), float(cost.move), float(cost.sampled)
-    weights, experts, routed = float(cost.weights), float(cost.experts), float(cost.routed)
-    token, head, extra = float(cost.token), float(cost.head), float(cost.chunk)
-    sequence, wide, gain = float(cost.sequence), float(cost.wide), float(cost.gain)
-    pair = float(cost.pair) * pair_share
-    per_context = float(cost.context) * context_share
-    hypot, heappush, heappop, sqrt = math.hypot, heapq.heappush, heapq.heappop, math.sqrt
-    infinity = math.inf
-    closed = clients is not None
-
-    def base(prefill: float, sequences: float, ended: float) -> float:
-        tokens, samples = prefill + sequences * wide, sequences * wide + ended
-        read = weights + experts * (1.0 - (1.0 - routed) ** tokens) if experts else weights
-        return (
-            fixed
-            + hypot(read, tokens * token)
-            + hypot(head, samples * sampled)
-            + tokens * move
-            + (sequences + ended) * sequence
-        )
-
-    # What decoding takes brings `gain` tokens: it is counted as so many shorter iterations of one.
-    decode_base = [0.0] + [base(0.0, b, 0.0) / gain for b in range(1, min(limit, n) + 1)]
-    per_decode = per_context / gain
-    room = cache_tokens
-    now, step, head_of_queue, context = 0.0, 0, 0, 0.0
-    finishing: list[tuple[int, int]] = []  # (iteration at whose end it finishes, request)
-    prefilling: list[int] = []
-    left: list[float] = []
-    running = 0
-    busy_time = batch_time = 0.0
-    finished = 0
-    while finished < n:
-        # Let in what has arrived and fits.
-        while arrive[head_of_queue] <= now:
-            r = head_of_queue
-            need = max(1.0, prompt[r] - cached) + output[r]
-            if running + len(prefilling) >= limit or (need > room and running + len(prefilling) > 0):
-                break
-            room -= need
-            entered[r] = now
-            prefilling.append(r)
-            left.append(max(1.0, prompt[r] - cached))
-            head_of_queue += 1
-        if prefilling:
-            budget = max(1.0, chunk - running)
-            took = pairs = 0.0
-            ended = 0
-            for i, r in enumerate(prefilling):
-                part = left[i] if left[i] < budget - took else budget - took
-                before = prompt[r] - left[i]
-                pairs += part * before + part * (part + 1.0) / 2.0
-                took += part
-                left[i] -= part
-                if left[i] <= 0.0:
-                    ended += 1
-                if took >= budget:
-                    break
-            spent = base(took, running, ended) + context * per_context + pairs * pair
-            if running and gain != 1.0:
-                spent -= (gain - 1.0) * (decode_base[running] + context * per_decode)
+    seconds = _Seconds(cost, context_share, pair_share, min(limit, n))
+    q = _Requests(times, prompts, outputs, cached, cache_tokens, request, accept, clients)
+    now = busy = batch = 0.0
+    step, extra = 0, float(cost.chunk)
+    while q.finished < n:
+        q.admit(now, limit)
+        running = q.running
+        if q.prefilling:
+            took, pairs, ended = q.prefill(max(1.0, chunk - running))
+            spent = seconds.mixed(took, pairs, running, ended, q.context)
             if extra:
                 spent += extra * max(took / chunk, 1.0)
-            now += spent
-            busy_time += spent
-            batch_time += spent * running
-            step += 1
-            context += running
-            while finishing and finishing[0][0] <= step:
-                _, r = heappop(finishing)
-                done[r] = now
-                context -= prompt[r] + output[r] - 1
-                room += max(1.0, prompt[r] - cached) + output[r]
-                running -= 1
-                finished += 1
-                if closed and last_sent < n:
-                    sent[last_sent] = now + accept
-                    door = arrive[last_sent] = max(now + accept, door) + request
-                    last_sent += 1
-            for r in prefilling[:ended]:
-                first[r] = now
-                if output[r] <= 1:
-                    done[r] = now
-                    room += max(1.0, prompt[r] - cached) + output[r]
-                    finished += 1
-                    if closed and last_sent < n:
-                        sent[last_sent] = now + accept
-                        door = arrive[last_sent] = max(now + accept, door) + request
-                        last_sent += 1
-                else:
-                    heappush(finishing, (step + output[r] - 1, r))
-                    context += prompt[r]
-                    running += 1
-            if ended:
-                del prefilling[:ended], left[:ended]
+            count = 1
+        elif running:
+            # Pure decode: until the next finish, or the end of the iteration in which the next request arrives. If one
+            # waits already, the batch is full: only a finish changes anything.
+            gap = q.arrive[q.head] - now
+            most = q.finishing[0][0] - step
+            count, spent = seconds.span(running, q.context, most, gap if gap > 0 else math.inf)
+            ended = 0
+        else:
+            now = max(now, q.arrive[q.head])
             continue
-        if not running:
-            now = max(now, arrive[head_of_queue])
-            continue
-        # A span of pure decode: until the next finish, or the end of the iteration in which the next one arrives.
-        k = finishing[0][0] - step
-        each = decode_base[running] + context * per_decode
-        growth = running * per_decode
-        upcoming = arrive[head_of_queue]
-        blocked = upcoming <= now  # the batch is full: only a finish changes anything
-        if not blocked and upcoming < infinity:
-            gap = upcoming - now
-            a = 0.5 * growth
-            b = each - a
-            j = gap / b if a * gap < 1e-9 * b * b else (-b + sqrt(b * b + 4.0 * a * gap)) / (2.0 * a)
-            whole = int(j)
-            if whole < j:
-                whole += 1
-            if whole < k:
-                k = whole if whole > 0 else 1
-        spent = k * each + growth * (k * (k - 1) * 0.5)
         now += spent
-        busy_time += spent
-        batch_time += spent * running
-        step += k
-        context += running * k
-        while finishing and finishing[0][0] <= step:
-            _, r = heappop(finishing)
-            done[r] = now
-            context -= prompt[r] + output[r] - 1
-            room += max(1.0, prompt[r] - cached) + output[r]
-            running -= 1
-            finished += 1
-            if closed and last_sent < n:
-                sent[last_sent] = now + accept
-                door = arrive[last_sent] = max(now + accept, door) + request
-                last_sent += 1
-    first_a, done_a, sent_a = np.array(first), np.array(done), np.array(sent)
-    decode_steps = np.maximum(np.array(output) - 1, 1)
+        busy += spent
+        batch += spent * running
+        step += count
+        q.context += running * count
+        q.finish(step, now)
+        if ended:
+            q.begin(ended, step, now)
+    return _run(q, now, busy, batch, step)
+
+
+def _run(q: _Requests, now: float, busy: float, batch: float, step: int) -> Run:
+    first, done, sent = np.array(q.first), np.array(q.done), np.array(q.sent)
+    outputs = np.array(q.output)
     return Run(
-        arrival=sent_a,
-        wait=np.array(entered) - sent_a,
-        ttft=first_a - sent_a + accept,
-        tpot=np.where(np.array(output) > 1, (done_a - first_a) / decode_steps, 0.0),
-        e2e=done_a - sent_a + accept,
-        busy=busy_time / max(now - sent_a[0], 1e-12),
-        batch=batch_time / max(busy_time, 1e-12),
+        arrival=sent,
+        wait=np.array(q.entered) - sent,
+        ttft=first - sent + q.accept,
+        tpot=np.where(outputs > 1, (done - first) / np.maximum(outputs - 1, 1), 0.0),
+        e2e=done - sent + q.accept,
+        busy=busy / max(now - sent[0], 1e-12),
+        batch=batch / max(busy, 1e-12),
         iterations=step,
     )
 

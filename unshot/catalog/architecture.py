@@ -203,9 +203,7 @@ def _uneven(
     few = number("num_global_key_value_heads", default=0) or kv_heads
     local = len(types) - full
     shared = 1 if config.get("attention_k_eq_v") else 2
-    weights = hidden * (
-        local * size * (2 * heads + 2 * kv_heads) + full * wide * (2 * heads + shared * few)
-    )
+    weights = hidden * (local * size * (2 * heads + 2 * kv_heads) + full * wide * (2 * heads + shared * few))
     kept = 2 * local * kv_heads * size, 2 * full * few * wide
     return weights, sum(kept), len(types) * kept[0] / sum(kept)
 
@@ -213,9 +211,37 @@ def _uneven(
 def _tied_by_default(kind: str) -> bool:
     """What transformers assumes where `tie_word_embeddings` is not written."""
     return kind not in {
-        "deepseek_v2", "deepseek_v3", "glm", "glm4", "glm4_moe", "gpt_neox", "gpt_oss", "gptj", "granite", "granitemoe",
-        "llama", "llama4", "llama4_text", "ministral", "mistral", "mixtral", "nemotron", "olmo", "olmo2", "olmo3", "olmoe",
-        "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "seed_oss", "stablelm",
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm",
+        "glm4",
+        "glm4_moe",
+        "gpt_neox",
+        "gpt_oss",
+        "gptj",
+        "granite",
+        "granitemoe",
+        "llama",
+        "llama4",
+        "llama4_text",
+        "ministral",
+        "mistral",
+        "mixtral",
+        "nemotron",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "olmoe",
+        "phi",
+        "phi3",
+        "phimoe",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_next",
+        "seed_oss",
+        "stablelm",
     }  # fmt: skip  (transformers 4.57.6, the default of each config class)
 
 
