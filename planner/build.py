@@ -8,12 +8,14 @@ from msgspec.structs import replace
 
 from planner import oneoff, price_data, prices
 from planner.count import Counts, Label
+from planner.latency.replica import Replica
 from planner.options import IDLE, Option, Shape
 from planner.serving import Serving, calibration_note, describe, machine, serve
 from planner.settings import Settings
 from planner.usage import Usage
 from unshot import catalog
 from unshot.case import Case, Slo
+from unshot.catalog.gpu import GIB
 from unshot.errors import InputError, nearest
 
 PRECISIONS = ("fp16", "fp8", "int4")
@@ -259,6 +261,7 @@ class Builder:
             self.doubts[f"{one.gpu.name}'s price"] = (
                 f"${served.machine.dollars_per_hour:g} of {served.machine.date}"
             )
+        self.notes += data_sheets(one)
         overhead = one.overhead
         measured = one.gpu.family in overhead.families if overhead.rows else one.eff.rows > 0
         rows = overhead.rows or one.eff.rows
@@ -420,6 +423,21 @@ class Builder:
             )
         named = "/" in price.model or price.provider == "aws"
         return [f"{price.provider}/{s.id}" if named else s.id for s in found]
+
+
+def data_sheets(one: Replica) -> list[str]:
+    """Where device, model and engine limits are from, a line each."""
+    gpu, arch, engine = one.gpu, one.arch, one.engine
+    read = f", read {gpu.read}" if gpu.read else ""
+    lines = [
+        f"data sheet of {gpu.name}: {gpu.memory / GIB:.4g} GiB, {gpu.bandwidth / 1e9:,.4g} GB/s, "
+        f"{gpu.served('fp16') / 1e12:,.4g} TFLOPS fp16 dense; {gpu.source}{read}",
+        f"limits of {engine.title}: {one.slots:,} sequences, {one.chunk:,} prefill tokens an iteration; "
+        f"{engine.source}",
+    ]
+    if arch.source:
+        lines.append(f"shape of {arch.name}: {arch.params / 1e9:.3g}e9 weights; {arch.source}")
+    return lines
 
 
 def replica_rate(option: Option, rate: float) -> float:

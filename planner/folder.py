@@ -193,7 +193,7 @@ def report(case: Case, plans: list[tuple[str, Plan]], rows: list[list[str]]) -> 
         page.table(HEADERS, rows, left=(0, 10), caption=_caption(case)),
         page.charts(bars("Tokens per request with the long prompt", tokens, x_label="tokens")),
         page.section("Why", page.bullets([f"{name}: {plan.verdict.headline}" for name, plan in plans])),
-        page.section("What it rests on", page.bullets(assumptions)),
+        page.section("What it rests on", page.bullets(assumptions, linked=True)),
         subtitle=str(case.task.examples),
         footer=f"unshot {__version__}. Forecast, not a measurement.",
     )

@@ -49,7 +49,7 @@ def report(plan: Plan, file: PlanFile) -> str:
         page.section("Tokens", _tokens_table(plan), page.charts(*_token_charts(plan))),
         page.section("One-off and recurring costs", _once_table(plan)),
         page.section("What matters most", _swings(plan)),
-        page.section("What it rests on", page.bullets(plan.assumptions)),
+        page.section("What it rests on", page.bullets(plan.assumptions, linked=True)),
         subtitle=subtitle,
         script=live.script(plan, shown(plan)),
         footer=f"unshot {__version__}. Forecast, not a measurement: `unshot bench` measures speed, cost and quality.",

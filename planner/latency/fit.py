@@ -228,8 +228,10 @@ def _record(
     return replace(eff, errors=(c, b, t, s), spread=spread, rows=len(rows), how=how)
 
 
-def write_catalog(paths: Sequence[Path], out: Path) -> None:
+def write_catalog(paths: Sequence[Path], out: Path) -> list[str]:
     """Fit every family and engine from the CSV files and write the catalog's `efficiency.toml`.
+
+    Returns the table of errors with one source left out at a time, as Markdown lines.
 
     `spread` of a family is the root mean square log error of its rows when their device is left out; of an engine, that
     of its rows when their file is left out of the fit (the whole engine, if that is its only one).
@@ -273,15 +275,21 @@ def write_catalog(paths: Sequence[Path], out: Path) -> None:
             lines += _family(kernels, name, efficiency(catalog.gpu("m1" if name == "apple" else "h100-sxm"), catalog.engine("trtllm" if kernels == "batched" else "llamacpp")))  # fmt: skip  # noqa: E501
     lines += _family("llamacpp", "cpu", efficiency(catalog.gpu("cpu"), catalog.engine("llamacpp")))
     by_source = leave_out(rows, lambda r: r.source)
+    spreads: dict[str, Overhead] = {"llamacpp": Overhead(spread=least["llamacpp"])}
     for name, added in sorted(fit.engines.items()):
         own = [(r, e) for r, e in by_source if r.engine.name == name]
         first = [e for r, e in own if r.quantity == "ttft"]
-        errors = {"spread": _band([e for r, e in own if r.quantity != "ttft"]) or added.spread}
+        others = [(r, e) for r, e in own if r.quantity != "ttft"]
+        # Users meet an engine at its server: its band is no narrower than that of the rows taken at one.
+        served = _band([e for r, e in others if r.http])
+        errors = {"spread": max(_band([e for _, e in others]), served) or added.spread}
         errors |= {"spread_first": _band(first)} if first else {}
-        lines += _engine(name, replace(added, **errors))
+        spreads[name] = replace(added, **errors)
+        lines += _engine(name, spreads[name])
     for name in sorted(set(catalog.engines()) - set(fit.engines) - {"llamacpp"}):
         lines += _engine(name, fit.other)
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return left_out_table(by_source, {name: spreads[name] for name in spreads})
 
 
 def leave_out(
@@ -300,6 +308,26 @@ def leave_out(
             if guess > 0:
                 found.append((row, math.log(guess / row.measured)))
     return found
+
+
+def left_out_table(errors: Sequence[tuple[Observation, float]], engines: Mapping[str, Overhead]) -> list[str]:
+    """Markdown lines: errors by engine and figure when their file is left out, and the share inside the stated band."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row, error in errors:
+        served = " at a server" if row.engine.name == "trtllm" and row.http else ""
+        groups.setdefault((row.engine.title + served, row.quantity), []).append(error)
+        engine = engines[row.engine.name]
+        width = max(engine.spread, engine.spread_first) if row.quantity == "ttft" else engine.spread
+        groups.setdefault((row.engine.title + served, f"{row.quantity} inside"), []).append(
+            float(abs(error) <= 1.645 * width)
+        )
+    lines = ["| engine | figure | rows | median abs. error | in the band |", "|---|---|---:|---:|---:|"]
+    for (title, quantity), found in sorted(groups.items()):
+        if not quantity.endswith("inside"):
+            middle = float(np.median(np.abs(np.expm1(found))))
+            inside = float(np.mean(groups[title, f"{quantity} inside"]))
+            lines.append(f"| {title} | {quantity} | {len(found)} | {middle:.1%} | {inside:.0%} |")
+    return lines
 
 
 def _band(errors: Sequence[float]) -> float:
@@ -354,7 +382,7 @@ def main() -> None:
     def run(measured: tuple[Path, ...], out: Path) -> None:
         """Fit the efficiencies of every device family and engine from MEASURED files."""
         try:
-            write_catalog(measured, out)
+            click.echo("\n".join(write_catalog(measured, out)))
         except UnshotError as error:
             raise click.ClickException(str(error)) from None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -118,9 +119,21 @@ def text(content: str, *, small: bool = False) -> str:
     return f"<p{style}>{escape(content)}</p>"
 
 
-def bullets(items: Iterable[str]) -> str:
-    """A list."""
-    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
+def bullets(items: Iterable[str], *, linked: bool = False) -> str:
+    """A list; `linked` makes addresses of pages in its texts links."""
+    shown = (linkify(escape(item)) if linked else escape(item) for item in items)
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in shown) + "</ul>"
+
+
+# A host by its usual endings and a path, or a host alone that ends in none of a file's endings.
+_ADDRESS = re.compile(
+    r"(?<![\w/.@-])(?:https?://)?((?:[a-z0-9-]+\.)+(?:com|org|dev|net|ai|lk|li|fail|xyz|top|inc)(?:/[^\s,;()]*[^\s,;().:])?)"
+)
+
+
+def linkify(escaped: str) -> str:
+    """Escaped text with its web addresses as links."""
+    return _ADDRESS.sub(lambda m: f'<a href="https://{m[1]}" rel="noreferrer">{m[0]}</a>', escaped)
 
 
 def verdict(headline: str, details: Sequence[str] = (), *, kind: str = "") -> str:
