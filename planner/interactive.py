@@ -12,7 +12,8 @@ import click
 from msgspec.structs import replace
 
 from planner import price_data
-from unshot.case import Case, keys
+from unshot.case import Case
+from unshot.case_file import keys
 from unshot.data.files import write_text
 from unshot.errors import InputError
 from unshot.flags import option_settings
