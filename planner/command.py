@@ -80,7 +80,7 @@ def plan(ctx: click.Context, out: Output, interactive: bool = False, **flags: An
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if interactive:
         from planner.interactive import ask
-        from unshot.case import DEFAULT_FILE
+        from unshot.case_file import DEFAULT_FILE
 
         flags["case"] = ask(flags["case"], ctx.params.get("case_path") or DEFAULT_FILE)
     from planner.run import plan_run

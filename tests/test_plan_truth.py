@@ -232,7 +232,7 @@ def test_interactive_writes_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyP
     import click
 
     from planner.interactive import ask
-    from unshot.case import load_case
+    from unshot.case_file import load_case
 
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "unshot.toml"
