@@ -94,8 +94,8 @@ def _answer(name: str) -> Any:
             return None
         try:
             found = kind.convert(text, None, None)
-        except click.BadParameter as error:
-            click.echo(f"  {error.message}", err=True)
+        except (click.BadParameter, InputError) as error:
+            click.echo(f"  {getattr(error, 'message', error)}", err=True)
             continue
         return list(found) if isinstance(found, tuple) else found
 

@@ -78,8 +78,17 @@ def plan_run(
     out.result(data, *summary(found, file, everything=everything), *extra)
 
 
+# More requests per second than any one task of anybody gets.
+BUSIEST = 1e6
+
+
 def check_names(case: Case, settings: Settings) -> None:
     """Refuse unknown models, GPUs and priced models, with the nearest names, before any token is counted."""
+    if case.traffic.rate > BUSIEST:
+        raise InputError(
+            f"rate {case.traffic.rate:g}: requests per second are needed, and nothing gets so many; if that is a "
+            f"month's, did you mean {case.traffic.rate * 12 / (8760 * 3600):.3g}?"
+        )
     if case.candidate.engine is not None:
         catalog.engine(case.candidate.engine)
     names = [case.candidate.model, case.baseline.model]

@@ -156,6 +156,8 @@ def serve(
         tried = (sized(shards) for shards in SHARDS if one.limit < 1)
         one = next((r for r in tried if r.limit >= 1), one)
     why = _too_long(arch, usage)
+    if catalog.precision(precision).name in engine.lacks.get(device.family, ()):
+        why = f"{engine.title} has no {precision} kernels for {device.title}"
     sizing = Sizing(0.0, why) if why else rate_within(one, load, seconds(slo))
     spread = math.exp(Z95 * one.eff.spread)
     return Serving(

@@ -252,3 +252,17 @@ def test_interactive_writes_the_case(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert again.task.fails == ["cost"] and again.traffic.rate == 7.0 and again.task.current is None
     with pytest.raises(InputError, match=r"the input ended before `traffic.slo.ttft_ms`"):
         CliRunner().invoke(run, input="", catch_exceptions=False, standalone_mode=False)
+
+
+def test_formats_without_kernels_and_rates_of_a_month(tmp_path: Path) -> None:
+    engine = catalog.engine("vllm")
+    # docs.vllm.ai, supported hardware: fp8 from Turing on (weight-only), no AWQ or GPTQ on AMD.
+    assert "fp8" in engine.lacks["volta"] and "turing" not in engine.lacks and "int4" in engine.lacks["cdna3"]
+    from planner.run import check_names
+    from planner.settings import Settings
+    from unshot.case import Case, TrafficSettings
+
+    with pytest.raises(
+        InputError, match=r"that is a month's, did you mean 3\.81\?"
+    ):  # 10,000,000 / 2,628,000
+        check_names(Case(traffic=TrafficSettings(rate=1e7)), Settings())

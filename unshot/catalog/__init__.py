@@ -57,6 +57,7 @@ class Engine(Struct, frozen=True):
     date: str
     cache_fp8: bool = False
     unconfirmed: str = ""
+    lacks: Mapping[str, list[str]] = {}
     aliases: tuple[str, ...] = ()
     large: Large | None = None
 

@@ -98,8 +98,7 @@ class Precision(Struct, frozen=True):
     cache: float
     compute: str
     note: str = ""
-    # What a matrix-vector kernel spends to unpack one weight, in units of q4_k's (llama.cpp on Metal and CPU): q4_0 and
-    # q8_0 from the M1 Max, the one chip that both published tables hold; the others are taken as q4_k's.
+    # What a matrix-vector kernel spends to unpack one weight, in units of q4_k's (llama.cpp on Metal and CPU).
     unpack: float = 1.0
 
 
@@ -120,11 +119,11 @@ def _precisions() -> dict[str, Precision]:
         Precision("int4", 0.53, 2.0, 2.0, "fp16", "W4A16, groups of 128; arithmetic in fp16"),
         # Bits per weight of the GGUF formats: block layouts in llama.cpp, ggml-common.h; k-quant mixtures as
         # the mean over a Llama-3-8B file (4.92 GB for q4_k_m, 5.73 q5_k_m, 6.60 q6_k, 8.54 q8_0).
-        Precision("q8_0", 8.5 / 8, 8.5 / 8, 2.0, "fp16", "GGUF", 0.7),
+        Precision("q8_0", 8.5 / 8, 8.5 / 8, 2.0, "fp16", "GGUF"),
         Precision("q6_k", 6.5625 / 8, 6.5625 / 8, 2.0, "fp16", "GGUF"),
         Precision("q5_k_m", 5.7 / 8, 5.9 / 8, 2.0, "fp16", "GGUF"),
         Precision("q4_k_m", 4.83 / 8, 5.5 / 8, 2.0, "fp16", "GGUF"),
-        Precision("q4_0", 4.5 / 8, 5.5 / 8, 2.0, "fp16", "GGUF", 0.6),
+        Precision("q4_0", 4.5 / 8, 5.5 / 8, 2.0, "fp16", "GGUF"),
         Precision("q3_k_m", 3.9 / 8, 5.0 / 8, 2.0, "fp16", "GGUF"),
         Precision("fp32", 4.0, 4.0, 2.0, "fp16", "weights in fp32"),
     ]
