@@ -255,8 +255,9 @@ class Builder:
     def _efficiency(self, served: Serving) -> None:
         """Say what the forecast of an engine on a device family rests on."""
         one, (low, high) = served.one, served.capacity_interval
-        for part in (one.arch, one.gpu, one.engine):
-            self.doubts[part.name] = part.unconfirmed
+        self.doubts[one.arch.name] = one.arch.unconfirmed
+        self.doubts[one.gpu.name] = one.gpu.unconfirmed
+        self.doubts[one.engine.name] = one.engine.unconfirmed
         if served.machine.date and served.machine.date < OLD_PRICE:
             self.doubts[f"{one.gpu.name}'s price"] = (
                 f"${served.machine.dollars_per_hour:g} of {served.machine.date}"

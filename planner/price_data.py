@@ -290,10 +290,10 @@ def _look_up(model: str, when: datetime) -> Found | None:
         provider, info = _snapshot().find_provider_model(name, None, provider_id or None, None)
     except LookupError:
         # An id of the price data itself, as siblings have it.
-        ids = ((p, m) for p in _snapshot().providers if p.id == provider_id for m in p.models if m.id == name)
-        provider, info = next(ids, (None, None))
-        if info is None:
+        own = [(p, m) for p in _snapshot().providers if p.id == provider_id for m in p.models if m.id == name]
+        if not own:
             return None
+        provider, info = own[0]
     plain = info.get_prices(when)
     batch = info.get_prices(when, {"processing": "batch"}) if info.price_variants else plain
     return Found(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from msgspec import Struct
@@ -335,7 +336,7 @@ def _band(errors: Sequence[float]) -> float:
     if not errors:
         return 0.0
     # Of a handful of rows the furthest counts: between two of them lies less than 90%.
-    method = "higher" if len(errors) < 10 else "linear"
+    method: Literal["higher", "linear"] = "higher" if len(errors) < 10 else "linear"
     return max(float(np.quantile(np.abs(errors), 0.9, method=method)) / 1.645, 0.05)
 
 

@@ -145,7 +145,7 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
     shared = number("shared_expert_intermediate_size", default=0)
     if experts and kind in ("llama4", "llama4_text", "gemma4", "gemma4_text"):
         shared = dense  # a dense MLP stands beside the experts in every layer
-    attention, cache, windowed = _uneven(config, number, hidden, heads, kv_heads, windowed)
+    attention, cache, by_weight = _uneven(config, number, hidden, heads, kv_heads, windowed)
     if not shared and config.get("n_shared_experts"):
         shared = number("n_shared_experts") * number("moe_intermediate_size")
     return Architecture(
@@ -165,7 +165,7 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
         else 0,
         shared_intermediate=shared,
         window=window,
-        windowed=windowed,
+        windowed=by_weight,
         attention=attention,
         cache=cache,
         gated=kind
