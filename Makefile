@@ -21,6 +21,10 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest $(LANES) $(PYTEST_ARGS)
 
+# On a machine with a CUDA GPU; elsewhere it skips and says why.
+test-gpu: $(READY)
+	$(PY) -m pytest -s -rs -p no:xdist tests/gpu
+
 test-fast: $(READY)
 	$(PY) -m pytest $(LANES) -m "not slow and not cli" $(PYTEST_ARGS)
 

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 
 from tune.base import check_weights, inspect_base  # noqa: E402
 from tune.batches import pack  # noqa: E402
+from tune.kernels import adopt, installed  # noqa: E402
 from tune.loss import pack_loss  # noqa: E402
 from tune.packing import PACKED, allowed, prove  # noqa: E402
 from unshot.models import Source  # noqa: E402
@@ -157,3 +158,53 @@ def test_the_soft_cap_of_gemma_2_is_kept() -> None:
     for layer in net.model.layers:
         layer.self_attn.config._attn_implementation = "sdpa"
     assert not torch.allclose(capped, net(ids).logits, atol=1e-3)
+
+
+def test_a_kernel_is_taken_only_where_it_says_the_same() -> None:
+    """The plain attention stands for a faster one here; a Liger kernel needs CUDA (tests/gpu)."""
+    from transformers import AttentionInterface
+
+    def half(module: Any, query: Any, key: Any, value: Any, *rest: Any, **more: Any) -> Any:
+        out, weights = AttentionInterface()["sdpa"](module, query, key, value, *rest, **more)
+        return out / 2, weights
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("built for another GPU")
+
+    AttentionInterface.register("unshot_half", half)
+    AttentionInterface.register("unshot_broken", broken)
+    net = model_of("llama")
+    assert adopt(net, ["unshot_half", "unshot_broken"], "cpu", bf16=False) == ([], None)
+    assert net.config._attn_implementation == "sdpa"
+    assert adopt(net, ["eager"], "cpu", bf16=False) == (["eager"], None)
+    assert net.config._attn_implementation == "eager" and installed("cpu") == []
+    capped = model_of("gemma2")
+    assert adopt(capped, ["sdpa"], "cpu", bf16=False) == ([], None)
+
+
+def test_the_way_out_for_a_multimodal_base_gives_its_text_tower(tmp_path: Path) -> None:
+    """What the refusal of Gemma 3 says to do, done: the directory is taken, and says what the whole model says."""
+    from transformers import (
+        AutoModelForCausalLM,
+        Gemma3Config,
+        Gemma3ForCausalLM,
+        Gemma3ForConditionalGeneration,
+    )
+
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = Gemma3Config(
+        text_config=config_of("gemma3_text").to_dict(), vision_config=vision, mm_tokens_per_image=4,
+        image_token_index=90, boi_token_index=91, eoi_token_index=92,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    whole = Gemma3ForConditionalGeneration(config).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    with pytest.raises(InputError, match=r"text tower.*ForCausalLM class \(gemma3_text\)"):
+        inspect_base(Source("whole", tmp_path / "whole"), "lora")
+    Gemma3ForCausalLM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "text")
+    assert inspect_base(Source("text", tmp_path / "text"), "lora").family == "gemma3_text"
+    tower = AutoModelForCausalLM.from_pretrained(tmp_path / "text").eval()
+    ids = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        assert torch.allclose(tower(ids).logits, whole(ids).logits, atol=1e-5)

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 
 from tests.chat_templates import AWKWARD, TALKS, TEMPLATES, USUAL
 from tests.planner_files import model_folder
+from tune.prove import prove_template, rows_to_prove
+from unshot.data.rows import Example
 from unshot.errors import InputError
+from unshot.models import Source
 from unshot.text.chat import Chat, load_tokenizer
-from unshot.text.repair import repaired
+from unshot.text.repair import repaired, thinks
 from unshot.text.sandbox import MAX_MADE, MAX_STEPS
 from unshot.text.template import Template, load_template
 from unshot.text.tokenizers import open_counter
@@ -281,3 +284,62 @@ def test_the_counter_and_the_chat_give_the_same_ids(tmp_path: Path, name: str) -
 
 def test_awkward_templates_are_many() -> None:
     assert {"generation", "none-or-defined", "tojson", "type-error"} <= set(AWKWARD)
+
+
+@pytest.mark.parametrize(
+    ("opens", "closes"),
+    [
+        ("<think>\n", "</think>"),
+        ("<thought>\n", "</thought>"),
+        ("<seed:think>", "</seed:think>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ],
+)
+def test_a_thinking_block_of_any_family_is_closed_before_the_answer(opens: str, closes: str) -> None:
+    source = (
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>" + opens.replace("\n", "\\n") + "' }}{% endif %}"
+    )
+    mended, notes = repaired(Template(source, TOKENS, "m"), ["</s>"])
+    assert mended.render(ASK).rstrip().endswith(closes) and closes in notes[0]
+    if opens != "<think>\n":  # what a user writes opens nothing
+        asked = [{"role": "user", "content": f"what is {opens}?"}]
+        assert not thinks(Template(USUAL["phi4"], TOKENS, "m").render(asked))
+
+
+def test_what_only_some_rows_show_of_a_template_is_proved_too(tmp_path: Path) -> None:
+    def row(line: int, *turns: str) -> Example:
+        roles = ("user", "assistant")
+        return Example(tuple({"role": roles[i % 2], "content": t} for i, t in enumerate(turns)), "yes", line)
+
+    def proved(source: str, rows: list[Example]) -> list[str]:
+        folder = model_folder(tmp_path / str(len(source)), template=source)
+        chosen = rows_to_prove(rows)
+        chat = Chat(load_tokenizer(folder))
+        return prove_template(chat, Source("m", folder), chosen, [list(r.messages) for r in chosen])
+
+    many = [row(i, f"question {i}") for i in range(20)]
+    whole = USUAL["phi4"]
+    assert proved(whole, [*many, row(21, "x" * 500), row(22, "first", "no", "second")]) == []
+    with pytest.raises(InputError, match="line 21: the chat template leaves out the input"):
+        proved(whole.replace("m['content']", "m['content'][:200]"), [*many, row(21, "x" * 500)])
+    with pytest.raises(InputError, match="line 22: the chat template leaves out the earlier turns"):
+        proved(
+            whole.replace("for m in messages", "for m in messages[-1:]"),
+            [*many, row(22, "first", "no", "second")],
+        )
+    result = Example(
+        (
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": ""},
+            {"role": "tool", "content": "found it"},
+        ),
+        "yes",
+        23,
+    )
+    deaf = whole.replace("{{ '<|im_start|>'", "{% if m['role'] != 'tool' %}{{ '<|im_start|>'", 1).replace(
+        "'<|im_end|>' }}{% endfor %}", "'<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    assert "tools' results" in proved(deaf, [*many, result])[0]

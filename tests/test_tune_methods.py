@@ -177,6 +177,11 @@ def test_defaults_follow_method_and_width() -> None:
     assert learning_rate("full", 2000)[0] == pytest.approx(5e-5)
     assert learning_rate("lora", 2000)[0] == pytest.approx(5e-4)
     assert learning_rate("lora", 4096)[0] < learning_rate("lora", 576)[0]
+    # Tinker's recommendation for Qwen3-8B and Llama-3.1-8B, both 4,096 wide.
+    assert learning_rate("lora", 4096, "qwen3")[0] == pytest.approx(4.7e-4)
+    assert learning_rate("lora", 4096, "llama")[0] == pytest.approx(2.9e-4)
+    rate, reason = learning_rate("lora", 4096, "gemma2")
+    assert rate == pytest.approx(2.9e-4) and "fitted to Llama models; none is known for gemma2" in reason
     config = Shape("llama", 576, 30, 49152, 1536, 2048, 0)
     chosen = choose_defaults(TuneSettings(method="prompt"), config, 300)
     assert chosen.learning_rate == 3e-2 and "cannot be merged" in chosen.reasons["trained"]

@@ -159,6 +159,12 @@ def summary(result: dict[str, Any], final: Path) -> list[Any]:
     )
     words = {True: "passed", False: "FAILED", None: "undecided"}
     lines = [line, *(f"gate {g['name']} {words[g['passed']]}: {g['detail']}" for g in result["gates"])]
+    if found := result.get("preference"):
+        lines.append(
+            f"{found['method']} on {found['pairs']} pairs: validation {found['score_before']:.3f} to "
+            f"{found['score_after']:.3f}, right answer likelier in {found['preferred_before']:.0%} to "
+            f"{found['preferred_after']:.0%}; {'kept' if found['kept'] else 'taken back'}"
+        )
     if result.get("learning_curve"):
         from tune.curve import sentence
 

@@ -25,7 +25,7 @@ def choose_defaults(settings: TuneSettings, shape: Shape, rows: int) -> Defaults
         rate = settings.learning_rate
         reasons["learning_rate"] = "given"
     else:
-        rate, reasons["learning_rate"] = learning_rate(settings.method, shape.hidden)
+        rate, reasons["learning_rate"] = learning_rate(settings.method, shape.hidden, shape.family)
     batch = 8 if rows < 1000 else 16 if rows < 10000 else 32
     reasons["batch_rows"] = (
         f"{batch} rows a step for {rows} rows: small sets need steps more than smooth gradients"
@@ -34,12 +34,18 @@ def choose_defaults(settings: TuneSettings, shape: Shape, rows: int) -> Defaults
     return Defaults(rate, batch, reasons)
 
 
-def learning_rate(method: str, hidden: int) -> tuple[float, str]:
-    """The peak rate of a method on a model of width `hidden`, and why.
+# How the best rate falls with width, fitted by family: Tinker's documentation, "Supervised learning hyperparameters"
+# (Thinking Machines Lab), read 2026-11-26 in copies of `tinker_cookbook/hyperparam_utils.py`.
+EXPONENTS = {"llama": 0.781, "qwen": 0.0775}
 
-    Full fine-tuning's best rate falls with width, 5e-5 * (2000 / hidden)^0.781 for the Llama family, and LoRA's is
-    10 times that (Schulman et al., "LoRA Without Regret", Thinking Machines Lab, 2025-09). A soft prompt has no
-    weights to spoil and is trained with 3e-2 (peft's own prompt tuning guide for causal models).
+
+def learning_rate(method: str, hidden: int, family: str = "llama") -> tuple[float, str]:
+    """The peak rate of a method on a model of a family (`model_type`) and of width `hidden`, and why.
+
+    Full fine-tuning's best rate falls with width, 5e-5 * (2000 / hidden)^exponent, and LoRA's is 10 times that
+    (Schulman et al., "LoRA Without Regret", Thinking Machines Lab, 2025-09). A family without an exponent of its own
+    gets Llama's. A soft prompt has no weights to spoil and is trained with 3e-2 (peft's own prompt tuning guide for
+    causal models).
     """
     known = METHODS[method]
     if known.rate is not None:
@@ -47,11 +53,14 @@ def learning_rate(method: str, hidden: int) -> tuple[float, str]:
             known.rate,
             f"{known.rate:g}, as in peft's prompt tuning guide: only the vectors before the row move",
         )
-    rate = float(f"{5e-5 * known.rate_factor * (2000 / hidden) ** 0.781:.2g}")
+    fitted = next((name for name in EXPONENTS if family.startswith(name)), None)
+    exponent = EXPONENTS[fitted or "llama"]
+    rate = float(f"{5e-5 * known.rate_factor * (2000 / hidden) ** exponent:.2g}")
     times = "" if known.rate_factor == 1 else f" x {known.rate_factor:g} (LoRA)"
+    whose = "" if fitted else f"; none is known for {family}"
     return rate, (
-        f"5e-5{times} x (2000 / hidden {hidden})^0.781, the exponent that was fitted to Llama models; "
-        "Thinking Machines Lab 2025-09"
+        f"5e-5{times} x (2000 / hidden {hidden})^{exponent:g}, the exponent that was fitted to "
+        f"{(fitted or 'llama').capitalize()} models{whose}; Thinking Machines Lab 2025-09"
     )
 
 

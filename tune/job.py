@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +59,12 @@ def start(case: Case, options: Options) -> World:
     if case.tune.teacher is not None and (case.tune.init == "pissa" or case.tune.loss_on == "all"):
         raise InputError("--teacher goes without --init pissa and without --loss-on all; leave it out")
     method.check(pick_device())
+    if method.prefer and (case.tune.teacher is not None or case.tune.init == "pissa"):
+        raise InputError(f"--method {method.name} goes without --teacher and --init pissa; leave it out")
     wanted(options.report_to)
     world = processes.join(fsdp=options.fsdp)
+    if method.prefer and world.size > 1:
+        raise InputError(f"--method {method.name} runs in one process; start it without torchrun")
     if options.fsdp and world.size == 1:
         raise InputError(
             "--fsdp shares a model between processes; start them with torchrun or accelerate launch"
@@ -96,6 +100,8 @@ class Job:
     memory: Estimate | None = None
     # Whether rows may be packed: what `tune.packing` found.
     packing: str = "to be shown at the start of the run"
+    # Faster kernels that the model was loaded with (`tune.kernels`).
+    kernels: list[str] = field(default_factory=list)
 
 
 def request(example: Example, task: Task) -> list[Message]:

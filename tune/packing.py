@@ -58,7 +58,7 @@ def _worst(net: Any, device: str, bf16: bool) -> str | None:
         """Logits of the last row of a pack."""
         positions = np.concatenate([np.arange(len(row)) for row in rows])
         with rows_apart(net, positions) if device == "cpu" else _nothing():
-            return _logits(net, np.concatenate(rows), positions, device, bf16)[-len(rows[-1]) :]
+            return logits_of(net, np.concatenate(rows), positions, device, bf16)[-len(rows[-1]) :]
 
     for lengths in PACKS:
         rows = [draw.integers(0, size, length) for length in lengths]
@@ -83,7 +83,7 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _logits(net: Any, ids: np.ndarray, positions: np.ndarray, device: str, bf16: bool) -> torch.Tensor:
+def logits_of(net: Any, ids: np.ndarray, positions: np.ndarray, device: str, bf16: bool) -> torch.Tensor:
     """Next-token logits of one sequence, float32, shape (tokens, vocabulary)."""
     with torch.no_grad(), torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
         out = net(

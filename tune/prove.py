@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from unshot.data.example import without_tools
@@ -31,23 +31,33 @@ def prove_template(
         where = row.where or f"line {row.line}"
         text = chat.render(messages)
         wanted = [("instruction", m) for m in messages if m["role"] in ("system", "developer")]
-        wanted += [("input", m) for m in messages if m["role"] == "user"][-1:]
+        asked = [("input", m) for m in messages if m["role"] == "user"]
+        wanted += asked[-1:] + [("earlier turns", m) for _, m in asked[:-1]]
         for what, message in wanted:
             if not _stands_in(str(message["content"]), text):
                 raise InputError(f"{where}: the chat template leaves out the {what}; {WAY_OUT}")
+        if any(m["role"] == "tool" and not _stands_in(m["content"], text) for m in messages):
+            notes["it leaves out the tools' results: the model never sees them"] = None
         if row.tools and text == chat.render(cast("list[Message]", without_tools(messages)[0])):
             notes["it leaves out the rows' function definitions (`tools`): the model never sees them"] = None
         if opened := thinks(text):
             raise InputError(
-                f"{where}: the prompt ends inside a <{opened}> block, where the answer would be thought and not said; "
+                f"{where}: the prompt ends inside a {opened} block, where the answer would be thought and not said; "
                 f"{WAY_OUT}"
             )
     return [*chat.tokenizer.repairs, *notes, *_ends(chat, source)]
 
 
 def rows_to_prove(rows: Sequence[Example]) -> list[Example]:
-    """The first rows, and the first with function definitions."""
-    return [*rows[:ROWS], *[row for row in rows[ROWS:] if row.tools][:1]]
+    """The first rows; of the others the longest, and the first with several turns, function definitions and tools."""
+    rest = rows[ROWS:]
+    kinds: list[Callable[[Example], bool]] = [
+        lambda row: len(row.messages) > 2,
+        lambda row: bool(row.tools),
+        lambda row: any(m["role"] == "tool" for m in row.messages),
+    ]
+    longest = sorted(rest, key=lambda row: -len(row.dialogue))[:1]
+    return [*rows[:ROWS], *longest, *(row for kind in kinds for row in [r for r in rest if kind(r)][:1])]
 
 
 def _stands_in(content: str, text: str) -> bool:

@@ -62,6 +62,8 @@ def tune_run(
     Raises `InputError` for bad data or base. A killed run is resumed by the same call. Under `torchrun` every
     process makes this call, and the first one writes.
     """
+    from tune.preference import REJECTED, check_rows
+
     options, splitting = options or Options(), splitting or Splitting()
     world = start(case, options)
     if not world.first:
@@ -75,7 +77,7 @@ def tune_run(
             out if world.first else None,
             prompt=long if long.given else None,
             instruction=case.task.instruction,
-            used=(splitting.group_by, splitting.time),
+            used=(splitting.group_by, splitting.time, REJECTED if METHODS[case.tune.method].prefer else None),
             answers=case.tune.teacher is None,
             count=token_counter(base, out),
         )
@@ -93,6 +95,8 @@ def tune_run(
             rows=teaching.answered(loaded.rows),
             own={name: teaching.answered(rows) for name, rows in loaded.own.items()},
         )
+    if METHODS[case.tune.method].prefer:
+        check_rows(loaded.rows, case.tune.method)
     data = loaded.data
     try:
         task = derive_task(case.task, loaded.all, out.log, embedder=case.tune.embedder)
@@ -138,7 +142,8 @@ def _run_in(
     work: Path, loaded: Loaded, job: Job, options: Options, final: Path, out: Output
 ) -> dict[str, Any]:
     from tune.loss import core
-    from tune.model import checkpoint_layers, load_base, prepare_model, round_weights, save_tuned, untouched
+    from tune.model import checkpoint_layers, prepare_model, round_weights, save_tuned, untouched
+    from tune.preference import prefer
     from tune.reporting import Reporter, wanted
 
     settings, cleaned, first = job.case.tune, job.cleaned, job.world.first
@@ -146,10 +151,11 @@ def _run_in(
         "tune", seeds={"seed": settings.seed}, inputs=[describe_data(path) for path in loaded.files]
     )
     with manifest.timed("load"):
-        net = prepare_model(load_base(job.source, job.device, method=settings.method), settings)
+        base, kernels = load_with_kernels(job, out)
+        net = prepare_model(base, settings)
         if settings.gradient_checkpointing:
             checkpoint_layers(net)
-        job = settle_packing(job, net, out)
+        job = replace(settle_packing(job, net, out), kernels=kernels)
     if (
         METHODS[settings.method].low_rank
         and settings.layers is None
@@ -181,6 +187,10 @@ def _run_in(
             "the target is met; with --learning-curve a run also says what the next point would likely cost"
         )
     trainer.load_best()
+    preference = None
+    if METHODS[settings.method].prefer:
+        with manifest.timed("preference"):
+            preference = prefer(job, net, trainer, out)
     if METHODS[settings.method].whole:
         net = round_weights(net, job.source, job.device)
     # Recorded before the rows are answered: a reading that breaks off counts.
@@ -199,6 +209,8 @@ def _run_in(
     result |= {"split": loaded.splitting.record(), "test_seal": vars(seal) if seal else None}
     if curve is not None:
         result["learning_curve"] = curve
+    if preference is not None:
+        result["preference"] = vars(preference)
     # With FSDP the parts of the model come together in every process, though only the first one writes.
     net = gathered(net, job.world)
     if not first:
@@ -218,6 +230,24 @@ def _run_in(
     write_text(work / "README.md", card(final.name, result, manifest, job.task, gates))
     manifest.finish(work)
     return {**result, "timings": manifest.timings}
+
+
+def load_with_kernels(job: Job, out: Output) -> tuple[Any, list[str]]:
+    """The base with the faster kernels that are installed here and say the same as torch's; what they are."""
+    from tune.kernels import LIGER, adopt, installed
+    from tune.model import load_base
+
+    names, method = installed(job.device), job.case.tune.method
+    base = load_base(job.source, job.device, method=method)
+    taken, wrong = adopt(base, names, job.device, bf16=job.bf16)
+    if wrong is not None:
+        base = load_base(job.source, job.device, method=method)
+        names = [name for name in names if name != LIGER]
+        taken, _ = adopt(base, names, job.device, bf16=job.bf16)
+        out.warn(f"{wrong} is installed and changes this model's logits; it is not used")
+    if taken:
+        out.log(f"kernels: {', '.join(taken)}, equal to torch's own on this model")
+    return base, taken
 
 
 def settle_packing(job: Job, net: Any, out: Output) -> Job:
@@ -396,6 +426,7 @@ def configuration(job: Job) -> dict[str, Any]:
         "memory_estimate": job.memory.as_dict() if job.memory else None,
         "processes": {"count": job.world.size, "fsdp": job.world.fsdp},
         "packing": job.packing,
+        "kernels": job.kernels,
         "chat_template": job.template,
         "device": job.device,
         "threads": torch.get_num_threads(),

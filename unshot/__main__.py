@@ -64,7 +64,7 @@ EXTRAS = {
     **dict.fromkeys(("llama_cpp", "onnx", "onnx_ir", "onnxruntime", "onnxruntime_genai"), "export"),
     **dict.fromkeys(("psutil", "ddsketch", "pynvml"), "bench"),
     **dict.fromkeys(("starlette", "uvicorn", "aiohttp", "prometheus_client", "sklearn"), "deploy"),
-    "pyarrow": "parquet", "ray": "ray", "mlflow": "mlflow", "bitsandbytes": "qlora",
+    "pyarrow": "parquet", "ray": "ray", "mlflow": "mlflow", "bitsandbytes": "qlora", "trl": "prefer",
 }  # fmt: skip
 
 

@@ -263,7 +263,7 @@ class CandidateSettings(Record):
 class TuneSettings(Record):
     """How to fine-tune."""
 
-    method: Annotated[Method, about("How to fine-tune; qlora needs CUDA.")] = "lora"
+    method: Annotated[Method, about("How to fine-tune; qlora needs CUDA, dpo and kto TRL.")] = "lora"
     rank: Annotated[Count, about("LoRA rank.")] = 16
     layers: Annotated[Count | None, about("Adapt only the last so many layers; default: all.", sample=20)] = (
         None

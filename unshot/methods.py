@@ -25,6 +25,7 @@ class Method:
     the right one. `rate` is the learning rate, or (None) `rate_factor` times what full tuning takes. `low_rank`: rank,
     alpha, layers and init apply. `whole`: the run holds a whole model, the base is gone after training. `four_bit`: the
     base is quantised to NF4. `virtual`: trained vectors stand before each row, which no exported file can hold.
+    `prefer` is a phase after the best epoch, `(job, net, pairs) -> None`, for rows with a rejected answer.
     """
 
     name: str
@@ -41,12 +42,17 @@ class Method:
     four_bit: bool = False
     virtual: bool = False
     shards: bool = True
+    prefer: str | None = None  # module:function
 
     def prepare(self) -> Callable[[Any, Any], Any]:
         """The function that makes the method's parameters trainable."""
-        module, name = self.implementation.split(":")
-        found: Callable[[Any, Any], Any] = getattr(importlib.import_module(module), name)
-        return found
+        return _function(self.implementation)
+
+    def phase(self) -> Callable[..., Any]:
+        """The function of the preference phase."""
+        if self.prefer is None:
+            raise ValueError(f"{self.name} has no preference phase")
+        return _function(self.prefer)
 
     def needs(self) -> str:
         """What it needs beside torch, transformers and peft."""
@@ -69,6 +75,18 @@ class Method:
             raise OutsideError(f"{self.name} needs {self.package}; run `{self.install}`")
 
 
+def _function(place: str) -> Callable[..., Any]:
+    module, name = place.split(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+_TRL: dict[str, Any] = {
+    "package": "trl",
+    "install": "pip install 'unshot[prefer]'",
+    "low_rank": True,
+    "shards": False,
+}
 _LOW_RANK = "rank {rank} on every linear layer of {where}"
 METHODS = {
     method.name: method
@@ -117,6 +135,24 @@ METHODS = {
             rate=3e-2,
             virtual=True,
             shards=False,
+        ),
+        Method(
+            "dpo",
+            _LOW_RANK + ", then the right answers over the rejected ones",
+            "for rows whose wrong answer is known too, as with users' corrections: DPO against the tuned model "
+            "(Rafailov et al. 2023, arXiv 2305.18290), by TRL",
+            "tune.model:low_rank",
+            prefer="tune.preference:dpo",
+            **_TRL,
+        ),
+        Method(
+            "kto",
+            _LOW_RANK + ", then each answer as a good or a bad one",
+            "for rows whose wrong answer is known too: KTO takes noisier judgements than DPO (Ethayarajh et al. 2024, "
+            "arXiv 2402.01306), by TRL",
+            "tune.model:low_rank",
+            prefer="tune.preference:kto",
+            **_TRL,
         ),
     )
 }

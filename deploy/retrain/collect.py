@@ -148,7 +148,10 @@ def _correction(
     if why is not None or line.input is None or answer is None:
         result.unusable.append({"request": one.id, "why": why})
         return None
-    return Correction(row_of(line.input, answer, one.id, said.by), said.by, one.unit, said.time)
+    row = row_of(line.input, answer, one.id, said.by)
+    if line.answer and task.label(line.answer) != task.label(answer):
+        row["rejected"] = line.answer  # what `tune --method dpo` learns from
+    return Correction(row, said.by, one.unit, said.time)
 
 
 def completion(correction: str, task: Task) -> str | None:

@@ -205,11 +205,13 @@ def _refuse_preference(row: Row, columns: Columns) -> Parsed:
     names = [n for n in ("preferred_output", "non_preferred_output", "chosen", "rejected") if n in row]
     raise Problem(
         f"a preference row ({', '.join(f'`{n}`' for n in names)}); tuning needs the right answer alone: keep the "
-        "preferred one as `completion`"
+        "preferred one as `completion` (--output-column chosen reads TRL's; --method dpo and kto learn from `rejected`)"
     )
 
 
 def _is_preference(row: Row, columns: Columns) -> bool:
+    if columns.output == "chosen":  # asked for by name: the right answer, beside a column `rejected`
+        return False
     if {"preferred_output", "non_preferred_output"} & row.keys() or {"chosen", "rejected"} <= row.keys():
         return True
     conversation = {"completion", "messages", "conversations"} & row.keys()

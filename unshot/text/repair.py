@@ -32,7 +32,12 @@ _FOLD = (
     "messages[2:] -%}{%- endif -%}"
 )
 _QUIET = "{%- set enable_thinking = false -%}"
-_OPEN = re.compile(r"<(think|thinking|reasoning)>(?!.*</\1>)", re.DOTALL)
+_OPEN = re.compile(r"<(?:think|thinking|reasoning)>", re.DOTALL)
+# Other families' marks of a thinking block, where the prompt ends with one: <thought>, [THINK], <seed:think>, ...
+_AT_END = re.compile(
+    r"(<\|?|\[|◁)((?:\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad))(\|?>|\]|▷)\s*\Z",
+    re.IGNORECASE,
+)
 
 
 def repaired(template: Template, special: Collection[str]) -> tuple[Template, list[str]]:
@@ -66,11 +71,11 @@ def repaired(template: Template, special: Collection[str]) -> tuple[Template, li
         return template, notes
     if opened := thinks(prompt):
         quiet = _before(template, _QUIET)
-        if "enable_thinking" in template.source and not thinks(_render(quiet, user) or f"<{opened}>"):
+        if "enable_thinking" in template.source and not thinks(_render(quiet, user) or opened):
             adopt(quiet, user, [QUESTION], "thinking is switched off (enable_thinking=false)")
         else:
-            note = f"the thinking block that the prompt opens is closed before the answer (</{opened}>)"
-            adopt(_after(template, f"\n</{opened}>\n\n"), user, [QUESTION], note)
+            note = f"the thinking block that the prompt opens is closed before the answer ({closing(opened)})"
+            adopt(_after(template, f"\n{closing(opened)}\n\n"), user, [QUESTION], note)
         return template, notes
     full = _render(template, [*user, {"role": "assistant", "content": ANSWER}], generate=False) or ""
     if full.startswith(prompt) and ANSWER in full[len(prompt) :]:
@@ -88,9 +93,22 @@ def repaired(template: Template, special: Collection[str]) -> tuple[Template, li
 
 
 def thinks(prompt: str) -> str | None:
-    """The name of the thinking block in which a prompt ends, if it does."""
-    found = _OPEN.search(prompt)
-    return found[1] if found else None
+    """The mark that opens the thinking block in which a prompt ends, if it does."""
+    for found in _OPEN.finditer(prompt):
+        if closing(found[0]) not in prompt[found.end() :]:
+            return found[0]
+    at_end = _AT_END.search(prompt)
+    return at_end[0].strip() if at_end else None
+
+
+def closing(opened: str) -> str:
+    """The mark that ends a thinking block: </think>, [/THINK], <|END_THINKING|>."""
+    if "START_" in opened.upper():
+        return re.sub(
+            "START_", lambda word: "END_" if word[0].isupper() else "end_", opened, flags=re.IGNORECASE
+        )
+    left = 2 if opened.startswith("<|") else 1
+    return f"{opened[:left]}/{opened[left:]}"
 
 
 def _render(template: Template, messages: Sequence[Message], *, generate: bool = True) -> str | None:
