@@ -62,10 +62,10 @@ def tune_run(
     Raises `InputError` for bad data or base. A killed run is resumed by the same call. Under `torchrun` every
     process makes this call, and the first one writes.
     """
-    from tune.preference import REJECTED, check_rows
-
     options, splitting = options or Options(), splitting or Splitting()
     world = start(case, options)
+    from tune.preference import REJECTED, check_rows
+
     if not world.first:
         out = Output(json_mode=out.json_mode, verbosity=-1)
     long = case.long_prompt()
