@@ -37,7 +37,7 @@ def adopt(net: Any, names: list[str], device: str, *, bf16: bool) -> tuple[list[
     A model that needs its attention as it is (a soft cap) keeps it. An attention that fails or differs is put back; a
     Liger kernel cannot be taken out again: the caller loads the model anew without it.
     """
-    taken = []
+    taken: list[str] = []
     for name in names:
         before = _read(net, device, bf16)
         if name == LIGER:
