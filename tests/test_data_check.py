@@ -13,11 +13,17 @@ import pytest
 
 from tests.conftest import SHARED, Run
 from tune import near
+from tune.data import check as checking
 from tune.data.agreement import agreement, cohen_kappa, fleiss_kappa, krippendorff_alpha
 from tune.data.balance import alike_labels
-from tune.data.check import check_file
 from tune.data.variety import template_share
 from unshot.data import personal as pii
+
+
+def check_file(path: Path, **settings: Any) -> dict[str, Any]:
+    """The report as it is written."""
+    return checking.check_file(path, **settings).plain()
+
 
 BANKING = SHARED / "banking77" / "train.csv"
 

@@ -151,7 +151,7 @@ def test_paraphrases_across_a_split_are_moved_and_checked(
     ]
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    found = check_file(data, embedder=PACKAGE)["paraphrases"]
+    found = check_file(data, embedder=PACKAGE).plain()["paraphrases"]
     lines = [set(p["lines"]) for p in found["listed"]]
     assert {23, 24} in lines and found["embedder"] == PACKAGE
     assert not any(pair == {21, 23} or pair == {22, 24} for pair in lines)

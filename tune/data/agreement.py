@@ -7,6 +7,38 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from unshot.contracts.record import Record
+
+
+class Disputed(Record):
+    """An input whose annotators disagree: its lines, the answers by annotator, the text cut at 200 characters."""
+
+    lines: list[int]
+    answers: dict[str, str]
+    text: str
+
+
+class SettleFirst(Record):
+    """Disputed inputs, the most even splits first."""
+
+    total: int
+    listed: list[Disputed]
+
+
+class AnnotatorAgreement(Record, kw_only=True):
+    """Coefficients over items rated by two annotators or more; only `items` and `note` where there are none."""
+
+    items: int
+    note: str | None = None
+    annotators: list[str] | None = None
+    unanimous: float | None = None
+    cohen_kappa: float | None = None
+    fleiss_kappa: float | None = None
+    fleiss_items: int | None = None
+    fleiss_ratings: int | None = None
+    krippendorff_alpha: float | None = None
+    settle_first: SettleFirst | None = None
+
 
 def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float:
     """Kappa of two annotators over the same items (Cohen 1960); nan where chance alone gives full agreement."""
@@ -44,7 +76,7 @@ def krippendorff_alpha(counts: np.ndarray) -> float:
     return 1 - observed / expected if expected > 0 else float("nan")
 
 
-def agreement(ratings: Mapping[int, Mapping[str, str]]) -> dict[str, object] | None:
+def agreement(ratings: Mapping[int, Mapping[str, str]]) -> AnnotatorAgreement | None:
     """Coefficients over items rated by two annotators or more; None where there are none.
 
     `ratings` maps an item to its annotators' answers. Fleiss' kappa takes the items with the most usual number
@@ -64,16 +96,16 @@ def agreement(ratings: Mapping[int, Mapping[str, str]]) -> dict[str, object] | N
     cohen = None
     if len(people) == 2:
         cohen = cohen_kappa(*([given[name] for given in shared.values()] for name in people))
-    return {
-        "annotators": people,
-        "items": len(shared),
-        "unanimous": float((table.max(axis=1) == table.sum(axis=1)).mean()),
-        "cohen_kappa": cohen,
-        "fleiss_kappa": fleiss_kappa(regular),
-        "fleiss_items": len(regular),
-        "fleiss_ratings": int(usual),
-        "krippendorff_alpha": krippendorff_alpha(table),
-    }
+    return AnnotatorAgreement(
+        annotators=people,
+        items=len(shared),
+        unanimous=float((table.max(axis=1) == table.sum(axis=1)).mean()),
+        cohen_kappa=cohen,
+        fleiss_kappa=fleiss_kappa(regular),
+        fleiss_items=len(regular),
+        fleiss_ratings=int(usual),
+        krippendorff_alpha=krippendorff_alpha(table),
+    )
 
 
 def settle_first(ratings: Mapping[int, Mapping[str, str]]) -> list[int]:

@@ -9,8 +9,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
+from unshot.contracts.record import Record
 from unshot.contracts.task import MAX_LABELS
 from unshot.data.example import normal
 from unshot.metrics.answers import INVALID, json_object, parse_answer
@@ -90,22 +90,37 @@ def _counted(counts: Counter[str] | None, text: str) -> Counter[str] | None:
     return counts
 
 
-def balance(counts: Counter[str], field: str | None) -> dict[str, Any]:
-    """Classes with their rows, most first; evenness is the entropy over its maximum (1: all classes alike)."""
+class Balance(Record):
+    """The classes with their rows, most first; `evenness` is the entropy over its maximum (1: all classes alike)."""
+
+    field: str | None
+    classes: int
+    largest: int
+    smallest: int
+    evenness: float
+    # Pairs of labels that may be one, and labels that may be missing values.
+    alike: list[tuple[str, str]]
+    missing: str | None
+    below_5: list[str]
+    counts: dict[str, int]
+
+
+def balance(counts: Counter[str], field: str | None) -> Balance:
+    """The classes of `field` (None: of whole answers)."""
     total = counts.total()
     entropy = -sum(n / total * math.log(n / total) for n in counts.values())
     (_, most), (_, least) = counts.most_common(1)[0], counts.most_common()[-1]
-    return {
-        "field": field,
-        "classes": len(counts),
-        "largest": most,
-        "smallest": least,
-        "evenness": entropy / math.log(len(counts)) if len(counts) > 1 else 1.0,
-        "alike": alike_labels(list(counts)),
-        "missing": missing_labels(list(counts)),
-        "below_5": sorted(label for label, n in counts.items() if n < 5),
-        "counts": dict(counts.most_common()),
-    }
+    return Balance(
+        field=field,
+        classes=len(counts),
+        largest=most,
+        smallest=least,
+        evenness=entropy / math.log(len(counts)) if len(counts) > 1 else 1.0,
+        alike=alike_labels(list(counts)),
+        missing=missing_labels(list(counts)),
+        below_5=sorted(label for label, n in counts.items() if n < 5),
+        counts=dict(counts.most_common()),
+    )
 
 
 def alike_labels(labels: Sequence[str]) -> list[tuple[str, str]]:

@@ -66,7 +66,6 @@ def check(
     Exit code 1 where rows are malformed or fewer than 50 are usable.
     """
     from tune.data.check import check_file
-    from unshot.console import dumps
     from unshot.contracts.manifest import Manifest, describe_data, staged
     from unshot.data.files import write_text
     from unshot.data.personal import check_region
@@ -98,14 +97,14 @@ def check(
                 path, folder=work, progress=lambda n: progress.update(bar, completed=n), **settings
             )
         if work:
-            write_text(work / "report.json", dumps(result) + "\n")
+            write_text(work / "report.json", result.to_json(indent=2) + "\n")
             manifest = Manifest("data-check", inputs=[describe_data(path)])
-            manifest.result = {"rows": result["rows"], "ready": result["ready"]}
+            manifest.result = {"rows": result.rows, "ready": result.ready}
             manifest.finish(work)
     from tune.data.tables import check_tables
 
-    out.result(result, *check_tables(result))
-    if not result["ready"]:
+    out.result(result.plain(), *check_tables(result))
+    if not result.ready:
         click.get_current_context().exit(1)
 
 

@@ -4,59 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune.data.check_report import CheckReport, Malformed
 
 SHOWN = 10
 
 
-def check_tables(result: dict[str, Any]) -> list[Any]:
+def check_tables(result: CheckReport) -> list[Any]:
     """Counts, then the first findings of each kind, then the warnings."""
-    length = result["length"]
-    labels = result["labels"]
+    length = result.length
+    labels = result.labels
     facts = [
-        ("form", result["reading"]["format"]),
-        ("rows", f"{result['rows']}, {result['well_formed']} well-formed (at least 50, usually 200)"),
+        ("form", result.reading.format),
+        ("rows", f"{result.rows}, {result.well_formed} well-formed (at least 50, usually 200)"),
         *(
             (
-                f"{name} {length['unit']}",
-                "median {median:.0f}, 95% under {p95:.0f}, longest {max:.0f}".format(**length[name]),
+                f"{name} {length.unit}",
+                f"median {spread.median:.0f}, 95% under {spread.p95:.0f}, longest {spread.max:.0f}",
             )
-            for name in ("prompt", "answer")
+            for name, spread in (("prompt", length.prompt), ("answer", length.answer))
         ),
         (
             "labels",
-            f"{labels['classes']} classes, {labels['smallest']} to {labels['largest']} rows, evenness "
-            f"{labels['evenness']:.2f}"
+            f"{labels.classes} classes, {labels.smallest} to {labels.largest} rows, evenness "
+            f"{labels.evenness:.2f}"
             if labels
             else "free text",
         ),
         (
             "duplicates",
-            f"{result['duplicates']['exact_rows']} exact, {result['duplicates']['near_rows']} near "
-            f"(similarity {result['duplicates']['threshold']:g} and more)",
+            f"{result.duplicates.exact_rows} exact, {result.duplicates.near_rows} near "
+            f"(similarity {result.duplicates.threshold:g} and more)",
         ),
         *(
             [
                 (
                     "close in meaning",
-                    f"{p['total']} more pairs (cosine {p['threshold']:g} and more, {p['embedder']})",
+                    f"{p.total} more pairs (cosine {p.threshold:g} and more, {p.embedder})",
                 )
             ]
-            if (p := result["paraphrases"])
+            if (p := result.paraphrases)
             else []
         ),
-        ("contradictions", f"{result['contradictions']['total']} pairs"),
-        ("template share", f"{result['variety']['template_share']:.0%} of the prompts' words"),
-        ("personal data", f"{result['personal_data']['total']} rows"),
+        ("contradictions", f"{result.contradictions.total} pairs"),
+        ("template share", f"{result.variety.template_share:.0%} of the prompts' words"),
+        ("personal data", f"{result.personal_data.total} rows"),
     ]
-    agreement = result["agreement"]
-    if agreement and agreement["items"]:
-        cohen = agreement["cohen_kappa"]
+    agreement = result.agreement
+    if agreement and agreement.items:
+        cohen = agreement.cohen_kappa
         facts.append(
             (
                 "agreement",
-                f"{agreement['items']} items, Krippendorff's alpha {agreement['krippendorff_alpha']:.3f}, "
-                f"Fleiss' kappa {agreement['fleiss_kappa']:.3f}"
+                f"{agreement.items} items, Krippendorff's alpha {agreement.krippendorff_alpha:.3f}, "
+                f"Fleiss' kappa {agreement.fleiss_kappa:.3f}"
                 + (f", Cohen's kappa {cohen:.3f}" if cohen is not None else ""),
             )
         )
@@ -65,15 +68,15 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
         shown,
         "malformed rows",
         ("line", "problem"),
-        [(_place(m, result["data"]), m["problem"]) for m in result["malformed"]],
+        [(_place(m, result.data), m.problem) for m in result.malformed],
     )
     _add(
         shown,
         "contradictions: near-identical inputs with different answers",
         ("lines", "similarity", "answers", "input"),
         [
-            ("{} {}".format(*c["lines"]), c["similarity"], " | ".join(c["answers"]), c["texts"][0])
-            for c in result["contradictions"]["listed"]
+            ("{} {}".format(*c.lines), c.similarity, " | ".join(c.answers), c.texts[0])
+            for c in result.contradictions.listed
         ],
     )
     _add(
@@ -82,50 +85,50 @@ def check_tables(result: dict[str, Any]) -> list[Any]:
         ("lines", "similarity", "answers", "inputs"),
         [
             (
-                "{} {}".format(*c["lines"]),
-                c["similarity"],
-                " | ".join(dict.fromkeys(c["answers"])),
-                " | ".join(c["texts"]),
+                "{} {}".format(*c.lines),
+                c.similarity,
+                " | ".join(dict.fromkeys(c.answers)),
+                " | ".join(c.texts),
             )
-            for c in (result["paraphrases"] or {"listed": []})["listed"]
+            for c in (result.paraphrases.listed if result.paraphrases else [])
         ],
     )
-    if agreement and agreement["items"]:
+    if agreement and agreement.settle_first:
         _add(
             shown,
             "settle first",
             ("lines", "answers", "input"),
             [
                 (
-                    " ".join(map(str, s["lines"])),
-                    ", ".join(f"{k}: {v}" for k, v in s["answers"].items()),
-                    s["text"],
+                    " ".join(map(str, s.lines)),
+                    ", ".join(f"{k}: {v}" for k, v in s.answers.items()),
+                    s.text,
                 )
-                for s in agreement["settle_first"]["listed"]
+                for s in agreement.settle_first.listed
             ],
         )
     _add(
         shown,
         "personal data",
         ("line", "kinds"),
-        [(p["line"], ", ".join(p["kinds"])) for p in result["personal_data"]["listed"]],
+        [(p.line, ", ".join(p.kinds)) for p in result.personal_data.listed],
     )
-    shown += [f"warning: {text}" for text in result["warnings"]]
-    if (reading := result.get("reading")) and reading["example"]:
+    shown += [f"warning: {text}" for text in result.warnings]
+    if (reading := result.reading).example:
         how = (
             "as the model sees it"
-            if reading["example_rendered"]
+            if reading.example_rendered
             else "turn by turn (--base renders it for a model)"
         )
-        shown.append(f"an example row, {how}:\n{reading['example']}\n")
-    shown.append("ready to train" if result["ready"] else f"not ready to train: {_why(result)}")
+        shown.append(f"an example row, {how}:\n{reading.example}\n")
+    shown.append("ready to train" if result.ready else f"not ready to train: {_why(result)}")
     return shown
 
 
-def _place(fault: dict[str, Any], data: str) -> str:
+def _place(fault: Malformed, data: str) -> str:
     """A fault's line, with its file where the data are several."""
-    where = str(fault["where"])
-    return where if where and not where.startswith(f"{data}, ") else str(fault["line"])
+    where = str(fault.where)
+    return where if where and not where.startswith(f"{data}, ") else str(fault.line)
 
 
 def import_tables(result: dict[str, Any]) -> list[Any]:
@@ -162,12 +165,12 @@ def import_tables(result: dict[str, Any]) -> list[Any]:
     return lines
 
 
-def _why(result: dict[str, Any]) -> str:
-    if result["malformed"]:
+def _why(result: CheckReport) -> str:
+    if result.malformed:
         return "mend or remove the malformed rows"
-    if result["length"]["too_long"]["total"] and result["minimum"]["enough"]:
+    if result.length.too_long.total and result.minimum.enough:
         return "shorten the rows that are too long, or raise max_length under [tune]"
-    return "too few rows" if not result["minimum"]["enough"] else "see the warnings"
+    return "too few rows" if not result.minimum.enough else "see the warnings"
 
 
 def split_tables(result: dict[str, Any]) -> list[Any]:

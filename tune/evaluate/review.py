@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from tune.data.agreement import AnnotatorAgreement
 from tune.data.agreement import agreement as several
 from tune.evaluate.agreement import Agreement, agree
 from unshot.console import Output
@@ -98,7 +99,7 @@ class Reviewed(Record, kw_only=True, omit_defaults=True):
     preference: Preference | None = None
     # Agreement of the task's metric with the people, of the people with each other, of a judge with the people.
     metric_human: Agreement | None = None
-    between_reviewers: dict[str, object] | None = None
+    between_reviewers: AnnotatorAgreement | None = None
     judge: Judged | None = None
     judge_human: Agreement | None = None
     gate: Gate

@@ -75,7 +75,7 @@ def review_tables(result: Reviewed) -> list[RenderableType]:
     if result.metric_human is not None:
         shown.append(f"metric and people agree: {_agreement(result.metric_human)}")
     if result.between_reviewers:
-        alpha = result.between_reviewers["krippendorff_alpha"]
+        alpha = result.between_reviewers.krippendorff_alpha
         shown.append(f"reviewers among themselves: Krippendorff's alpha {alpha:.3f}")
     if result.judge is not None:
         shown.append(_judge(result.judge))
