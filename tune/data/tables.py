@@ -14,6 +14,21 @@ SHOWN = 10
 
 def check_tables(result: CheckReport) -> list[Any]:
     """Counts, then the first findings of each kind, then the warnings."""
+    shown: list[Any] = [_table("", ("", ""), _facts(result))]
+    _add_findings(shown, result)
+    shown += [f"warning: {text}" for text in result.warnings]
+    if (reading := result.reading).example:
+        how = (
+            "as the model sees it"
+            if reading.example_rendered
+            else "turn by turn (--base renders it for a model)"
+        )
+        shown.append(f"an example row, {how}:\n{reading.example}\n")
+    shown.append("ready to train" if result.ready else f"not ready to train: {_why(result)}")
+    return shown
+
+
+def _facts(result: CheckReport) -> list[tuple[str, str]]:
     length = result.length
     labels = result.labels
     facts = [
@@ -63,7 +78,11 @@ def check_tables(result: CheckReport) -> list[Any]:
                 + (f", Cohen's kappa {cohen:.3f}" if cohen is not None else ""),
             )
         )
-    shown: list[Any] = [_table("", ("", ""), facts)]
+    return facts
+
+
+def _add_findings(shown: list[Any], result: CheckReport) -> None:
+    agreement = result.agreement
     _add(
         shown,
         "malformed rows",
@@ -113,16 +132,6 @@ def check_tables(result: CheckReport) -> list[Any]:
         ("line", "kinds"),
         [(p.line, ", ".join(p.kinds)) for p in result.personal_data.listed],
     )
-    shown += [f"warning: {text}" for text in result.warnings]
-    if (reading := result.reading).example:
-        how = (
-            "as the model sees it"
-            if reading.example_rendered
-            else "turn by turn (--base renders it for a model)"
-        )
-        shown.append(f"an example row, {how}:\n{reading.example}\n")
-    shown.append("ready to train" if result.ready else f"not ready to train: {_why(result)}")
-    return shown
 
 
 def _place(fault: Malformed, data: str) -> str:
