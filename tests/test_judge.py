@@ -208,7 +208,7 @@ def test_the_sheet_is_blind_and_reads_back(
     assert read_gates(run)["review"].passed is None
     assert from_review(run, [tmp_path / "a.csv"], None, QUIET, accept=0.55).gate.passed is True
     both = from_review(run, [tmp_path / "a.csv", tmp_path / "b.csv"], None, QUIET, accept=0.9)
-    assert both.reviewers == 2 and both.between_reviewers["cohen_kappa"] < 1
+    assert both.reviewers == 2 and both.between_reviewers.cohen_kappa < 1
     assert read_gates(run)["review"].passed is False
 
 
