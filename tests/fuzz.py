@@ -440,7 +440,6 @@ READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("deploy registry show v1 --store store", ("store/*", "store/*/*/*")),
     ("deploy promote v1 --store store --by x --why y", ("store/*", "store/*/*/*", "tuned/*")),
     ("deploy rollback --store store --by x", ("store/*",)), ("deploy split 5 --store store --by x", ("store/*",)),
-    ("deploy rollout v1 --store store --log log --hold 1s", ("store/*", "store/*/*/*")),
     ("deploy retrain log --data data.jsonl --champion champion --store store --out o",
      ("log/*", "data.jsonl", "store/*")),
     ("deploy init o --case case.toml --model m", ("case.toml", "data.jsonl")),
