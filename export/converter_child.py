@@ -8,13 +8,16 @@ exit 2: the architecture is unknown. SETTINGS is JSON: `pre`, the pre-tokenizer'
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 
 
 def main() -> int:
     """Run the converter in this process."""
     folder, given, *arguments = sys.argv[1:]
-    sys.path.insert(0, folder)
+    sys.path[:0] = [str(Path(folder, "gguf-py")), folder]
+    _name_what_is_missing(folder)
     import convert_hf_to_gguf as script
 
     try:
@@ -42,6 +45,20 @@ def main() -> int:
     return 0
 
 
+def _name_what_is_missing(folder: str) -> None:
+    """The wheel's models may be newer than its `gguf`: names of tensors it lacks, of models that are not asked for,
+    must not keep a whole module from being loaded.
+    """
+    import gguf
+
+    for path in Path(folder).glob("conversion/*.py"):
+        for kind, name in re.findall(
+            r"gguf\.(MODEL_ARCH|MODEL_TENSOR)\.(\w+)", path.read_text(encoding="utf-8")
+        ):
+            if not hasattr(getattr(gguf, kind), name):
+                setattr(getattr(gguf, kind), name, None)
+
+
 def _special_tokens(settings) -> None:  # type: ignore[no-untyped-def]
     """No token before or after the prompt, which the chat template writes whole; every end token where it is looked
     for.
@@ -64,13 +81,9 @@ def _special_tokens(settings) -> None:  # type: ignore[no-untyped-def]
 
 
 def _knows(script, base, name: str) -> bool:  # type: ignore[no-untyped-def]
-    try:
-        import conversion
-
-        if hasattr(conversion, "TEXT_MODEL_MAP"):
-            return name in conversion.TEXT_MODEL_MAP
-    except ImportError:
-        pass
+    table = getattr(sys.modules.get("conversion"), "TEXT_MODEL_MAP", None)
+    if table is not None:
+        return name in table
     holder = getattr(base, "ModelBase", None) or script.ModelBase
     try:
         holder.from_model_architecture(name)

@@ -31,10 +31,13 @@ class Engine:
         context: int = 2048,
         threads: int | None = None,
         lora: Path | None = None,
+        exact: bool = False,
     ) -> None:
+        """`exact`: llama.cpp's cache in fp32, so that a full-precision file shows no rounding but its own."""
         ENGINES[kind].require()
         self.kind, self.path, self.lora = kind, path, lora
         self.context, self.threads = context, threads or cores()
+        self.exact = exact
         self._folder = tempfile.TemporaryDirectory(prefix="unshot-parity-")
         self._log = Path(self._folder.name, "log").open("w+b")  # noqa: SIM115 (closed by __exit__)
         self.info = ModelFacts(None, None, None, [], None)
@@ -47,6 +50,7 @@ class Engine:
                 str(self.path),
                 str(self.context),
                 str(self.threads),
+                "exact" if self.exact else "served",
                 *([str(self.lora)] if self.lora else []),
             ),
             stdin=subprocess.PIPE,

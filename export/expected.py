@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from unshot.catalog.formats import Target
 
 BATCH = 8  # rows the reference runs together
 WINDOW = 48  # positions compared at the end of each prompt, besides those of the answer
+SWEEP = 256  # tokens of the sequence of unseen ones
 ANSWER_TOKENS = 16  # length of a greedy answer where the task does not say
 
 
@@ -24,6 +26,7 @@ class Expected:
     """What a model says about one row: prompt ids, greedy answer, logits of the compared positions.
 
     `long` rows are no request but a sequence that reaches past the windows of the configuration; they have no answer.
+    A `sweep` is one of tokens that occur in no request, which only an exact file is held to.
     """
 
     ids: list[int]
@@ -33,6 +36,7 @@ class Expected:
     logits: Path
     whole: bool = True  # False: only the beginning of the answer is known
     long: bool = False
+    sweep: bool = False
 
     def load(self) -> np.ndarray:
         """fp32 logits, shape `(len(ids) - start, vocab)`."""
@@ -81,7 +85,8 @@ def expect(
             found[i] = row
         if tick:
             tick(len(chosen))
-    return [*(row for row in found if row is not None), *_long(model, reference, prompts, folder)]
+    more = [*_long(model, reference, prompts, folder), *_sweep(model, reference, prompts, folder)]
+    return [*(row for row in found if row is not None), *more]
 
 
 def _long(
@@ -95,11 +100,30 @@ def _long(
     while len(ids) < length:
         for prompt in prompts:
             ids += prompt
-    ids = ids[:length]
-    start = max(0, length - WINDOW)
-    path = folder / "expected-long.npy"
+    return [_alone(reference, ids[:length], folder / "expected-long.npy")]
+
+
+def _sweep(
+    model: Model, reference: Reference, prompts: Sequence[Sequence[int]], folder: Path
+) -> list[Expected]:
+    """One sequence of tokens that occur in no prompt, drawn from the whole vocabulary: rows that no request reads,
+    experts that none is sent to.
+    """
+    tokenizer = model.chat.tokenizer
+    seen = {*tokenizer.added, *(i for ids in prompts for i in ids)}
+    others = [i for i in range(tokenizer.backend.get_vocab_size(with_added_tokens=False)) if i not in seen]
+    length = min(SWEEP, len(others), served_context(model.config, []))
+    if length < 2:
+        return []
+    row = _alone(reference, random.Random(11).sample(others, length), folder / "expected-sweep.npy")
+    row.sweep = True
+    return [row]
+
+
+def _alone(reference: Reference, ids: list[int], path: Path) -> Expected:
+    start = max(0, len(ids) - WINDOW)
     np.save(path, reference.logits([ids], [start])[0])
-    return [Expected(ids, length, [], start, path, whole=False, long=True)]
+    return Expected(ids, len(ids), [], start, path, whole=False, long=True)
 
 
 def follow(row: Expected, logits: np.ndarray, end: int, tokens: int) -> None:

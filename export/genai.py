@@ -13,7 +13,7 @@ from pathlib import Path
 
 from export.families import Config
 from export.merge import Merged
-from export.onnx_graph import last_line
+from export.packages import last_line
 from export.safetensors_dir import copy_tokenizer, set_ends
 from unshot import child
 from unshot.catalog.formats import Target

@@ -16,6 +16,7 @@ from export.families import Config, Family, family_of, head_dim
 from export.gguf_file import ALIGNMENT, Facts, encode, nbytes, to_pairs
 from export.gguf_file import refuse as refuse_file
 from export.merge import Merged
+from export.vocab import NotStreamed
 from unshot.catalog.formats import Target
 from unshot.errors import InputError
 
@@ -23,7 +24,12 @@ from unshot.errors import InputError
 def refuse_target(target: Target, merged: Merged, tokenizer: Path) -> None:
     """`InputError` where there is no adapter, or one that a GGUF LoRA cannot hold."""
     refuse(merged.adapter if merged.adapter.config else None)
-    refuse_file(Target("gguf", "f32"), Merged(merged.paths, merged.config), tokenizer)
+    try:
+        refuse_file(Target("gguf", "f32"), Merged(merged.paths, merged.config), tokenizer)
+    except NotStreamed as error:  # llama.cpp's converter is asked for whole models alone
+        raise InputError(
+            f"{error}; an adapter alone is written for those only, use gguf:... instead"
+        ) from None
 
 
 def refuse(adapter: Adapter | None) -> Adapter:

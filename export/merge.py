@@ -36,7 +36,7 @@ class Merged:
     def __init__(self, paths: Sequence[Path], config: Config, adapter: Adapter | None = None) -> None:
         self.paths = list(paths)
         self.base = Shards(paths)
-        self.adapter = adapter or Adapter()
+        self.adapter = self._named_as_the_base(adapter or Adapter())
         self.embedding = _named(self.base, EMBEDDINGS, EMBEDDING)
         self.head = _named(self.base, HEADS, HEAD)
         said = config.get("tie_word_embeddings")
@@ -52,6 +52,16 @@ class Merged:
         self.config = dict(config)
         self._check()
         self._check_vocabulary()
+
+    def _named_as_the_base(self, adapter: Adapter) -> Adapter:
+        """The adapter with the names of the base's files where its modules are called otherwise."""
+        names = {name: self.base.find(name) or name for name in adapter.changed if name not in self.base}
+        if all(old == new for old, new in names.items()):
+            return adapter
+        parts = ("deltas", "replaced", "rows", "added")
+        return replace(
+            adapter, **{p: {names.get(n, n): v for n, v in getattr(adapter, p).items()} for p in parts}
+        )
 
     def _in_place(self) -> set[str]:
         """A tied embedding that the adapter holds as a whole tensor and that peft loads in place, head and all.

@@ -1,7 +1,8 @@
 """ONNX through optimum: the standard decoder graph with KV cache, as a folder any ONNX runtime can load.
 
-optimum runs in a child process: in this environment, or in the one whose interpreter `UNSHOT_OPTIMUM_PYTHON` names,
-since it holds transformers below 4.58.
+optimum runs in a child process: in this environment where it fits; else with its own pinned transformers beside the
+packages here, installed into the cache on first use, since it holds transformers below 4.58; or in the environment
+whose interpreter `UNSHOT_OPTIMUM_PYTHON` names.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ import sys
 from pathlib import Path
 
 from export.merge import Merged
+from export.packages import folder_of, last_line
 from export.safetensors_dir import copy_tokenizer, set_ends
 from unshot.catalog.formats import Target
 from unshot.errors import InputError, OutsideError
 
 PYTHON = "UNSHOT_OPTIMUM_PYTHON"
 # Written and checked in tests/test_export_onnx.py; for others optimum is asked, which takes seconds to import.
+# What optimum-onnx 0.1 was tried with; the rest (torch, onnx, numpy) is what lies here.
+PINNED = (
+    "optimum-onnx==0.1.0", "optimum==2.1.0", "transformers==4.57.6", "huggingface_hub==0.36.2", "tokenizers==0.22.2",
+)  # fmt: skip
 KNOWN = {"llama", "mistral", "qwen2", "qwen3"}
 
 
@@ -27,6 +33,13 @@ def optimum(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     interpreter = os.environ.get(PYTHON) or sys.executable
     child = Path(__file__).with_name("optimum_child.py")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONSAFEPATH": "1"}
+    if PYTHON not in os.environ and not installed():
+        folder = folder_of(
+            "optimum-onnx-0.1.0", PINNED, "optimum/exporters/onnx",
+            "ONNX is written by optimum, which needs an older transformers than the one here",
+            f"give it an environment of its own and name that one's interpreter in {PYTHON}, or use --to genai:fp32",
+        )  # fmt: skip
+        environment["PYTHONPATH"] = str(folder)
     try:
         done = subprocess.run(
             [interpreter, "-P", str(child), *arguments], capture_output=True, env=environment, check=False
@@ -45,18 +58,13 @@ def optimum(*arguments: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def installed() -> bool:
-    """Whether optimum's ONNX exporter is in this environment."""
+    """Whether optimum's ONNX exporter is in this environment, and transformers as old as it needs."""
     try:
         importlib.metadata.version("optimum-onnx")
+        major, minor, *_ = importlib.metadata.version("transformers").split(".")
     except importlib.metadata.PackageNotFoundError:
         return False
-    return True
-
-
-def last_line(words: bytes) -> str:
-    """The last line of what a child wrote on stderr."""
-    lines = words.decode(errors="replace").strip().splitlines()
-    return lines[-1].strip()[:200] if lines else "it said nothing"
+    return (int(major), int(minor)) < (4, 58)
 
 
 def supported(model_type: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,11 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from export.boundaries import Boundary, boundaries
+from export import fp8
+from export.boundaries import Boundary, boundaries, served_context
 from export.engines import Engine
 from export.expected import Expected, answer_tokens, context_for
 from export.expected import expect as expect
+from export.file_check import compare_directory, compare_with_model
 from export.measure import Drift
+from export.probes import probes
 from export.source import Model
 from export.tensor_check import compare_weights
 from unshot.catalog.formats import Target
@@ -36,7 +40,7 @@ from unshot.contracts.parity import (
     TokenFigures,
 )
 from unshot.metrics.scores import value_of
-from unshot.metrics.thresholds import limits
+from unshot.metrics.thresholds import EXACT, limits
 from unshot.text.chat import Tokenizer
 from unshot.text.gguf import read_metadata
 
@@ -67,7 +71,8 @@ def check(
     `keep` is a folder for the file's own logits, where it is to serve as `full` itself; the file's greedy answers are
     appended to `answers`. Raises `GateError` where the engine cannot load or run the file.
     """
-    report = FileReport(str(target), False, limits=Limits(**asdict(limits(target.precision))))
+    bounds = Limits(**asdict(limits(target.precision)))
+    report = FileReport(str(target), False, limits=bounds)
     found = engine_boundaries(model, target)
     if found:
         report.right_up_to = min(b.tokens for b in found)
@@ -77,10 +82,20 @@ def check(
         report.against = str(full.target)
         if target.kind == "gguf":
             compare_weights(full.path, path, report)
+    elif target.kind == "gguf":
+        compare_with_model(model, path, report)
+    elif target.kind == "hf":
+        compare_directory(model, path, report)
+    if target.precision == "fp8" and not fp8.proven_here():
+        report.proven, report.passed = False, not report.failures
+        report.notes.append(
+            "its tensors are the model's; running it needs the package compressed-tensors, or vLLM"
+        )
+        return report
     whole, lora = (path, None) if base is None else (base, path)
-    with Engine(
-        target.engine, whole, context=context_for(model, [e.ids for e in expected]), lora=lora
-    ) as engine:
+    context = context_for(model, [e.ids for e in expected])
+    exact = full is None and bounds.kl <= EXACT.kl
+    with Engine(target.engine, whole, context=context, lora=lora, exact=exact) as engine:
         check_tokens(model, engine, report)
         check_special(model, engine, whole, report)
         check_template(model, engine, report)
@@ -89,6 +104,7 @@ def check(
             said = check_numbers(model, engine, expected, report, tick, full, keep)
             if answers is not None:
                 answers += said
+            report.probes = probes(model, engine, served_context(model.config, found))
     report.passed = not report.failures
     return report
 
@@ -146,12 +162,27 @@ def check_special(model: Model, engine: Engine, path: Path, report: FileReport) 
         report.failures.append(f"eos token {eos} is not among the engine's end tokens {engine.info.end[:8]}")
     if engine.kind == "gguf" and eos is not None and engine.info.eos != eos:
         report.failures.append(f"eos token is {engine.info.eos} in the file, {eos} in the tokenizer")
+    odd = [i for i in engine.info.end if i not in model.ends and not ends_by_name(model, i)]
+    if odd:
+        named = ", ".join(repr(model.chat.tokenizer.token(i)) for i in odd[:4])
+        report.failures.append(f"the engine would stop at {named}, which ends no answer of the model")
+    bos = model.chat.tokenizer.bos
+    if engine.kind == "gguf" and bos is not None and engine.info.bos != bos:
+        report.failures.append(
+            f"start-of-text token is {engine.info.bos} in the file, {bos} in the tokenizer"
+        )
     wrong = special_tokens(model, engine.kind, path)
     report.figures.special_tokens = SpecialFigures(
         len(model.chat.tokenizer.added), len(wrong), model.chat.end
     )
     if wrong:
         report.failures.append(f"{len(wrong)} special tokens are not control tokens, first {wrong[0]!r}")
+
+
+def ends_by_name(model: Model, number: int) -> bool:
+    """Whether llama.cpp takes a special token for an end by its text alone, whatever a file says."""
+    token = model.chat.tokenizer.added.get(number)
+    return token is not None and re.search(ENDS, token.content) is not None
 
 
 def special_tokens(model: Model, kind: str, path: Path) -> list[str]:
@@ -210,17 +241,20 @@ def check_numbers(
     assert report.limits is not None
     tie = report.limits.tie
     against = {tuple(e.ids): e for e in full.expected} if full else {}
-    drift, far = Drift(tie), Drift(tie)
+    drift, far, swept = Drift(tie), Drift(tie), Drift(tie)
+    exact = full is None and report.limits.kl <= EXACT.kl
     rows: list[Expected] = []
     answers: list[list[int]] = []
     greedy = equal = 0
     for row in expected:
+        if row.sweep and not exact:  # a coarse file's rounding of unlikely text says nothing
+            continue
         reference = against.get(tuple(row.ids), row).load()
         found = engine.logits(row.ids, row.start)
         if keep:
             np.save(keep / row.logits.name, found)
         following = np.array(row.ids[row.start + 1 :], dtype=np.int64)
-        (far if row.long else drift).add(reference, found, following)
+        (swept if row.sweep else far if row.long else drift).add(reference, found, following)
         if row.long:
             continue
         answer = engine.generate(row.prompt, answer_tokens(model), engine.info.end)
@@ -235,9 +269,12 @@ def check_numbers(
     report.figures.greedy = GreedyFigures(len(rows), equal / len(rows), greedy / len(rows))
     judge(report, report.figures.logits, greedy / len(rows))
     if far.positions:
-        report.figures.longest = max(len(e.ids) for e in expected)
+        report.figures.longest = max(len(e.ids) for e in expected if not e.sweep)
         report.figures.long_logits = far.figures()
         judge(report, report.figures.long_logits, None, f" at {report.figures.longest} tokens")
+    if swept.positions:
+        report.figures.unseen_logits = swept.figures()
+        judge(report, report.figures.unseen_logits, None, " of tokens that no row has")
     _task(model, rows, answers, report)
     return answers
 
@@ -311,6 +348,8 @@ def _task(model: Model, expected: list[Expected], answers: list[list[int]], repo
         )
 
 
+# Texts that llama.cpp (`llama_vocab::impl::load`) takes for the end of a turn, a text, or a file, by their spelling.
+ENDS = re.compile(r"(?i)end|eo[stmg]|</s>|return|call|flush|fim.?(pad|rep|sep)|pad|repo|file_sep|reponame")
 # Strings on which two tokenizers disagree if they disagree at all: digits, spaces, code, scripts, emoji.
 PARTS = (
     "the", "The", "THE", " contract", "Clause", "don't", "WE'LL", "I'm", "naïve", "Übergröße", "Łódź", "привет",

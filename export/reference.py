@@ -168,7 +168,6 @@ class Weights(Mapping[str, Any]):
         self.names = [name for name, _ in net.named_parameters(remove_duplicate=False)]
         embedding = inner.get_input_embeddings()
         self.embedding = next(n for n, m in inner.named_modules() if m is embedding)
-        self.renames: dict[str, str] = getattr(inner, "_checkpoint_conversion_mapping", None) or {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -187,9 +186,14 @@ class Weights(Mapping[str, Any]):
             found = plain if plain in self.adapter else plain.removesuffix(".weight")
             return self.adapter[found].read().float()
         full = name.removeprefix(self.prefix).replace(".base_layer.", ".").replace(".original_module.", ".")
-        if full not in self.base:  # a tied head is its embedding
-            full = f"{self.embedding.replace('.base_layer', '')}.weight"
-        value: torch.Tensor = self.base[full].read().float()
+        own = self.base.find(full)
+        if own is None and full.endswith(".weight") and "head" in full:  # a tied head is its embedding
+            own = self.base.find(f"{self.embedding.replace('.base_layer', '')}.weight")
+        if own is None:
+            raise InputError(
+                f"the base has no tensor `{full}`, which transformers wants; leave --low-memory out"
+            )
+        value: torch.Tensor = self.base[own].read().float()
         return value
 
 
@@ -227,7 +231,20 @@ def _streamed(
 
 
 def effective_config(base: Path, raw: Config) -> Config:
-    """A `config.json` with the defaults of its class filled in: what is missing there is not off, but the
-    default.
+    """A `config.json` with the defaults of its class filled in: what is missing there is not off, but the default.
+
+    Of a model that takes images too it is that of its text part, under the whole's architecture.
     """
-    return {**auto_config(base).to_dict(), **raw}
+    found = auto_config(base)
+    whole = found.to_dict()
+    config = {**whole, **raw}
+    length = getattr(found, "max_position_embeddings", None)  # GPT-2 and others have it under another name
+    if length is not None:
+        config.setdefault("max_position_embeddings", length)
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return config
+    own = {"architectures": config.get("architectures"), "model_type": config.get("model_type")}
+    if "tie_word_embeddings" in config:
+        own["tie_word_embeddings"] = config["tie_word_embeddings"]
+    return {**config, **whole["text_config"], **text, **own}

@@ -135,6 +135,8 @@ def _keep_parity(
     for report in reports:
         if report.right_up_to is not None:
             out.warn(f"{report.target} is right up to {report.right_up_to} tokens: {'; '.join(report.notes)}")
+        if report.passed and not report.proven:
+            out.warn(f"{report.target} is not proven here: {'; '.join(report.notes)}")
 
 
 def _record(
@@ -246,7 +248,7 @@ class Checks:
             report = check(
                 self.job.model, target, path, self.expected, lambda: progress.advance(bar), lower, **more
             )
-        progress.update(bar, note="equal" if report.passed else "DRIFTS")
+        progress.update(bar, note=report.verdict.replace("drifts", "DRIFTS"))
         return report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +31,9 @@ def write_shipping(
     if gguf:
         first = next(r for r in reports if r.target == str(gguf[0]))
         write_text(work / "Modelfile", modelfile(model, gguf[0], served(model, first)))
-    write_text(work / "serve.sh", serve(model, targets, reports))
-    (work / "serve.sh").chmod(0o755)
+    for name, text in serve(model, targets, reports).items():
+        write_text(work / name, text)
+        (work / name).chmod(0o755)
     write_text(work / "README.md", card(model, targets, reports, gates))
     files = sorted(
         f for f in work.rglob("*") if f.is_file() and ".scratch" not in f.parts and f.name != "SHA256SUMS"
@@ -47,40 +49,57 @@ def served(model: Model, report: FileReport) -> int:
     )
 
 
-def serve(model: Model, targets: Sequence[Target], reports: Sequence[FileReport]) -> str:
-    """One command line per artifact, as a shell script that runs the first."""
-    lines = [
-        "#!/bin/sh",
-        "# Serves the model over an OpenAI-compatible API; the first command runs, the others are for other servers.",
-        'cd "$(dirname "$0")" || exit 1',
-    ]
-    commands: list[str] = []
+ADDRESS = '--host "${HOST:-127.0.0.1}" --port "${PORT:-8080}"'
+
+
+def serve(model: Model, targets: Sequence[Target], reports: Sequence[FileReport]) -> dict[str, str]:
+    """`serve.sh`, which starts the first file's usual server, and one script a server, `serve-NAME.sh`.
+
+    Each listens at `HOST` and `PORT` of the environment, by default 127.0.0.1 and 8080, with an OpenAI-compatible API.
+    """
+    head = ["#!/bin/sh", 'cd "$(dirname "$0")" || exit 1']
+    commands: list[tuple[str, str]] = []
     notes: list[str] = []
     for target, report in zip(targets, reports, strict=True):
         name, context = shlex.quote(target.name), served(model, report)
         if report.right_up_to is not None:
-            lines.append(f"# {name} is right up to {report.right_up_to} tokens: {'; '.join(report.notes)}")
+            head.append(f"# {name} is right up to {report.right_up_to} tokens: {'; '.join(report.notes)}")
         if target.kind == "lora":
             notes.append(
                 f"llama-server --model BASE.gguf --lora {name}  # or several --lora, chosen per request"
             )
         elif target.kind == "gguf":
-            alias = shlex.quote(model.name)
-            commands += [
-                f"llama-server --model {name} --alias {alias} --ctx-size {context} --jinja --port 8080",
-                f"python -m llama_cpp.server --model {name} --model_alias {alias} --n_ctx {context}",
-            ]
-            tokenizer = shlex.quote(str(model.base.path))
-            commands.append(f"vllm serve ./{name} --tokenizer {tokenizer} --max-model-len {context}")
+            commands += _gguf(model, target, context)
         elif target.kind == "hf":
-            commands.append(f"vllm serve ./{name} --max-model-len {context}")
+            named = f"--served-model-name {shlex.quote(model.name)} {ADDRESS}"
+            commands.append(("vllm", f"exec vllm serve ./{name} --max-model-len {context} {named}"))
         elif target.engine == "genai":
             notes.append(f"{name}: onnxruntime_genai.Model({target.name!r})")
         else:
             notes.append(f"{name}: optimum.onnxruntime.ORTModelForCausalLM.from_pretrained({target.name!r})")
-    lines += [f"exec {c}" if n == 0 else f"# {c}" for n, c in enumerate(commands)]
-    lines += [f"# {note}" for note in notes]
-    return "\n".join(lines) + "\n"
+    files: dict[str, str] = {}
+    for server, command in commands:
+        files.setdefault(f"serve-{server}.sh", "\n".join([*head, command]) + "\n")
+    first = commands[0][1] if commands else ""
+    whole = [*head, *([first] if first else []), *(f"# {note}" for note in notes)]
+    return {"serve.sh": "\n".join(whole) + "\n", **files}
+
+
+def _gguf(model: Model, target: Target, context: int) -> list[tuple[str, str]]:
+    """The servers of a GGUF file, the usual one first; Ollama's starts from the Modelfile beside it."""
+    name, alias = shlex.quote(target.name), shlex.quote(model.name)
+    tag = re.sub(r"[^a-z0-9._-]+", "-", model.name.lower()).strip("-._") or "model"
+    return [
+        (
+            "llama-server",
+            f"exec llama-server --model {name} --alias {alias} --ctx-size {context} --jinja {ADDRESS}",
+        ),
+        (
+            "llama-cpp-python",
+            f"exec python -m llama_cpp.server --model {name} --model_alias {alias} --n_ctx {context} {ADDRESS}",
+        ),
+        ("ollama", f"ollama create {tag} -f Modelfile && exec ollama run {tag}"),
+    ]
 
 
 def card(
@@ -120,7 +139,8 @@ def card(
 def _row(target: Target, report: FileReport) -> str:
     found = report.figures.logits
     if found is None:
-        return f"| {target.name} | | | | | {'; '.join(report.failures)} |"
+        words = "; ".join(report.failures or [report.verdict, *report.notes])
+        return f"| {target.name} | | | | | {words} |"
     verdict = "equal within its limits" if report.passed else "; ".join(report.failures)
     if report.right_up_to is not None:
         verdict += f", right up to {report.right_up_to} tokens ({'; '.join(report.notes)})"
@@ -139,11 +159,13 @@ def gates_of(model: Model, reports: Sequence[FileReport]) -> list[Gate]:
     """The run's gates by name (none for a bare base), `parity` of this export, and `review` in any case."""
     found = read_gates(model.run) if model.run else {}
     failed = [f"{r.target}: {'; '.join(r.failures)}" for r in reports if not r.passed]
+    open_ones = [f"{r.target}: not proven here" for r in reports if not r.proven]
+    equal = f"{len(reports) - len(open_ones)} files equal to the evaluated model within their limits"
     found["parity"] = Gate(
         name="parity",
-        passed=not failed,
-        detail="; ".join(failed) or f"{len(reports)} files equal to the evaluated model within their limits",
-        figures={"files": {r.target: r.passed for r in reports}},
+        passed=False if failed else None if open_ones else True,
+        detail="; ".join(failed or [*open_ones, equal]),
+        figures={"files": {r.target: r.passed and r.proven for r in reports}},
     )
     if model.run and "review" not in found:
         found["review"] = Gate(

@@ -4,6 +4,7 @@ bare base).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,15 @@ class Model:
     def requests(self) -> list[list[Message]]:
         """The messages of each row, with the tuned model's instruction as the system message."""
         return [self.prompt.request(row) for row in self.rows]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer: the template's end of turn, the tokenizer's eos, those of generation_config."""
+        path = self.base.path / "generation_config.json"
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
+        more = found if isinstance(found, list) else [found]
+        everything = [self.chat.end, self.chat.tokenizer.eos, *more]
+        return list(dict.fromkeys(token for token in everything if isinstance(token, int)))
 
     @property
     def prompt(self) -> Prompt:

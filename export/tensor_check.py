@@ -20,7 +20,7 @@ from unshot.text.gguf import Contents, Tensor, read
 WEIGHT_ERROR = {
     "F32": 1e-6, "F16": 6e-4, "BF16": 4e-3, "Q8_0": 0.012, "Q6_K": 0.035, "Q5_K": 0.065, "Q5_0": 0.075, "Q5_1": 0.07,
     "Q4_K": 0.13, "Q4_0": 0.15, "Q4_1": 0.13, "IQ4_NL": 0.13, "IQ4_XS": 0.13, "Q3_K": 0.25, "Q2_K": 0.45,
-    "IQ3_XXS": 0.4, "IQ3_S": 0.35, "IQ2_XS": 0.6, "IQ2_XXS": 0.7, "IQ2_S": 0.6,
+    "IQ3_XXS": 0.4, "IQ3_S": 0.35, "IQ2_XS": 0.6, "IQ2_XXS": 0.7, "IQ2_S": 0.6, "F8_E4M3": 0.04,
 }  # fmt: skip
 # Keys that say how the file was written, not what it computes.
 ABOUT_THE_FILE = (
@@ -32,7 +32,7 @@ ROWS_AT_A_TIME = 2**22  # values
 def compare_weights(full: Path, path: Path, report: FileReport) -> None:
     """Append to `report` what of `path` is not the rounding of `full`; both are GGUF files."""
     one, two = read(full), read(path)
-    wrong = _metadata(one, two)
+    wrong = different_metadata(one, two)
     if wrong:
         report.failures.append(f"metadata differs from {full.name}: {', '.join(wrong[:4])}")
     ours, theirs = one.tensors, two.tensors
@@ -59,7 +59,7 @@ def compare_weights(full: Path, path: Path, report: FileReport) -> None:
     del report.failures[8:]  # a file that is wrong throughout need not name every tensor
 
 
-def _metadata(one: Contents, two: Contents) -> list[str]:
+def different_metadata(one: Contents, two: Contents) -> list[str]:
     """Keys whose raw bytes differ, or that only one of the files has."""
     a, b = one.raw, two.raw
     keys = [key for key in a.keys() | b.keys() if not key.startswith(ABOUT_THE_FILE)]

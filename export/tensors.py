@@ -7,8 +7,9 @@ the process's resident set.
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class Entry:
         return values.view(stop - start, *self.shape[1:]) if self.shape else values.view(())
 
 
-def read_header(path: Path) -> dict[str, Entry]:
+def read_header(path: Path, skip: Collection[str] = ()) -> dict[str, Entry]:
     """The tensors of one file; `InputError` for a damaged or truncated one, or a dtype that is not a float."""
     size = path.stat().st_size
     try:
@@ -68,7 +69,7 @@ def read_header(path: Path) -> dict[str, Entry]:
             header = json.loads(handle.read(length))
         entries = {}
         for name, facts in header.items():
-            if name == "__metadata__":
+            if name == "__metadata__" or name in skip:
                 continue
             begin, end = facts["data_offsets"]
             dtype, shape = facts["dtype"], tuple(facts["shape"])
@@ -90,10 +91,11 @@ def read_header(path: Path) -> dict[str, Entry]:
 class Shards:
     """The tensors of a model's safetensors files, by name."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], skip: Collection[str] = ()) -> None:
+        """`skip`: names that are read otherwise, whatever their dtype."""
         self.entries: dict[str, Entry] = {}
         for path in paths:
-            self.entries.update(read_header(path))
+            self.entries.update(read_header(path, skip))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -104,6 +106,22 @@ class Shards:
     def __getitem__(self, name: str) -> Entry:
         return self.entries[name]
 
+    def find(self, name: str) -> str | None:
+        """The tensor of this name, else the only one with the same tail: transformers names the modules of some
+        models otherwise than their files (`model.language_model.layers.0` for `language_model.model.layers.0`).
+        """
+        if name in self.entries:
+            return name
+        wanted = tail(name)
+        found = [n for n in self.entries if tail(n) == wanted and "vision" not in n]
+        return found[0] if len(found) == 1 else None
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return self.entries[name].shape
+
+
+def tail(name: str) -> str:
+    """The part of a tensor's name that is the same whatever holds the model: from its layers on, else two words."""
+    numbered = re.search(r"(?:^|\.)((?:layers|h|blocks)\.\d+\..+)$", name)
+    return numbered[1] if numbered else ".".join(name.split(".")[-2:])

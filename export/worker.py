@@ -22,10 +22,14 @@ from unshot.engines import open_engine
 class Worker:
     """The requests that the gate makes, on one open engine."""
 
-    def __init__(self, kind: str, path: str, threads: int, context: int, adapter: str | None) -> None:
+    def __init__(
+        self, kind: str, path: str, threads: int, context: int, exact: bool, adapter: str | None
+    ) -> None:
         self.engine = open_engine(
             f"{kind}:{path}", threads=threads, adapter=Path(adapter) if adapter else None, context=context
         )
+        if exact and kind == "gguf":
+            self.engine.exact_cache = True  # type: ignore[attr-defined]
         self.ids: list[int] = []
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -55,14 +59,14 @@ def main() -> None:
     """Serve requests until stdin ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    kind, path, context, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    kind, path, context, threads, exact, *adapter = sys.argv[1:]
 
     def reply(value: Any) -> None:
         replies.write(json.dumps(value) + "\n")
         replies.flush()
 
     try:
-        worker = Worker(kind, path, threads, context, sys.argv[5] if len(sys.argv) > 5 else None)
+        worker = Worker(kind, path, int(threads), int(context), exact == "exact", next(iter(adapter), None))
         facts = asdict(worker.engine.model_facts())
     except Exception as error:  # whatever the engine raises becomes the reason in the parent
         reply({"error": f"{type(error).__name__}: {error}"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from export.converter import Converter
 from export.expected import BATCH, answer_tokens
 from export.kquants import quantise, takes_imatrix
 from export.merge import Merged
-from export.safetensors_dir import set_ends, write_merged
+from export.safetensors_dir import older_config, set_ends, write_merged
 from export.source import Model
 from export.vocab import NotStreamed
 from unshot.catalog.formats import QUANTISED, STREAMED, WITH_IMATRIX, Target
@@ -30,6 +29,7 @@ SPARE = 64 * 1024 * 1024
 # Bytes a weight takes in each precision while it is written: ONNX is made from a merged fp32 copy that lies beside it.
 BYTES = {
     "f32": 4.0, "fp32": 8.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "fp16": 6.0, "int8": 6.0, "int4": 6.0,
+    "fp8": 2.0,
 }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ class Job:
         model = self.model
         return gguf_file.Facts(
             model.name, model.base.name, model.base.license, model.chat.tokenizer.template.source, model.chat.end,
-            tuple(ends(model)),
+            tuple(model.ends),
         )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def _convert(precision: str, job: Job, path: Path) -> None:
     assert job.converter is not None
     bar = job.progress.add_task(f"convert to {path.name}", total=1, note="llama.cpp's converter")
     template = job.model.chat.tokenizer.template.source
-    job.converter.convert(merged_copy(job), path, precision, template, ends(job.model))
+    job.converter.convert(merged_copy(job), path, precision, template, job.model.ends)
     job.progress.update(bar, completed=1, note="")
 
 
@@ -201,7 +201,8 @@ def merged_copy(job: Job) -> Path:
     folder = job.scratch / "huggingface"
     if not (folder / "config.json").is_file():
         write_merged(folder, job.model.base.path, job.merged, tokenizer=job.model.tokenizer)
-        set_ends(folder, ends(job.model))
+        set_ends(folder, job.model.ends)
+        older_config(folder)
     return folder
 
 
@@ -213,7 +214,7 @@ def write_hf(target: Target, job: Job, path: Path) -> str:
         path, job.model.base.path, job.merged, target.precision, tokenizer=job.model.tokenizer,
         progress=lambda n: job.progress.advance(bar, n),
     )  # fmt: skip
-    set_ends(path, ends(job.model))
+    set_ends(path, job.model.ends)
     set_template(path, job.model.chat.tokenizer.template)
     return "streamed by this tool"
 
@@ -233,7 +234,7 @@ def write_lora(target: Target, job: Job, path: Path) -> str:
 def write_genai(target: Target, job: Job, path: Path) -> str:
     """A GenAI directory."""
     bar = job.progress.add_task(f"write {target}", total=1, note="")
-    genai.write_genai(path, target, job.model.tokenizer, merged_copy(job), ends(job.model))
+    genai.write_genai(path, target, job.model.tokenizer, merged_copy(job), job.model.ends)
     set_template(path, job.model.chat.tokenizer.template)
     job.progress.advance(bar)
     return target.format.made_by
@@ -242,7 +243,7 @@ def write_genai(target: Target, job: Job, path: Path) -> str:
 def write_onnx(target: Target, job: Job, path: Path) -> str:
     """optimum's graph."""
     bar = job.progress.add_task(f"write {target}", total=1, note="")
-    onnx_graph.write_onnx(path, job.model.tokenizer, merged_copy(job), ends(job.model))
+    onnx_graph.write_onnx(path, job.model.tokenizer, merged_copy(job), job.model.ends)
     set_template(path, job.model.chat.tokenizer.template)
     job.progress.advance(bar)
     return target.format.made_by
@@ -264,15 +265,6 @@ def write_importance(job: Job, path: Path, *, low_memory: bool) -> None:
 def lora_base(target: Target, scratch: Path) -> Path | None:
     """The GGUF of the bare base that an exported adapter is run on; None for other targets."""
     return next(scratch.glob("base-*.gguf")) if target.kind == "lora" else None
-
-
-def ends(model: Model) -> list[int]:
-    """The tokens that end an answer: the template's end of turn, the tokenizer's eos, those of generation_config."""
-    path = model.base.path / "generation_config.json"
-    found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    more = found if isinstance(found, list) else [found]
-    everything = [model.chat.end, model.chat.tokenizer.eos, *more]
-    return list(dict.fromkeys(token for token in everything if isinstance(token, int)))
 
 
 def middle(merged: Merged) -> str:

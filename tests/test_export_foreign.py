@@ -13,14 +13,18 @@ pytest.importorskip("torch")
 pytest.importorskip("peft")
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from export.adapter import load_adapter
 from export.foreign import bring_in, is_adapter, named_base
 from export.merge import Merged
+from export.run import Settings, export_run
 from export.source import open_source
 from tests.export_cases import add_lora
 from tests.tiny_models import make
+from unshot.catalog.formats import parse_targets
 from unshot.console import Output
 from unshot.errors import InputError
 from unshot.models import resolve
@@ -40,9 +44,6 @@ def tied(tmp_path_factory) -> Path:
 
 
 def by_peft(base: Path, adapter: Path, rows: int | None = None) -> dict[str, torch.Tensor]:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
     net = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
     if rows:
         net.resize_token_embeddings(rows, mean_resizing=False)
@@ -139,9 +140,8 @@ def test_mlx_pairs_give_pefts_answer(base, tmp_path, dora) -> None:
     equal(ours(base, folder), by_peft(base, tmp_path / "adapter"))
 
 
-def test_torchtune_names_and_rotary_layout(base, tmp_path) -> None:
-    """torchtune keeps the rows of q and k in pairs; its names are undone with them."""
-    add_lora(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj", "down_proj", "lm_head"])
+def to_torchtune(adapter: Path, folder: Path) -> Path:
+    """torchtune's own form of a peft adapter on heads of 16: it keeps the rows of q and k in pairs."""
     names = {"self_attn.": "attn.", "mlp.down_proj": "mlp.w2", "lm_head": "output", "model.layers": "layers"}
 
     def rename(key: str) -> str:
@@ -150,21 +150,67 @@ def test_torchtune_names_and_rotary_layout(base, tmp_path) -> None:
             key = key.replace(ours_, theirs)
         return key
 
-    folder = restyle(tmp_path / "adapter", tmp_path / "tune", rename)
+    restyle(adapter, folder, rename)
     tensors = load_file(folder / "adapter_model.safetensors")
     for key, value in tensors.items():
-        if "attn.q_proj.lora_b" in key:  # heads of 16: halves become pairs
-            tensors[key] = (
-                value.view(-1, 2, 8, value.shape[-1]).transpose(1, 2).reshape(value.shape).contiguous()
-            )
+        if "attn.q_proj.lora_b" in key:  # halves become pairs
+            pairs = value.view(-1, 2, 8, value.shape[-1]).transpose(1, 2)
+            tensors[key] = pairs.reshape(value.shape).contiguous()
     save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_torchtune_names_and_rotary_layout(base, tmp_path) -> None:
+    """Its names and its rotary layout are undone."""
+    add_lora(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj", "down_proj", "lm_head"])
+    folder = to_torchtune(tmp_path / "adapter", tmp_path / "tune")
     equal(ours(base, folder), by_peft(base, tmp_path / "adapter"))
+
+
+# What each trainer leaves beside the weights, and how it names them.
+TRAINERS: dict[str, Any] = {
+    "peft": lambda a, f: restyle(a, f, STYLES["peft"]),
+    "TRL": lambda a, f: restyle(a, f, STYLES["peft"], peft_version="0.17.0", task_type="CAUSAL_LM"),
+    "unsloth": lambda a, f: restyle(
+        a,
+        f,
+        STYLES["peft"],
+        base_model_name_or_path="unsloth/tiny-bnb-4bit",
+        target_modules=r"(?:.*?(?:self_attn)).*",
+    ),
+    "axolotl": lambda a, f: restyle(a, f, STYLES["compiled layers"], lora_dropout=0.05),
+    "LLaMA-Factory": lambda a, f: restyle(a, f, STYLES["data parallel"], loftq_config={}),
+    "FSDP": lambda a, f: restyle(a, f, STYLES["fsdp"]),
+    "torchtune": to_torchtune,
+    "mlx-lm": to_mlx,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_an_exported_adapter_answers_as_peft_does(base, tmp_path, trainer) -> None:
+    """The whole way: the file that comes out says what peft says of the adapter in its own form."""
+    pytest.importorskip("llama_cpp")
+    add_lora(base, tmp_path / "adapter", target_modules=["q_proj", "v_proj", "down_proj"])
+    folder = TRAINERS[trainer](tmp_path / "adapter", tmp_path / "foreign")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Fees are due in 30 days.", "completion": "low"}\n' * 2)
+    settings = Settings(base=str(base), data=rows)
+    (report,) = export_run(str(folder), parse_targets(["gguf:f32"]), tmp_path / "art", QUIET, settings).parity
+    assert report.passed and report.figures.greedy and report.figures.greedy.rows == 2
+    net = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    ids = report.probes[0].ids
+    with torch.inference_mode():
+        told = PeftModel.from_pretrained(net, str(tmp_path / "adapter"))(torch.tensor([ids])).logits[0, -1]
+    found = torch.log_softmax(told, 0)[report.probes[0].top]
+    torch.testing.assert_close(
+        found, torch.tensor(report.probes[0].log_probabilities), rtol=0, atol=1e-4, msg=trainer
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_resized_vocabulary(family, tmp_path) -> None:
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     folder = make(family, tmp_path / "base")
     net = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
@@ -187,7 +233,6 @@ def test_resized_vocabulary(family, tmp_path) -> None:
 def test_rows_trained_alone(family, tmp_path) -> None:
     folder = make(family, tmp_path / "base")
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     net = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32)
     options = {

@@ -17,12 +17,13 @@ pytest.importorskip("llama_cpp")
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import families, gguf_file, kquants, vocab
+from export import families, fp8, gguf_file, kquants
 from export.boundaries import boundaries, reach, served_context
 from export.merge import Merged
 from export.run import Settings, export_run
 from export.tensor_check import compare_weights
 from tests.export_cases import make_run
+from tests.export_faults import FAULTS
 from tests.tiny_models import make
 from unshot.catalog.formats import FORMATS, help_text, known, parse_target, parse_targets
 from unshot.console import Output
@@ -186,81 +187,16 @@ def test_yarn_needs_no_original_length(tmp_path) -> None:
     assert writer._add_rope_scaling_orig_ctx_len == (8192,)
 
 
-# Planted in what writes the files: the full-precision source is wrong, whatever is made of it.
-def _unpermuted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gguf_file, "to_pairs", lambda values, width: values)
-
-
-def _dropped_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = Merged.rows
-
-    def without(self: Merged, name: str, start: int = 0, stop: int | None = None) -> Any:
-        if name == "model.layers.1.mlp.down_proj.weight":
-            return self.base[name].read(start, stop).float()
-        return rows(self, name, start, stop)
-
-    monkeypatch.setattr(Merged, "rows", without)
-
-
-def _wrong_base(monkeypatch: pytest.MonkeyPatch) -> None:
-    rope = families.rope
-    monkeypatch.setattr(families, "rope", lambda config: {**rope(config), "rope_theta": 9000.0})
-
-
-def _swapped_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = Merged.rows
-    swap = {"0": "1", "1": "0"}
-
-    def other(self: Merged, name: str, *more: Any) -> Any:
-        parts = name.split(".")
-        if name.endswith("o_proj.weight"):
-            parts[2] = swap[parts[2]]
-        return rows(self, ".".join(parts), *more)
-
-    monkeypatch.setattr(Merged, "rows", other)
-
-
-def _wrong_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
-    shape = families._shape
-
-    def changed(writer: Any, config: Any) -> None:
-        shape(writer, {**config, "rms_norm_eps": 0.1})
-
-    monkeypatch.setattr(families, "_shape", changed)
-
-
-def _start_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gguf
-
-    usual = gguf.SpecialVocab.add_to_gguf
-
-    def with_bos(self: Any, writer: Any, quiet: bool = False) -> None:
-        self.add_special_token = {"bos": True}
-        usual(self, writer, quiet)
-
-    monkeypatch.setattr(gguf.SpecialVocab, "add_to_gguf", with_bos)
-
-
-FAULTS = {
-    "q and k unpermuted": _unpermuted,
-    "a change dropped in one layer": _dropped_change,
-    "another rotary base": _wrong_base,
-    "layers swapped": _swapped_layers,
-    "another epsilon": _wrong_epsilon,
-    "a start-of-text token": _start_of_text,
-}
-
-
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory) -> Path:
     return run_of("llama", tmp_path_factory.mktemp("structure"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_pass_at_no_precision(tuned, tmp_path, monkeypatch, fault) -> None:
-    FAULTS[fault](monkeypatch)
-    reports = exported(tuned, FIVE, tmp_path / "art", allow_drift=True)
+def test_a_fault_in_the_source_passes_at_no_precision(tuned, tmp_path, monkeypatch) -> None:
+    """tests/benchmarks/bench_export_faults.py plants every fault at all five."""
+    FAULTS["rotary base off by a hundredth"].plant(monkeypatch)
+    reports = exported(tuned, FIVE, tmp_path / "art", allow_drift=True, check_rows=2)
     assert [r.target for r in reports if r.passed] == []
 
 
@@ -430,6 +366,27 @@ def test_bad_bases_are_one_line(tuned, tmp_path) -> None:
         gguf_file.encode(torch.tensor([[1.0, float("nan")]]), "f16", "blk.0.x")
 
 
+def test_eight_bit_floats_are_the_models_and_never_equal_unproven(tuned, tmp_path, monkeypatch) -> None:
+    """Without compressed-tensors nothing here can run them: their tensors are compared, and that is said."""
+    monkeypatch.setattr(fp8, "proven_here", lambda: False)
+    (report,) = exported(tuned, ["hf:fp8"], tmp_path / "art", check_rows=2)
+    assert report.passed and not report.proven and report.verdict == "not proven here"
+    manifest = json.loads((tmp_path / "art" / "manifest.json").read_text())
+    assert next(g["passed"] for g in manifest["gates"] if g["name"] == "parity") is None
+    folder = tmp_path / "art" / "hf-fp8"
+    kept = load_file(folder / "model.safetensors")
+    layer = "model.layers.0.mlp.down_proj.weight"
+    assert kept[layer].dtype == torch.float8_e4m3fn and kept["lm_head.weight"].dtype == torch.bfloat16
+    assert kept[f"{layer}_scale"].shape == (64, 1)
+    assert (
+        json.loads((folder / "config.json").read_text())["quantization_config"]["format"] == "float-quantized"
+    )
+    usual = fp8.rounded
+    monkeypatch.setattr(fp8, "rounded", lambda v: usual(v.roll(1, 0)))
+    (report,) = exported(tuned, ["hf:fp8"], tmp_path / "wrong", check_rows=2, allow_drift=True)
+    assert not report.passed and "tensors are not the model's" in report.failures[0]
+
+
 def test_what_a_quantised_upload_left_behind_does_no_harm(tuned, tmp_path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(tuned.parent / "base", folder)
@@ -483,8 +440,7 @@ def test_parity_is_one_typed_file_and_older_ones_are_read(tmp_path) -> None:
 
 
 def test_a_fault_stops_the_export(tuned, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(vocab, "looks_special", lambda text: True)
-    _wrong_epsilon(monkeypatch)
+    FAULTS["epsilon ten times as large"].plant(monkeypatch)
     with pytest.raises(GateError, match="its full-precision source gguf:f32 is not the model"):
         exported(tuned, ["gguf:q4_k_m"], tmp_path / "x")
     assert not (tmp_path / "x").exists() and Parity.read(tmp_path / "x.parity.json").sources

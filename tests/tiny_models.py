@@ -77,13 +77,15 @@ def make(family: str, folder: Path, *, seed: int = 0, dtype: str = "float32", **
     settings = {**settings, **more}
     size = write_tokenizer(folder, tokenizer)
     rope = settings.get("rope_scaling")
-    config = getattr(transformers, kind)(
-        **{**SHAPE, **{k: v for k, v in settings.items() if k != "rope_scaling"}},
-        **({"rope_scaling": dict(rope)} if rope else {}),
-        vocab_size=size,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    plain = {k: v for k, v in settings.items() if k not in ("rope_scaling", "text_config")}
+    scaling = {"rope_scaling": dict(rope)} if rope else {}
+    own = {"vocab_size": size, "bos_token_id": 1, "eos_token_id": 2}
+    if "text_config" in settings:  # a model with images, of which the text part is looked at
+        config = getattr(transformers, kind)(
+            text_config={**settings["text_config"], **scaling, **own}, **plain
+        )
+    else:
+        config = getattr(transformers, kind)(**{**SHAPE, **plain}, **scaling, **own)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
@@ -229,6 +231,50 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "Qwen3MoeConfig",
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
         "qwen2",
+    ),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+         "shared_expert_intermediate_size": 32},
+        "qwen2",
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 16, "pad_token_id": 0},
+        "gpt-4o",
+    ),
+    "phi4_mini": (
+        "Phi3Config",
+        {"sliding_window": None, "pad_token_id": 0, "original_max_position_embeddings": 256,
+         "partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+        "gpt-4o",
+    ),
+    "ministral3": ("Ministral3Config", {"head_dim": 16, "sliding_window": None}, "tekken"),
+    "gemma": ("GemmaConfig", {"head_dim": 32}, "spm-bare"),
+    "gemma3_vision": (
+        "Gemma3Config",
+        {"text_config": {**SHAPE, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16,
+                         "num_hidden_layers": 7},
+         "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+                           "num_attention_heads": 2, "image_size": 28, "patch_size": 14}},
+        "spm-bare",
+    ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        {"head_dim": 32, "sliding_window": 16, "num_hidden_layers": 5, "num_kv_shared_layers": 0,
+         "hidden_size_per_layer_input": 16, "laurel_rank": 8, "intermediate_size": 96,
+         "activation_sparsity_pattern": [0.0] * 5},
+        "spm-bare",
+    ),
+    "smollm3": ("SmolLM3Config", {"pad_token_id": 0}, "llama-bpe"),
+    "cohere2": ("Cohere2Config", {"logit_scale": 0.25, "sliding_window": 16, "head_dim": 16}, "llama-bpe"),
+    "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}, "llama-bpe"),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}, "llama-bpe"),
+    "lfm2": (
+        "Lfm2Config",
+        {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96, "block_auto_adjust_ff_dim": False,
+         "conv_L_cache": 3},
+        "llama-bpe",
     ),
     "starcoder2": ("Starcoder2Config", {"sliding_window": None}, "llama-bpe"),
     "phi": ("PhiConfig", {"pad_token_id": 0}, "llama-bpe"),

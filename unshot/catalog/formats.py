@@ -71,8 +71,10 @@ FORMATS = {
             "genai-cuda-{precision}", "ONNX Runtime GenAI's model builder, for CUDA", full="fp16",
         ),
         Format(
-            "hf", ("bf16", "f16", "f32"), "bf16", "torch", "export.safetensors_dir:refuse", "export.write:write_hf",
-            "hf-{precision}", "this tool: merged safetensors in shards, for vLLM and transformers",
+            "hf", ("bf16", "f16", "f32", "fp8"), "bf16", "torch", "export.safetensors_dir:refuse",
+            "export.write:write_hf",
+            "hf-{precision}",
+            "this tool: merged safetensors in shards, for vLLM and transformers; fp8 in compressed-tensors' form",
         ),
         Format(
             "lora", ("f16", "f32"), "f16", "gguf", "export.gguf_lora:refuse_target", "export.write:write_lora",

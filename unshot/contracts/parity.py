@@ -113,8 +113,24 @@ class Figures(Record):
     # Of the longest sequences alone, which reach past every window that the configuration names.
     long_logits: LogitFigures | None = None
     longest: int | None = None
+    # Of one sequence of tokens that occur in no row; exact files alone.
+    unseen_logits: LogitFigures | None = None
     greedy: GreedyFigures | None = None
     task: TaskFigures | None = None
+
+
+class Probe(Record):
+    """What the checked file itself said to one built-in prompt, for `unshot export verify` on another machine.
+
+    `messages` are (role, content), `answer` its greedy answer; `top` its likeliest next tokens with their
+    log-probabilities (natural).
+    """
+
+    messages: list[tuple[str, str]]
+    ids: list[int]
+    answer: list[int]
+    top: list[int]
+    log_probabilities: list[float]
 
 
 class FileReport(Record):
@@ -133,6 +149,18 @@ class FileReport(Record):
     made_by: str = ""
     right_up_to: int | None = None
     notes: list[str] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    # False where nothing here can run the file: its tensors alone were compared, which proves no equality.
+    proven: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """Equal (up to how many tokens), drifts, or not proven here."""
+        if not self.passed:
+            return "drifts"
+        if not self.proven:
+            return "not proven here"
+        return "equal" if self.right_up_to is None else f"equal up to {self.right_up_to} tokens"
 
 
 class Parity(Document):

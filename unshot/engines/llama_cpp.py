@@ -72,6 +72,8 @@ class GgufEngine(Engine):
     """A GGUF model with one sequence of KV cache, greedy decoding, with a LoRA `adapter` (GGUF) where one is given."""
 
     kind = "gguf"
+    # Keys and values in fp32 and not in llama.cpp's fp16, to tell a file's own error from the cache's.
+    exact_cache = False
 
     def __init__(
         self,
@@ -242,6 +244,8 @@ class GgufEngine(Engine):
             # On a CPU it takes twice as long for a short text behind a long cached prefix, which would flatter every
             # tuned model (docs/bench.md); llama-cpp-python's server leaves it off too.
             params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if self.exact_cache:
+            params.type_k = params.type_v = lib.GGML_TYPE_F32
         params.no_perf = False  # its own timers cost two clock reads a call, and check ours
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:

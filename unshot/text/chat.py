@@ -53,6 +53,11 @@ class Tokenizer:
         return self._special("eos_token")
 
     @property
+    def bos(self) -> int | None:
+        """The id of the start-of-text token."""
+        return self._special("bos_token")
+
+    @property
     def pad(self) -> int | None:
         """The id of the padding token."""
         return self._special("pad_token")

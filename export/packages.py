@@ -1,0 +1,53 @@
+"""Packages that a child process alone needs, in a folder of the cache, so that they clash with nothing here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unshot.errors import OutsideError
+
+
+def folder_of(name: str, requirements: Sequence[str], holds: str, why: str, instead: str) -> Path:
+    """The folder with these exact packages, installed with one line on stderr where it is not there yet.
+
+    `holds` is a path in it that shows that it is whole. `why` it is needed and what to do `instead` stand in the
+    messages; raises `OutsideError` where pip fails.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unshot"
+    folder = base / name
+    if (folder / holds).exists():
+        return folder
+    partial = base / f".{name}.{os.getpid()}"
+    print(f"{why}; installing {', '.join(requirements)} into {folder}, once", file=sys.stderr, flush=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(partial),
+        *requirements,
+    ]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode or not (partial / holds).exists():
+        raise OutsideError(
+            f"{why}; {', '.join(requirements)} cannot be installed ({last_line(done.stderr)}); {instead}"
+        )
+    try:
+        partial.rename(folder)
+    except OSError:  # another export was faster
+        if not (folder / holds).exists():
+            raise
+    return folder
+
+
+def last_line(words: bytes) -> str:
+    """The last line of what a child wrote on stderr."""
+    lines = words.decode(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:200] if lines else "it said nothing"
