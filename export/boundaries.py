@@ -34,6 +34,8 @@ WITHOUT_WINDOW = (
 WITH_WINDOW = {"Gemma2ForCausalLM": 2, "Gemma3ForCausalLM": 6}
 # Layers by which llama.cpp knows Gemma's 27B, whose attention is scaled by another width.
 LARGE_GEMMA = {"Gemma2ForCausalLM": 46, "Gemma3ForCausalLM": 62}
+# Mixtures of experts: whether llama.cpp makes the chosen experts' weights sum to one (`build_moe_ffn`, `norm_w`).
+NORMED_EXPERTS = {"Qwen3MoeForCausalLM": True, "Qwen2MoeForCausalLM": False, "OlmoeForCausalLM": False}
 SUPPORTED_ROPE = ("default", "linear", "yarn", "llama3", "longrope", "su")
 
 
@@ -53,6 +55,13 @@ def architecture(config: Config) -> str:
 def boundaries(config: Config) -> list[Boundary]:
     """Up to how many tokens llama.cpp computes this model; `InputError` by name where it never does."""
     name = architecture(config)
+    normed = NORMED_EXPERTS.get(name)
+    if normed is not None and bool(config.get("norm_topk_prob")) is not normed:
+        does = "always" if normed else "never"
+        raise InputError(
+            f"{name} with norm_topk_prob {'off' if normed else 'on'}: llama.cpp {does} makes the weights of the chosen "
+            "experts sum to one there; use --to hf:bf16"
+        )
     if name not in ACTIVATION:
         return _longrope(config)  # llama.cpp's own converter and the gate judge the others
     _activation(name, config)

@@ -38,7 +38,7 @@ class Converter:
         self, source: Path, path: Path, precision: str, template: str | None, ends: Sequence[int]
     ) -> None:
         """Write a Hugging Face directory as GGUF; `InputError` with the converter's last words where it cannot."""
-        settings = {"pre": _known_pre(source), "template": template, "ends": list(ends)}
+        settings = {"pre": known_pre(source), "template": template, "ends": list(ends)}
         command = [
             sys.executable, "-P", str(CHILD), str(self.folder), json.dumps(settings), str(source), "--outtype",
             precision, "--outfile", str(path),
@@ -102,7 +102,7 @@ def _wheel(why: str) -> Path:
     )  # fmt: skip
 
 
-def _known_pre(tokenizer: Path) -> str:
+def known_pre(tokenizer: Path) -> str:
     """llama.cpp's name of the pre-tokenizer by its rules; empty where they are of a kind that is not known here.
 
     The converter knows tokenizers by a hash of real ids, which a resized or retrained one does not have.

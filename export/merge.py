@@ -58,10 +58,14 @@ class Merged:
         names = {name: self.base.find(name) or name for name in adapter.changed if name not in self.base}
         if all(old == new for old, new in names.items()):
             return adapter
-        parts = ("deltas", "replaced", "rows", "added")
+
+        def renamed(values: dict[str, Any]) -> dict[str, Any]:
+            return {names.get(name, name): value for name, value in values.items()}
+
         return replace(
-            adapter, **{p: {names.get(n, n): v for n, v in getattr(adapter, p).items()} for p in parts}
-        )
+            adapter, deltas=renamed(adapter.deltas), replaced=renamed(adapter.replaced), rows=renamed(adapter.rows),
+            added=renamed(adapter.added),
+        )  # fmt: skip
 
     def _in_place(self) -> set[str]:
         """A tied embedding that the adapter holds as a whole tensor and that peft loads in place, head and all.

@@ -112,8 +112,15 @@ class Shards:
         """
         if name in self.entries:
             return name
-        wanted = tail(name)
-        found = [n for n in self.entries if tail(n) == wanted and "vision" not in n]
+        wanted, words = tail(name), name.split(".")[::-1]
+        same = [n for n in self.entries if tail(n) == wanted and "vision" not in n]
+
+        def shared(other: str) -> int:
+            pairs = zip(words, other.split(".")[::-1], strict=False)
+            return next((n for n, (a, b) in enumerate(pairs) if a != b), len(words))
+
+        most = max(map(shared, same), default=0)
+        found = [n for n in same if shared(n) == most]
         return found[0] if len(found) == 1 else None
 
     def shape(self, name: str) -> tuple[int, ...]:

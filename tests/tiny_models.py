@@ -135,6 +135,7 @@ def _byte_level(folder: Path, kind: str) -> int:
 
     from unshot.text.gguf import PRE
 
+    kind, _, more = kind.partition("+")
     pattern = PRE[kind]
     tokenizer = Tokenizer(models.BPE())
     if kind == "qwen2":
@@ -148,7 +149,7 @@ def _byte_level(folder: Path, kind: str) -> int:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=480,
-        special_tokens=["<unk>", "<|endoftext|>", "<|im_end|>", "<|im_start|>"],
+        special_tokens=["<unk>", "<|endoftext|>", "<|im_end|>", "<|im_start|>", *([more] if more else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -222,14 +223,16 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "cohere": ("CohereConfig", {"logit_scale": 0.25}, "llama-bpe"),
     "olmo2": ("Olmo2Config", {"pad_token_id": 0}, "llama-bpe"),
-    "glm4": ("Glm4Config", {"head_dim": 16, "pad_token_id": 0}, "llama-bpe"),
+    # llama.cpp's converter looks its turn's token up by name
+    "glm4": ("Glm4Config", {"head_dim": 16, "pad_token_id": 0}, "llama-bpe+<|user|>"),
     "stablelm": ("StableLmConfig", {}, "llama-bpe"),
     "falcon": ("FalconConfig", {"new_decoder_architecture": True, "alibi": False, "bias": False}, "llama-bpe"),
     "gpt_neox": ("GPTNeoXConfig", {}, "llama-bpe"),
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}, "spm"),
     "qwen3_moe": (
         "Qwen3MoeConfig",
-        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16,
+         "norm_topk_prob": True},
         "qwen2",
     ),
     "qwen2_moe": (

@@ -45,7 +45,7 @@ NAMES = {
     "cohere2": "Cohere 2 (Command R7B)", "gpt2": "GPT-2", "olmoe": "OLMoE", "lfm2": "LFM2",
     "starcoder2": "StarCoder2", "phi": "Phi-2",
 }  # fmt: skip
-EXPERTS = ("mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "olmoe")
+EXPERTS = ("mixtral", "qwen3_moe", "qwen2_moe", "gpt_oss", "olmoe", "gemma3n")
 
 
 @contextlib.contextmanager
