@@ -23,7 +23,7 @@ from unshot.catalog.formats import parse_targets
 from unshot.console import Output
 from unshot.contracts.manifest import sha256
 from unshot.contracts.parity import Parity
-from unshot.engines.http import call
+from unshot.engines.address import call
 from unshot.engines.server import LocalServer, free_port
 from unshot.errors import InputError
 from unshot.text.chat import load_tokenizer
