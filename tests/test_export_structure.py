@@ -72,6 +72,8 @@ def exported(run: Path, texts: list[str], final: Path, **settings: Any) -> list[
         ({**LLAMA, "rope_scaling": {**YARN, "beta_fast": 16}}, "beta_fast 16"),
         ({**LLAMA, "rope_scaling": {**YARN, "beta_slow": 2}}, "beta_slow 2"),
         ({**LLAMA, "rope_scaling": {**YARN, "truncate": False}}, "truncate off"),
+        ({**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "norm_topk_prob": False}, "norm_topk_prob off"),
+        ({**LLAMA, "architectures": ["OlmoeForCausalLM"], "norm_topk_prob": True}, "norm_topk_prob on"),
     ],
 )
 def test_what_llama_cpp_never_computes_is_refused_by_name(config, words) -> None:
