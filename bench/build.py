@@ -14,7 +14,7 @@ from bench.measure import Measurement, pairs
 from bench.quality import judge
 from bench.records import SIDES, RequestRecord, summarise
 from bench.sides import CACHE_OFF, CACHE_ON, System, client_facts
-from bench.traffic import cache_warning, shared_share
+from bench.traffic import cache_warning, shared_share, token_warning
 from unshot.case import Case
 from unshot.contracts.figures import Figures
 from unshot.contracts.manifest import hardware
@@ -159,11 +159,7 @@ def _warnings(
                 found.append(
                     cache_warning(f"{side}, {mode}", asked, mine.tokens.cached_share, repeated=False)
                 )
-            if mine.tokens.output is None and mine.answered:
-                found.append(
-                    f"{side}, {mode}: the output tokens are not known, since the server reports no usage; "
-                    "give --tokenizer"
-                )
+            found.append(token_warning(f"{side}, {mode}", mine))
     return list(dict.fromkeys(w for w in found if w))
 
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from bench.answer import STOPPED, first_arrival, read_answer, tokens_after_first
 from bench.load import Driver, LoadResult, drive
 from bench.records import RequestRecord
 from bench.schedule import Load
 from bench.traffic import (
     Fresh,
     ServerOptions,
-    find_tokenizer,
     fresh_input,
+    meet,
     open_tokenizer,
     prompt_of,
     uncached,
@@ -27,11 +28,12 @@ from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message
 from unshot.engines import Engine, open_engine, parse_spec
 from unshot.engines.http import Exchange
-from unshot.engines.openai import STOPPED, Api, read_answer
+from unshot.engines.openai import Api
 from unshot.engines.server import SERVERS, LocalServer, free_port
 from unshot.errors import InputError, nearest
 from unshot.machine import usable_cores
 from unshot.text.counters import TemplateCounter
+from unshot.text.repair import answer_begin
 
 CACHE_ON, CACHE_OFF = "cache on", "cache off"
 MODES = (CACHE_ON, CACHE_OFF)
@@ -140,6 +142,11 @@ class EngineSystem:
         ids = self.engine.prompt_ids(messages)
         answer = self.engine.generate(ids, max_tokens=self.max_tokens, prefix_cache=mode == CACHE_ON)
         times = [t - start for t in answer.token_times]
+        begin = answer_begin(answer.text)
+        whole = len(answer.ids) - (answer.finish == "stop")
+        # The ids whose text ends before the answer begins.
+        texts = (len(self.engine.detokenize(answer.ids[: n + 1])) for n in range(whole)) if begin else ()
+        thought = sum(length <= begin for length in texts)
         return RequestRecord(
             side=self.side,
             mode=mode,
@@ -149,7 +156,7 @@ class EngineSystem:
             scheduled=start - clock,
             start=start - clock,
             token_times=times,
-            first_answer=times[0],
+            first_answer=times[thought] if thought < len(times) else None,
             e2e=times[-1],
             elapsed=times[-1],
             prompt_tokens=answer.prompt_tokens,
@@ -157,7 +164,8 @@ class EngineSystem:
             # Each id has its time here, the stop token's too.
             timed_tokens=len(answer.ids),
             cached_tokens=answer.cached,
-            text=answer.text,
+            reasoning_tokens=thought or None,
+            text=answer.text[begin:],
             finish=answer.finish,
         )
 
@@ -298,15 +306,18 @@ def make_record(
     """
     answer = read_answer(exchange, api.kind)
     start, times = exchange.scheduled, answer.times
-    visible = output = reasoning = None
+    arrived, output, first = answer.arrived_tokens, answer.output_tokens, None
+    reasoning = answer.reasoning_tokens
     if counter is not None and times:
-        reasoning = counter.text(answer.text_of("reasoning"))
-        visible = reasoning + counter.text(answer.text_of("answer")) + counter.text(answer.text_of("tool"))
-        visible = max(visible, 1)
-        output = visible + (answer.finish in STOPPED)
-    elif answer.output_tokens is not None:
-        output = answer.output_tokens
-        visible = output - answer.stop_token_counted
+        thought = counter.text(answer.text_of("reasoning"))
+        arrived = max(
+            thought + counter.text(answer.text_of("answer")) + counter.text(answer.text_of("tool")), 1
+        )
+        first = counter.text(first_arrival(answer.pieces))
+        # Reasoning that the server counts and keeps to itself is generated and paid for too.
+        hidden = 0 if thought else reasoning or 0
+        output = arrived + (answer.finish in STOPPED) + hidden
+        reasoning = thought or reasoning
     prompt = answer.prompt_tokens
     if prompt is None and counter is not None and messages is not None:
         prompt = counter.prompt(messages)
@@ -326,11 +337,9 @@ def make_record(
         connect=exchange.started - exchange.handed if opened else None,
         prompt_tokens=prompt,
         output_tokens=output,
-        timed_tokens=visible if answer.streamed else None,
+        timed_tokens=tokens_after_first(answer, arrived, first) if answer.streamed else None,
         cached_tokens=answer.cached_tokens,
-        reasoning_tokens=answer.reasoning_tokens
-        if answer.reasoning_tokens is not None
-        else reasoning or None,
+        reasoning_tokens=reasoning,
         server_tokens=answer.output_tokens if counter is not None else None,
         text=answer.text,
         finish=answer.finish,
@@ -376,8 +385,7 @@ def open_system(
 ) -> System:
     """Open `http(s)://...`, `serve:KIND:PATH`, or an engine. Raises `InputError` or `OutsideError`."""
     if spec.startswith(("http://", "https://")):
-        api = options.open(spec)
-        counter = open_tokenizer(options.tokenizer) if options.tokenizer else find_tokenizer(api)
+        api, counter = meet(options.open(spec), options.tokenizer)
         return ServerSystem(
             side, api, prompt, max_tokens, concurrency, options.timeout, counter, options.tokenizer is None
         )

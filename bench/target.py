@@ -30,12 +30,12 @@ from bench.traffic import (
     Fresh,
     ServerOptions,
     cache_warning,
-    find_tokenizer,
     fresh_input,
-    open_tokenizer,
+    meet,
     prompt_of,
     sentence,
     shared_share,
+    token_warning,
     uncached,
 )
 from unshot.case import Slo
@@ -91,10 +91,7 @@ class Target:
 
     def __init__(self, options: LoadOptions) -> None:
         self.options = options
-        self.api = options.server.open(options.url)
-        self.counter = (
-            open_tokenizer(options.server.tokenizer) if options.server.tokenizer else find_tokenizer(self.api)
-        )
+        self.api, self.counter = meet(options.server.open(options.url), options.server.tokenizer)
         self.inputs = [describe_file(p) for p in (options.data, options.prompt) if p and p.is_file()]
         self._prompt = load_prompt(options.prompt, system=options.system)
         self._words = parse_span(options.prompt_words, "--prompt-words")
@@ -156,7 +153,9 @@ class Target:
     def warm_up(self, count: int) -> None:
         """Send `count` requests that are measured nowhere; learn which fields of a request the server refuses."""
         while count:
-            _, records = self.run(Load("closed", concurrency=1), count)
+            run, records = self.run(Load("closed", concurrency=1), count)
+            if run.interrupted:
+                raise KeyboardInterrupt
             other = first_adapted(self.api, records)
             if other is None:
                 return
@@ -192,12 +191,9 @@ class Target:
                 load.text, self.asked_share(), facts.tokens.cached_share, repeated=bool(self.repeats)
             )
         ]
-        if facts.answered and facts.tokens.output is None:
-            found.append(
-                f"{load.text}: output tokens are not known, since the server reports no usage; give --tokenizer"
-            )
+        found.append(token_warning(load.text, facts))
         flying = facts.in_flight
-        if flying and facts.requests > 2 * flying.asked and flying.mean < 0.9 * flying.asked > 1:
+        if flying and facts.requests and flying.mean < 0.9 * flying.asked > 1:
             found.append(
                 f"{load.text}: {flying.mean:.1f} requests were in flight where {flying.asked} were asked for"
             )

@@ -7,9 +7,10 @@ import json
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from unshot.contracts.figures import Figures
 from unshot.data.rows import Message
 from unshot.engines.address import parse_url, read_key
 from unshot.engines.openai import CHAT, Api, served_models
@@ -26,6 +27,8 @@ TEXT = (
 )
 WORDS = TEXT.split()
 MARKER_WORDS = 4
+# The model's name where none is given.
+UNNAMED = "default"
 # A server may round its cached prefix up to a block of tokens, and every prompt begins with the template's own.
 TOLERANCE = 0.1
 
@@ -34,7 +37,7 @@ TOLERANCE = 0.1
 class ServerOptions:
     """How to talk to a server."""
 
-    model: str = "default"
+    model: str = UNNAMED
     api: str = CHAT
     key_env: str | None = None
     key_flag: str = "--key-env"
@@ -123,6 +126,22 @@ def cache_warning(where: str, asked: float, reported: float | None, *, repeated:
     return None
 
 
+def token_warning(where: str, figures: Figures) -> str | None:
+    """What to say where tokens, or the time per token, are not known; None where they are."""
+    if not figures.answered:
+        return None
+    if figures.tokens.output is None:
+        return (
+            f"{where}: the output tokens are not known, since the server reports no usage; give --tokenizer"
+        )
+    if not figures.tpot_ms.count and figures.itl_ms.count:
+        return (
+            f"{where}: no time per token, since the server sends several tokens at once and nobody knows how many "
+            "the first ones were; give --tokenizer"
+        )
+    return None
+
+
 def prompt_of(api: Api, messages: Sequence[Message], counter: TemplateCounter | None) -> list[Message] | str:
     """What the API takes: the messages, or their text by the model's own template where that is known."""
     if api.kind == CHAT:
@@ -142,19 +161,28 @@ def open_tokenizer(name: str) -> TemplateCounter:
     return found
 
 
-def find_tokenizer(api: Api) -> TemplateCounter | None:
-    """The tokenizer of the model that the server says it serves, where that is on this machine; else None."""
+def meet(api: Api, tokenizer: str | None) -> tuple[Api, TemplateCounter | None]:
+    """The API with the model's name, and what counts its tokens: the tokenizer given, or the served model's own.
+
+    Without a name asked for it is the model that the server lists, where it lists one. Its tokenizer is found where its
+    name, or the directory that the server tells of, is on this machine. Of a server with several models only the one
+    that is asked for counts (an adapter's base is one with it): another's tokenizer counts something else.
+    """
     from unshot.engines.address import call
 
-    names = [api.model]
     try:
         status, body = call(api.address, "/models", key=api.key, timeout=5.0)
-        names += served_models(body) if status == 200 else []
+        served = served_models(body) if status == 200 else []
     except OSError:
-        pass
-    for name in names:
+        served = []
+    if api.model == UNNAMED and len(served) == 1:
+        api = replace(api, model=served[0][0])
+    if tokenizer is not None:
+        return api, open_tokenizer(tokenizer)
+    mine = [names for names in served if api.model in names] or (served if len(served) == 1 else [])
+    for name in dict.fromkeys([api.model, *(name for names in mine for name in names)]):
         try:
-            return open_tokenizer(name)
-        except UnshotError:
+            return api, open_tokenizer(name)
+        except (UnshotError, OSError, ValueError):
             continue
-    return None
+    return api, None

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.answer import Answer, read_answer
 from unshot.engines.http import Exchange
-from unshot.engines.openai import Answer, read_answer
 from unshot.engines.sse import EventParser
 
 LINES = st.lists(

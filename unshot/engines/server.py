@@ -265,8 +265,8 @@ class LocalServer:
             status, body = call(self.address, "/models", timeout=5)
         except OSError:
             return None
-        names = served_models(body) if status == 200 else []
-        return names[0] if names else None
+        models = served_models(body) if status == 200 else []
+        return models[0][0] if models else None
 
     def wait(self, *, limit: float = START_LIMIT) -> None:
         """Wait until it answers. Raises `OutsideError` where it ends or does not answer within `limit` seconds."""

@@ -38,6 +38,9 @@ _AT_END = re.compile(
     r"(<\|?|\[|◁)((?:\w+[:_])?(?:think|thinking|thoughts?|reason|reasoning|scratchpad))(\|?>|\]|▷)\s*\Z",
     re.IGNORECASE,
 )
+# What a model writes of it itself.
+_OPENED = re.compile(r"\s*(<(think|thinking|reasoning)>|\[THINK\]|<\|channel\|>analysis)")
+_CLOSED = re.compile(r"(</(think|thinking|reasoning)>|\[/THINK\]|<\|channel\|>final<\|message\|>)\s*")
 
 
 def repaired(template: Template, special: Collection[str]) -> tuple[Template, list[str]]:
@@ -109,6 +112,15 @@ def closing(opened: str) -> str:
         )
     left = 2 if opened.startswith("<|") else 1
     return f"{opened[:left]}/{opened[left:]}"
+
+
+def answer_begin(text: str) -> int:
+    """Where the answer begins in what a model wrote: behind its thoughts; 0 without any, the end if they never end.
+
+    The opening mark may be missing, since some templates put it into the prompt.
+    """
+    closed = _CLOSED.search(text)
+    return closed.end() if closed else len(text) if _OPENED.match(text) else 0
 
 
 def _render(template: Template, messages: Sequence[Message], *, generate: bool = True) -> str | None:

@@ -1,0 +1,281 @@
+"""Servers that are awkward in common ways, on real sockets: what is said of them is true, or said to be unknown."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.records import RequestRecord
+from bench.schedule import parse_load
+from bench.single import LoadJob, load_run
+from bench.target import LoadOptions, Target
+from bench.traffic import ServerOptions
+from tests.raw_server import Script, delta, event, head, last, raw_server, usage, whole
+from unshot.console import Output
+
+QUIET = Output(verbosity=-1)
+WORDS = [delta(content=f" w{i}") for i in range(5)]
+END = delta("stop")
+# Seconds between the pieces of a timed script.
+STEP = 0.005
+
+
+def timed(*pieces: bytes) -> list[bytes | float | None]:
+    """The pieces, one a step."""
+    return [x for i, piece in enumerate(pieces, 1) for x in (STEP * i, piece)]
+
+
+def span(r: RequestRecord) -> float:
+    """Seconds from the first arrival to the last."""
+    return r.token_times[-1] - r.token_times[0]
+
+
+def ask(script: Script, *, page: Any = None, **options: Any) -> RequestRecord:
+    """One request to a server that answers by the script; `page` is what it says at /models."""
+    with raw_server(lambda n, body: script, pages=lambda path: None if page is None else whole(page)) as url:
+        target = Target(LoadOptions(url, ServerOptions("m", timeout=5, **options)))
+        _, records = target.run(parse_load("closed:1"), 1)
+    return records[0]
+
+
+# 1 and 2. Counts
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        usage(100, 6, prompt_tokens_details={"cached_tokens": 64}),
+        usage(100, 6, prompt_cache_hit_tokens=64, prompt_cache_miss_tokens=36),
+        usage(100, 6, cached_tokens=64),
+        usage(100, 6, cache_read_input_tokens=64, prompt_tokens_details=None),
+        {"input_tokens": 100, "output_tokens": 6, "input_tokens_details": {"cached_tokens": 64}},
+        {"prompt_tokens": 100.0, "completion_tokens": 6.0, "prompt_tokens_details": {"cached_tokens": 64.0}},
+    ],
+)
+def test_counts_are_read_under_the_names_that_servers_have_for_them(counts: Any) -> None:
+    r = ask([head(), *WORDS, END, last(counts)])
+    assert (r.prompt_tokens, r.cached_tokens, r.output_tokens, r.timed_tokens) == (100, 64, 6, 5)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage(100, 6)}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "x_groq": {"usage": usage(100, 6)}},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+         "timings": {"cache_n": 64, "prompt_n": 36, "predicted_n": 6}},
+    ],
+)  # fmt: skip
+def test_counts_are_read_where_servers_put_them(chunk: Any) -> None:
+    r = ask([head(), *WORDS, event(chunk), event(b"[DONE]")])
+    assert (r.prompt_tokens, r.output_tokens) == (100, 6)
+
+
+def test_the_last_of_many_counts_holds_and_one_from_before_the_end_does_not() -> None:
+    each = [delta(content=f" w{i}", usage=usage(100, i + 1)) for i in range(5)]
+    r = ask([head(), *each, delta("stop", usage=usage(100, 6)), event(b"[DONE]")])
+    assert (r.prompt_tokens, r.output_tokens) == (100, 6)
+    for early in (0, 1):
+        begin = delta(role="assistant", usage=usage(100, early))
+        r = ask([head(), begin, *WORDS, END, event(b"[DONE]")])
+        assert (r.prompt_tokens, r.output_tokens) == (100, None)
+
+
+@pytest.mark.parametrize(
+    ("counts", "prompt", "cached", "output"),
+    [
+        (None, None, None, None),
+        (usage(100, 0), 100, None, None),
+        (usage(36, 6, prompt_tokens_details={"cached_tokens": 64}), 36, None, 6),
+        ({"prompt_tokens": -1, "completion_tokens": True}, None, None, None),
+    ],
+)
+def test_counts_that_cannot_be_are_not_shown(
+    counts: Any, prompt: int | None, cached: int | None, output: int | None
+) -> None:
+    r = ask([head(), *WORDS, END, last(counts)])
+    assert (r.error, r.prompt_tokens, r.cached_tokens, r.output_tokens) == (None, prompt, cached, output)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        [], {"data": None}, {"data": [{"id": 3}]}, {"data": [{"id": "x" * 5000}]}, {"data": [{"id": "a\0b"}]}, 7,
+        {"data": [{"id": "/etc/passwd", "root": "/etc"}]}, {"data": ["m"]},
+    ],
+)  # fmt: skip
+def test_an_odd_list_of_models_costs_nothing(page: Any) -> None:
+    assert ask([head(), *WORDS, END, last(usage(9, 6))], page=page).output_tokens == 6
+
+
+def test_another_models_tokenizer_is_not_taken(embedded_model: Path) -> None:
+    """Of two models that are served the one asked for counts; alone it is found, by its directory too."""
+    script = [head(), *WORDS, END, event(b"[DONE]")]
+    mine = {"id": "m", "root": str(embedded_model)}
+    assert ask(script, page={"data": [{"id": str(embedded_model)}, {"id": "m"}]}).output_tokens is None
+    assert ask(script, page={"data": [{"id": "other"}, mine]}).output_tokens is not None
+    adapter = {"id": "m", "root": "/nowhere", "parent": str(embedded_model)}
+    assert ask(script, page={"data": [{"id": "other"}, adapter]}).output_tokens is not None
+
+
+def test_the_one_model_that_is_served_is_asked_for_where_none_is_named() -> None:
+    asked: list[str] = []
+
+    def answer(number: int, body: Any) -> Script:
+        asked.append(body["model"])
+        return [head(), *WORDS, END, last(usage(9, 6))]
+
+    with raw_server(answer, pages=lambda path: whole({"data": [{"id": "the-one"}]})) as url:
+        Target(LoadOptions(url)).run(parse_load("closed:1"), 1)
+        Target(LoadOptions(url, ServerOptions("adapter"))).run(parse_load("closed:1"), 1)
+    assert asked == ["the-one", "adapter"]
+
+
+# 3. Reasoning and tools
+
+
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        [delta(reasoning_content=f"r{i}") for i in range(4)],
+        [delta(reasoning={"text": f"r{i}"}) for i in range(4)],
+        [delta(thinking=f"r{i}") for i in range(4)],
+        [delta(reasoning_details=[{"type": "reasoning.text", "text": f"r{i}"}]) for i in range(4)],
+        [delta(content=[{"type": "thinking", "thinking": [{"type": "text", "text": f"r{i}"}]}]) for i in range(4)],
+        [delta(content=t) for t in ("<think>", "r0", "r1", "</think>")],
+        [delta(content=t) for t in ("<thi", "nk>r0", "r1</th", "ink>")],
+        [delta(content=t) for t in ("r0", "r1", "r2", "</think>")],
+        [delta(content=t) for t in ("[THINK]", "r0", "r1", "[/THINK]\n\n")],
+        [delta(content=t) for t in ("<|channel|>analysis", "<|message|>r0", "<|end|>", "<|channel|>final<|message|>")],
+    ],
+)  # fmt: skip
+def test_thoughts_of_any_form_are_tokens_and_no_part_of_the_answer(thoughts: list[bytes]) -> None:
+    answer = [delta(content="red"), delta(content=" kite")]
+    r = ask([head(), *timed(*thoughts, *answer, END), last(usage(100, 7))])
+    assert (r.text, r.timed_tokens) == ("red kite", 6)
+    assert (r.ttft, r.ttft_answer) == (r.token_times[0], r.token_times[4])
+    assert r.tpot == span(r) / 5
+
+
+def test_thoughts_that_never_end_leave_no_answer() -> None:
+    r = ask([head(), delta(content="<think>"), delta(content="so"), delta("length"), last(usage(9, 2))])
+    assert (r.text, r.error) == ("", None) and math.isnan(r.ttft_answer)
+
+
+def test_reasoning_that_is_kept_back_is_paid_for_and_takes_no_time_on_the_wire(embedded_model: Path) -> None:
+    counts = usage(100, 506, completion_tokens_details={"reasoning_tokens": 500})
+    script = [head(), *timed(*WORDS, END), last(counts)]
+    r = ask(script)
+    assert (r.output_tokens, r.reasoning_tokens, r.timed_tokens) == (506, 500, 5)
+    assert r.tpot == span(r) / 4
+    assert (ask(script, tokenizer=str(embedded_model)).output_tokens or 0) > 500
+
+
+def test_a_tool_call_alone_is_an_answer_whatever_form_its_arguments_have() -> None:
+    for arguments in ('{"a": 1}', {"a": 1}):
+        call = delta(tool_calls=[{"index": 0, "id": "c", "function": {"name": "f", "arguments": arguments}}])
+        r = ask([head(), call, delta("tool_calls"), last(usage(9, 5))])
+        assert (r.error, r.text, r.output_tokens) == (None, 'f{"a": 1}', 5)
+
+
+# 4. Tokens that come together
+
+
+def test_without_a_tokenizer_nobody_knows_the_time_of_tokens_that_come_together(
+    embedded_model: Path, tmp_path: Path
+) -> None:
+    """Even chunks and a first token alone look the same: 20 tokens in 4 chunks, or 1 and 4 of 5."""
+    even = timed(*[delta(content=" a b c d e")] * 4)
+    alone = timed(delta(content=" a"), *[delta(content=" a b c d e")] * 4)
+    for script, count, later in ((even, 20, 15), (alone, 21, 20)):
+        whole_answer = [head(), *script, END, last(usage(100, count + 1))]
+        assert math.isnan(ask(whole_answer).tpot)
+        r = ask(whole_answer, tokenizer=str(embedded_model))
+        assert r.tpot == span(r) / later
+    with raw_server(lambda n, body: [head(), *even, END, last(usage(100, 21))]) as url:
+        report = load_run(LoadJob(LoadOptions(url), tmp_path / "r", "closed:1", 3, warm_up=0), QUIET)
+    assert any("several tokens at once" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize("finish", ["stop", "eos_token", "end_turn", {"type": "stop"}])
+def test_a_stop_token_is_told_whatever_the_end_is_called(finish: Any) -> None:
+    end = event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+    r = ask([head(), *WORDS, end, last(usage(100, 6))])
+    assert (r.output_tokens, r.timed_tokens) == (6, 5)
+
+
+# 5. Fewer requests than places
+
+
+def test_fewer_requests_than_places_are_said_to_be_fewer(tmp_path: Path) -> None:
+    script = [head(), *timed(*WORDS, END), last(usage(100, 6))]
+    with raw_server(lambda n, body: script) as url:
+        report = load_run(LoadJob(LoadOptions(url), tmp_path / "r", "closed:8", 3, warm_up=0), QUIET)
+    assert any("in flight where 8 were asked for" in w for w in report.warnings), report.warnings
+
+
+# 7 and 11. Failures
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        (whole({"error": {"message": "no"}}), "server error"),
+        (whole({"object": "error", "message": "no", "code": 400}), "server error"),
+        (whole({"detail": "no"}), "server error"),
+        (whole(b"<html>\n\n<p>hi</p></html>", kind="text/html"), "bad stream"),
+        (whole(b"", kind="text/html"), "cut short"),
+        ([head(), *WORDS, b"event: error\n" + event({"message": "oom"}), event(b"[DONE]")], "server error"),
+        ([head(), *WORDS, event({"error": "oom"}), event(b"[DONE]")], "server error"),
+        ([head(), *WORDS, event({"object": "error", "message": "oom"}), event(b"[DONE]")], "server error"),
+        ([head(), *WORDS, event({"detail": "oom"}), event(b"[DONE]")], "server error"),
+        ([head(), *WORDS, delta("abort"), last(usage(9, 6))], "server error"),
+        ([head(), *WORDS, delta("error"), last(usage(9, 6))], "server error"),
+        ([head(), *WORDS, delta("content_filter"), last(usage(9, 6))], "content filter"),
+        ([head(), *WORDS, None], "cut short"),
+        ([head(), delta("length"), last(usage(9, 1))], "empty"),
+        ([head(), event({"choices": [{"index": 0, "delta": {"content": "a"}},
+                                     {"index": 1, "delta": {"content": "b"}}]}), END], "bad stream"),
+        ([head(), event({"choices": {"a": 1}}), END], "bad stream"),
+        (whole({"error": "busy"}, 503, more="Retry-After: 0\r\n"), "http 503"),
+    ],
+)  # fmt: skip
+def test_what_is_no_answer_is_one_error_of_its_kind(script: Script, error: str) -> None:
+    assert ask(script).error == error
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [head(), b"\xef\xbb\xbf: hi\nid: 3\nretry: 5\n\n", *WORDS, b": ping\n\n", END, last(usage(9, 6))],
+        [head(), b"".join([*WORDS, END, last(usage(9, 6))]).replace(b"\n", b"\r")],
+        [head(), *WORDS, END, event({"choices": [], "usage": usage(9, 6)}), None],
+        [head("application/json"), *WORDS, END, last(usage(9, 6))],
+        whole({"choices": [{"message": {"content": " w0 w1 w2 w3 w4"}, "finish_reason": "stop"}],
+               "usage": usage(9, 6)}, kind="text/event-stream"),
+    ],
+)  # fmt: skip
+def test_streams_and_labels_that_are_odd_and_right_are_read(script: Script) -> None:
+    r = ask(script)
+    assert (r.error, r.text, r.output_tokens) == (None, " w0 w1 w2 w3 w4", 6)
+
+
+def test_a_server_that_asks_to_wait_at_the_very_end_ends_the_run(tmp_path: Path) -> None:
+    """The last requests are 429s with a wait: every request is counted, and nothing waits for ever."""
+    good = [head(), *WORDS, END, last(usage(9, 6))]
+    busy = whole({"error": "slow down"}, 429, more="Retry-After: 0.2\r\n")
+    with raw_server(lambda n, body: busy if n >= 8 else good) as url:
+        report = load_run(LoadJob(LoadOptions(url), tmp_path / "r", "closed:3", 12, warm_up=0), QUIET)
+    assert report.figures.errors == {"http 429": 4} and report.figures.answered == 8
+
+
+def test_records_of_a_run_can_be_read_back(tmp_path: Path) -> None:
+    script = [head(), delta(content="<think>a</think>b"), END, last(usage(9, 6))]
+    with raw_server(lambda n, body: script) as url:
+        load_run(LoadJob(LoadOptions(url), tmp_path / "r", "closed:1", 2, warm_up=0), QUIET)
+    lines = (tmp_path / "r" / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line)["text"] for line in lines] == ["b", "b"]
