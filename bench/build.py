@@ -33,6 +33,7 @@ from unshot.data.rows import Example
 from unshot.errors import OutsideError
 from unshot.machine import usable_cores
 from unshot.metrics.intervals import LEVEL
+from unshot.secret import hidden
 
 # In flight less than this share of what was asked for: the figures are of another load.
 IN_FLIGHT = 0.9
@@ -64,7 +65,8 @@ def build(
     modes = {}
     for mode in job.modes:
         chosen = [r for r in measured.records if r.mode == mode]
-        if chosen or not measured.interrupted:
+        # A mode that had hardly begun when the run was stopped is left out, and the others stay.
+        if len(pairs(chosen)[0]) >= 2 or not measured.interrupted:
             modes[mode] = builder.build(mode, chosen, measured)
     verdict, reasons = claims.overall({m: f.claim for m, f in modes.items()}, quality.gate, quality.why)
     warnings = _warnings(job, rows, modes, facts)
@@ -137,6 +139,7 @@ def _conditions(
         margin=case.bench.margin,
         max_error_rate=job.max_error_rate,
         repeat=job.repeat,
+        request_extra=hidden(dict(job.servers["baseline"].extra)) if job.servers else {},
         load=f"closed loop, {many}, interleaved A/B blocks",
         hardware=hardware(),
         date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

@@ -15,7 +15,7 @@ from bench.cost import busy_seconds, dollars
 from bench.pull_request import junit
 from bench.records import RequestRecord, bounds_of, meets
 from unshot.case import Slo
-from unshot.contracts.manifest import read_manifest
+from unshot.contracts.manifest import Manifest, read_manifest
 from unshot.contracts.record import RecordError
 from unshot.contracts.report import AnyReport, BenchReport, LoadReport, SweepReport, read_report
 from unshot.data.rows import read_text
@@ -35,6 +35,12 @@ TIMES: dict[str, Callable[[RequestRecord], float]] = {
     "TPOT": lambda r: r.tpot,
 }
 LENGTHS_DIFFER = 0.10
+# Conditions that change what is compared, but not the amount of work: they are named.
+NAMED = ("rows", "prompts", "prompt", "block", "repeat", "window", "margin", "api", "request_extra", "timeout",
+         "tokens_counted_by", "warm_up")  # fmt: skip
+MACHINE = ("cpu", "cores", "ram_bytes", "gpus")
+FACTS = ("spec", "model", "engine", "library", "precision", "parameters", "device", "threads", "command", "prompt",
+         "examples_in_prompt", "tokens_counted_by")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class _Measured:
 
     path: Path
     report: AnyReport
+    manifest: Manifest
     modes: dict[str, list[RequestRecord]]
 
 
@@ -99,7 +106,7 @@ def compare_reports(old: Path, new: Path, *, side: str, threshold: float) -> Com
     modes = [m for m in a.modes if m in b.modes]
     if not modes:
         raise InputError(f"{new}: no mode in common with {old} ({', '.join(a.modes)} / {', '.join(b.modes)})")
-    warnings = _conditions(a, b)
+    warnings = _conditions(a, b, side)
     tests = sum(len(TIMES) + 4 for _ in modes)
     alpha = (1 - LEVEL) / tests
     rows: list[Change] = []
@@ -111,7 +118,7 @@ def compare_reports(old: Path, new: Path, *, side: str, threshold: float) -> Com
 
 
 def _read(path: Path, side: str) -> _Measured:
-    read_manifest(path, stage="bench")
+    manifest = read_manifest(path, stage="bench")
     report = read_report(path)
     modes: dict[str, list[RequestRecord]] = {}
     for number, line in enumerate(read_text(path / "records.jsonl").splitlines(), start=1):
@@ -123,10 +130,10 @@ def _read(path: Path, side: str) -> _Measured:
             ) from None
         if record.side == side and record.block >= 0:
             modes.setdefault(record.mode, []).append(record)
-    return _Measured(path, report, modes)
+    return _Measured(path, report, manifest, modes)
 
 
-def _conditions(a: _Measured, b: _Measured) -> list[str]:
+def _conditions(a: _Measured, b: _Measured, side: str) -> list[str]:
     """What else differs, in words. Raises `InputError` where another amount of work was asked for."""
     if type(a.report) is not type(b.report):
         raise InputError(f"{a.path} is a report of `{a.report.kind}`, {b.path} one of `{b.report.kind}`")
@@ -138,14 +145,24 @@ def _conditions(a: _Measured, b: _Measured) -> list[str]:
                 f"{b.path}: {key.replace('_', ' ')} is {new.get(key)}, in {a.path} it is {old.get(key)}: another "
                 "amount of work; measure both under the same conditions"
             )
-    for key in ("data", "rows", "prompts", "block", "repeat", "window", "margin", "baseline", "candidate"):
-        if old.get(key) != new.get(key):
-            named.append(f"different {key}: {old.get(key)} / {new.get(key)}")
-    machine = [r.report.conditions.hardware for r in (a, b)]
-    if machine[0].cpu != machine[1].cpu or machine[0].cores != machine[1].cores:
+    for mode in a.modes.keys() ^ b.modes.keys():
         named.append(
-            f"different machines: {machine[0].cpu}, {machine[0].cores} cores / {machine[1].cpu}, {machine[1].cores}"
+            f"{mode} was measured in {a.path if mode in a.modes else b.path} alone and is not compared"
         )
+    pairs = [(name.replace("_", " "), old.get(name), new.get(name)) for name in NAMED]
+    pairs += [
+        (f"machine ({name})", *(getattr(r.report.conditions.hardware, name) for r in (a, b)))
+        for name in MACHINE
+    ]
+    facts = [_facts(r.report, side) for r in (a, b)]
+    pairs += [
+        (name.replace("_", " "), facts[0].get(name), facts[1].get(name)) for name in facts[0] | facts[1]
+    ]
+    pairs.append(("version of unshot", *(r.manifest.tool.get("version") for r in (a, b))))
+    # By contents and in order: the same rows under another name are the same rows.
+    inputs = [[i.sha256[:12] for i in r.manifest.inputs] for r in (a, b)]
+    pairs.append(("contents of the data and prompt files", *(", ".join(i) for i in inputs)))
+    named += [f"different {name}: {x} / {y}" for name, x, y in pairs if x != y and None not in (x, y)]
     for run in (a, b):
         report = run.report
         partial = f"{run.path} is partial: it was stopped before its end" if report.partial else None
@@ -155,6 +172,19 @@ def _conditions(a: _Measured, b: _Measured) -> list[str]:
         ]
         named += [f"{run.path}: {w}" for w in report.warnings]
     return named
+
+
+def _facts(report: AnyReport, side: str) -> dict[str, object]:
+    """What answered, as far as the report knows."""
+    if isinstance(report, BenchReport):
+        found = report.systems[side].plain()  # type: ignore[index]
+        command = found.get("command") or []
+        # Without the port, which is another in every run.
+        found["command"] = " ".join(
+            c for i, c in enumerate(command) if "--port" not in command[max(i - 1, 0) : i + 1]
+        )
+        return {name: found.get(name) for name in FACTS} | {"price": report.price[side].source}  # type: ignore[index]
+    return {"model": report.model}
 
 
 def _client_valid(report: LoadReport | SweepReport) -> bool:
@@ -185,7 +215,7 @@ def _mode(mode: str, a: _Measured, b: _Measured, side: str, threshold: float, al
         _ratio(f"requests/s, {mode}", rates, 1.0, "per second", threshold, alpha, more_is_better=True)
     )
     money = [_money(run.report, group, side) for run, group in ((a, old), (b, new))]
-    if all(money):
+    if any(money):
         rows.append(
             _ratio(f"$ per 1,000, {mode}", money, 1000.0, "$", threshold, alpha, more_is_better=False)
         )
@@ -268,7 +298,8 @@ def _ratio(
     means = [float(p[max(p)].mean()) if p else None for p in pair]
     shown = [None if m is None else m * scale for m in means]
     if not shared:
-        note = "too few requests" if any(m is not None for m in means) else "no value"
+        missing = [name for name, m in zip(("OLD", "NEW"), means, strict=True) if m is None]
+        note = f"not known in {' and '.join(missing)}" if missing else "too few requests"
         return Change(name, shown[0], shown[1], unit, UNKNOWN, note=note)
     if (
         min(float(pair[0][n].mean()) for n in shared) <= 0

@@ -65,6 +65,8 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
                 out.warn(warning)
             with Monitor(_processes(systems)) as monitor:
                 measured = _Bench(job, case, rows, systems, manifest, monitor, out).measure()
+            if measured.interrupted and len(pairs(measured.records)[0]) < 2:
+                raise KeyboardInterrupt  # nothing to report
             report = build(job, case, task, rows, systems, measured)
             report.resources = monitor.facts()
             for mode, facts in report.modes.items():

@@ -15,6 +15,7 @@ from bench.schedule import Load
 from bench.traffic import (
     Fresh,
     ServerOptions,
+    digest,
     fresh_input,
     meet,
     open_tokenizer,
@@ -176,6 +177,7 @@ class EngineSystem:
             spec=self.engine.spec,
             examples_in_prompt=len(self.prompt.examples),
             system_prompt=bool(self.prompt.system),
+            prompt=digest(self.prompt),
         )
 
 
@@ -216,6 +218,7 @@ class ServerSystem:
             concurrency=self.concurrency,
             examples_in_prompt=len(self.prompt.examples),
             system_prompt=bool(self.prompt.system),
+            prompt=digest(self.prompt),
             tokens_counted_by=by,
             client=client_facts(self.clients),
         )

@@ -16,6 +16,7 @@ from unshot.contracts.manifest import Manifest, hardware, staged
 from unshot.contracts.report import Knee, LoadConditions, LoadReport, Step, SweepReport
 from unshot.data.files import write_text
 from unshot.errors import InputError
+from unshot.secret import hidden
 
 # The automatic sweep ends where doubling the streams brings less than this.
 WORTH = 0.05
@@ -204,6 +205,10 @@ def _conditions(target: Target, requests: int, warm_up: int, *, steady: bool = F
         prompt_words=options.prompt_words,
         warm_up=warm_up,
         timeout=options.server.timeout,
+        api=options.server.api,
+        request_extra=hidden(dict(options.server.extra)),
+        tokens_counted_by=target.counter.name if target.counter else "server",
+        prompt=target.prompt_digest,
         seed=options.seed,
         window="steady state: from every stream's first answer to the last request sent"
         if steady

@@ -30,6 +30,7 @@ from bench.traffic import (
     Fresh,
     ServerOptions,
     cache_warning,
+    digest,
     fresh_input,
     meet,
     prompt_of,
@@ -109,6 +110,11 @@ class Target:
         if not self.options.repeat:
             return 0
         return min(self.options.repeat, len(self._rows)) if self._rows else self.options.repeat
+
+    @property
+    def prompt_digest(self) -> str:
+        """A short hash of the prompt's own text."""
+        return digest(self._prompt)
 
     @property
     def prompts(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unshot.contracts.figures import Figures
+from unshot.data.prompts import Prompt
 from unshot.data.rows import Message
 from unshot.engines.address import parse_url, read_key
 from unshot.engines.openai import CHAT, Api, served_models
@@ -90,6 +91,11 @@ class Fresh:
 def sentence(generator: random.Random) -> str:
     """A few words, drawn."""
     return " ".join(generator.choices(WORDS, k=MARKER_WORDS)).capitalize() + "."
+
+
+def digest(prompt: Prompt) -> str:
+    """A short hash of the prompt's own text: two reports with the same had the same prompt."""
+    return hashlib.sha256(json.dumps(prompt.messages("")).encode()).hexdigest()[:12]
 
 
 def uncached(messages: Sequence[Message], words: str) -> list[Message]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,6 +36,16 @@ def golden_thread(*, tls: ssl.SSLContext | None = None, **script: Any) -> Iterat
     finally:
         loop.call_soon_threadsafe(lambda: [t.cancel() for t in asyncio.all_tasks(loop)])
         thread.join(10)
+
+
+def wait_for_requests(url: str, count: int, *, limit: float = 180.0) -> None:
+    """Wait until a golden server has had `count` more requests than when it was last asked."""
+    seen, deadline = 0, time.monotonic() + limit
+    while seen < count:
+        assert time.monotonic() < deadline, f"{seen} of {count} requests came"
+        with urllib.request.urlopen(f"{url}/log", timeout=10) as answer:
+            seen += len(json.load(answer))
+        time.sleep(0.05)
 
 
 @contextmanager

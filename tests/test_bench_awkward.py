@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.compare import Comparison, compare_reports
 from bench.records import RequestRecord
 from bench.schedule import parse_load
 from bench.single import LoadJob, load_run
 from bench.target import LoadOptions, Target
 from bench.traffic import ServerOptions
+from tests.golden import golden_server, golden_thread, wait_for_requests
+from tests.logs import run_here
 from tests.raw_server import Script, delta, event, head, last, raw_server, usage, whole
 from unshot.console import Output
 
@@ -218,6 +227,68 @@ def test_fewer_requests_than_places_are_said_to_be_fewer(tmp_path: Path) -> None
     assert any("in flight where 8 were asked for" in w for w in report.warnings), report.warnings
 
 
+# 8. compare
+
+
+def test_compare_names_what_differs_and_what_only_one_report_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One report beside copies in which one condition each is another."""
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(f'{{"prompt": "q {i}", "completion": "word"}}\n' for i in range(16)))
+    old = tmp_path / "old"
+    with golden_thread(ttft_ms=1, itl_ms=0, tokens=2) as url:
+        run_here(
+            capsys, "bench", "--baseline", url, "--candidate", url, "--data", data, "--requests", "16",
+            "--cold-requests", "4", "--price-per-hour", "1", "--out", old, "-q",
+        )  # fmt: skip
+
+    # Without the hashes of its files, so that one can be another.
+    written = json.loads((old / "manifest.json").read_text())
+    (old / "manifest.json").write_text(json.dumps({**written, "outputs": {}}))
+
+    def changed(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Comparison:
+        new = tmp_path / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.copytree(old, new)
+        report, manifest = (json.loads((new / n).read_text()) for n in ("report.json", "manifest.json"))
+        change(report, manifest)
+        (new / "report.json").write_text(json.dumps(report))
+        (new / "manifest.json").write_text(json.dumps(manifest))
+        return compare_reports(old, new, side="candidate", threshold=0.05)
+
+    assert changed(lambda r, m: None).warnings == []
+    for words, change in (
+        ("different precision: q8 / f16", lambda r, m: r["systems"]["candidate"].update(precision="f16")),
+        ("different prompt: ", lambda r, m: r["systems"]["candidate"].update(prompt="another")),
+        ("different machine (cpu): ", lambda r, m: r["conditions"]["hardware"].update(cpu="another")),
+        ("different machine (gpus): ", lambda r, m: r["conditions"]["hardware"].update(gpus=["H100"])),
+        ("different contents of the data", lambda r, m: m["inputs"][0].update(sha256="0" * 64)),
+        ("different version of unshot: ", lambda r, m: m["tool"].update(version="0.0.1")),
+        (
+            "different request extra: ",
+            lambda r, m: r["conditions"].update(request_extra={"ignore_eos": True}),
+        ),
+        ("different price: ", lambda r, m: r["price"]["candidate"].update(source="another")),
+    ):
+        if "precision" in words:
+            report = json.loads((old / "report.json").read_text())
+            report["systems"]["candidate"]["precision"] = "q8"
+            (old / "report.json").write_text(json.dumps(report))
+        found = changed(change).warnings
+        assert len(found) == 1 and found[0].startswith(words), (words, found)
+
+    def unpriced(report: dict[str, Any], manifest: dict[str, Any]) -> None:
+        report["price"]["candidate"].update(per_hour=None, source="no price")
+
+    row = next(r for r in changed(unpriced).rows if r.name == "$ per 1,000, cache on")
+    assert (row.verdict, row.note, row.new) == ("not comparable", "not known in NEW", None)
+    records = (old / "records.jsonl").read_text().splitlines(keepends=True)
+    (old / "records.jsonl").write_text("".join(line for line in records if '"cache off"' not in line))
+    gone = compare_reports(tmp_path / "new", old, side="candidate", threshold=0.05).warnings
+    assert any(w.startswith("cache off was measured in") and "is not compared" in w for w in gone)
+
+
 # 7 and 11. Failures
 
 
@@ -279,3 +350,23 @@ def test_records_of_a_run_can_be_read_back(tmp_path: Path) -> None:
         load_run(LoadJob(LoadOptions(url), tmp_path / "r", "closed:1", 2, warm_up=0), QUIET)
     lines = (tmp_path / "r" / "records.jsonl").read_text().splitlines()
     assert [json.loads(line)["text"] for line in lines] == ["b", "b"]
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize("tool", ["load", "ab"])
+def test_ctrl_c_in_the_warm_up_ends_the_run_with_nothing_written(tmp_path: Path, tool: str) -> None:
+    """A warm-up of hundreds of requests is stopped at its second: nothing was measured, so there is no report."""
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(f'{{"prompt": "q {i}", "completion": "word"}}\n' for i in range(4)))
+    with golden_server(ttft_ms=300, itl_ms=1, tokens=1) as url:
+        command = [sys.executable, "-P", "-m", "unshot", "bench"]
+        command += (
+            ["load", url] if tool == "load" else ["--baseline", url, "--candidate", url, "--data", str(data)]
+        )
+        command += ["--warm-up", "300", "--out", str(tmp_path / "r"), "-q"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        wait_for_requests(url, 2)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert not (tmp_path / "r").exists()

@@ -25,7 +25,7 @@ from bench.sides import make_record
 from bench.single import _steps
 from bench.target import LoadOptions, Target
 from bench.traffic import ServerOptions
-from tests.golden import golden_server
+from tests.golden import golden_server, wait_for_requests
 from unshot.contracts.figures import Client
 from unshot.contracts.report import Step
 from unshot.engines.address import parse_url
@@ -293,9 +293,9 @@ def test_ctrl_c_leaves_a_partial_report(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "unshot", "bench", "load", url, "--requests", "2000"]
         command += ["--load", "closed:2", "--out", str(tmp_path / "r"), "-q", "--warm-up", "1"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        time.sleep(4)
+        wait_for_requests(url, 10)
         os.kill(process.pid, signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     report = json.loads((tmp_path / "r" / "report.json").read_text())
     assert report["partial"] is True
     assert 0 < report["figures"]["answered"] < 2000

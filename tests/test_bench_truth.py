@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from bench.sides import BlockResult
 from bench.single import LoadJob, SweepJob, load_run, sweep_run
 from bench.target import LoadOptions, Target
 from bench.traffic import ServerOptions
-from tests.golden import golden_server, golden_thread
+from tests.golden import golden_server, golden_thread, wait_for_requests
 from tests.logs import run_here
 from unshot.console import Output
 from unshot.contracts.figures import Client
@@ -555,41 +554,11 @@ def test_ctrl_c_with_several_processes_keeps_what_was_measured(tmp_path: Path) -
             "1",
         ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        served = parse(url)
-        while count_of(served) < 40:
-            time.sleep(0.2)
+        wait_for_requests(url, 40)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
     report = LoadReport.read(tmp_path / "r")
     assert report.partial and 20 < report.figures.answered < 100_000, err
-
-
-def parse(url: str) -> tuple[str, int]:
-    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
-    return host, int(port)
-
-
-_seen = 0
-
-
-def count_of(address: tuple[str, int]) -> int:
-    """How many requests the golden server has had."""
-    global _seen
-    with socket.create_connection(address) as raw:
-        raw.sendall(b"GET /v1/log HTTP/1.1\r\nHost: x\r\n\r\n")
-        raw.settimeout(5)
-        data = b""
-        while b"\r\n\r\n" not in data or len(data.split(b"\r\n\r\n", 1)[1]) < length_of(data):
-            data += raw.recv(65536)
-    _seen += len(json.loads(data.split(b"\r\n\r\n", 1)[1]))
-    return _seen
-
-
-def length_of(data: bytes) -> int:
-    head = data.split(b"\r\n\r\n", 1)[0].decode()
-    return int(
-        next(line.split(":")[1] for line in head.split("\r\n") if line.lower().startswith("content-length"))
-    )
 
 
 # 12. What would settle it

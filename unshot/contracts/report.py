@@ -149,6 +149,8 @@ class SystemFacts(EngineFacts, kw_only=True):
     spec: str
     examples_in_prompt: int
     system_prompt: bool
+    # A digest of the prompt's own text, whatever file it came from.
+    prompt: str | None = None
     concurrency: int = 1
     tokens_counted_by: str = "engine"
     client: Client | None = None
@@ -185,6 +187,7 @@ class Conditions(Record, kw_only=True):
     margin: float
     max_error_rate: float
     repeat: bool
+    request_extra: dict[str, Any] = field(default_factory=dict)
     load: str
     decoding: str = "greedy"
     hardware: Hardware
@@ -264,6 +267,11 @@ class LoadConditions(Record, kw_only=True):
     timeout: float
     seed: int
     window: str = "all requests"
+    # The API, the further fields of each request, what counts the tokens, and a digest of the prompt's own text.
+    api: str = "chat"
+    request_extra: dict[str, Any] = field(default_factory=dict)
+    tokens_counted_by: str = "server"
+    prompt: str | None = None
     hardware: Hardware
     date: str
 

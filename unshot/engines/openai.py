@@ -88,6 +88,8 @@ def served_models(body: bytes) -> list[list[str]]:
     try:
         entries = json.loads(body)["data"]
         named = [[entry.get(k) for k in ("id", "root", "parent")] for entry in entries]
-        return [[name for name in names if isinstance(name, str)] for names in named if isinstance(names[0], str)]
+        return [
+            [name for name in names if isinstance(name, str)] for names in named if isinstance(names[0], str)
+        ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return []
