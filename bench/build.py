@@ -228,6 +228,7 @@ class _ModeBuilder:
             figures[side] = summarise(
                 mine, sum(busy.values()), self.case.traffic.slo, asked=self.job.concurrency
             )
+            figures[side].server = measured.servers.get(mode, {}).get(side)
             answered = max(1, figures[side].answered)
             figures[side].cost = costs(
                 money[side], self.quality.correct_share[side], sum(busy.values()) / answered

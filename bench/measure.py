@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bench.counters import counted
 from bench.records import SIDES, RequestRecord
 from bench.sides import Item, Progress, System
 from bench.traffic import Fresh
-from unshot.contracts.figures import Client
+from unshot.contracts.figures import Client, ServerCounters
 from unshot.contracts.report import SideName
 from unshot.data.rows import Example
 
@@ -37,12 +38,14 @@ class Measurement:
     levels: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     clocks: dict[str, float] = field(default_factory=dict)
+    # What each mode's servers counted themselves.
+    servers: dict[str, dict[SideName, ServerCounters | None]] = field(default_factory=dict)
 
     def add(self, other: Measurement) -> None:
         """Take in another mode's measurement."""
         for name in ("records", "warm", "dropped", "asked"):
             getattr(self, name).extend(getattr(other, name))
-        for name in ("blocks", "spoilt", "looks", "levels", "clocks"):
+        for name in ("blocks", "spoilt", "looks", "levels", "clocks", "servers"):
             getattr(self, name).update(getattr(other, name))
         for side in SIDES:
             self.clients[side] += other.clients[side]
@@ -82,6 +85,7 @@ def run_mode(
     for at most a quarter of the blocks. `between` is called between blocks. Ctrl-C ends the run with what is there.
     """
     runner = _ModeRunner(systems, rows, settings, progress, between)
+    before = {s.side: s.counters() for s in systems}
     try:
         runner.warm_up()
         begin = 0
@@ -96,6 +100,7 @@ def run_mode(
             begin = end
     except KeyboardInterrupt:
         runner.result.interrupted = True
+    runner.result.servers[settings.mode] = {s.side: counted(before[s.side], s.counters()) for s in systems}
     return runner.result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unshot.data.rows import read_text
+from unshot.data.rows import Message, read_text
 from unshot.errors import InputError, nearest
 
 FORMS = {
@@ -31,6 +31,8 @@ class Load:
     cv: float = 1.0
     times: tuple[float, ...] = ()
     text: str = ""
+    # What a trace asks at its times: messages, or an input for the prompt. Empty: the target's own requests.
+    requests: tuple[str | list[Message], ...] = ()
 
     @property
     def open(self) -> bool:
@@ -67,7 +69,7 @@ def parse_load(text: str) -> Load:
             f"unknown load `{text}`; {nearest(kind, FORMS)} (forms: {', '.join(FORMS.values())})"
         )
     if kind == "trace":
-        return Load(kind, times=_read_trace(Path(rest)), text=text)
+        return _trace(Path(rest), text)
     try:
         numbers = [float(part) for part in rest.split(":")]
         if len(numbers) != (2 if kind == "gamma" else 1) or not all(0 < n < float("inf") for n in numbers):
@@ -81,25 +83,48 @@ def parse_load(text: str) -> Load:
     return Load(kind, rate=numbers[0], cv=numbers[1] if kind == "gamma" else 1.0, text=text)
 
 
-def _read_trace(path: Path) -> tuple[float, ...]:
-    """Send times in seconds: one number a line, or JSONL with `timestamp` (Mooncake's, in ms) or `time` (s)."""
-    times = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            if isinstance(value, dict):
-                value = value["time"] if "time" in value else value["timestamp"] / 1000
-            times.append(float(value))
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{path}, line {number}: no send time; give a number of seconds, or JSON with `time` (seconds) or "
-                "`timestamp` (milliseconds)"
-            ) from None
-    if not times:
+def _trace(path: Path, text: str) -> Load:
+    """Send times in seconds: one number a line, or JSONL with `timestamp` (Mooncake's, in ms) or `time` (s).
+
+    A request log with texts (a file of it, or its directory) is replayed: each line's `messages`, `input` or `prompt`
+    is what is sent at its time. What the gateway asked beside a real request (`shadow`) is left out.
+    """
+    files = sorted(path.glob("requests*.jsonl")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path}: no requests*.jsonl in it; give a request log or a file of send times")
+    found: list[tuple[float, str | list[Message] | None]] = []
+    for file in files:
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    if value.get("shadow"):
+                        continue
+                    said = next((value[k] for k in ("messages", "input", "prompt") if value.get(k)), None)
+                    when = float(value["time"] if "time" in value else value["timestamp"] / 1000)
+                else:
+                    said, when = None, float(value)
+            except (ValueError, KeyError, TypeError):
+                raise InputError(
+                    f"{file}, line {number}: no send time; give a number of seconds, or JSON with `time` (seconds) or "
+                    "`timestamp` (milliseconds)"
+                ) from None
+            if not math.isfinite(when):
+                raise InputError(f"{file}, line {number}: the send time is not a finite number")
+            found.append((when, said))
+    if not found:
         raise InputError(f"{path}: empty; it needs one send time a line")
-    ordered = np.sort(np.asarray(times))
-    if not np.isfinite(ordered).all():
-        raise InputError(f"{path}: a send time is not a finite number")
-    return tuple((ordered - ordered[0]).tolist())
+    texts = [said for _, said in found]
+    if any(texts) and not all(texts):
+        raise InputError(
+            f"{path}: {texts.count(None)} of {len(texts)} lines have no text; replay all of them or none"
+        )
+    found.sort(key=lambda entry: entry[0])
+    return Load(
+        "trace",
+        times=tuple(when - found[0][0] for when, _ in found),
+        requests=tuple(said for _, said in found if said is not None),
+        text=text,
+    )

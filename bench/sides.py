@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bench.answer import STOPPED, first_arrival, read_answer, tokens_after_first
+from bench.counters import Counters, read_counters
 from bench.load import Driver, LoadResult, drive
 from bench.records import RequestRecord
 from bench.schedule import Load
@@ -88,6 +89,9 @@ class System(Protocol):
     def reset(self) -> None:
         """Forget what can be forgotten of earlier requests."""
 
+    def counters(self) -> Counters:
+        """What it has counted itself so far; empty where it does not."""
+
     def close(self) -> None:
         """Free everything."""
 
@@ -116,6 +120,10 @@ class EngineSystem:
     def reset(self) -> None:
         """Forget the prefix cache."""
         self.engine.reset()
+
+    def counters(self) -> Counters:
+        """An engine counts nothing."""
+        return {}
 
     def close(self) -> None:
         """Free the model."""
@@ -225,6 +233,10 @@ class ServerSystem:
 
     def reset(self) -> None:
         """A server's cache cannot be emptied from here; cold requests get past it by words of their own."""
+
+    def counters(self) -> Counters:
+        """Its /metrics."""
+        return read_counters(self.api.address)
 
     def close(self) -> None:
         """Nothing is held between blocks."""

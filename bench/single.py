@@ -20,6 +20,8 @@ from unshot.secret import hidden
 
 # The automatic sweep ends where doubling the streams brings less than this.
 WORTH = 0.05
+# Requests of a load that says nothing of its length.
+REQUESTS = 100
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,15 @@ def load_run(job: LoadJob, out: Output) -> LoadReport:
         manifest = Manifest("bench", config=jsonable(job), seeds={"seed": job.target.seed})
         manifest.inputs = target.inputs
         target.warm_up(job.warm_up)
-        many = f"{job.duration:g} s" if job.duration is not None else f"{job.requests} requests"
+        requests = job.requests
+        if requests is None and job.duration is None:
+            requests = len(wanted.times) if wanted.kind == "trace" else REQUESTS
+        many = f"{job.duration:g} s" if job.duration is not None else f"{requests} requests"
         out.log(f"{job.target.url}: {many}, {wanted.text}")
         with manifest.timed("load"):
             got = target.measure(
                 wanted,
-                job.requests,
+                requests,
                 out,
                 processes=job.processes,
                 ray=job.ray,

@@ -19,6 +19,7 @@ from bench.summary import (
     in_flight_words,
     joules,
     number,
+    server_words,
     table_rows,
     token_words,
 )
@@ -54,6 +55,7 @@ COUNTS: Rows = {
     "server's tokens minus ours": token_words,
     "goodput": goodput_words,
     "joules per request": joules,
+    "server's own (mean)": server_words,
 }
 
 

@@ -67,6 +67,23 @@ def in_flight_words(facts: Figures) -> str:
     return f"{f.mean:.1f} of {f.asked}, {f.peak} at most" if f and f.asked > 1 else "-"
 
 
+def server_words(facts: Figures) -> str:
+    """What the server counted itself meanwhile."""
+    s = facts.server
+    if s is None:
+        return "-"
+    share = s.cached_tokens / s.prompt_tokens if s.cached_tokens is not None and s.prompt_tokens else None
+    parts = {
+        "TTFT": s.ttft_ms and f"{s.ttft_ms:.1f} ms",
+        "TPOT": s.tpot_ms and f"{s.tpot_ms:.2f} ms",
+        "queue": s.queue_ms is not None and f"{s.queue_ms:.1f} ms",
+        "cached": share is not None and f"{share:.0%}",
+        "a step": (s.tokens_a_step and f"{s.tokens_a_step:.1f} tokens")
+        or (s.requests_a_step and f"{s.requests_a_step:.1f} requests"),
+    }
+    return ", ".join(f"{name} {words}" for name, words in parts.items() if words) or "-"
+
+
 def joules(facts: Figures) -> str:
     """Energy of one answered request."""
     return f"{facts.energy.joules:.3g} J" if facts.energy else UNREADABLE
@@ -93,6 +110,7 @@ ROWS: Rows = {
     "end to end p50": lambda f: time(f.e2e_ms),
     "end to end p95": lambda f: time(f.e2e_ms, "p95"),
     "requests/s": lambda f: number(f.requests_per_second, ".2f"),
+    "server's own (mean)": server_words,
     "$ per 1,000": lambda f: number(f.cost.per_1000_requests if f.cost else None, ".4f"),
     "$ per 1,000 correct": lambda f: number(f.cost.per_1000_correct if f.cost else None, ".4f"),
 }

@@ -20,6 +20,7 @@ from threading import BrokenBarrierError
 
 import numpy as np
 
+from bench.counters import counted, read_counters
 from bench.load import Driver, LoadResult, drive, run_loop
 from bench.records import RequestRecord, summarise
 from bench.resources import Monitor, energy_per_request
@@ -103,6 +104,9 @@ class Target:
         self._fresh = Fresh(f"seed {options.seed}" if options.repeat else None)
         self._uncached = Fresh()
         self._sent = 0
+        # A request log that is replayed, and the number of its first request.
+        self._replayed: tuple[str | list[Message], ...] = ()
+        self._first = 0
 
     @property
     def repeats(self) -> int:
@@ -119,6 +123,8 @@ class Target:
     @property
     def prompts(self) -> str:
         """What the requests are, for the report."""
+        if self._replayed:
+            return f"{len(self._replayed)} requests of the log, as they were asked"
         what = "rows of the data" if self._rows else f"random words ({self.options.prompt_words} a prompt)"
         if self.repeats:
             return f"{self.repeats} {what}, sent over and over (--repeat)"
@@ -126,6 +132,9 @@ class Target:
 
     def messages(self, number: int) -> list[Message]:
         """Request `number` of all that this target ever sends."""
+        if self._replayed:
+            said = self._replayed[(number - self._first) % len(self._replayed)]
+            return self._prompt.messages(said) if isinstance(said, str) else said
         which = number % self.repeats if self.repeats else number
         generator = self._fresh.generator(which)
         if self._rows is None:
@@ -154,7 +163,7 @@ class Target:
         """The part of its tokens that a request may find in a cache, by what was asked for."""
         if self.options.cache == "off":
             return 0.0
-        return 1.0 if self.repeats else shared_share([self.messages(n) for n in range(20)])
+        return 1.0 if self.repeats or self._replayed else shared_share([self.messages(n) for n in range(20)])
 
     def warm_up(self, count: int) -> None:
         """Send `count` requests that are measured nowhere; learn which fields of a request the server refuses."""
@@ -180,12 +189,16 @@ class Target:
         steady: bool = False,
     ) -> Outcome:
         """Drive the load and sum it up."""
+        self._replayed, self._first = load.requests, self._sent
         if ray:
             return self._on_ray(load, count or 1, ray, ray_address, out)
+        before = read_counters(self.api.address)
         with Monitor({"the client": os.getpid()}) as monitor:
             run, records = self.run(load, count, processes=processes, duration=duration)
+        after = read_counters(self.api.address) if before else {}
         chosen, seconds = steady_window(records, load, run.seconds) if steady else (records, run.seconds)
         facts = summarise(chosen, seconds, self.options.slo, asked=None if load.open else load.concurrency)
+        facts.server = counted(before, after)
         facts.energy = energy_per_request(monitor, records, "candidate", load.text, run.began)
         return Outcome(
             facts, run.client(), records, run.interrupted, monitor.facts(), self._warnings(load, facts)

@@ -151,7 +151,9 @@ def target_options(function: Command) -> Command:
     show_default=True,
     help="closed:N, constant:RATE, poisson:RATE, gamma:RATE:CV or trace:FILE.",
 )
-@click.option("--requests", type=whole(1), help="Requests to measure (default 100 without --duration).")
+@click.option(
+    "--requests", type=whole(1), help="Requests to measure; default without --duration: 100, or the trace's."
+)
 @click.option(
     "--duration",
     type=SECONDS,
@@ -197,7 +199,7 @@ def load(
     if duration is not None and (ray or processes > 1):
         raise InputError("--duration needs one client; leave --ray and --processes out, or give --requests")
     job = LoadJob(
-        target, final, load, requests if requests or duration else 100, warm_up, duration, processes, ray, ray_address,
+        target, final, load, requests, warm_up, duration, processes, ray, ray_address,
         formats, overwrite,
     )  # fmt: skip
     report = load_run(job, out)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bench.compare import Comparison, compare_reports
+from bench.counters import counted
 from bench.records import RequestRecord
 from bench.schedule import parse_load
 from bench.single import LoadJob, load_run
@@ -25,6 +26,7 @@ from tests.golden import golden_server, golden_thread, wait_for_requests
 from tests.logs import run_here
 from tests.raw_server import Script, delta, event, head, last, raw_server, usage, whole
 from unshot.console import Output
+from unshot.contracts.report import LoadReport
 
 QUIET = Output(verbosity=-1)
 WORDS = [delta(content=f" w{i}") for i in range(5)]
@@ -370,3 +372,110 @@ def test_ctrl_c_in_the_warm_up_ends_the_run_with_nothing_written(tmp_path: Path,
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert not (tmp_path / "r").exists()
+
+
+# The server's own counters
+
+VLLM = """\
+# HELP vllm:prompt_tokens Number of prefill tokens processed.
+# TYPE vllm:prompt_tokens counter
+vllm:prompt_tokens_total{{engine="0",model_name="a"}} {prompt}
+vllm:prompt_tokens_total{{engine="1",model_name="a"}} 0.0
+vllm:generation_tokens_total{{engine="0",model_name="a"}} {output}
+vllm:prefix_cache_hits_total{{engine="0"}} {cached}
+vllm:time_to_first_token_seconds_bucket{{le="0.1"}} 1
+vllm:time_to_first_token_seconds_sum{{engine="0"}} {ttft}
+vllm:time_to_first_token_seconds_count{{engine="0"}} {count}
+vllm:request_queue_time_seconds_sum{{engine="0"}} 0.0
+vllm:request_queue_time_seconds_count{{engine="0"}} {count}
+"""
+
+
+def test_what_the_server_counts_itself_is_the_difference_over_the_load(tmp_path: Path) -> None:
+    answers = [0]
+
+    def page(path: str) -> Script | None:
+        assert path in ("/metrics", "/v1/models")
+        n = 7 + answers[0]
+        text = VLLM.format(prompt=100.0 * n, output=6 * n, cached=f"{64 * n:e}", ttft=0.05 * n, count=n)
+        return whole(text.encode(), kind="text/plain") if path == "/metrics" else None
+
+    def answer(number: int, body: Any) -> Script:
+        answers[0] += 1
+        return [head(), *WORDS, END, last(usage(100, 6))]
+
+    with raw_server(answer, pages=page) as url:
+        report = load_run(LoadJob(LoadOptions(url), tmp_path / "r", "closed:1", 5, warm_up=2), QUIET)
+    s = report.figures.server
+    assert s is not None and (s.engine, s.prompt_tokens, s.cached_tokens, s.output_tokens) == (
+        "vLLM",
+        500,
+        320,
+        30,
+    )
+    assert s.ttft_ms == pytest.approx(50) and s.queue_ms == 0 and s.tpot_ms is None
+    assert "TTFT 50.0 ms, queue 0.0 ms, cached 64%" in (tmp_path / "r" / "report.html").read_text()
+
+
+def test_llama_cpps_counters_are_read_with_its_means_taken_apart() -> None:
+    def reading(tokens: float, seconds: float, steps: float, busy: float) -> dict[str, float]:
+        return {
+            "llamacpp:prompt_tokens_total": 10 * tokens, "llamacpp:tokens_predicted_total": tokens,
+            "llamacpp:tokens_predicted_seconds_total": seconds, "llamacpp:n_decode_total": steps,
+            "llamacpp:n_busy_slots_per_decode": busy,
+        }  # fmt: skip
+
+    found = counted(reading(100, 1.0, 100, 1.0), reading(300, 3.0, 150, 2.0))
+    assert found is not None and (found.engine, found.tpot_ms, found.requests_a_step) == (
+        "llama.cpp",
+        10.0,
+        4.0,
+    )
+    # Begun anew meanwhile, or another server: nothing is said.
+    assert counted(reading(300, 3.0, 150, 2.0), reading(10, 0.1, 10, 1.0)) is None
+    assert counted({}, {"http_requests_total": 3.0}) is None
+
+
+# Replay
+
+
+def test_a_request_log_is_replayed_whole_at_its_own_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """120 requests, out of order, one of them a shadow: each other text once, spaced as it was."""
+    log = tmp_path / "log"
+    log.mkdir()
+    lines = [{"time": 1e9 + 0.002 * i, "input": f"question {i}", "shadow": i == 7} for i in range(120)]
+    (log / "requests-20260101.jsonl").write_text("".join(json.dumps(x) + "\n" for x in reversed(lines)))
+    seen: list[str] = []
+
+    def answer(number: int, body: Any) -> Script:
+        seen.append(body["messages"][-1]["content"])
+        return [head(), *WORDS, END, last(usage(9, 6))]
+
+    with raw_server(answer) as url:
+        run_here(
+            capsys,
+            "bench",
+            "load",
+            url,
+            "--load",
+            f"trace:{log}",
+            "--warm-up",
+            "1",
+            "--out",
+            tmp_path / "r",
+            "-q",
+        )
+    assert sorted(seen[1:]) == sorted(f"question {i}" for i in range(120) if i != 7)
+    report = LoadReport.read(tmp_path / "r")
+    assert report.figures.requests == 119 and "of the log" in report.conditions.prompts
+    records = [json.loads(x) for x in (tmp_path / "r" / "records.jsonl").read_text().splitlines()]
+    times = sorted(float(r["scheduled"]) for r in records)
+    assert times[-1] - times[0] == pytest.approx(0.238)
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text('{"time": 1, "input": "a"}\n{"time": 2}\n')
+    done = run_here(
+        capsys, "bench", "load", "http://127.0.0.1:9/v1", "--load", f"trace:{mixed}", "--out", tmp_path / "x"
+    )
+    assert done.code == 2 and "1 of 2 lines have no text" in done.err

@@ -413,6 +413,9 @@ class Moody:
 
     def reset(self) -> None: ...
 
+    def counters(self) -> dict[str, float]:
+        return {}
+
     def run_block(
         self, items: Any, *, mode: str, block: int, clock: float, progress: Any = None
     ) -> BlockResult:

@@ -81,6 +81,26 @@ class Cost(Record):
     machine_seconds_per_request: float | None
 
 
+class ServerCounters(Record, kw_only=True):
+    """What a server counted itself during a load, by its /metrics; None where it does not count that.
+
+    Its other clients' requests, and the warm-up of an A/B run's first mode, are in it. llama.cpp's prompt tokens are
+    those that it computed, and its time per token holds the work on prompts in between.
+    """
+
+    engine: str
+    prompt_tokens: float
+    cached_tokens: float | None
+    output_tokens: float
+    # Means over requests, milliseconds.
+    ttft_ms: float | None
+    tpot_ms: float | None
+    queue_ms: float | None
+    # How full its steps were: tokens of all requests, or requests.
+    tokens_a_step: float | None = None
+    requests_a_step: float | None = None
+
+
 class Figures(Record, kw_only=True):
     """What one side did under one load. Latencies count from the scheduled time."""
 
@@ -108,6 +128,7 @@ class Figures(Record, kw_only=True):
     in_flight: InFlight | None = None
     energy: Energy | None = None
     cost: Cost | None = None
+    server: ServerCounters | None = None
 
 
 class Lateness(Record):
