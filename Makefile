@@ -13,7 +13,7 @@ WORKERS ?= 2
 PYTEST_ARGS ?=
 LANES := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast wheel-test fuzz lint types docs clean
+.PHONY: demo test test-fast wheel-test gpu fuzz lint types docs clean
 
 demo: $(READY)
 	$(PY) -m unshot demo --out $(OUT) --overwrite
@@ -58,6 +58,9 @@ docs: $(READY)
 	touch $@
 
 # Odd requests and command lines for an hour, beyond the thousand of each in `make test`.
+gpu: $(READY)
+	$(PY) -m pytest tests/gpu -rs
+
 fuzz: $(READY)
 	$(PY) -m tests.fuzz --minutes 60
 

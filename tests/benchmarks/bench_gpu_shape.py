@@ -55,12 +55,52 @@ def make_model(folder: Path, shape: str) -> None:
         shutil.copy(embedded.ensure() / name, folder / name)
 
 
-def compare(spec: str, data: Path, shots: Path, out: Path, options: argparse.Namespace) -> None:
-    """`unshot bench` of one engine, long prompt against short, and print the ratios."""
+def write_case(folder: Path, prompt_tokens: int) -> None:
+    """Rows, and examples of about so many tokens."""
+    rows = [f"Clause {i}: the tenant pays the rent on day {i} of every month." for i in range(10)]
+    lines = [json.dumps({"prompt": r, "completion": "yes"}) + "\n" for r in rows]
+    (folder / "data.jsonl").write_text("".join(lines))
+    shot = {"prompt": "The tenant pays the rent on the first day of every month. " * 8, "completion": "yes"}
+    (folder / "shots.jsonl").write_text((json.dumps(shot) + "\n") * max(1, prompt_tokens // 105))
+
+
+def spec_of(engine: str, folder: Path) -> str:
+    """The model in the form of an engine: exported for ONNX Runtime, served by vLLM."""
+    path = folder / "model"
+    if engine == "vllm":
+        return f"serve:vllm:{path}"
+    if engine == "onnx":
+        # Random weights have near-ties everywhere: the gate's verdict is of no interest here.
+        subprocess.run(
+            [
+                sys.executable, "-m", "unshot", "export", str(path), "--to", "onnx:fp32", "--allow-drift",
+                "--check-rows", "1", "--out", str(folder / "exported"), "-q",
+            ],
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )  # fmt: skip
+        path = folder / "exported" / "onnx-fp32"
+    return f"{engine}:{path}"
+
+
+def table_row(report: BenchReport) -> str:
+    """The figures of a report as lines of a table."""
+    system = report.systems["candidate"]
+    lines = []
+    for mode, facts in report.modes.items():
+        times = " | ".join(f"{time(facts.side(s).ttft_ms)} | {time(facts.side(s).e2e_ms)}" for s in SIDES)
+        lines.append(f"| {system.library} | {report.gpu} | {mode} | {ratio(facts.claim.speed)} | {times} |\n")
+    return "".join(lines)
+
+
+def compare(engine: str, folder: Path, options: argparse.Namespace) -> BenchReport:
+    """`unshot bench` of one engine, long prompt against short; print the ratios."""
+    spec, out = spec_of(engine, folder), folder / f"report-{engine}"
     done = subprocess.run(
         [
-            sys.executable, "-m", "unshot", "bench", "--baseline", spec, "--candidate", spec, "--data", str(data),
-            "--baseline-prompt", str(shots), "--instruction", "Answer.", "--requests", str(options.requests),
+            sys.executable, "-m", "unshot", "bench", "--baseline", spec, "--candidate", spec,
+            "--data", str(folder / "data.jsonl"), "--baseline-prompt", str(folder / "shots.jsonl"),
+            "--instruction", "Answer.", "--requests", str(options.requests),
             "--cold-requests", str(options.cold_requests), "--max-tokens", str(options.output_tokens),
             "--out", str(out), "--json", "-q",
             *(["--threads", str(options.threads)] if options.threads else []),
@@ -80,6 +120,7 @@ def compare(spec: str, data: Path, shots: Path, out: Path, options: argparse.Nam
         )
         print(f"  {mode}: {ratio(facts.claim.speed)} faster; {sides}", flush=True)
     print(f"  memory: {memory_words(report.resources)}; power: {power_words(report.resources)}")
+    return report
 
 
 def saturate(system: Torch | Onnx, options: argparse.Namespace) -> None:
@@ -105,44 +146,32 @@ def saturate(system: Torch | Onnx, options: argparse.Namespace) -> None:
         )
 
 
-def main() -> None:
-    """Print the ratios with the prefix cache on and off, at batch 1 and at saturation."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=list(SHAPES), default="135m")
-    parser.add_argument("--engines", default="torch,onnx")
+    parser.add_argument("--engines", default="torch,onnx", help="of torch, onnx, vllm")
     parser.add_argument("--prompt-tokens", type=int, default=2000)
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--cold-requests", type=int, default=5)
     parser.add_argument("--output-tokens", type=int, default=16)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the choice to bench")
     parser.add_argument("--most", type=int, default=0, help="largest batch; default 256 on a GPU, 4 on a CPU")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Print the ratios with the prefix cache on and off, at batch 1 and at saturation."""
+    options = parse()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_model(folder / "model", options.shape)
-        rows = [f"Clause {i}: the tenant pays the rent on day {i} of every month." for i in range(10)]
-        data = folder / "data.jsonl"
-        data.write_text("".join(json.dumps({"prompt": r, "completion": "yes"}) + "\n" for r in rows))
-        shots = folder / "shots.jsonl"
-        shot = {
-            "prompt": "The tenant pays the rent on the first day of every month. " * 8,
-            "completion": "yes",
-        }
-        shots.write_text((json.dumps(shot) + "\n") * max(1, options.prompt_tokens // 105))
+        write_case(folder, options.prompt_tokens)
         for engine in options.engines.split(","):
-            path = folder / "model"
-            if engine == "onnx":
-                # Random weights have near-ties everywhere: the gate's verdict is of no interest here.
-                subprocess.run(
-                    [
-                        sys.executable, "-m", "unshot", "export", str(path), "--to", "onnx:fp32", "--allow-drift",
-                        "--check-rows", "1", "--out", str(folder / "exported"), "-q",
-                    ],
-                    stdout=subprocess.DEVNULL,
-                    check=True,
-                )  # fmt: skip
-                path = folder / "exported" / "onnx-fp32"
-            compare(f"{engine}:{path}", data, shots, folder / f"report-{engine}", options)
+            compare(engine, folder, options)
+            if engine == "vllm":
+                continue
+            path = folder / "exported" / "onnx-fp32" if engine == "onnx" else folder / "model"
             system = Onnx(path) if engine == "onnx" else Torch(path)
             saturate(system, options)
             system.close()
