@@ -357,11 +357,7 @@ def _slo(report: AnyReport, mode: str, side: str) -> dict[str, float]:
         found = report.figures.goodput
     else:
         found = next(
-            (
-                p.figures.goodput
-                for p in report.points
-                if f"closed:{p.concurrency}" == mode and p.figures.goodput
-            ),
+            (p.figures.goodput for p in report.points if p.load == mode and p.figures.goodput),
             None,
         )
     return found.slo_ms if found else bounds_of(Slo())

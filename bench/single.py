@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import mlperf
-from bench.records import RequestRecord
+from bench.records import RequestRecord, bounds_of
 from bench.schedule import Load, parse_load
 from bench.target import LoadOptions, Target
 from unshot.console import Output, jsonable
 from unshot.contracts.manifest import Manifest, hardware, staged
-from unshot.contracts.report import Knee, LoadConditions, LoadReport, Step, SweepReport
+from unshot.contracts.report import Knee, LoadConditions, LoadReport, SloKnee, Step, SweepReport
 from unshot.data.files import write_text
 from unshot.errors import InputError
 from unshot.secret import hidden
@@ -22,6 +23,8 @@ from unshot.secret import hidden
 WORTH = 0.05
 # Requests of a load that says nothing of its length.
 REQUESTS = 100
+# A rate is within the SLO where so many of its requests are; the search ends where the rates are this close.
+WITHIN, CLOSE, MOST_RATES = 0.99, 1.1, 20
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,14 @@ class LoadJob:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """Rising closed loops: the steps, or the highest of an automatic sweep."""
+    """Rising closed loops: the steps, or the highest of an automatic sweep; or rising rates, with an SLO."""
 
     target: LoadOptions
     final: Path
     concurrencies: str
     most: int
     requests: int
+    rates: str | None = None
     warm_up: int = 2
     overwrite: bool = False
 
@@ -102,10 +106,10 @@ def load_run(job: LoadJob, out: Output) -> LoadReport:
 
 
 def sweep_run(job: SweepJob, out: Output) -> SweepReport:
-    """Measure closed loops of rising concurrency; writes and returns the report with the knee."""
+    """Measure closed loops of rising concurrency, or rising rates; writes and returns the report with the knee."""
     target = Target(job.target)
     points: list[Step] = []
-    steps = _steps(job.concurrencies, job.most, points)
+    loads = _loads(job, points)
     with staged(job.final, overwrite=job.overwrite) as work:
         manifest = Manifest("bench", config=jsonable(job), seeds={"seed": job.target.seed})
         manifest.inputs = target.inputs
@@ -113,17 +117,19 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
         everything: list[RequestRecord] = []
         warnings: list[str] = []
         interrupted = False
-        for step in steps:
-            load = Load("closed", concurrency=step, text=f"closed:{step}")
+        for load in loads:
+            # Three rounds of every stream; ten seconds of a rate.
+            least = 3 * load.concurrency if not load.open else math.ceil(10 * load.rate)
             with manifest.timed(load.text):
-                got = target.measure(load, max(job.requests, 3 * step), out)
+                got = target.measure(load, max(job.requests, least), out)
             everything += got.records
             warnings += got.warnings
             facts = got.figures
-            points.append(Step(step, facts, got.client, got.resources))
+            rate = load.rate if load.open else None
+            points.append(Step(load.concurrency, facts, got.client, got.resources, rate))
             p50 = facts.e2e_ms.p50.value if facts.e2e_ms.p50 else float("nan")
             out.log(
-                f"concurrency {step}: {facts.requests_per_second or 0:.2f} requests/s, e2e p50 {p50:.0f} ms"
+                f"{points[-1].label}: {facts.requests_per_second or 0:.2f} requests/s, e2e p50 {p50:.0f} ms"
             )
             interrupted = got.interrupted
             if interrupted or not facts.answered:
@@ -134,13 +140,69 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
             warnings=warnings,
             partial=interrupted,
             points=points,
-            knee=knee(points),
+            knee=knee(points) if job.rates is None else None,
+            slo_knee=slo_knee(points) if job.rates is not None else None,
             failure=_failure(everything),
             conditions=_conditions(target, job.requests, job.warm_up),
         )
         _write(work, report, everything)
         manifest.finish(work)
     return report
+
+
+def _loads(job: SweepJob, points: Sequence[Step]) -> Iterator[Load]:
+    """The loads of a sweep; an automatic one looks at `points`, which grows meanwhile."""
+    if job.rates is None:
+        steps = _steps(job.concurrencies, job.most, points)
+        return (Load("closed", concurrency=step, text=f"closed:{step}") for step in steps)
+    if not bounds_of(job.target.slo):
+        raise InputError(
+            "--rates looks for the greatest rate within the SLO; give --slo, e.g. ttft=200,tpot=50"
+        )
+    rates: Iterator[float] = _rising(points)
+    if job.rates != "auto":
+        try:
+            found = sorted({float(part) for part in job.rates.split(",")})
+        except ValueError:
+            found = [0.0]
+        if not 0 < found[0] <= found[-1] < math.inf:
+            raise InputError(f"--rates is `{job.rates}`; give auto, or requests a second above 0, e.g. 1,2,4")
+        rates = iter(found)
+    return (Load("poisson", rate=rate, text=f"poisson:{rate:g}") for rate in rates)
+
+
+def _rising(points: Sequence[Step]) -> Iterator[float]:
+    """Rates to the SLO's knee: doubled while they are within it (halved while the first is not), then closed in on."""
+    low, high, rate = 0.0, math.inf, 1.0
+    for _ in range(MOST_RATES):
+        yield rate
+        if _within(points[-1]):
+            low = rate
+        else:
+            high = rate
+        if high <= low * CLOSE:
+            return
+        rate = 2 * rate if high == math.inf else rate / 2 if not low else round(math.sqrt(low * high), 3)
+
+
+def _within(point: Step) -> bool:
+    good = point.figures.goodput
+    return point.client.valid and good is not None and (good.share or 0.0) >= WITHIN
+
+
+def slo_knee(points: Sequence[Step]) -> SloKnee:
+    """The greatest rate that is within the SLO as every lower one is; a rate at which the client was late is not."""
+    ordered = sorted(points, key=lambda p: p.rate or 0.0)
+    bad = next((i for i, p in enumerate(ordered) if not _within(p)), len(ordered))
+    best = ordered[bad - 1] if bad else None
+    worse = ordered[bad] if bad < len(ordered) else None
+    return SloKnee(
+        rate=best.rate if best else None,
+        goodput=best.figures.goodput.requests_per_second if best and best.figures.goodput else None,
+        share=WITHIN,
+        next_rate=worse.rate if worse else None,
+        next_share=worse.figures.goodput.share if worse and worse.figures.goodput else None,
+    )
 
 
 def _steps(text: str, most: int, points: Sequence[Step]) -> Iterator[int]:

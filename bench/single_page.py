@@ -81,11 +81,11 @@ def load_summary(report: LoadReport) -> list[RenderableType]:
 
 def sweep_summary(report: SweepReport) -> list[RenderableType]:
     """A column of figures per step, and the knee."""
-    columns = [(str(p.concurrency), p.figures) for p in report.points]
+    columns = [(p.label, p.figures) for p in report.points]
     return [
         *(f"warning: {w}" for w in report.warnings),
-        _table(f"{report.url}, by concurrency", columns),
-        _knee(report.knee),
+        _table(f"{report.url}, by load", columns),
+        knee_words(report),
     ]
 
 
@@ -120,6 +120,22 @@ def _client(client: Client, resources: Resources | None) -> dict[str, str]:
     if resources:
         facts |= {"peak memory": memory_words(resources), "power of this machine": power_words(resources)}
     return facts
+
+
+def knee_words(report: SweepReport) -> str:
+    """The knee of throughput against latency, or the greatest rate within the SLO."""
+    found = report.slo_knee
+    if found is None:
+        return _knee(report.knee)
+    after = (
+        f"; at {found.next_rate:g}/s it is {found.next_share or 0:.1%}" if found.next_rate is not None else ""
+    )
+    if found.rate is None:
+        return f"No rate had {found.share:.0%} of its requests within the SLO{after}"
+    return (
+        f"Up to {found.rate:g} requests/s {found.share:.0%} are within the SLO (goodput {found.goodput or 0:.2f}/s)"
+        f"{after or '; go higher with --rates'}"
+    )
 
 
 def _knee(knee: Knee | None) -> str:
@@ -170,7 +186,8 @@ Parts = tuple[str, str, list[str], dict[str, str], dict[str, str]]
 def _sweep_parts(report: SweepReport) -> Parts:
     """`(head, table, figures, modes by their label, conditions)`."""
     points = report.points
-    good = "good" if report.knee and report.knee.saturated else "warn"
+    found = (report.knee and report.knee.saturated) or (report.slo_knee and report.slo_knee.rate)
+    good = "good" if found else "warn"
     rows = table_rows(FIGURES, [p.figures for p in points])
     throughput = [p.figures.requests_per_second or 0.0 for p in points]
     series = []
@@ -186,9 +203,9 @@ def _sweep_parts(report: SweepReport) -> Parts:
         y_label="end to end, ms",
         log_y=True,
     )
-    modes = {f"{p.concurrency} at once": f"closed:{p.concurrency}" for p in points}
-    table = page.table(["", *(f"{p.concurrency} at once" for p in points)], rows)
-    return page.verdict(_knee(report.knee), kind=good), table, [figure], modes, {}
+    modes = {p.label: p.load for p in points}
+    table = page.table(["", *(p.label for p in points)], rows)
+    return page.verdict(knee_words(report), kind=good), table, [figure], modes, {}
 
 
 def _load_parts(report: LoadReport, records: Sequence[RequestRecord]) -> Parts:

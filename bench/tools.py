@@ -219,6 +219,11 @@ def load(
     help="Closed loop steps, e.g. 1,2,4,8; auto: doubles until more brings no throughput.",
 )
 @click.option("--most", type=whole(1), default=256, show_default=True, help="The highest step of auto.")
+@click.option(
+    "--rates",
+    metavar="auto|R1,R2,...",
+    help="Poisson arrivals a second instead, to the greatest rate within --slo; auto: doubles, then closes in.",
+)
 @click.option("--requests", type=whole(1), default=50, show_default=True, help="Requests a step, at least.")
 @common
 def sweep(
@@ -227,6 +232,7 @@ def sweep(
     final: Path,
     concurrencies: str,
     most: int,
+    rates: str | None,
     requests: int,
     overwrite: bool,
 ) -> None:
@@ -235,7 +241,7 @@ def sweep(
     from bench.single_page import sweep_summary
     from unshot.errors import OutsideError
 
-    job = SweepJob(target, final, concurrencies, most, requests, overwrite=overwrite)
+    job = SweepJob(target, final, concurrencies, most, requests, rates, overwrite=overwrite)
     report = sweep_run(job, out)
     out.result({"out": str(final), **report.plain()}, *sweep_summary(report))
     if report.failure:

@@ -17,16 +17,17 @@ import pytest
 
 from bench.compare import Comparison, compare_reports
 from bench.counters import counted
-from bench.records import RequestRecord
+from bench.records import RequestRecord, summarise
 from bench.schedule import parse_load
-from bench.single import LoadJob, load_run
+from bench.single import LoadJob, _rising, load_run, slo_knee
 from bench.target import LoadOptions, Target
 from bench.traffic import ServerOptions
 from tests.golden import golden_server, golden_thread, wait_for_requests
 from tests.logs import run_here
 from tests.raw_server import Script, delta, event, head, last, raw_server, usage, whole
 from unshot.console import Output
-from unshot.contracts.report import LoadReport
+from unshot.contracts.figures import Client, Goodput
+from unshot.contracts.report import LoadReport, Step, SweepReport
 
 QUIET = Output(verbosity=-1)
 WORDS = [delta(content=f" w{i}") for i in range(5)]
@@ -479,3 +480,40 @@ def test_a_request_log_is_replayed_whole_at_its_own_times(
         capsys, "bench", "load", "http://127.0.0.1:9/v1", "--load", f"trace:{mixed}", "--out", tmp_path / "x"
     )
     assert done.code == 2 and "1 of 2 lines have no text" in done.err
+
+
+# The SLO's knee
+
+
+def test_a_sweep_of_rates_ends_at_the_greatest_rate_within_the_slo() -> None:
+    """A server that holds the SLO up to 11/s: the search closes in on that, from below and from far above."""
+    for limit in (11.0, 0.3):
+        points: list[Step] = []
+        tried = []
+        for rate in _rising(points):
+            tried.append(rate)
+            share = 1.0 if rate <= limit else 0.4
+            figures = summarise([], 1.0).changed(goodput=Goodput({"ttft": 100.0}, rate * share, share))
+            points.append(Step(0, figures, Client(valid=True, reasons=[]), None, rate))
+        found = slo_knee(points)
+        assert found.rate is not None and limit / 1.1 <= found.rate <= limit, tried
+        assert found.next_rate is not None and limit < found.next_rate <= limit * 1.1
+        assert len(tried) < 14
+    late = points[0].changed(client=Client(valid=False, reasons=["late"]))
+    assert slo_knee([late.changed(rate=0.01), *points]).rate is None
+
+
+def test_rates_are_swept_against_a_server_and_want_an_slo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with golden_thread(ttft_ms=30, itl_ms=0, tokens=1, slots=1) as url:
+        done = run_here(
+            capsys, "bench", "sweep", url, "--rates", "5,200", "--requests", "20", "--slo", "ttft=20000",
+            "--out", tmp_path / "r", "-q",
+        )  # fmt: skip
+        refused = run_here(capsys, "bench", "sweep", url, "--rates", "auto", "--out", tmp_path / "x", "-q")
+    assert refused.code == 2 and "give --slo" in refused.err
+    report = SweepReport.read(tmp_path / "r")
+    assert [p.load for p in report.points] == ["poisson:5", "poisson:200"] and report.knee is None
+    assert "requests/s" in done.out and report.slo_knee is not None
+    assert "within the SLO" in (tmp_path / "r" / "report.html").read_text()

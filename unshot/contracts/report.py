@@ -307,13 +307,37 @@ class Knee(Record):
     saturated: bool
 
 
+class SloKnee(Record):
+    """The greatest rate, in requests a second, up to which `share` of the requests are within the SLO.
+
+    None where the lowest rate is not; `next_rate` is the lowest that is not (None: there was none).
+    """
+
+    rate: float | None
+    goodput: float | None
+    share: float
+    next_rate: float | None
+    next_share: float | None
+
+
 class Step(Record):
-    """One concurrency of a sweep."""
+    """One concurrency of a sweep, or (with `concurrency` 0) one rate of Poisson arrivals a second."""
 
     concurrency: int
     figures: Figures
     client: Client
     resources: Resources | None = None
+    rate: float | None = None
+
+    @property
+    def load(self) -> str:
+        """As `--load` has it."""
+        return f"closed:{self.concurrency}" if self.rate is None else f"poisson:{self.rate:g}"
+
+    @property
+    def label(self) -> str:
+        """In a table's head."""
+        return f"{self.concurrency} at once" if self.rate is None else f"{self.rate:g}/s"
 
 
 class SweepReport(Document, kw_only=True):
@@ -331,6 +355,7 @@ class SweepReport(Document, kw_only=True):
     points: list[Step]
     knee: Knee | None
     failure: str | None
+    slo_knee: SloKnee | None = None
     conditions: LoadConditions
 
 
