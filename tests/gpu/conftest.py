@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def gpu() -> str:
-    """The name of the first CUDA device."""
+    """The name of the first CUDA device. Of the session: it skips before a module's fixture makes a model."""
     import torch
 
     if not torch.cuda.is_available():
