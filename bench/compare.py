@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from bench.records import RequestRecord, bounds_of, meets
 from unshot.case import Slo
 from unshot.contracts.manifest import Manifest, read_manifest
 from unshot.contracts.record import RecordError
-from unshot.contracts.report import AnyReport, BenchReport, LoadReport, SweepReport, read_report
+from unshot.contracts.report import AnyReport, BenchReport, LoadReport, read_report
 from unshot.data.rows import read_text
 from unshot.errors import InputError
 from unshot.metrics.intervals import t_quantile
@@ -35,6 +35,7 @@ TIMES: dict[str, Callable[[RequestRecord], float]] = {
     "TPOT": lambda r: r.tpot,
 }
 LENGTHS_DIFFER = 0.10
+LATE = "a report is not valid"
 # Conditions that change what is compared, but not the amount of work: they are named.
 NAMED = ("rows", "prompts", "prompt", "block", "repeat", "window", "margin", "api", "request_extra", "timeout",
          "tokens_counted_by", "warm_up")  # fmt: skip
@@ -75,6 +76,8 @@ class Comparison:
     threshold: float
     rows: list[Change]
     warnings: list[str] = field(default_factory=list)
+    # Reports that are not valid: their times say nothing, and a gate cannot pass on them.
+    invalid: list[str] = field(default_factory=list)
 
     @property
     def worse(self) -> list[str]:
@@ -113,8 +116,12 @@ def compare_reports(old: Path, new: Path, *, side: str, threshold: float) -> Com
     for mode in modes:
         rows += _mode(mode, a, b, side, threshold, alpha)
         warnings += _lengths(mode, a.modes[mode], b.modes[mode])
+    invalid = [str(run.path) for run in (a, b) if not _valid(run.report)]
+    if invalid:
+        # What failed, failed; how long it took was the client's doing too.
+        rows = [r if r.name.startswith("errors") else replace(r, verdict=UNKNOWN, note=LATE) for r in rows]
     rows += _scores(a.report, b.report, side)
-    return Comparison(str(old), str(new), side, threshold, rows, warnings)
+    return Comparison(str(old), str(new), side, threshold, rows, warnings, invalid)
 
 
 def _read(path: Path, side: str) -> _Measured:
@@ -166,7 +173,7 @@ def _conditions(a: _Measured, b: _Measured, side: str) -> list[str]:
     for run in (a, b):
         report = run.report
         partial = f"{run.path} is partial: it was stopped before its end" if report.partial else None
-        valid = report.valid if isinstance(report, BenchReport) else _client_valid(report)
+        valid = _valid(report)
         named += [
             w for w in (partial, None if valid else f"{run.path} is not valid: its client was late") if w
         ]
@@ -187,7 +194,9 @@ def _facts(report: AnyReport, side: str) -> dict[str, object]:
     return {"model": report.model}
 
 
-def _client_valid(report: LoadReport | SweepReport) -> bool:
+def _valid(report: AnyReport) -> bool:
+    if isinstance(report, BenchReport):
+        return report.valid
     if isinstance(report, LoadReport):
         return report.client.valid
     return all(p.client.valid for p in report.points)
@@ -382,7 +391,7 @@ def _cells(row: Change) -> list[str]:
     old, new = ("-" if v is None else FORMS[row.unit].format(v) for v in (row.old, row.new))
     r = row.ratio
     change = f"{r.value - 1:+.1%} [{r.low - 1:+.1%}, {r.high - 1:+.1%}]" if r else row.note
-    return [row.name, old, new, change, row.verdict]
+    return [row.name, old, new, change, f"{row.verdict} ({row.note})" if r and row.note else row.verdict]
 
 
 def compare_summary(result: Comparison) -> list[RenderableType]:

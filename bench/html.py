@@ -101,7 +101,7 @@ def _reasons(report: BenchReport) -> list[str]:
         if claim.looks > 1:
             text += f" Looked at {claim.looks} times; the interval's level of {claim.speed.level:.1%} allows for that."
         if facts.spoilt_blocks:
-            text += f" {facts.spoilt_blocks} blocks in which the client itself was late were measured again."
+            text += f" Blocks in which the client itself was late, measured again: {facts.spoilt_blocks}."
         lines.append(text)
     q, d = report.quality, report.quality.difference
     lines.append(

@@ -278,6 +278,10 @@ def compare(
     out.result(result, *compare_summary(result))
     if result.worse:
         raise GateError(f"{new} is worse than {old}: {', '.join(result.worse)}")
+    if result.invalid:
+        raise GateError(
+            f"cannot tell: {' and '.join(result.invalid)} not valid, since the client was late; measure again"
+        )
 
 
 @click.command(hidden=True)

@@ -249,6 +249,9 @@ def test_compare_names_what_differs_and_what_only_one_report_has(
     # Without the hashes of its files, so that one can be another.
     written = json.loads((old / "manifest.json").read_text())
     (old / "manifest.json").write_text(json.dumps({**written, "outputs": {}}))
+    # The machine may have been busy.
+    measured = json.loads((old / "report.json").read_text())
+    (old / "report.json").write_text(json.dumps({**measured, "valid": True}))
 
     def changed(change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Comparison:
         new = tmp_path / "new"
@@ -280,6 +283,11 @@ def test_compare_names_what_differs_and_what_only_one_report_has(
             (old / "report.json").write_text(json.dumps(report))
         found = changed(change).warnings
         assert len(found) == 1 and found[0].startswith(words), (words, found)
+
+    late = changed(lambda r, m: r.update(valid=False))
+    assert late.invalid == [str(tmp_path / "new")] and late.worse == []
+    times = [r for r in late.rows if "cache" in r.name and not r.name.startswith("errors")]
+    assert times and {r.verdict for r in times} == {"not comparable"}
 
     def unpriced(report: dict[str, Any], manifest: dict[str, Any]) -> None:
         report["price"]["candidate"].update(per_hour=None, source="no price")

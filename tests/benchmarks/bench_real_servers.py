@@ -2,8 +2,8 @@
 
 `python -m tests.benchmarks.bench_real_servers [KIND ...]`, kinds as `serve:KIND:` has them; what is not installed is
 named with its reason. `--url URL --model NAME` takes a server that runs already (transformers serve) beside them. The
-servers' own times: of vLLM and SGLang the histograms of /metrics, of llama.cpp the sums there, of llama-cpp-python the
-`timings` are not served, and only our figures stand.
+servers' own times: of vLLM and SGLang the histograms of /metrics, of llama-server the sums there, of llama-cpp-python
+what llama.cpp prints after each answer into the server's log.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
+from collections.abc import Callable
 from dataclasses import replace
 
 from bench.counters import Counters, read_counters
@@ -39,8 +41,24 @@ def own_times(before: Counters, after: Counters, requests: int) -> tuple[float |
     return prompt / requests * 1000, decode / max(tokens - requests, 1) * 1000
 
 
-def measure(name: str, url: str, model: str, requests: int, words: int, tokens: int) -> str:
-    """One table row."""
+def logged_times(log: str, requests: int) -> tuple[float | None, float | None]:
+    """The same out of llama.cpp's own print, of the last so many answers: the runs are the tokens after the first."""
+    found = [
+        [float(v) for v in match]
+        for match in re.findall(
+            r"prompt eval time =\s+([\d.]+) ms /\s+\d+ tokens.*?\n.*?eval time =\s+([\d.]+) ms /\s+(\d+) runs",
+            log,
+        )
+    ][-requests:]
+    if len(found) < requests:
+        return None, None
+    return sum(f[0] for f in found) / requests, sum(f[1] for f in found) / sum(f[2] for f in found)
+
+
+def measure(
+    name: str, url: str, model: str, requests: int, words: int, tokens: int, log: Callable[[], str] = str
+) -> str:
+    """One table row; `log` gives what the server has written."""
     server = ServerOptions(model, timeout=300.0, extra={"ignore_eos": True})
     target = Target(LoadOptions(url, server, prompt_words=str(words), max_tokens=str(tokens)))
     target.warm_up(2)
@@ -48,6 +66,8 @@ def measure(name: str, url: str, model: str, requests: int, words: int, tokens: 
     got = target.measure(Load("closed", concurrency=1, text="closed:1"), requests, QUIET)
     f, own = got.figures, got.figures.server
     theirs = own_times(before, read_counters(target.api.address), requests)
+    if theirs[0] is None:
+        theirs = logged_times(log(), requests)
     if own is not None:
         theirs = (own.ttft_ms or theirs[0], own.tpot_ms if own.ttft_ms else theirs[1])
 
@@ -99,7 +119,12 @@ def main() -> None:
             continue
         assert isinstance(system, LocalServerSystem)
         try:
-            print(measure(system.library, system.api.address.base, system.api.model, *sizes), flush=True)
+            kept = system.server.log
+            row = measure(
+                system.library, system.api.address.base, system.api.model, *sizes,
+                log=lambda kept=kept: bytes(kept._kept).decode(errors="replace"),  # type: ignore[misc]
+            )  # fmt: skip
+            print(row, flush=True)
         finally:
             system.close()
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+# Labels of reference lines that are closer than this would run into each other.
+LABEL_GAP = 90.0
 WIDTH = 440
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 5", "4 2 1 2", "1 4", "14 3")
@@ -222,12 +224,16 @@ def grid(
 def top_marks(
     marks: Sequence[Mark], axis: Axis, left: float, right: float, top: float, height: int
 ) -> list[str]:
-    """Vertical reference lines with their labels above the drawing."""
+    """Vertical reference lines with their labels above the drawing; two that are close keep out of each other's way."""
     body = []
-    for mark in marks:
-        x = axis.at(mark.value, left, right)
+    places = sorted(((axis.at(m.value, left, right), m) for m in marks), key=lambda place: place[0])
+    for n, (x, mark) in enumerate(places):
         body.append(rule(x, top - 6, x, height - 34))
         anchor = "end" if x > WIDTH * 0.75 else "" if x < WIDTH * 0.25 else "middle"
+        if n + 1 < len(places) and places[n + 1][0] - x < LABEL_GAP:
+            anchor = "end"
+        elif n and x - places[n - 1][0] < LABEL_GAP:
+            anchor = ""
         body.append(label(x, top - 10, mark.label, f"marklabel {anchor}"))
     return body
 
