@@ -238,7 +238,11 @@ def test_bad_input_is_one_line(tmp_path: Path, change: list[str], code: int, wor
     done = bench(*(part for pair in options.items() for part in pair), "-q")
     assert done.returncode == code, done.stderr
     assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    # That these rows were read before (by another test) may be said first.
+    lines = [
+        line for line in done.stderr.strip().splitlines() if not line.startswith("warning: these test rows")
+    ]
+    assert len(lines) == 1
     assert not (tmp_path / "out").exists()
 
 

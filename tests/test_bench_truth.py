@@ -31,6 +31,7 @@ from tests.golden import golden_server, golden_thread, wait_for_requests
 from tests.logs import run_here
 from unshot.console import Output
 from unshot.contracts.figures import Client
+from unshot.contracts.manifest import Manifest
 from unshot.contracts.report import BenchReport, LoadReport
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
@@ -316,7 +317,7 @@ def test_compare_seldom_cries_regression_of_a_server_with_itself(tmp_path: Path)
             )
             now += seconds
         report: Any = type("R", (), {})()
-        return module._Measured(tmp_path, report, {"m": made})
+        return module._Measured(tmp_path, report, Manifest("bench"), {"m": made})
 
     wrong = 0
     for seed in range(60):

@@ -59,7 +59,7 @@ def measure(
     name: str, url: str, model: str, requests: int, words: int, tokens: int, log: Callable[[], str] = str
 ) -> str:
     """One table row; `log` gives what the server has written."""
-    server = ServerOptions(model, timeout=300.0, extra={"ignore_eos": True})
+    server = ServerOptions(model, timeout=300.0, extra={} if url == name else {"ignore_eos": True})
     target = Target(LoadOptions(url, server, prompt_words=str(words), max_tokens=str(tokens)))
     target.warm_up(2)
     before = read_counters(target.api.address)

@@ -137,6 +137,12 @@ def _package_version(package: str, python: str = sys.executable) -> list[str]:
     return [python, "-P", "-c", f"from importlib.metadata import version; print(version({package!r}))"]
 
 
+def _beside(binary: str) -> str:
+    """The Python of the environment that a command is from: `vllm --version` itself imports for a minute."""
+    python = Path(shutil.which(binary) or "").with_name("python")
+    return str(python) if python.is_file() else sys.executable
+
+
 # llama-cpp-python's server penalises repetition by default, the labels of the prompt among it.
 SERVERS = {
     kind.name: kind
@@ -150,7 +156,8 @@ SERVERS = {
             llama_server_command, lambda: ["llama-server", "--version"], gguf=True,
         ),
         ServerKind(
-            "vllm", "DIR", "vLLM, from the PATH", _vllm, lambda: ["vllm", "--version"], start_limit=900.0,
+            "vllm", "DIR", "vLLM, from the PATH", _vllm, lambda: _package_version("vllm", _beside("vllm")),
+            start_limit=900.0,
         ),
         ServerKind(
             "sglang", "DIR", "SGLang, of this environment or of UNSHOT_SGLANG_PYTHON's", _sglang,
