@@ -284,7 +284,8 @@ def _read_counts(chunk: Mapping[str, Json], answer: Answer) -> None:
     ]
     usage = next((u for u in places if isinstance(u, dict)), {})
     # llama.cpp's own counts: of the prompt, those taken from its cache and those computed.
-    own = chunk.get("timings") if isinstance(chunk.get("timings"), dict) else {}
+    timings = chunk.get("timings")
+    own: Mapping[str, Json] = timings if isinstance(timings, dict) else {}
     cached, computed = _count(own, "cache_n"), _count(own, "prompt_n")
     prompt = _count(usage, "prompt_tokens", "input_tokens")
     if prompt is None and cached is not None and computed is not None:

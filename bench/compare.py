@@ -156,19 +156,21 @@ def _conditions(a: _Measured, b: _Measured, side: str) -> list[str]:
         named.append(
             f"{mode} was measured in {a.path if mode in a.modes else b.path} alone and is not compared"
         )
-    pairs = [(name.replace("_", " "), old.get(name), new.get(name)) for name in NAMED]
+    hardware = [r.report.conditions.hardware for r in (a, b)]
+    pairs: list[tuple[str, object, object]] = [
+        (name.replace("_", " "), old.get(name), new.get(name)) for name in NAMED
+    ]
     pairs += [
-        (f"machine ({name})", *(getattr(r.report.conditions.hardware, name) for r in (a, b)))
-        for name in MACHINE
+        (f"machine ({name})", getattr(hardware[0], name), getattr(hardware[1], name)) for name in MACHINE
     ]
     facts = [_facts(r.report, side) for r in (a, b)]
     pairs += [
         (name.replace("_", " "), facts[0].get(name), facts[1].get(name)) for name in facts[0] | facts[1]
     ]
-    pairs.append(("version of unshot", *(r.manifest.tool.get("version") for r in (a, b))))
+    pairs.append(("version of unshot", a.manifest.tool.get("version"), b.manifest.tool.get("version")))
     # By contents and in order: the same rows under another name are the same rows.
     inputs = [[i.sha256[:12] for i in r.manifest.inputs] for r in (a, b)]
-    pairs.append(("contents of the data and prompt files", *(", ".join(i) for i in inputs)))
+    pairs.append(("contents of the data and prompt files", ", ".join(inputs[0]), ", ".join(inputs[1])))
     named += [f"different {name}: {x} / {y}" for name, x, y in pairs if x != y and None not in (x, y)]
     for run in (a, b):
         report = run.report
