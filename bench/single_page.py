@@ -186,8 +186,9 @@ Parts = tuple[str, str, list[str], dict[str, str], dict[str, str]]
 def _sweep_parts(report: SweepReport) -> Parts:
     """`(head, table, figures, modes by their label, conditions)`."""
     points = report.points
-    found = (report.knee and report.knee.saturated) or (report.slo_knee and report.slo_knee.rate)
-    good = "good" if found else "warn"
+    saturated = report.knee is not None and report.knee.saturated
+    held = report.slo_knee is not None and report.slo_knee.rate is not None
+    good = "good" if saturated or held else "warn"
     rows = table_rows(FIGURES, [p.figures for p in points])
     throughput = [p.figures.requests_per_second or 0.0 for p in points]
     series = []
