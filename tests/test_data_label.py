@@ -308,3 +308,74 @@ def test_a_killed_run_asks_nothing_twice_that_was_answered(teach: Any, inputs: P
     # Only what was on its way when the process died is asked again.
     assert sum(teacher.asked.values()) == 24 + in_flight and in_flight <= 4
     assert LabelReport.read(tmp_path / "out").labelled == 24
+
+
+def test_a_malformed_answer_without_usage_does_not_end_a_run_with_a_budget(
+    teach: Any, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(body: dict[str, Any], n: int) -> Reply:
+        odd = int(text_of(body).split()[1]) == 3
+        return (200, {}, b"<html>not json</html>") if odd else said("ok")
+
+    # A dollar per request: the malformed one is booked as the dearest other.
+    money = ("--price", "input=1000,output=0", "--workers", "1", "--budget")
+    code, err = label(capsys, inputs, teach(answer), tmp_path / "out", *money, "30")
+    assert code == 0 and LabelReport.read(tmp_path / "out").left_out == {"malformed": 1}, err
+    teacher = teach(answer)
+    code, err = label(capsys, inputs, teacher, tmp_path / "other", *money, "10.5")
+    assert code == 1 and "$9.0000 spent, 1 more at most $1.0000 each" in err
+    assert sum(teacher.asked.values()) == 10
+
+
+def test_only_malformed_answers_with_a_budget_say_what_was_wrong(
+    teach: Any, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = teach(lambda body, n: (200, {}, b"<html>proxy login</html>"))
+    money = ("--price", "input=1,output=1", "--workers", "1", "--budget", "1")
+    code, err = label(capsys, inputs, teacher, tmp_path / "out", *money)
+    assert code == 3 and "malformed one" in err and "not JSON" in err and "reports no usage" not in err
+    assert sum(teacher.asked.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (said("", "length"), "truncated"),  # reasoning took all tokens
+        (said(None, "tool_calls", tool_calls=[{"function": {"name": "f"}}]), "malformed"),
+        ((200, {}, {"error": {"message": "upstream down", "code": 502}}), "failed"),
+        ((200, {}, {"choices": [], "error": {"message": "upstream down"}}), "failed"),
+        ((200, {}, []), "malformed"),
+        ((200, {}, {"choices": [{"message": {"content": [{"type": "image_url"}, 3]}}]}), "malformed"),
+        ((404, {}, {"detail": "no such model"}), "failed"),
+    ],
+)
+def test_odd_answers_are_counted_as_what_they_are(
+    teach: Any, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], reply: Reply, reason: str
+) -> None:
+    teacher = teach(lambda body, n: reply if text_of(body) == "clause 0" else said("ok"))
+    code, err = label(capsys, inputs, teacher, tmp_path / "out")
+    assert code == 0 and LabelReport.read(tmp_path / "out").left_out == {reason: 1}, err
+
+
+def test_text_parts_are_an_answer_and_a_refused_field_is_left_out(
+    teach: Any, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(body: dict[str, Any], n: int) -> Reply:
+        for field, use in (("max_tokens", "Use 'max_completion_tokens' instead"), ("temperature", "")):
+            if field in body:
+                return 400, {}, {"error": {"message": f"Unsupported parameter: '{field}'. {use}"}}
+        choice = {"message": {"content": [{"type": "text", "text": "low"}]}, "finish_reason": "stop"}
+        return 200, {}, {"choices": [choice], "usage": USAGE}
+
+    code, err = label(capsys, inputs, teach(answer), tmp_path / "out")
+    rows = (tmp_path / "out" / "labelled.jsonl").read_text().splitlines()
+    assert code == 0 and len(rows) == 24 and '"low"' in rows[0] and "not greedy" in err
+
+
+def test_an_empty_account_stops_everything(
+    teach: Any, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = (429, {}, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})
+    teacher = teach(lambda body, n: gone)
+    code, err = label(capsys, inputs, teacher, tmp_path / "out", "--workers", "1")
+    assert code == 3 and "no credit left" in err and sum(teacher.asked.values()) == 1

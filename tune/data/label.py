@@ -136,6 +136,8 @@ class Labeller:
     def __init__(self, teacher: Teacher, ledger: Ledger, settings: LabelSettings) -> None:
         self.teacher, self.ledger, self.settings = teacher, ledger, settings
         self.stop = threading.Event()
+        self._lock = threading.Lock()
+        self._flying = self._done = self._total = 0
 
     def run(self, rows: Sequence[Example], prompt: Prompt, out: Output) -> list[Label]:
         """Labels of all rows. Raises `GateError` at the budget, `OutsideError` if the server refuses the key."""
@@ -143,19 +145,18 @@ class Labeller:
         waiting = questions(rows, prompt, self.settings)
         threads = self.settings.concurrency if self.teacher.concurrent else 1
         running: dict[Future[tuple[Entry, str | None, bool]], int] = {}
-        total, done = len(rows) * self.settings.votes, 0
+        self._total = len(rows) * self.settings.votes
         with out.progress() as progress, ThreadPoolExecutor(threads) as pool:
-            bar = progress.add_task("labelling", total=total, note="")
+            bar = progress.add_task("labelling", total=self._total, note="")
             try:
                 for number, question in waiting:
                     while len(running) >= threads:
-                        done += self._settle(running, found)
-                    self._check_budget(len(running), done, total)
+                        self._settle(running, found)
                     running[pool.submit(self._answer, question)] = number
-                    progress.update(bar, completed=done, note=self._spent())
+                    progress.update(bar, completed=self._done, note=self._spent())
                 while running:
-                    done += self._settle(running, found)
-                    progress.update(bar, completed=done, note=self._spent())
+                    self._settle(running, found)
+                    progress.update(bar, completed=self._done, note=self._spent())
             finally:
                 self.stop.set()
                 for future in running:
@@ -177,12 +178,19 @@ class Labeller:
             return known
         if self.stop.is_set():
             raise OutsideError("stopped")
-        entry = self.teacher.ask(question)
-        self.ledger.add(entry)
+        with self._lock:
+            self._check_budget()
+            self._flying += 1
+        try:
+            entry = self.teacher.ask(question)
+            self.ledger.add(entry)
+        finally:
+            with self._lock:
+                self._flying -= 1
         return entry
 
-    def _settle(self, running: dict[Future[tuple[Entry, str | None, bool]], int], found: list[Label]) -> int:
-        """Take in what has ended; how many votes that were."""
+    def _settle(self, running: dict[Future[tuple[Entry, str | None, bool]], int], found: list[Label]) -> None:
+        """Take in what has ended."""
         ended, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in ended:
             label = found[running.pop(future)]
@@ -196,24 +204,32 @@ class Labeller:
                 label.valid.append(entry.text)
                 if entry.margin is not None:
                     label.margins.append(entry.margin)
-        return len(ended)
+            self._done += 1
 
-    def _check_budget(self, running: int, done: int, total: int) -> None:
-        budget = self.settings.budget
+    def _check_budget(self) -> None:
+        """Raise unless one more request fits into the budget; what nobody priced counts as the dearest answer."""
+        budget, ledger = self.settings.budget, self.ledger
         if budget is None:
             return
-        if self.ledger.unpriced:
+        if ledger.unpriced:
             raise OutsideError(
                 f"{self.teacher.name} reports no usage, so that --budget cannot be kept; leave --budget out, or use a "
                 "server that reports it"
             )
-        spent, priced = self.ledger.spent, self.ledger.priced
+        if ledger.unsure > self.settings.concurrency and not ledger.priced:
+            raise OutsideError(
+                f"{ledger.unsure} requests to {self.teacher.name} got no answer or a malformed one, none of them with "
+                f"its usage ({ledger.why()}): what they cost is not known, so that --budget cannot be kept"
+            )
+        spent = ledger.spent + ledger.unsure * ledger.dearest
         # Requests on their way cost about what the others did.
-        coming = (running + 1) * (spent / priced) if priced else 0.0
-        if spent >= budget or (priced and spent + coming > budget):
+        coming = (self._flying + 1) * (ledger.spent / ledger.priced) if ledger.priced else 0.0
+        if spent >= budget or (ledger.priced and spent + coming > budget):
+            unsure = f", {ledger.unsure} more at most ${ledger.dearest:.4f} each" if ledger.unsure else ""
             raise GateError(
-                f"the budget of ${budget:g} is reached after {done} of {total} answers (${spent:.4f} spent); what was "
-                "answered is kept, and the same command with a larger --budget goes on"
+                f"the budget of ${budget:g} is reached after {self._done} of {self._total} answers "
+                f"(${ledger.spent:.4f} spent{unsure}); what was answered is kept, and the same command with a larger "
+                "--budget goes on"
             )
 
     def _spent(self) -> str:
@@ -264,7 +280,12 @@ def label_file(
         labels = Labeller(teacher, ledger, settings).run(rows, prompt, out)
         report = _report(labels, teacher, settings, list(ledger.entries.values()))
         if not report.labelled:
-            raise InputError(f"{teacher.name}: no usable answer to {len(rows)} inputs ({_reasons(report)})")
+            why = f"; the last one: {said}" if (said := ledger.why()) else ""
+            raise InputError(
+                f"{teacher.name}: no usable answer to {len(rows)} inputs ({_reasons(report)}{why})"
+            )
+        if isinstance(teacher, ServerTeacher) and not teacher.takes_temperature:
+            out.warn(f"{teacher.name} takes no temperature: its answers are sampled as it likes, not greedy")
         good = [(label, *found) for label in labels if (found := label.answer())]
         write_jsonl(work / "labelled.jsonl", [_row(label, text, share) for label, text, share in good])
         write_jsonl(

@@ -33,6 +33,8 @@ class Entry(Record):
     dollars: float | None = None
     # Smallest difference of log-probability between the first and the second token of the answer.
     margin: float | None = None
+    # Tries that were sent and got no answer at all, which a server may have charged for all the same.
+    lost: int = 0
 
 
 class Ledger:
@@ -41,8 +43,10 @@ class Ledger:
     def __init__(self, folder: Path, out: Output) -> None:
         self.path = folder / FILE
         self.entries: dict[str, Entry] = {}
-        # Dollars by the usage that servers reported, over so many requests; and answers whose dollars are not known.
-        self.spent, self.priced, self.unpriced = 0.0, 0, 0
+        # Dollars by the usage that servers reported, over so many requests, and the most that one of them took.
+        self.spent, self.priced, self.dearest = 0.0, 0, 0.0
+        # Requests whose dollars nobody knows: answers without usage, and malformed or lost ones.
+        self.unpriced, self.unsure = 0, 0
         self._lock = threading.Lock()
         bad = self._read()
         if bad:
@@ -67,8 +71,12 @@ class Ledger:
 
     def _count(self, entry: Entry) -> None:
         self.entries[entry.key] = entry
+        self.unsure += entry.lost
         if entry.dollars is not None:
             self.spent, self.priced = self.spent + entry.dollars, self.priced + 1
+            self.dearest = max(self.dearest, entry.dollars)
+        elif entry.status == "malformed":
+            self.unsure += 1
         elif entry.status in PAID:
             self.unpriced += 1
 
@@ -82,6 +90,10 @@ class Ledger:
                     f"{self.path}: {error.strerror}; free some space, the same command goes on"
                 ) from None
             self._count(entry)
+
+    def why(self) -> str:
+        """What was wrong with the last answer that cannot be used."""
+        return next((e.detail for e in reversed(self.entries.values()) if e.detail), "")
 
     def paid(self, key: str) -> Entry | None:
         """The entry of a request that was answered; None if it must be asked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from tune.data.ledger import Entry, Status
 from unshot.data.example import without_tools
 from unshot.data.rows import Message
 from unshot.engines.address import Address, parse_url, read_key, request_once
-from unshot.engines.openai import CHAT, PATHS
+from unshot.engines.openai import CHAT, LIMITS, PATHS
 from unshot.errors import InputError, OutsideError
 from unshot.prices import TokenPrice
 
@@ -71,6 +72,9 @@ class ServerTeacher:
     _resume_at: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     waited: int = 0
+    # Under which name it takes the longest answer, and whether it takes a temperature.
+    limit_field: str = LIMITS[0]
+    takes_temperature: bool = True
 
     @property
     def name(self) -> str:
@@ -88,9 +92,10 @@ class ServerTeacher:
             "model": self.model,
             "messages": messages,
             **({"tools": tools} if tools else {}),
-            "max_tokens": question.max_tokens,
-            "temperature": question.temperature,
+            self.limit_field: question.max_tokens,
         }
+        if self.takes_temperature:
+            body["temperature"] = question.temperature
         if question.temperature:
             body["seed"] = question.seed
         if self.logprobs:
@@ -99,30 +104,48 @@ class ServerTeacher:
 
     def ask(self, question: Question) -> Entry:
         """Ask until there is an answer, with patience. Raises `OutsideError` if the server refuses the key."""
-        key, raw = question.key(self.name), json.dumps(self.body(question), ensure_ascii=False).encode()
-        detail = ""
+        key = question.key(self.name)
+        detail, lost = "", 0
         for attempt in range(TRIES):
             self._wait()
+            body = self.body(question)
+            raw = json.dumps(body, ensure_ascii=False).encode()
             try:
                 status, headers, answer = request_once(
                     self.address, PATHS[CHAT], body=raw, key=self.key, timeout=self.timeout
                 )
             except OSError as error:
                 detail = f"{type(error).__name__}: {error}"
+                # A server that could not be reached at all has not charged.
+                lost += not isinstance(error, ConnectionRefusedError | socket.gaierror)
                 self._pause(_backoff(attempt))
                 continue
             if status in (401, 403):
                 raise OutsideError(
                     f"{self.address.base}: the teacher refuses the key (HTTP {status}); see --key-env"
                 )
+            if status == 402 or (status == 429 and b"insufficient_quota" in answer):
+                raise OutsideError(f"{self.address.base}: the account has no credit left ({_said(answer)})")
+            if status == 400 and self._adapt(body, _said(answer)):
+                continue
             if status not in BUSY:
-                return read_reply(key, status, answer, self.price)
+                return read_reply(key, status, answer, self.price).changed(lost=lost)
             detail = f"http {status}"
             self._pause(_retry_after(headers) or _backoff(attempt))
-        return Entry(key, "failed", detail=f"{detail} ({TRIES} tries)")
+        return Entry(key, "failed", detail=f"{detail} ({TRIES} tries)", lost=lost)
 
     def close(self) -> None:
         pass
+
+    def _adapt(self, body: Mapping[str, object], said: str) -> bool:
+        """Whether the server refused a field by name, without which it can be asked again (OpenAI's newer models)."""
+        if LIMITS[0] in body and LIMITS[1] in said:
+            self.limit_field = LIMITS[1]
+        elif "temperature" in body and "temperature" in said:
+            self.takes_temperature = False
+        else:
+            return False
+        return True
 
     def _wait(self) -> None:
         while True:
@@ -170,41 +193,56 @@ def read_reply(key: str, status: int, raw: bytes, price: TokenPrice | None) -> E
     except (ValueError, RecursionError):
         return Entry(key, "malformed" if status == 200 else "failed", detail=f"http {status}, not JSON")
     if status != 200:
-        error = value.get("error") if isinstance(value, dict) else None
-        said = error.get("message") if isinstance(error, dict) else error
-        return Entry(key, "failed", detail=f"http {status}: {said}"[:300])
-    try:
-        choice = value["choices"][0]
-        message = choice["message"]
-        text, finish = message.get("content"), choice.get("finish_reason")
-        if text is not None and not isinstance(text, str):
-            raise TypeError
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return Entry(
-            key, "malformed", detail="no choices[0].message with a text", dollars=_dollars(value, price)
-        )
-    usage = value.get("usage") if isinstance(value.get("usage"), dict) else {}
-    found: Status = "ok"
-    if finish == "content_filter" or message.get("refusal") or not (text or "").strip():
-        found = "refused"
-    elif finish == "length":
-        found = "truncated"
-    return Entry(
+        return Entry(key, "failed", detail=f"http {status}: {_said(raw)}")
+    usage = value.get("usage") if isinstance(value, dict) and isinstance(value.get("usage"), dict) else {}
+    entry = Entry(
         key,
-        found,
-        (text or "").strip(),
-        detail=str(message.get("refusal") or "")[:300],
+        "malformed",
         prompt_tokens=_count(usage.get("prompt_tokens")),
         output_tokens=_count(usage.get("completion_tokens")),
         cached_tokens=_cached(usage),
-        dollars=_dollars(value, price),
-        margin=_margin(choice),
+        dollars=_dollars(usage, price),
     )
+    if isinstance(value, dict) and value.get("error") and not value.get("choices"):
+        # Routers answer 200 and put the provider's error into the body.
+        return entry.changed(status="failed", detail=f"http 200: {value['error']}"[:300])
+    try:
+        choice = value["choices"][0]
+        message = choice["message"]
+        text, finish = _text(message.get("content")), choice.get("finish_reason")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return entry.changed(detail="no choices[0].message with a text")
+    found: Status = "ok"
+    detail = str(message.get("refusal") or "")[:300]
+    if finish == "length":  # also where a model's reasoning took all tokens and no answer began
+        found = "truncated"
+    elif message.get("tool_calls") and not text:
+        found, detail = "malformed", "it calls a tool and says nothing"
+    elif finish == "content_filter" or message.get("refusal") or not text:
+        found = "refused"
+    return entry.changed(status=found, text=text, detail=detail, margin=_margin(choice))
 
 
-def _dollars(value: Any, price: TokenPrice | None) -> float | None:
-    usage = value.get("usage") if isinstance(value, dict) else None
-    if price is None or not isinstance(usage, dict):
+def _said(raw: bytes) -> str:
+    """The message of a server's error."""
+    try:
+        error = json.loads(raw)["error"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return raw[:300].decode(errors="replace")
+    return str(error.get("message") if isinstance(error, dict) else error)[:300]
+
+
+def _text(content: Any) -> str:
+    """A message's text, also where it comes in parts. Raises `TypeError` for anything else."""
+    if isinstance(content, list):
+        return "".join(_text(part["text"]) for part in content if part.get("type") == "text").strip()
+    if content is not None and not isinstance(content, str):
+        raise TypeError
+    return (content or "").strip()
+
+
+def _dollars(usage: Mapping[str, Any], price: TokenPrice | None) -> float | None:
+    if price is None:
         return None
     prompt, output = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     return None if prompt is None or output is None else price.of(prompt, output, _cached(usage))
