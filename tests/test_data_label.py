@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import ROOT
 from tune.data.label import LabelReport
 from unshot.__main__ import main
+from unshot.errors import InputError
 
 Reply = tuple[int, dict[str, str], Any]
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 400}}
@@ -379,3 +380,53 @@ def test_an_empty_account_stops_everything(
     teacher = teach(lambda body, n: gone)
     code, err = label(capsys, inputs, teacher, tmp_path / "out", "--workers", "1")
     assert code == 3 and "no credit left" in err and sum(teacher.asked.values()) == 1
+
+
+def test_new_inputs_are_labelled_marked_and_kept_apart(
+    teach: Any, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tune.data.split import Splitting, load_parts
+    from unshot.data.rows import read_examples
+
+    fresh = [
+        "the rent falls due in advance",
+        "no liability whatever",
+        "either side may leave",
+        "notice by letter",
+    ]
+    asked: list[str] = []
+
+    def answer(body: dict[str, Any], n: int) -> Reply:
+        text = str(body["messages"][-1]["content"])
+        if "JSON list" not in text:
+            return said("low" if "clause" in text else "high")
+        asked.append(text)
+        if len(asked) == 2:
+            return said("I would rather not")
+        return said(
+            f"Here: {json.dumps([*fresh, 'Clause 5', 'the goods travel by sea', 'No liability  whatever'])}"
+        )
+
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"prompt": "The goods travel by sea."}) + "\n")
+    more = ("--variations", "12", "--test", str(test), "--labels", "low,high", "--workers", "1")
+    code, err = label(capsys, inputs, teach(answer), tmp_path / "out", *more)
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "out" / "labelled.jsonl").read_text().splitlines()]
+    made = [row for row in rows if row.get("synthetic")]
+    assert sorted(row["messages"][0]["content"] for row in made) == sorted(fresh)
+    assert {row["messages"][-1]["content"] for row in made} == {"high"} and len(rows) == 28
+    counts = LabelReport.read(tmp_path / "out").variations
+    assert counts and (counts.asked, counts.taken, counts.near_duplicates, counts.unreadable) == (12, 4, 3, 1)
+    assert "'low'" in asked[0] and "'high'" in asked[1]
+    # Never tested on, wherever the split falls; refused in a test of one's own.
+    loaded = load_parts(tmp_path / "out" / "labelled.jsonl", Splitting(), read_examples)
+    for seed in range(4):
+        parts = loaded.divide(stratum=lambda row: row.answer, seed=seed)[0].parts
+        assert sum(row.synthetic for row in parts.train) == 4
+        assert not any(row.synthetic for row in (*parts.validation, *parts.test))
+    held = load_parts(
+        inputs, Splitting(test=tmp_path / "out" / "labelled.jsonl"), lambda p: read_examples(p, answers=False)
+    )
+    with pytest.raises(InputError, match="synthetic row"):
+        held.divide(stratum=lambda row: "", seed=0)

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from deploy.registry import Registry
 from export import gguf_file
 from export.merge import Merged
 from tests.benchmarks.bench_switch import WAIVED, run
+from tests.conftest import Run
 from tests.deploy_cases import make_artifact
 from tests.gateways import gateway, scripted, until
 from tests.tiny_models import make
@@ -152,3 +154,59 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving(tmp_path: Path,
         registry.rollback(by="test")
         time.sleep(0.5)
         assert running.health()["arms"]["candidate"]["version"] == "v1"
+
+
+def test_the_openai_client_unchanged_through_record_promotion_and_rollback(
+    tmp_path: Path, ggufs: list[Path], unshot: Run
+) -> None:
+    """Its code carries the long prompt all the way; the model gets it only as long as no version is promoted."""
+    openai = pytest.importorskip("openai", reason="the official client is not installed")
+    shots = [(f"Clause {n}: the supplier pays up to {n} times the fees.", "low") for n in range(40)]
+    long = [{"role": "system", "content": "You say which risk a clause carries, in one word."}]
+    for question, label in shots:
+        long += [{"role": "user", "content": question}, {"role": "assistant", "content": label}]
+    (tmp_path / "few.jsonl").write_text(
+        "".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in shots)
+    )
+    case = tmp_path / "case.toml"
+    case.write_text(
+        f'[task]\nname = "risk"\nsystem = "{long[0]["content"]}"\nexamples = "few.jsonl"\ninstruction = "Risk?"\n'
+    )
+    store = tmp_path / "store"
+    registry = Registry(store)
+    registry.add(make_artifact(tmp_path / "art", ggufs[1], task={"instruction": "Risk?"}))
+    asked: list[tuple[str, int]] = []
+
+    def app(client: Any) -> None:
+        """The user's program: never changed."""
+        for number in range(3):
+            mine = {"role": "user", "content": f"No cap applies to clause {number}."}
+            raw = client.chat.completions.with_raw_response.create(
+                model="gpt-today", messages=[*long, mine], temperature=0, max_tokens=8
+            )
+            answer = raw.parse()
+            assert answer.choices[0].message.role == "assistant" and answer.usage
+            asked.append((raw.headers["x-unshot-arm"], answer.usage.prompt_tokens))
+
+    with scripted("today") as today:
+        arms = ["--record", "--baseline", today, "--case", case, "--store", store, "--log", tmp_path / "log"]
+        more = ["--log-texts", "--context", 512, "--threads", 1, "--candidate-timeout", 20]
+        with gateway(tmp_path, *arms, *more) as running:
+            client = openai.OpenAI(base_url=running.url, api_key="sk-the-clients-own", max_retries=0)
+            app(client)
+            registry.move("champion", 1, by="test", waivers=WAIVED)
+            assert until(lambda: running.health()["arms"].get("candidate", {}).get("version") == "v1", 30)
+            app(client)
+            done = unshot("deploy", "rollback", "--store", store, "--from", "v1", "--by", "test")
+            assert done.returncode == 0, done.stderr
+            assert until(lambda: not running.health()["arms"].get("candidate"), 30)
+            app(client)
+            assert running.stop() == 0
+    assert [arm for arm, _ in asked] == ["baseline"] * 3 + ["candidate"] * 3 + ["baseline"] * 3
+    before, after, again = (asked[i][1] for i in (0, 3, 6))
+    # The scripted server counts words, the tuned one its tokens.
+    assert before == again > 400 and after < 40
+    # What was recorded is read back, with the prompt found.
+    done = unshot("data", "import", tmp_path / "log", "--out", tmp_path / "imported", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "You say which risk a clause carries" in (tmp_path / "imported" / "unshot.toml").read_text()

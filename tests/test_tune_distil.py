@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from tune.batches import SoftTargets, Taught, pack
 from tune.distil import ask, divergence, load_answers, save_answers
 from tune.loss import pack_logits, pack_loss, soft_divergence
 from unshot.__main__ import main
-from unshot.text.chat import Encoded
+from unshot.text.chat import Chat, Encoded, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,38 @@ def test_the_prompt_moves_into_the_weights_without_a_label(
     assert metrics["gates"][0]["detail"].startswith("agreement with the teacher on")
     assert tuned["divergence"][0] < 0.5 * bare["divergence"][0] and metrics["gap_closed"] > 0.5
     assert metrics["reference"] == "teacher" and teacher["prompt_tokens"] > 5 * tuned["prompt_tokens"]
+
+
+def test_rehearsal_rows_are_the_bases_own_words_and_distributions(
+    tiny_model: Path, tiny_run: Path, net: Any
+) -> None:
+    from tune.assess import rehearsal
+    from tune.mix import known, read_general
+    from unshot.case import TuneSettings
+    from unshot.contracts.manifest import read_manifest
+
+    assert read_manifest(tiny_run).config is not None
+    record = read_manifest(tiny_run).config["rows"]["rehearsal"]
+    # 48 training rows: three more are a twentieth and a bit of all.
+    assert record == {"share": 0.05, "rows": 3, "prompts": 3}
+    assert (
+        rehearsal.share_of(TuneSettings(mix=Path("m")))
+        == rehearsal.share_of(TuneSettings(forgetting=False))
+        == 0
+    )
+    assert rehearsal.share_of(TuneSettings(forgetting=False, rehearsal=0.2)) == 0.2
+    texts = rehearsal.prompts(TuneSettings(), 500)
+    assert len(texts) == 500 and len(set(texts)) > 130
+    assert not known([row.text for row in read_general(None)], list(set(texts)))
+    job: Any = SimpleNamespace(
+        chat=Chat(load_tokenizer(tiny_model)), case=SimpleNamespace(tune=TuneSettings()), bf16=False, device="cpu",
+        shape=SimpleNamespace(context=2048), config=SimpleNamespace(capacity=256), world=None,
+    )  # fmt: skip
+    found = rehearsal.own_answers(job, net, texts[:5])
+    for text, answer in zip(texts, found, strict=False):
+        prompt = job.chat.prompt_ids(rehearsal.message(text))
+        row = rehearsal.taught(prompt, answer)
+        with torch.inference_mode():
+            logits = net(input_ids=torch.tensor([row.ids])).logits[0, len(prompt) - 1 : -1]
+        plain = torch.log_softmax(logits, dim=-1).gather(1, torch.from_numpy(answer.soft.ids).long())
+        assert np.abs(plain.numpy() - answer.soft.logprobs).max() < 1e-4

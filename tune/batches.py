@@ -68,17 +68,18 @@ def _soft(rows: Sequence[Encoded]) -> SoftTargets | None:
     widths = [row.soft.ids.shape[1] for row in rows if isinstance(row, Taught)]
     if not widths:
         return None
-    total = sum(row.answer_length for row in rows)
+    total = sum(stop - start for row in rows for start, stop in row.spans)
     ids = np.zeros((total, max(widths)), dtype=np.int32)
     logprobs = np.full(ids.shape, -np.inf, dtype=np.float32)
     start = 0
     for row in rows:
-        stop = start + row.answer_length
         if isinstance(row, Taught):
-            width = row.soft.ids.shape[1]
+            stop, width = start + row.answer_length, row.soft.ids.shape[1]
             ids[start:stop, :width], logprobs[start:stop, :width] = row.soft.ids, row.soft.logprobs
         else:
-            ids[start:stop, 0], logprobs[start:stop, 0] = row.ids[row.prompt_length :], 0.0
+            own = [token for first, last in row.spans for token in row.ids[first:last]]
+            stop = start + len(own)
+            ids[start:stop, 0], logprobs[start:stop, 0] = own, 0.0
         start = stop
     return SoftTargets(ids, logprobs)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model", "--judge-key-env",
     "--target", "--method", "--teacher", "--rank",
     "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length",
-    "--gradient-checkpointing", "--init", "--loss-on", "--chat-template", "--mix", "--mix-share", "--augment-format",
+    "--gradient-checkpointing", "--init", "--loss-on", "--chat-template", "--mix", "--mix-share", "--rehearsal",
+    "--augment-format",
     "--embedder", "--strict", "--group-by", "--time", "--shares", "--validation", "--test",
     seed="tune.seed",
 )  # fmt: skip
@@ -152,7 +153,7 @@ def summary(result: dict[str, Any], final: Path) -> list[Any]:
             f"{row['invalid']:.1%}",
         )
     test = result["test"]
-    what = "agreement with the teacher, test" if result.get("prompt_worth") else "test"
+    what = "agreement with the teacher, test" if result["reference"] == "teacher" else "test"
     line = (
         f"{what} ({test['rows']} rows, read once): {test['metric']} {test['score']:.3f} "
         f"[{test['low']:.3f}, {test['high']:.3f}], accuracy {test['accuracy']:.3f}, invalid {test['invalid']:.1%}"

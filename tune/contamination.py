@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tune import near
@@ -43,6 +43,9 @@ class Cleaned:
     meaning: Meaning | None = None
     # Rows of the user's own validation and test files that are like an earlier row: they stay where they were put.
     kept: list[Move] = field(default_factory=list)
+    # Training rows whose input a model wrote, and those left out since they are like a validation or test row.
+    synthetic: int = 0
+    synthetic_left_out: int = 0
 
     def report(self) -> dict[str, Any]:
         """The contamination as `metrics.json` has it; `refilled` are lines moved from train."""
@@ -52,6 +55,8 @@ class Cleaned:
             "moved": [vars(m) for m in self.moved],
             "kept": [vars(m) for m in self.kept],
             "refilled": self.refilled,
+            "synthetic": self.synthetic,
+            "synthetic_left_out": self.synthetic_left_out,
         }
 
 
@@ -120,6 +125,18 @@ def separate(
         )
     aside = [rows[i][1] for i in range(len(rows)) if place[i] == len(NAMES)]
     return Cleaned(result, moved, refilled, aside, close, kept)
+
+
+def with_synthetic(cleaned: Cleaned, synthetic: Sequence[Example]) -> Cleaned:
+    """The parts with rows that a model wrote among the training rows, but for those like a validation or test row."""
+    if not synthetic:
+        return cleaned
+    held_out = [row.dialogue for row in (*cleaned.parts.validation, *cleaned.parts.test)]
+    pairs = near.similar_pairs([*held_out, *(row.dialogue for row in synthetic)])
+    alike = {b - len(held_out) for a, b, _ in pairs if a < len(held_out) <= b}
+    good = [row for number, row in enumerate(synthetic) if number not in alike]
+    parts = replace(cleaned.parts, train=[*cleaned.parts.train, *good])
+    return replace(cleaned, parts=parts, synthetic=len(good), synthetic_left_out=len(alike))
 
 
 def _likeness(

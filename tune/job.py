@@ -103,6 +103,11 @@ class Job:
     # Faster kernels that the model was loaded with (`tune.kernels`).
     kernels: list[str] = field(default_factory=list)
 
+    @property
+    def taught(self) -> bool:
+        """Whether a model gave answers of the test rows that no person has judged."""
+        return self.teaching is not None or any(row.by_teacher for row in self.cleaned.parts.test)
+
 
 def request(example: Example, task: Task) -> list[Message]:
     """The tuned model's request for a row: the instruction as system message, then the row's own messages."""

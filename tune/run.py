@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune import processes
 from tune.assess.card import card
+from tune.assess.rehearsal import rehearse
 from tune.assess.run import assess, general_before
 from tune.contamination import Cleaned
 from tune.data.split import Loaded, Splitting, announce_parts, load_parts, name_file
@@ -166,6 +167,7 @@ def _run_in(
     before = general_before(job, net)
     # A fresh adapter changes nothing yet: this is the base.
     bare = bare_figures(job, net) if job.teaching else None
+    job = rehearse(job, net, work, out)
     trainer = make_trainer(job, net, work)
     if options.learning_curve:
         trainer.keep(work / INITIAL)
@@ -205,7 +207,7 @@ def _run_in(
     result = describe(job, trainer, test) | {"gates": [gate.plain() for gate in gates]}
     if bare is not None:
         worth = prompt_worth(job, bare, bare_figures(job, net))
-        result |= {"reference": "teacher", "prompt_worth": worth.plain(), "gap_closed": worth.gap_closed}
+        result |= {"prompt_worth": worth.plain(), "gap_closed": worth.gap_closed}
     result |= {"split": loaded.splitting.record(), "test_seal": vars(seal) if seal else None}
     if curve is not None:
         result["learning_curve"] = curve
@@ -408,6 +410,7 @@ def describe(job: Job, trainer: Trainer, test: dict[str, Any]) -> dict[str, Any]
         "trained_parameters": sum(p.numel() for p in trainer.parameters.values()),
         "rows": {n: len(getattr(job.cleaned.parts, n)) for n in ("train", "validation", "test")},
         "contamination": job.cleaned.report(),
+        "reference": "teacher" if job.taught else "data",
         "test_read": "once, after the best epoch was chosen on validation",
     }
 

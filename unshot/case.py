@@ -307,6 +307,14 @@ class TuneSettings(Record):
         Path | None, about("General rows to train on too, against forgetting.", sample="general.jsonl")
     ] = None
     mix_share: Annotated[float, Meta(gt=0, lt=1), about("Their share of the training rows.")] = 0.1
+    rehearsal: Annotated[
+        Annotated[float, Meta(ge=0, lt=1)] | None,
+        about(
+            "Share of the training rows that are the base's own answers to general prompts, against forgetting; "
+            "default: 0.05 where forgetting is measured and no mix is given.",
+            sample=0.05,
+        ),
+    ] = None
     augment_format: Annotated[bool, about("Vary wrapping and whitespace of half the training prompts.")] = (
         False
     )

@@ -82,6 +82,7 @@ FLAGS = {
     "--gradient-checkpointing": "tune.gradient_checkpointing",
     "--mix": "tune.mix",
     "--mix-share": "tune.mix_share",
+    "--rehearsal": "tune.rehearsal",
     "--augment-format": "tune.augment_format",
     "--embedder": "tune.embedder",
     "--strict": "tune.strict",

@@ -21,6 +21,7 @@ from unshot.contracts.document import Document
 from unshot.contracts.gates import read_gates
 from unshot.contracts.manifest import Gate, read_manifest, sha256
 from unshot.contracts.record import Record
+from unshot.contracts.registry import State
 from unshot.data.files import json_digest, write_text
 from unshot.errors import GateError, InputError
 from unshot.flags import case_option
@@ -131,19 +132,25 @@ def run_pipeline(
     """
     if "bench" in pipeline.stages(until):
         pipeline.precision()
-    record = _begin(pipeline, overwrite)
+    record, earlier = _begin(pipeline, overwrite)
     if pipeline.baseline is None and pipeline.case.baseline.api and until in ("bench", "registry"):
         out.warn(
             f"{pipeline.case.baseline.api} cannot be measured without an address: {pipeline.case.candidate.model} with "
             "the long prompt stands in as the baseline; give --baseline URL to measure it"
         )
+    lines: list[StageLine] = []
     for stage in pipeline.stages(until):
         done = run_stage(
             stage, pipeline.arguments(stage), pipeline.folder(stage), out, overwrite=overwrite,
             option="--store" if stage == "registry" else "--out",
+            last=pipeline.folder(stage) / State.FILE if stage == "registry" else None,
         )  # fmt: skip
         line = _line(stage, done, pipeline.folder(stage))
-        record.stages.append(line)
+        before = earlier.pop(stage, None)
+        if done.was_there and before is not None:  # it took so long, and ended so, in an earlier run
+            line = line.changed(seconds=before.seconds, exit_code=before.exit_code)
+        lines.append(line)
+        record.stages = [*lines, *earlier.values()]
         failed = [gate for gate in line.gates if gate.passed is False]
         if stage == "bench":
             record.verdict = read_manifest(pipeline.folder(stage), verify=False).verdict
@@ -153,10 +160,13 @@ def run_pipeline(
         write_text(pipeline.final / "index.html", index(record))
         if failed:
             break
+    record.stages = lines
+    record.write(pipeline.final)
     return record
 
 
-def _begin(pipeline: Pipeline, overwrite: bool) -> PipelineRecord:
+def _begin(pipeline: Pipeline, overwrite: bool) -> tuple[PipelineRecord, dict[Stage, StageLine]]:
+    """A new record, and what an earlier run on the same case said of its stages."""
     digest = pipeline.digest()
     pipeline.final.mkdir(parents=True, exist_ok=True)
     if (pipeline.final / PipelineRecord.FILE).is_file() and not overwrite:
@@ -166,9 +176,10 @@ def _begin(pipeline: Pipeline, overwrite: bool) -> PipelineRecord:
                 f"{pipeline.final}: begun on another case, or the case or its data changed since; give another --out, "
                 "or --overwrite to run every stage again"
             )
+        return PipelineRecord(case=digest), {line.stage: line for line in earlier.stages}
     record = PipelineRecord(case=digest)
     record.write(pipeline.final)
-    return record
+    return record, {}
 
 
 def _line(stage: Stage, done: StageRun, folder: Path) -> StageLine:

@@ -21,20 +21,29 @@ class StageRun(Record):
     command: str
     seconds: float
     exit_code: int
+    was_there: bool = False
 
 
 def run_stage(
-    name: str, arguments: list[str], folder: Path, out: Output, *, overwrite: bool, option: str = "--out"
+    name: str,
+    arguments: list[str],
+    folder: Path,
+    out: Output,
+    *,
+    overwrite: bool,
+    option: str = "--out",
+    last: Path | None = None,
 ) -> StageRun:
     """Run `unshot ARGUMENTS --out FOLDER`; a stage whose directory is already there is left as it is.
 
-    `option` is what the stage calls its directory. Exit code 1 with a directory is an answer, not a failure. Raises
-    `OutsideError` if the stage failed, with its own exit code.
+    `last` is what a stage writes last, if that is not the whole directory at once; `option` is what the stage calls its
+    directory. Exit code 1 with a directory is an answer, not a failure. Raises `OutsideError` if the stage failed, with
+    its own exit code.
     """
     line = shlex.join(["unshot", *arguments, option, str(folder)])
-    if folder.exists() and not overwrite:
+    if (last or folder).exists() and not overwrite:
         out.log(f"$ {line}\n  already there")
-        return StageRun(name, line, 0.0, EXIT_OK)
+        return StageRun(name, line, 0.0, EXIT_OK, was_there=True)
     out.log(f"\n$ {line}")
     flags = ["--overwrite"] if overwrite and option == "--out" else []
     flags += ["--json"] if out.json_mode else []

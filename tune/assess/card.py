@@ -15,8 +15,9 @@ from unshot.metrics.registry import metric as find_metric
 from unshot.metrics.scores import Scores
 
 TAUGHT = (
-    "**These scores are agreement with the teacher, not accuracy**: the base model with the long prompt wrote the "
-    "answers that the model was tuned on and is scored by."
+    "**These scores are agreement with the teacher, not accuracy**: a model with the long prompt wrote the "
+    "answers that this one was tuned on and is scored by, and no person has judged them. A review (below) gives the "
+    "accuracy, corrected for the teacher's errors."
 )
 NOT_REVIEWED = (
     "No human has reviewed this model's answers: the scores here are automated metrics alone, and a model should not "
@@ -50,7 +51,7 @@ def card(name: str, result: JsonObject, manifest: Manifest, task: Task, gates: S
             "",
             "## Scores",
             "",
-            *_scores(test, taught=manifest.tune.teacher is not None),
+            *_scores(test, taught=result.get("reference") == "teacher"),
             "",
             "## Gates",
             "",

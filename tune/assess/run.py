@@ -64,7 +64,7 @@ def assess(
     """
     settings, task, rows = job.case.tune, job.task, job.cleaned.parts.test
     scores = Scores.of({k: v for k, v in test.items() if k != "loss"})
-    gates = [quality(scores, job.config.target, taught=job.teaching is not None)]
+    gates = [quality(scores, job.config.target, taught=job.taught)]
     if settings.robustness:
         chosen = sample(rows, settings.seed)
         out.log(f"asking {len(chosen)} test rows in another form")

@@ -1,4 +1,4 @@
-"""`unshot data check`, `unshot data split`, `unshot data import` and `unshot data label`."""
+"""`unshot data check`, `split`, `import`, `label` and `review`."""
 
 from __future__ import annotations
 
@@ -232,6 +232,12 @@ class Counter:
     "--timeout", type=SECONDS, default=120.0, show_default=True, help="Seconds until a try is given up."
 )
 @click.option("--logprobs", is_flag=True, help="Ask for log-probabilities: how sure the teacher is.")
+@click.option(
+    "--variations",
+    type=whole(1),
+    help="New inputs that the teacher writes, marked synthetic, never tested on.",
+)
+@click.option("--test", type=PATH, help="Rows that no new input may be like, beside INPUTS.")
 @click.option("--write-batch", type=PATH, help="Write an OpenAI batch input file and ask nothing.")
 @click.option("--read-batch", type=PATH, help="Take the answers of a batch output file; ask only the rest.")
 @out_options()
@@ -247,6 +253,7 @@ def label(path: Path, final: Path, case: Case, rows_as: RowOptions, out: Output,
     from tune.data.label import LabelSettings, forecast_lines, label_file, questions
     from tune.data.ledger import write_batch
     from tune.data.teacher import ServerTeacher, open_teacher
+    from tune.data.variations import PER_REQUEST, Ask
     from unshot.contracts.task import read_schema
     from unshot.data.load import load_rows
 
@@ -268,6 +275,10 @@ def label(path: Path, final: Path, case: Case, rows_as: RowOptions, out: Output,
         schema=read_schema(schema) if schema else None,
     )
     prompt = case.long_prompt()
+    if asked["variations"] and asked["write_batch"]:
+        raise InputError("--variations needs answers before it can label; leave --write-batch out")
+    if asked["test"] is not None and not asked["variations"]:
+        raise InputError("--test keeps new inputs apart from a test; give --variations too")
     try:
         if settings.votes > 1 and not teacher.concurrent:
             raise InputError(
@@ -283,6 +294,13 @@ def label(path: Path, final: Path, case: Case, rows_as: RowOptions, out: Output,
             return
         for line in forecast_lines(rows, prompt, settings, asked["teacher_model"], price):
             out.log(line)
+        variations = None
+        if asked["variations"]:
+            apart = load_rows(asked["test"], rows_as, None, answers=False) if asked["test"] else []
+            variations = Ask(asked["variations"], [row.text for row in apart])
+            out.log(
+                f"and {-(-variations.count // PER_REQUEST)} more for new inputs, which are then labelled too"
+            )
         report = label_file(
             path,
             rows,
@@ -293,6 +311,7 @@ def label(path: Path, final: Path, case: Case, rows_as: RowOptions, out: Output,
             out,
             overwrite=asked["overwrite"],
             answered=asked["read_batch"],
+            variations=variations,
         )
     finally:
         teacher.close()
@@ -308,4 +327,91 @@ def label(path: Path, final: Path, case: Case, rows_as: RowOptions, out: Output,
             f"; {report.usage.without_usage} answers came without usage" if report.usage.without_usage else ""
         ),
         f"rows: {final / 'labelled.jsonl'}. A teacher wrote them: scores on them are agreement with it, not accuracy.",
+    )
+
+
+@data.command()
+@click.argument("path", metavar="LABELLED", type=PATH)
+@click.option("--sheet", type=PATH, help="Draw a blinded sheet for people: FILE.csv or FILE.html.")
+@click.option(
+    "--rows", "queue", type=whole(0), default=100, show_default=True, help="Doubtful rows of the sheet."
+)
+@click.option(
+    "--random",
+    "sample",
+    type=whole(1),
+    default=50,
+    show_default=True,
+    help="Random rows of it, for the error rate.",
+)
+@click.option(
+    "--from-review",
+    type=PATH,
+    multiple=True,
+    metavar="SHEET",
+    help="Read a filled sheet back (several: reviewers).",
+)
+@click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the random rows.")
+@click.option("--out", "final", type=PATH, help="With --from-review: directory for the corrected rows.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@case_flags("--instruction", "--labels", "--answer-field", "--embedder")
+@row_options
+@common
+def review(
+    path: Path,
+    sheet: Path | None,
+    queue: int,
+    sample: int,
+    from_review: tuple[Path, ...],
+    seed: int,
+    final: Path | None,
+    overwrite: bool,
+    case: Case,
+    rows_as: RowOptions,
+    out: Output,
+) -> None:
+    """Choose rows of LABELLED (of `data label`) for people to judge; read back, correct and drop rows.
+
+    The random rows tell the teacher's error rate. The others are the doubtful ones: likely wrong labels (needs
+    cleanlab), split votes, rows between two classes, of rare classes, far from all others.
+    """
+    from collections import Counter as Count
+
+    from tune.data.review import draw_labels, labelled_file, read_labels
+    from tune.data.select import has_cleanlab
+    from tune.data.tables import review_tables
+    from tune.evaluate.review import SHEETS, write_sheet
+    from unshot.contracts.task import derive_task
+    from unshot.data.load import load_rows
+    from unshot.engines.embedder import OFF, find_embedder, open_embedder
+
+    if (sheet is None) == (not from_review):
+        raise InputError("give --sheet FILE to draw a sheet, or --from-review SHEET to read one")
+    file = labelled_file(path)
+    rows = load_rows(file, rows_as, out)
+    task = derive_task(case.task, rows, out.log, embedder=case.tune.embedder)
+    if sheet is None:
+        if final is None:
+            raise InputError("--from-review writes the corrected rows; give --out DIRECTORY")
+        report = read_labels(file, rows, task, from_review, final, out, overwrite=overwrite)
+        out.result(report.plain(), *review_tables(report, final))
+        return
+    if sheet.suffix.lower() not in SHEETS:
+        raise InputError(f"{sheet}: a review sheet is a .csv or an .html file")
+    if sheet.exists() and not overwrite:
+        raise InputError(f"{sheet}: already there; choose another name or pass --overwrite")
+    if task.labels and queue and not has_cleanlab():
+        out.warn(
+            "likely wrong labels are not looked for: that needs cleanlab; run `pip install 'unshot[review]'`"
+        )
+    folder = find_embedder(case.tune.embedder)
+    vectors = open_embedder(str(folder) if folder else OFF)([row.text for row in rows])
+    drawn, chosen = draw_labels(file, rows, task, vectors, queue=queue, sample=sample, seed=seed)
+    write_sheet(sheet, drawn, case.task.instruction)
+    counts = Count(pick.why for pick in chosen)
+    name = drawn[0]["id"].rsplit("-", 1)[0]
+    out.result(
+        {"sheet": str(sheet), "review": name, "rows": len(drawn), "why": dict(counts)},
+        f"{len(drawn)} of {len(rows)} rows to judge: {', '.join(f'{n} {why}' for why, n in counts.items())}",
+        f"fill in {sheet}, then: unshot data review {path} --from-review FILLED.csv --out DIRECTORY",
     )

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 
 from tune.data.ledger import PAID, Entry, Ledger
 from tune.data.teacher import Question, ServerTeacher, Teacher, read_reply
+from tune.data.variations import Ask, VariationCounts, vary
 from unshot.console import Output
 from unshot.contracts.document import Document
 from unshot.contracts.manifest import Manifest, describe_data, staged
@@ -60,6 +61,8 @@ class LabelReport(Document):
     # Mean share of the votes that agree with the label; None with one vote.
     agreement: float | None
     usage: Usage
+    # Inputs that the teacher wrote itself; None if none were asked for.
+    variations: VariationCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -165,14 +168,15 @@ class Labeller:
 
     def _answer(self, question: Question) -> tuple[Entry, str | None, bool]:
         """The entry of a question, what is wrong with its answer, and whether it was asked a second time."""
-        entry = self._ask(question)
+        entry = self.ask(question)
         fault = self.settings.fault(entry.text) if entry.status == "ok" else None
         if fault is None:
             return entry, None, False
-        second = self._ask(repair(question, entry.text, fault))
+        second = self.ask(repair(question, entry.text, fault))
         return second, self.settings.fault(second.text) if second.status == "ok" else None, True
 
-    def _ask(self, question: Question) -> Entry:
+    def ask(self, question: Question) -> Entry:
+        """The answer from the ledger, else from the teacher. Raises as `run`."""
         known = self.ledger.paid(question.key(self.teacher.name))
         if known is not None:
             return known
@@ -262,11 +266,13 @@ def label_file(
     *,
     overwrite: bool = False,
     answered: Path | None = None,
+    variations: Ask | None = None,
 ) -> LabelReport:
     """Label every row and write `final`: labelled.jsonl, left_out.jsonl, ledger.jsonl and label.json.
 
-    `answered` is a batch output file, whose answers count as asked. Raises `GateError` at the budget (what was
-    answered is kept for the same command), `InputError` where nothing could be labelled.
+    `answered` is a batch output file, whose answers count as asked; `variations` asks for new inputs first. Raises
+    `GateError` at the budget (what was answered is kept for the same command), `InputError` where nothing could be
+    labelled.
     """
     if not prompt.given:
         raise InputError("no long prompt: give --prompt or --system, or `examples` or `system` under [task]")
@@ -277,8 +283,18 @@ def label_file(
         known = len(ledger.entries)
         if known:
             out.log(f"{known} answers are known; going on with the rest")
-        labels = Labeller(teacher, ledger, settings).run(rows, prompt, out)
+        labeller, counts = Labeller(teacher, ledger, settings), None
+        if variations is not None:
+            threads = settings.concurrency if teacher.concurrent else 1
+            new, counts = vary(rows, prompt, settings.labels, variations, labeller.ask, threads)
+            rows = [*rows, *new]
+            out.log(
+                f"{counts.taken} of {counts.asked} new inputs by the teacher; {counts.near_duplicates} refused as "
+                f"near-duplicates, {counts.unreadable} answers without a list"
+            )
+        labels = labeller.run(rows, prompt, out)
         report = _report(labels, teacher, settings, list(ledger.entries.values()))
+        report.variations = counts
         if not report.labelled:
             why = f"; the last one: {said}" if (said := ledger.why()) else ""
             raise InputError(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tune.contamination import ASIDE, Cleaned, separate
+from tune.contamination import ASIDE, Cleaned, separate, with_synthetic
 from tune.data.balance import Labels, alike_labels, missing_labels
 from tune.data.variety import SAMPLE, template_share
 from tune.meaning import Meaning, by_meaning
@@ -111,6 +111,11 @@ class Loaded:
         Rows of the user's own files stay in their part. Raises `InputError` without the file's name.
         """
         plan, own = self.splitting, self.own
+        for name, given in own.items():
+            if wrong := next((row for row in given if row.synthetic), None):
+                raise InputError(f"{wrong.where}: a synthetic row; none may be in a {name} file")
+        made = [row for row in self.rows if row.synthetic]
+        real = [row for row in self.rows if not row.synthetic]
         group_by, time = plan.group_by, plan.time
 
         def unit(row: Example) -> Hashable:
@@ -118,20 +123,18 @@ class Loaded:
 
         for column in (group_by, time):
             if column is not None:
-                _need(self.rows, column)
+                _need(real, column)
         total = sum(s for s, name in zip(plan.shares, NAMES, strict=True) if name not in own)
         shares = [0.0 if name in own else s / total for s, name in zip(plan.shares, NAMES, strict=True)]
         three = (shares[0], shares[1], shares[2])
         if len(own) == 2:
-            parts = Split(self.rows, [], [])
+            parts = Split(real, [], [])
         elif time is not None:
-            parts = by_time(
-                self.rows, key=_clock(self.rows, time), unit=unit if group_by else None, shares=three
-            )
+            parts = by_time(real, key=_clock(real, time), unit=unit if group_by else None, shares=three)
         elif group_by is not None:
-            parts = bygroup_name(self.rows, unit=unit, stratum=stratum, shares=three, seed=seed)
+            parts = bygroup_name(real, unit=unit, stratum=stratum, shares=three, seed=seed)
         else:
-            parts = split(self.rows, stratum=stratum, shares=three, seed=seed)
+            parts = split(real, stratum=stratum, shares=three, seed=seed)
         parts = replace(parts, **own)
         cleaned = separate(
             parts,
@@ -143,7 +146,7 @@ class Loaded:
             fixed=own.keys(),
             meaning=meaning,
         )
-        return cleaned, parts
+        return with_synthetic(cleaned, made), parts
 
 
 def load_parts(data: Path, splitting: Splitting, read: Callable[[Path], list[Example]]) -> Loaded:
@@ -243,6 +246,11 @@ def announce_parts(data: Path, cleaned: Cleaned, task: Task, out: Output) -> Non
         )
     if missing := missing_labels(task.labels or []):
         out.warn(missing)
+    if cleaned.synthetic or cleaned.synthetic_left_out:
+        out.log(
+            f"{cleaned.synthetic} synthetic rows, all in train; {cleaned.synthetic_left_out} left out, being like a "
+            "validation or test row"
+        )
     alike = alike_labels(task.labels or [])
     if alike:
         named = ", ".join(f"`{a}` and `{b}`" for a, b in alike[:5])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tune.data.check_report import CheckReport, Malformed
+    from tune.data.review import LabelReview
 
 SHOWN = 10
 
@@ -221,3 +222,26 @@ def _table(title: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> A
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
     return table
+
+
+def review_tables(report: LabelReview, final: Path) -> list[Any]:
+    """What people said of a teacher's labels."""
+    from rich.table import Table
+
+    lines: list[Any] = [
+        f"the teacher's error rate: {report.error_rate} ({report.error_rate.n} random rows, "
+        f"{report.reviewers} reviewers)"
+    ]
+    if report.by_class:
+        table = Table(title="by class, random rows", title_justify="left")
+        for name in ("class", "judged", "wrong", "error rate"):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        for name, found in report.by_class.items():
+            table.add_row(name, str(found.judged), str(found.wrong), str(found.rate))
+        lines.append(table)
+    for why, found in report.queue.items():
+        lines.append(f"queue, {why}: {found.wrong} of {found.judged} labels wrong")
+    return [
+        *lines,
+        f"{report.right} rows confirmed, {report.corrected} corrected, {report.dropped} dropped: {final}",
+    ]

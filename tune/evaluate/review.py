@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +29,7 @@ from unshot.data.rows import Example, read_text
 from unshot.errors import InputError
 from unshot.metrics.intervals import Interval, share
 from unshot.metrics.judge import Judge, Judged, Pair, judge_pairs
+from unshot.metrics.prediction_powered import Corrected, corrected
 from unshot.metrics.thresholds import REVIEW_ACCEPT
 from unshot.report.formats import sheet_cell
 
@@ -52,6 +53,8 @@ class KeyRow(Record):
     request: str
     answer: str
     against: str
+    # Why the row was drawn; "" where all of them were drawn at random.
+    why: str = ""
 
 
 class Key(Record):
@@ -61,6 +64,10 @@ class Key(Record):
     seed: int
     against: str
     rows: list[KeyRow]
+    # Of all rows that it was drawn from: how many the task's metric calls right, and whether a teacher labelled them.
+    of_rows: int | None = None
+    of_right: int | None = None
+    taught: bool = False
 
 
 class Filled(Record):
@@ -70,6 +77,7 @@ class Filled(Record):
     ok_1: bool | None
     ok_2: bool | None
     better: str | None
+    comment: str = ""
 
     def ok(self, side: int) -> bool | None:
         """Whether the answer of a side (1 or 2) was accepted."""
@@ -99,6 +107,9 @@ class Reviewed(Record, kw_only=True, omit_defaults=True):
     preference: Preference | None = None
     # Agreement of the task's metric with the people, of the people with each other, of a judge with the people.
     metric_human: Agreement | None = None
+    # Accuracy of all rows by people's word; None where nothing is known of the rows that were not drawn.
+    corrected: Corrected | None = None
+    taught: bool = False
     between_reviewers: AnnotatorAgreement | None = None
     judge: Judged | None = None
     judge_human: Agreement | None = None
@@ -114,17 +125,22 @@ def draw(
     *,
     count: int,
     seed: int,
+    why: Mapping[int, str] | None = None,
 ) -> list[dict[str, str]]:
     """Blinded rows, and their key written to the run. `other` None: the reference answers are the other side.
 
-    Rows are drawn at random, without regard to whether an answer was right. Equal answers are shown once.
+    Rows are drawn at random, without regard to whether an answer was right, unless `why` names them by index. Equal
+    answers are shown once.
     """
     chance = random.Random(f"{seed} {len(rows)}")
-    chosen = sorted(chance.sample(range(len(rows)), min(count, len(rows))))
+    chosen = (
+        sorted(why) if why is not None else sorted(chance.sample(range(len(rows)), min(count, len(rows))))
+    )
     chance.shuffle(chosen)
     against = other if other is not None else [row.answer or "" for row in rows]
     digest = hashlib.sha256(json.dumps([[rows[i].text, answers[i], against[i]] for i in chosen]).encode())
     name = f"r{digest.hexdigest()[:8]}"
+    right = task.answers([row.answer or "" for row in rows], answers).right
     sheet, key = [], []
     for number, i in enumerate(chosen, start=1):
         equal = answers[i].strip() == against[i].strip()
@@ -138,14 +154,16 @@ def draw(
             dict.fromkeys(COLUMNS, "")
             | {"id": item, "request": shown(rows[i]), "answer_1": pair[0], "answer_2": pair[1]}
         )
-        right = bool(task.answers([rows[i].answer or ""], [answers[i]]).right[0])
         key.append(
             KeyRow(
-                id=item, line=rows[i].line, ours=ours, equal=equal, automatic=right, request=shown(rows[i]),
-                answer=answers[i], against=against[i],
+                id=item, line=rows[i].line, ours=ours, equal=equal, automatic=bool(right[i]), request=shown(rows[i]),
+                answer=answers[i], against=against[i], why=why[i] if why else "",
             )
         )  # fmt: skip
     facts = Key(name, seed, "run" if other is not None else "reference", key)
+    if why is None:
+        facts.of_rows, facts.of_right = len(rows), round(float(right.sum()))
+        facts.taught = any(row.by_teacher for row in rows)
     write_text(run / FOLDER / f"{name}.json", facts.to_json(indent=1) + "\n")
     return sheet
 
@@ -197,8 +215,9 @@ def read_sheet(path: Path) -> list[Filled]:
         if better and better not in BETTER:
             raise InputError(f"{where}: `better` is {row['better']!r}; accepted: 1, 2 or tie")
         read = Filled(
-            item, _yes(where, "ok_1", row["ok_1"]), _yes(where, "ok_2", row["ok_2"]), BETTER.get(better)
-        )
+            item, _yes(where, "ok_1", row["ok_1"]), _yes(where, "ok_2", row["ok_2"]), BETTER.get(better),
+            row.get("comment") or "",
+        )  # fmt: skip
         if (read.ok_1, read.ok_2, read.better) != (None, None, None):
             found.append(read)
     if not found:
@@ -266,12 +285,12 @@ def from_review(
     key = read_key(run, sheets)
     facts = {row.id: row for row in key.rows}
     votes = count_votes(sheets, facts)
-    ok = {item: _majority(v.ok) for item, v in votes.items()}
+    ok = {item: majority(v.ok) for item, v in votes.items()}
     judged = [item for item in facts if ok.get(item) is not None]
     if not judged:
         raise InputError("no row says whether the answer is acceptable; fill in ok_1 and ok_2 (yes or no)")
     accepted = share(sum(bool(ok[i]) for i in judged), len(judged))
-    other = [v for v in (_majority(v.other_ok) for v in votes.values()) if v is not None]
+    other = [v for v in (majority(v.other_ok) for v in votes.values()) if v is not None]
     result = Reviewed(
         review=key.review,
         against=key.against,
@@ -282,13 +301,18 @@ def from_review(
         other_accepted=share(sum(other), len(other)) if other else None,
         gate=review_gate(key.review, accepted, len(sheets), accept),
     )
-    better = {item: _majority(v.better) for item, v in votes.items()}
+    better = {item: majority(v.better) for item, v in votes.items()}
     settled = [item for item in facts if better.get(item) is not None]
     result.preference = _preference([better[item] for item in settled])
     if len(judged) >= 2:
         people = ["yes" if ok[i] else "no" for i in judged]
         metric = ["yes" if facts[i].automatic else "no" for i in judged]
         result.metric_human = agree(people, metric, seed=seed)
+        if key.of_rows is not None and key.of_right is not None:
+            result.corrected = corrected(
+                key.of_right, key.of_rows, [facts[i].automatic for i in judged], [bool(ok[i]) for i in judged]
+            )
+            result.taught = key.taught
     if len(sheets) > 1:
         result.between_reviewers = several(
             {
@@ -376,7 +400,7 @@ def _side(better: str | None, ours: int) -> str | None:
     return "first" if int(better) == ours else "second"
 
 
-def _majority(values: Sequence[V | None]) -> V | None:
+def majority(values: Sequence[V | None]) -> V | None:
     """The most usual vote; an even split of yes and no is no, of preferences a tie; None without votes."""
     given = [v for v in values if v is not None]
     if not given:

@@ -218,6 +218,10 @@ def evaluate_run(path: Path, out: Output, ask: Ask) -> Evaluation:
                 without_like_training=unseen,
             )
         )
+    if taught := sum(row.by_teacher for row in rows):
+        words = f"{taught} of {len(rows)} rows were labelled by a teacher: agreement with it, not accuracy"
+        for system in systems:
+            system.caution = "; ".join(filter(None, (words, system.caution)))
     result = Evaluation(**structs.asdict(systems[0]), data=str(source))
     if len(runs) == 2:
         result.other = systems[1]

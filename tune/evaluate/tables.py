@@ -74,6 +74,12 @@ def review_tables(result: Reviewed) -> list[RenderableType]:
         )
     if result.metric_human is not None:
         shown.append(f"metric and people agree: {_agreement(result.metric_human)}")
+    if (c := result.corrected) is not None:
+        by = "the teacher's labels" if result.taught else "the references"
+        shown.append(
+            f"accuracy of all {c.rows} rows: {c.by_teacher} by {by}, {c.corrected} corrected by the {c.reviewed} "
+            "reviewed rows (prediction-powered)"
+        )
     if result.between_reviewers:
         alpha = result.between_reviewers.krippendorff_alpha
         shown.append(f"reviewers among themselves: Krippendorff's alpha {alpha:.3f}")

@@ -20,6 +20,7 @@ DOCUMENTS: tuple[str, ...] = (
     "unshot.pipeline:PipelineRecord",
     "unshot.contracts.plan:PlanFile",
     "tune.data.label:LabelReport",
+    "tune.data.review:LabelReview",
     "unshot.contracts.manifest:Manifest",
     "unshot.contracts.parity:Parity",
     "unshot.contracts.registry:State",

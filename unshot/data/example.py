@@ -63,6 +63,16 @@ class Example:
         """What makes two inputs the same: the whole conversation before the answer."""
         return "\n".join(_content(m) for m in self.messages)
 
+    @property
+    def by_teacher(self) -> bool:
+        """Whether a model labelled the row (`unshot data label`) and no person has judged it."""
+        return self.extra.get("labelled_by") == "teacher"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether a model wrote the input too: such a row is never tested on."""
+        return self.extra.get("synthetic") is True
+
     def row(self) -> dict[str, Any]:
         """The row as unshot writes it: `{"messages": [...]}`, plus the other columns."""
         messages = list(self.messages)
