@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from tune.data.collect import Traffic, import_logs
 from unshot.case_file import load_case
 from unshot.console import Output
+from unshot.data.files import Problem
 from unshot.data.log_formats import LOG_FORMATS
 from unshot.data.logs import parse_mapping
 from unshot.data.rows import read_examples
@@ -339,3 +340,46 @@ def test_conversations_and_tasks_side_by_side(tmp_path: Path) -> None:
     ]
     versions, _ = imported(tmp_path, rows)
     assert [v["requests"] for v in versions] == [60, 30]
+
+
+@pytest.mark.parametrize(
+    ("request_", "response", "answer"),
+    [
+        ({"system": "Be brief."}, {"content": [{"type": "text", "text": "low"}], "stop_reason": "end_turn"}, "low"),
+        (
+            {"system": [{"type": "text", "text": "Be brief."}]},
+            {"content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "low"}]},
+            "low",
+        ),
+        ({"system": "Be brief."}, {"content": [{"type": "text", "text": "lo"}], "stop_reason": "max_tokens"}, None),
+        (
+            {"instructions": "Be brief."},
+            {"output": [{"type": "reasoning", "summary": []},
+                        {"type": "message", "content": [{"type": "output_text", "text": "low"}]}]},
+            "low",
+        ),
+        (
+            {"instructions": "Be brief."},
+            {"status": "incomplete", "output": [{"type": "message", "content": [{"type": "output_text", "text": "l"}]}]},
+            None,
+        ),
+        ({"instructions": "Be brief."}, {"output": [{"type": "function_call", "name": "f"}]}, None),
+        ({"system": "Be brief."}, {"choices": [{"message": {"content": "lo"}, "finish_reason": "length"}]}, None),
+        ({"system": "Be brief."}, {"choices": [None]}, None),
+    ],
+)  # fmt: skip
+def test_other_apis_bring_their_prompt_and_a_cut_answer_is_none(
+    request_: dict[str, Any], response: dict[str, Any], answer: str | None
+) -> None:
+    row = {"request": {**request_, "messages": [{"role": "user", "content": "clause"}]}, "response": response}
+    form = next(form for form in LOG_FORMATS if form.matches(row))
+    (call,) = form.parse(row)
+    assert [m["content"] for m in call.messages] == ["Be brief.", "clause"] and call.answer == answer
+
+
+def test_a_prompt_that_is_no_text_and_a_text_that_the_log_cut_are_not_taken() -> None:
+    odd = {"request": {"system": {"a": 1}, "messages": [{"role": "user", "content": "x"}]}, "response": {}}
+    cut = {"arm": "baseline", "assigned": "baseline", "version": "v1", "input": "x" * 9, "cut": True}
+    for row in (odd, cut):
+        with pytest.raises(Problem):
+            next(form for form in LOG_FORMATS if form.matches(row)).parse(row)

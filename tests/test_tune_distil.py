@@ -195,3 +195,89 @@ def test_rehearsal_rows_are_the_bases_own_words_and_distributions(
             logits = net(input_ids=torch.tensor([row.ids])).logits[0, len(prompt) - 1 : -1]
         plain = torch.log_softmax(logits, dim=-1).gather(1, torch.from_numpy(answer.soft.ids).long())
         assert np.abs(plain.numpy() - answer.soft.logprobs).max() < 1e-4
+
+
+@pytest.mark.parametrize("kept", [3, 40])
+def test_the_reverse_divergence_and_its_gradient_are_those_of_a_plain_computation(kept: int) -> None:
+    torch.manual_seed(kept)
+    teacher, student = torch.randn(6, 40), torch.randn(6, 40, requires_grad=True)
+    own = np.array([True, False] * 3)
+    soft_divergence(student, topk(teacher, kept), own).sum().backward()
+    mine = student.grad.clone()
+    student.grad = None
+    p, q = teacher.double().softmax(-1), student.double().softmax(-1)
+    order = p.argsort(-1, descending=True)
+    p, q = p.gather(1, order), q.gather(1, order)
+    if kept < 40:
+        p, q = (torch.cat([x[:, :kept], x[:, kept:].sum(1, keepdim=True)], 1) for x in (p, q))
+    forward, back = p * (p.log() - q.log()), q * (q.log() - p.log())
+    torch.where(torch.from_numpy(own)[:, None], back, forward).sum().backward()
+    assert torch.allclose(mine, student.grad, atol=1e-5)
+
+
+def test_on_policy_rows_are_the_students_samples_with_the_prompted_bases_distributions(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from tune.distil import key
+    from tune.on_policy import OnPolicy
+    from unshot.contracts.task import Task
+    from unshot.data.prompts import Prompt
+    from unshot.data.rows import Example
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(str(tiny_model), dtype=torch.float32).eval()
+    student = get_peft_model(
+        base, LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
+    )
+    chat = Chat(load_tokenizer(tiny_model))
+    rows = [Example(({"role": "user", "content": f"question {'and ' * n}"},), "x", n + 1) for n in range(6)]
+    long = Prompt(system="Say yes to everything that anybody asks.")
+    prompts = {key(row): chat.prompt_ids(long.request(row)) for row in rows}
+    task = Task(instruction="Yes?", max_answer_tokens=5)
+    before = [Encoded([1, 2, 3], 2) for _ in range(8)]
+    job: Any = SimpleNamespace(
+        chat=chat, task=task, train_rows=before, extras=SimpleNamespace(train=rows),
+        config=SimpleNamespace(seed=3, fingerprint="f" * 32), teaching=SimpleNamespace(prompts=prompts),
+    )  # fmt: skip
+    plan = OnPolicy(job, student, tmp_path)
+    assert plan.rows(0) == before
+    found = plan.rows(1)
+    own = [i for i, row in enumerate(found) if isinstance(row, Taught)]
+    assert (
+        len(found) == 8
+        and len(own) == 3
+        and max(own) < 6
+        and own != [i for i, row in enumerate(plan.rows(2)) if isinstance(row, Taught)]
+    )
+    for i in own:
+        row = found[i]
+        short, ids = row.ids[: row.prompt_length], row.ids[row.prompt_length :]
+        assert (
+            short == chat.prompt_ids(Prompt(system="Yes?").request(rows[i]))
+            and 0 < len(ids) <= 5
+            and row.reverse
+        )
+        asked = prompts[key(rows[i])]
+        with torch.no_grad(), student.disable_adapter():
+            logits = student(input_ids=torch.tensor([[*asked, *ids]])).logits[0, len(asked) - 1 : -1]
+        plain = torch.log_softmax(logits, -1).gather(1, torch.from_numpy(row.soft.ids).long())
+        assert np.abs(plain.numpy() - row.soft.logprobs).max() < 1e-4
+    # A resumed run trains on the same samples, wherever the student stands by then.
+    again = OnPolicy(job, None, tmp_path).rows(1)
+    assert [row.ids for row in again] == [row.ids for row in found]
+    one = found[own[0]]
+    mixed = pack([one, before[0]])
+    assert mixed.reverse is not None and mixed.reverse.tolist() == [True] * one.answer_length + [False]
+
+
+def test_on_policy_needs_a_teacher_and_a_second_epoch(
+    tmp_path: Path, tiny_model: Path, small_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (small_data, "--base", tiny_model, "--out", tmp_path / "run", "--on-policy")
+    code, said = tune(capsys, *line)
+    assert code == 2 and "goes with --teacher self" in said
+    code, said = tune(capsys, *line, "--teacher", "self", "--epochs", "1", "--instruction", "x")
+    assert code == 2 and "second one on" in said

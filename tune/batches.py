@@ -24,9 +24,13 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class Taught(Encoded):
-    """A row whose answer tokens carry a teacher's distributions, one for each."""
+    """A row whose answer tokens carry a teacher's distributions, one for each.
+
+    `reverse`: the answer is the student's own, and the divergence is taken from the student to the teacher.
+    """
 
     soft: SoftTargets
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Pack:
     predict: np.ndarray
     targets: np.ndarray
     soft: SoftTargets | None = None
+    # Of each answer token, whether its row is the student's own; None where none is.
+    reverse: np.ndarray | None = None
 
 
 def pack(rows: Sequence[Encoded]) -> Pack:
@@ -60,7 +66,14 @@ def pack(rows: Sequence[Encoded]) -> Pack:
             targets.extend(row.ids[start:stop])
         offset += len(row.ids)
     a, b, c, d = (np.asarray(values, dtype=np.int64) for values in (ids, positions, predict, targets))
-    return Pack(a, b, c, d, _soft(rows))
+    return Pack(a, b, c, d, _soft(rows), _reverse(rows))
+
+
+def _reverse(rows: Sequence[Encoded]) -> np.ndarray | None:
+    own = [isinstance(row, Taught) and row.reverse for row in rows]
+    if not any(own):
+        return None
+    return np.repeat(own, [sum(stop - start for start, stop in row.spans) for row in rows])
 
 
 def _soft(rows: Sequence[Encoded]) -> SoftTargets | None:

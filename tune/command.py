@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @out_options("Run directory to write.", "run directory", required=False)
 @case_flags(
     "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model", "--judge-key-env",
-    "--target", "--method", "--teacher", "--rank",
+    "--target", "--method", "--teacher", "--on-policy", "--rank",
     "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length",
     "--gradient-checkpointing", "--init", "--loss-on", "--chat-template", "--mix", "--mix-share", "--rehearsal",
     "--augment-format",

@@ -53,8 +53,9 @@ class Teaching:
     labels: dict[str, str]
     # Rows whose answer the teacher did not finish: left out.
     unfinished: int
-    # Mean tokens of the teacher's requests.
+    # Mean tokens of the teacher's requests, and the requests' token ids by row.
     prompt_tokens: float
+    prompts: dict[str, list[int]]
 
     def answered(self, rows: Sequence[Example]) -> list[Example]:
         """The rows that the teacher answered, with its answers."""
@@ -80,8 +81,10 @@ def ask(
     kept: int = KEPT_TOKENS,
     batch: int = BATCH,
     progress: Callable[[int], None] | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[TeacherAnswer]:
-    """The greedy answer to each prompt, with the distribution of every token of it.
+    """The greedy answer to each prompt, with the distribution of every token of it; sampled at a `temperature`.
 
     `prompts` are token ids of whole requests. What all of them begin with is read once, and its keys and values are
     shared. Rows of different length stand in one batch where the model gives a row the same logits there as alone.
@@ -91,6 +94,9 @@ def ask(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     found: list[TeacherAnswer | None] = [None] * len(prompts)
     net.eval()
+    chance = None
+    if temperature:
+        chance = torch.Generator(next(net.parameters()).device).manual_seed(seed)
     with torch.inference_mode():
         prefix = _read(net, first[:shared]) if shared else None
         if batch > 1 and not _padding_is_harmless(
@@ -101,7 +107,9 @@ def ask(
             chosen = order[start : start + batch]
             rows = [list(prompts[i][shared:]) for i in chosen]
             for i, answer in zip(
-                chosen, _answer(net, prefix, shared, rows, end, max_tokens, kept), strict=True
+                chosen,
+                _answer(net, prefix, shared, rows, end, max_tokens, kept, temperature, chance),
+                strict=True,
             ):
                 found[i] = answer
             if progress:
@@ -158,7 +166,15 @@ def _padding_is_harmless(net: Any, prefix: Any, shared: int, pair: Sequence[Sequ
 
 
 def _answer(
-    net: Any, prefix: Any, shared: int, rows: Sequence[Sequence[int]], end: int, max_tokens: int, kept: int
+    net: Any,
+    prefix: Any,
+    shared: int,
+    rows: Sequence[Sequence[int]],
+    end: int,
+    max_tokens: int,
+    kept: int,
+    temperature: float = 0.0,
+    chance: torch.Generator | None = None,
 ) -> list[TeacherAnswer]:
     cache, logits, mask, positions = _start(net, prefix, shared, rows)
     ids: list[list[int]] = [[] for _ in rows]
@@ -166,8 +182,11 @@ def _answer(
     going = [True] * len(rows)
     for step in range(max_tokens):
         logprobs, tokens = torch.log_softmax(logits, dim=-1).topk(min(kept, logits.shape[-1]), dim=-1)
+        said = tokens[:, :1]
+        if chance is not None:
+            said = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1, generator=chance)
         for number in (n for n, on in enumerate(going) if on):
-            ids[number].append(int(tokens[number, 0]))
+            ids[number].append(int(said[number, 0]))
             soft[number].append(
                 (tokens[number].cpu().numpy().astype(np.int32), logprobs[number].cpu().numpy())
             )
@@ -176,7 +195,7 @@ def _answer(
             break
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         out = net(
-            input_ids=tokens[:, :1],
+            input_ids=said,
             attention_mask=mask,
             position_ids=(positions + step)[:, None],
             past_key_values=cache,
@@ -187,6 +206,33 @@ def _answer(
         TeacherAnswer(row, SoftTargets(np.stack([t for t, _ in kept_]), np.stack([p for _, p in kept_])))
         for row, kept_ in zip(ids, soft, strict=True)
     ]
+
+
+def scored(
+    net: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], *, kept: int = KEPT_TOKENS
+) -> list[SoftTargets]:
+    """The model's distributions at the tokens of given answers; what all prompts begin with is read once."""
+    import copy
+
+    device = next(net.parameters()).device
+    shared = min(min(common_prefix(prompts[0], other), len(other) - 1) for other in prompts)
+    found = []
+    net.eval()
+    with torch.inference_mode():
+        prefix = _read(net, prompts[0][:shared]) if shared else None
+        for prompt, answer in zip(prompts, answers, strict=True):
+            ids = torch.tensor([[*prompt[shared:], *answer[:-1]]], device=device)
+            logits = net(
+                input_ids=ids,
+                past_key_values=copy.deepcopy(prefix),
+                use_cache=True,
+                logits_to_keep=len(answer),
+            ).logits[0]
+            values, tokens = torch.log_softmax(logits.float(), dim=-1).topk(
+                min(kept, logits.shape[-1]), dim=-1
+            )
+            found.append(SoftTargets(tokens.cpu().numpy().astype(np.int32), values.cpu().numpy()))
+    return found
 
 
 def divergence(net: Any, rows: Sequence[Encoded], device: str) -> np.ndarray:

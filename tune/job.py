@@ -58,6 +58,12 @@ def start(case: Case, options: Options) -> World:
         )
     if case.tune.teacher is not None and (case.tune.init == "pissa" or case.tune.loss_on == "all"):
         raise InputError("--teacher goes without --init pissa and without --loss-on all; leave it out")
+    if case.tune.on_policy and (case.tune.teacher is None or not method.low_rank or case.tune.epochs < 2):
+        able = ", ".join(name for name, known in METHODS.items() if known.low_rank)
+        raise InputError(
+            f"--on-policy goes with --teacher self, --method {able}, and at least two epochs: the student is sampled "
+            "from the second one on"
+        )
     method.check(pick_device())
     if method.prefer and (case.tune.teacher is not None or case.tune.init == "pissa"):
         raise InputError(f"--method {method.name} goes without --teacher and --init pissa; leave it out")
@@ -65,6 +71,8 @@ def start(case: Case, options: Options) -> World:
     world = processes.join(fsdp=options.fsdp)
     if method.prefer and world.size > 1:
         raise InputError(f"--method {method.name} runs in one process; start it without torchrun")
+    if case.tune.on_policy and world.size > 1:
+        raise InputError("--on-policy runs in one process; leave it out, or start one")
     if options.fsdp and world.size == 1:
         raise InputError(
             "--fsdp shares a model between processes; start them with torchrun or accelerate launch"

@@ -61,16 +61,19 @@ def pack_loss(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch
     """
     logits = pack_logits(net, pack, device, bf16=bf16)
     if pack.soft is not None:
-        return soft_divergence(logits, pack.soft).sum()
+        return soft_divergence(logits, pack.soft, pack.reverse).sum()
     targets = torch.from_numpy(pack.targets).to(device)
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
-def soft_divergence(logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
+def soft_divergence(
+    logits: torch.Tensor, soft: SoftTargets, reverse: np.ndarray | None = None
+) -> torch.Tensor:
     """KL divergence in nats from a teacher's kept distributions to the logits' own, shape (tokens,).
 
     `logits` has shape (tokens, vocabulary). The tokens that were not kept are one bucket on both sides; a teacher
-    that is certain of one token gives the cross-entropy of that token.
+    that is certain of one token gives the cross-entropy of that token. Where `reverse` (tokens,) is true it is the
+    divergence from the logits' own distribution to the teacher's.
     """
     ids = torch.from_numpy(soft.ids.astype(np.int64)).to(logits.device)
     teacher = torch.from_numpy(soft.logprobs).to(logits.device)
@@ -83,7 +86,14 @@ def soft_divergence(logits: torch.Tensor, soft: SoftTargets) -> torch.Tensor:
     tiny = torch.finfo(logits.dtype).eps
     student_rest = (1 - torch.where(kept, student.exp(), zero).sum(dim=1)).clamp(min=tiny)
     other = torch.where(rest > tiny, rest * (rest.clamp(min=tiny).log() - student_rest.log()), zero)
-    return among + other
+    forward = among + other
+    if reverse is None:
+        return forward
+    own = torch.where(kept, student.exp(), zero)
+    floor = torch.where(kept, teacher, zero)
+    back = torch.where(kept, own * (student - floor), zero).sum(dim=1)
+    back = back + student_rest * (student_rest.log() - rest.clamp(min=tiny).log())
+    return torch.where(torch.from_numpy(reverse).to(logits.device), back, forward)
 
 
 def pack_logits(net: Any, pack: Pack, device: str, *, bf16: bool = False) -> torch.Tensor:

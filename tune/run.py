@@ -169,6 +169,10 @@ def _run_in(
     bare = bare_figures(job, net) if job.teaching else None
     job = rehearse(job, net, work, out)
     trainer = make_trainer(job, net, work)
+    if settings.on_policy:
+        from tune.on_policy import OnPolicy
+
+        trainer.refresh = OnPolicy(job, net, work).rows
     if options.learning_curve:
         trainer.keep(work / INITIAL)
     if trainer.resume():

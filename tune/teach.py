@@ -115,7 +115,8 @@ def teach(source: Source, prompt: Prompt, rows: Sequence[Example], case: Case, o
     if not answers:
         raise InputError(f"{source.name} gave no usable answer; it does not follow this prompt")
     labels = {key(row): row.answer for row in rows if row.answer}
-    return Teaching(answers, texts, labels, unfinished, float(np.mean([len(p) for p in prompts])))
+    asked = {key(row): ids for row, ids in zip(distinct, prompts, strict=True)}
+    return Teaching(answers, texts, labels, unfinished, float(np.mean([len(p) for p in prompts])), asked)
 
 
 def bare_figures(job: Job, net: Any) -> tuple[list[str], np.ndarray]:

@@ -97,6 +97,8 @@ class Trainer:
             self.parameters.values(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.steps_per_epoch = -(-len(rows) // config.batch_rows)
+        # The rows of an epoch where they change from one to the next; as many as `rows`, and the same after a resume.
+        self.refresh: Callable[[int], Sequence[Encoded]] | None = None
 
     def run(
         self,
@@ -117,7 +119,7 @@ class Trainer:
         saved, every, diverged = time.perf_counter(), save_seconds, ""
         while state.epoch < config.epochs and not state.stopped:
             steps = batches(
-                self.rows,
+                self.refresh(state.epoch) if self.refresh else self.rows,
                 batch_rows=config.batch_rows,
                 capacity=config.capacity,
                 seed=config.seed,

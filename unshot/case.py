@@ -284,6 +284,12 @@ class TuneSettings(Record):
             sample="self",
         ),
     ] = None
+    on_policy: Annotated[
+        bool,
+        about(
+            "With teacher `self`: train on the student's own samples too, scored by the teacher (reverse KL)."
+        ),
+    ] = False
     virtual_tokens: Annotated[Count, about("Trained vectors before each row with method `prompt`.")] = 20
     learning_rate: Annotated[
         Positive | None, about("Learning rate; default: by method and model width.", sample=5e-4)

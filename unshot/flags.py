@@ -83,6 +83,7 @@ FLAGS = {
     "--mix": "tune.mix",
     "--mix-share": "tune.mix_share",
     "--rehearsal": "tune.rehearsal",
+    "--on-policy": "tune.on_policy",
     "--augment-format": "tune.augment_format",
     "--embedder": "tune.embedder",
     "--strict": "tune.strict",

@@ -233,7 +233,8 @@ def _write(folder: Path, sink: Sink, number: int) -> dict[str, Any]:
         )
     if traffic.rate is None:
         notes.append(
-            "the log has no times, so that a plan takes its default of 1 request a second; set [traffic] rate"
+            "the log has no two times that can be read, so that a plan takes its default of 1 request a second; set "
+            "[traffic] rate"
         )
     if head:
         prompt = "prompt.jsonl"
@@ -340,7 +341,7 @@ def case_file(
     if traffic.rate is not None:
         lines.append(f"rate = {traffic.rate:.6g}  # mean of {traffic.hours:.3g} hours")
     else:
-        lines.append("# rate: the log has no times; requests per second")
+        lines.append("# rate: the log has no two times; requests per second")
     if traffic.peak_factor is not None:
         lines.append(f"peak_factor = {traffic.peak_factor:.3g}  # busiest hour")
     else:

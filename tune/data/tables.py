@@ -144,7 +144,10 @@ def _place(fault: Malformed, data: str) -> str:
 def import_tables(result: dict[str, Any]) -> list[Any]:
     """The forms of the logs, then what each version of the prompt shares and its traffic."""
     forms = ", ".join(f"{name} ({count:,})" for name, count in result["formats"].items())
-    lines: list[Any] = [f"read as {forms}; {result['requests']:,} requests, {result['failed']:,} failed"]
+    lines: list[Any] = [
+        f"read as {forms}; {result['requests']:,} requests, {result['failed']:,} failed, "
+        f"{result['without_answer']:,} without a whole answer"
+    ]
     rows = []
     for version in result["versions"]:
         traffic = version["traffic"]

@@ -22,6 +22,9 @@ LANGCHAIN_ROLES = {
     "HumanMessage": "user", "AIMessage": "assistant", "AIMessageChunk": "assistant", "ToolMessage": "tool",
 }  # fmt: skip
 
+# Parts of a message that are its text.
+TEXTS = ("text", "output_text", "input_text")
+
 
 @dataclass
 class Call:
@@ -87,16 +90,31 @@ def text_of(value: object) -> str | None:
 
 
 def answer_of(value: object) -> str | None:
-    """The text of an answer: a text, a message, or a completion with choices."""
+    """The text of an answer: a text, a message, a completion of any of the known APIs; None where it was cut off."""
     if isinstance(value, str):
         loaded = loads(value) if value.lstrip().startswith(("{", "[")) else None
         return answer_of(loaded) if isinstance(loaded, dict) and _is_answer(loaded) else text_of(value)
     if isinstance(value, list) and value:
+        if all(isinstance(part, dict) and "type" in part and "role" not in part for part in value):
+            return text_of(
+                "".join(str(part["text"]) for part in value if part.get("text") and part["type"] in TEXTS)
+            )
         return answer_of(value[0])
     if isinstance(value, dict):
+        if value.get("stop_reason") == "max_tokens" or value.get("status") == "incomplete":
+            return None
         if isinstance(value.get("choices"), list) and value["choices"]:
             choice = value["choices"][0]
-            return answer_of(choice.get("message", choice.get("text"))) if isinstance(choice, dict) else None
+            if not isinstance(choice, dict) or choice.get("finish_reason") == "length":
+                return None
+            return answer_of(choice.get("message", choice.get("text")))
+        if isinstance(
+            value.get("output"), list
+        ):  # the Responses API: reasoning and calls stand beside the message
+            said = [
+                item for item in value["output"] if isinstance(item, dict) and item.get("type") == "message"
+            ]
+            return answer_of(said[-1].get("content")) if said else None
         for key in ("message", "content", "text"):
             if key in value:
                 return answer_of(value[key])
@@ -172,8 +190,12 @@ def _pair(request: dict[str, Any], response: dict[str, Any], **facts: Any) -> Ca
         raise Problem("a request without messages")
     source = request.get("messages", request.get("input", request.get("prompt")))
     messages = chat(source)
-    if instructions := text_of(request.get("instructions")):
-        messages.insert(0, {"role": "system", "content": instructions})
+    # The Responses API has the system prompt beside the input, Anthropic's beside the messages.
+    system = request.get("instructions") or request.get("system")
+    if instructions := answer_of(system):
+        messages = [{"role": "system", "content": instructions}, *messages]
+    elif system:
+        raise Problem("a system prompt that is no text")
     call = Call(
         messages, answer_of(response), seconds(response.get("created")),
         text_of(request.get("model")) or text_of(response.get("model")), _usage(response.get("usage")),
@@ -326,6 +348,8 @@ def _gateway(row: Row) -> list[Call]:
     source = row.get("messages") or row.get("input")
     if not source:
         raise Problem("a request without its text (serve with the log of texts on)")
+    if row.get("cut"):
+        raise Problem("a request whose text the log cut, being too long for it")
     failed = bool(row.get("error"))
     return [
         Call(
@@ -383,8 +407,10 @@ def _span(span: Row) -> Call | None:
     if "gen_ai.input.messages" in facts:
         parts = [*_otel_messages(facts.get("gen_ai.system_instructions"), "system"),
                  *_otel_messages(facts["gen_ai.input.messages"])]  # fmt: skip
-        answers = _otel_messages(facts.get("gen_ai.output.messages"))
-        answer = answers[0]["content"] if answers else None
+        told = _value(facts.get("gen_ai.output.messages"))
+        answers = _otel_messages(told)
+        cut = isinstance(told, list) and bool(told) and told[0].get("finish_reason") == "length"
+        answer = answers[0]["content"] if answers and not cut else None
     else:
         parts = _numbered(facts, "gen_ai.prompt")
         told = _numbered(facts, "gen_ai.completion", role="assistant")
