@@ -360,7 +360,7 @@ def test_conversations_and_tasks_side_by_side(tmp_path: Path) -> None:
         ),
         (
             {"instructions": "Be brief."},
-            {"status": "incomplete", "output": [{"type": "message", "content": [{"type": "output_text", "text": "l"}]}]},
+            {"status": "incomplete", "output": [{"type": "message", "content": [{"type": "text", "text": "l"}]}]},
             None,
         ),
         ({"instructions": "Be brief."}, {"output": [{"type": "function_call", "name": "f"}]}, None),
