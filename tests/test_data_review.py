@@ -115,7 +115,10 @@ def test_what_a_review_lacks_is_said(unshot: Run, labelled: tuple[Path, list[str
     assert done.returncode == 2 and "not the row that the sheet shows" in done.stderr
 
 
-def test_selection_draws_each_row_once_and_the_random_ones_without_regard_to_doubt() -> None:
+def test_selection_draws_each_row_once_and_the_random_ones_without_regard_to_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tune.data.select.has_cleanlab", lambda: False)
     chance = np.random.default_rng(0)
     vectors = chance.normal(size=(200, 8))
     classes = ["a"] * 100 + ["b"] * 95 + ["c"] * 5

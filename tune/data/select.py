@@ -63,12 +63,12 @@ def select(data: Labelled, vectors: Any, *, queue: int, sample: int, seed: int) 
         chosen.append(Chosen(row, "likely wrong", _second(given, row)))
     while len(chosen) < size and lists:
         for why in list(lists):
-            row = next((r for r in lists[why] if r not in taken), None)
-            if row is None:
+            found = next((r for r in lists[why] if r not in taken), None)
+            if found is None:
                 del lists[why]
             elif len(chosen) < size:
-                taken.add(row)
-                chosen.append(Chosen(row, why, _second(given, row)))
+                taken.add(found)
+                chosen.append(Chosen(found, why, _second(given, found)))
     return chosen
 
 
@@ -94,7 +94,6 @@ def _probabilities(classes: Sequence[str], vectors: Any, seed: int) -> Given | N
         from sklearn.decomposition import TruncatedSVD
         from sklearn.linear_model import LogisticRegression
         from sklearn.model_selection import StratifiedKFold, cross_val_predict
-        from sklearn.pipeline import make_pipeline
     except ImportError as error:
         raise OutsideError(
             f"choosing rows needs scikit-learn ({error}); run `pip install 'unshot[review]'`"
@@ -103,10 +102,13 @@ def _probabilities(classes: Sequence[str], vectors: Any, seed: int) -> Given | N
     rows = np.array([i for i, name in enumerate(classes) if name in set(names)])
     labels = np.array([names.index(classes[i]) for i in rows])
     own = vectors[rows]
-    model: Any = LogisticRegression(C=10.0, max_iter=300)
     if sparse.issparse(own):
-        model = make_pipeline(TruncatedSVD(min(DIMENSIONS, len(rows) // 2), random_state=seed), model)
+        own = own.tocsc()
+        own = own[:, own.getnnz(axis=0) > 1]  # most hashed columns are empty
+        size = min(DIMENSIONS, len(rows) // 2, own.shape[1] - 1)
+        own = TruncatedSVD(size, random_state=seed).fit_transform(own) if size > 0 else own.toarray()
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    model = LogisticRegression(C=10.0, max_iter=300)
     found = cross_val_predict(model, own, labels, cv=folds, method="predict_proba")
     return Given(rows, names, labels, found, {int(row): i for i, row in enumerate(rows)})
 

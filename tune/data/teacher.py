@@ -194,7 +194,9 @@ def read_reply(key: str, status: int, raw: bytes, price: TokenPrice | None) -> E
         return Entry(key, "malformed" if status == 200 else "failed", detail=f"http {status}, not JSON")
     if status != 200:
         return Entry(key, "failed", detail=f"http {status}: {_said(raw)}")
-    usage = value.get("usage") if isinstance(value, dict) and isinstance(value.get("usage"), dict) else {}
+    usage: Mapping[str, Any] = {}
+    if isinstance(value, dict) and isinstance(value.get("usage"), dict):
+        usage = value["usage"]
     entry = Entry(
         key,
         "malformed",
