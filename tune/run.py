@@ -340,22 +340,22 @@ def measure_curve(job: Job, net: Any, trainer: Trainer, work: Path, out: Output)
     """
     from tune.curve import MINIMUM, Point, learning_curve, parts, sentence
 
-    counts = parts(len(job.train_rows))
+    # General rows are no examples of the task: each part takes its share of them along.
+    task_rows, general = job.train_rows[: len(job.extras.train)], job.train_rows[len(job.extras.train) :]
+    counts = parts(len(task_rows))
     if not counts:
         if job.world.first:
             out.warn(f"no learning curve: half of the training rows must be at least {MINIMUM}")
         return None
     validation = job.cleaned.parts.validation
     # Rows in a fixed random order, so that each part holds the one before.
-    order = sorted(
-        range(len(job.train_rows)), key=lambda i: json_digest([job.config.seed, job.train_rows[i].ids])
-    )
+    order = sorted(range(len(task_rows)), key=lambda i: json_digest([job.config.seed, task_rows[i].ids]))
     trainer.optimizer.state.clear()  # the smaller trainings have their own
     points = []
     for count in counts:
-        rows = [job.train_rows[i] for i in order[:count]]
+        rows = [*(task_rows[i] for i in order[:count]), *general[: round(len(general) * count / len(order))]]
         config = replace(
-            job.config, rows=count, target=None, fingerprint=f"{job.config.fingerprint} {count} rows"
+            job.config, rows=len(rows), target=None, fingerprint=f"{job.config.fingerprint} {count} rows"
         )
         smaller = make_trainer(job, net, work / f"curve-{count}", rows, config)
         if job.world.first:

@@ -127,6 +127,11 @@ def _data(result: JsonObject, config: JsonObject) -> list[str]:
             f"{mix['rows']} general rows ({mix['share']:.1%} of the training rows) were mixed in from "
             f"`{mix['file'].path}`."
         )
+    if own := rows_config.get("rehearsal"):
+        lines.append(
+            f"{own['rows']} rows ({own['share']:.1%} of the training rows) were the base's own answers to "
+            f"{own['prompts']} general prompts, against forgetting."
+        )
     if used := rows_config.get("augment_format"):
         lines.append(f"{sum(used.values())} training rows were put into another form (`--augment-format`).")
     return lines
