@@ -297,6 +297,7 @@ def settle_memory(job: Job, out: Output) -> Job:
 
 def forecast(job: Job) -> dict[str, Any]:
     """What a run would do: settings with their reasons, and its memory."""
+    from tune.assess.rehearsal import share_of
     from tune.memory import estimate, free_bytes, meta_model
     from tune.model import untouched
 
@@ -310,6 +311,8 @@ def forecast(job: Job) -> dict[str, Any]:
         checkpointing=bool(settings.gradient_checkpointing),
     )
     notes = list(job.template)
+    if share := share_of(settings):
+        notes.append(f"not counted here: rehearsal rows, {share:.0%} of the training rows (--rehearsal)")
     if METHODS[settings.method].low_rank and settings.layers is None:
         notes += [left] if (left := untouched(meta_model(job.source, settings, job.device))) else []
     return {
