@@ -166,7 +166,7 @@ def test_rehearsal_rows_are_the_bases_own_words_and_distributions(
     tiny_model: Path, tiny_run: Path, net: Any
 ) -> None:
     from tune.assess import rehearsal
-    from tune.mix import known, read_general
+    from tune.mix import known, read_general, rehearsal_share
     from unshot.case import TuneSettings
     from unshot.contracts.manifest import read_manifest
 
@@ -175,11 +175,9 @@ def test_rehearsal_rows_are_the_bases_own_words_and_distributions(
     # 48 training rows: three more are a twentieth and a bit of all.
     assert record == {"share": 0.05, "rows": 3, "prompts": 3}
     assert (
-        rehearsal.share_of(TuneSettings(mix=Path("m")))
-        == rehearsal.share_of(TuneSettings(forgetting=False))
-        == 0
+        rehearsal_share(TuneSettings(mix=Path("m"))) == rehearsal_share(TuneSettings(forgetting=False)) == 0
     )
-    assert rehearsal.share_of(TuneSettings(forgetting=False, rehearsal=0.2)) == 0.2
+    assert rehearsal_share(TuneSettings(forgetting=False, rehearsal=0.2)) == 0.2
     texts = rehearsal.prompts(TuneSettings(), 500)
     assert len(texts) == 500 and len(set(texts)) > 130
     assert not known([row.text for row in read_general(None)], list(set(texts)))

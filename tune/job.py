@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune import processes
 from tune.contamination import Cleaned
-from tune.mix import Extras, add_extras
+from tune.mix import Extras, add_extras, rehearsal_share
 from tune.processes import World
 from tune.prove import prove_template, rows_to_prove
 from unshot.case import Case
@@ -297,7 +297,6 @@ def settle_memory(job: Job, out: Output) -> Job:
 
 def forecast(job: Job) -> dict[str, Any]:
     """What a run would do: settings with their reasons, and its memory."""
-    from tune.assess.rehearsal import share_of
     from tune.memory import estimate, free_bytes, meta_model
     from tune.model import untouched
 
@@ -311,7 +310,7 @@ def forecast(job: Job) -> dict[str, Any]:
         checkpointing=bool(settings.gradient_checkpointing),
     )
     notes = list(job.template)
-    if share := share_of(settings):
+    if share := rehearsal_share(settings):
         notes.append(f"not counted here: rehearsal rows, {share:.0%} of the training rows (--rehearsal)")
     if METHODS[settings.method].low_rank and settings.layers is None:
         notes += [left] if (left := untouched(meta_model(job.source, settings, job.device))) else []

@@ -17,6 +17,8 @@ from unshot.data.example import fold
 from unshot.data.rows import Example, read_examples
 from unshot.errors import InputError
 
+# Share of the training rows that are rehearsal where forgetting is measured and no general rows are given.
+REHEARSAL = 0.05
 SHIPPED = Path(__file__).parent / "assess" / "general.jsonl"
 
 
@@ -61,6 +63,13 @@ def draw(
         "lines": sorted(row.line for row in chosen),
     }
     return Mix(chosen, record)
+
+
+def rehearsal_share(settings: TuneSettings) -> float:
+    """The share of rehearsal rows: as given, else `REHEARSAL` where forgetting is measured and there is no `mix`."""
+    if settings.rehearsal is not None:
+        return settings.rehearsal
+    return REHEARSAL if settings.forgetting and settings.mix is None else 0.0
 
 
 def known(texts: Sequence[str], others: Sequence[str]) -> set[int]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune.mix import known, read_general
+from tune.mix import known, read_general, rehearsal_share
 from tune.processes import share as share_value
 from tune.split import order
 from unshot.case import TuneSettings
@@ -28,19 +28,10 @@ if TYPE_CHECKING:
     from tune.job import Job
 
 PROMPTS = Path(__file__).parent / "rehearsal.txt"
-# Share of the training rows where forgetting is measured and no general rows are given.
-SHARE = 0.05
 # Tokens of an answer that are rehearsed: what comes after the first ones follows from them.
 MAX_TOKENS = 24
 # Rows whose distributions are read together.
 READ = 8
-
-
-def share_of(settings: TuneSettings) -> float:
-    """The share of rehearsal rows: as given, else `SHARE` where forgetting is measured and there is no `mix`."""
-    if settings.rehearsal is not None:
-        return settings.rehearsal
-    return SHARE if settings.forgetting and settings.mix is None else 0.0
 
 
 def prompts(settings: TuneSettings, count: int) -> list[str]:
@@ -61,7 +52,7 @@ def rehearse(job: Job, net: Any, work: Path, out: Output) -> Job:
     """
     from tune.distil import load_answers, save_answers
 
-    share = share_of(job.case.tune)
+    share = rehearsal_share(job.case.tune)
     count = math.ceil(len(job.train_rows) * share / (1 - share))
     if not count:
         return job
