@@ -18,6 +18,7 @@ from bench.traffic import cache_warning, shared_share, token_warning
 from unshot.case import Case
 from unshot.contracts.figures import Figures
 from unshot.contracts.manifest import hardware
+from unshot.contracts.plan import PlanFile
 from unshot.contracts.report import (
     BenchReport,
     Conditions,
@@ -45,13 +46,13 @@ def build(
     task: Task,
     rows: Sequence[Example],
     systems: Sequence[System],
+    prices: dict[SideName, SidePrice],
     measured: Measurement,
 ) -> BenchReport:
     """The report; docs/bench.md describes its fields."""
     facts = {s.side: s.facts() for s in systems}
     for side, fact in facts.items():
         fact.client = client_facts(measured.clients[side])
-    prices = _prices(job, systems, facts)
     texts, scored = first_answers(measured.asked, rows)
     truth = [row.answer or "" for row in scored]
     quality = judge(
@@ -96,9 +97,11 @@ def build(
     return report
 
 
-def _prices(
-    job: Job, systems: Sequence[System], facts: dict[SideName, SystemFacts]
-) -> dict[SideName, SidePrice]:
+def side_prices(job: Job, systems: Sequence[System]) -> dict[SideName, SidePrice]:
+    """What each side costs. Raises `InputError` for a plan that cannot be read or used, before anything is measured."""
+    if job.plan is not None:
+        PlanFile.read(job.plan)
+    facts = {s.side: s.facts() for s in systems}
     cores = next((f.threads for f in facts.values() if f.threads), usable_cores())
     return {
         s.side: side_price(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench import claim as claims
-from bench.build import build
+from bench.build import build, side_prices
 from bench.job import Job
 from bench.measure import Measurement, pairs, run_mode
 from bench.quality import FAILED, PASSED
@@ -59,6 +59,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
         with manifest.timed("load"):
             systems = _open(job, task, out)
         try:
+            prices = side_prices(job, systems)
             # Once both sides are there and before a row is answered: a reading that breaks off counts.
             seal = record_reading(test_set, "bench", job.task_path.parent if job.task_path else job.final)
             if seal.others and (warning := seal.warning()):
@@ -67,7 +68,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
                 measured = _Bench(job, case, rows, systems, manifest, monitor, out).measure()
             if measured.interrupted and len(pairs(measured.records)[0]) < 2:
                 raise KeyboardInterrupt  # nothing to report
-            report = build(job, case, task, rows, systems, measured)
+            report = build(job, case, task, rows, systems, prices, measured)
             report.resources = monitor.facts()
             for mode, facts in report.modes.items():
                 for side in SIDES:
