@@ -29,7 +29,7 @@ examples = "few.jsonl"
 instruction = "Which risk?"
 data = "rows.jsonl"
 
-[plan]
+[traffic]
 rate = 1.0
 output_tokens = 4
 
