@@ -57,6 +57,30 @@ def test_a_ramp_under_harder_traffic_keeps_the_error_rate_which_pooling_does_not
     assert pooled > 5, "pooled, the ramp alone makes the candidate look worse"
 
 
+def test_a_small_arm_that_is_right_by_luck_is_not_called_better() -> None:
+    # 5% candidates, both arms right in 90%: by their own spread alone 19 of 300 were "candidate better", none worse.
+    generator = np.random.default_rng(8)
+    mixing = design(0.1).mixing
+    better = 0
+    for _ in range(300):
+        candidate = generator.random(1500) < 0.05
+        value = (generator.random(1500) < 0.9).astype(float)
+        path = compare(value, np.arange(1500), candidate, scale=0.5)
+        better += bool(follow(path, mixing=mixing, alpha=0.05).low[-1] > 0)
+    assert stats.binomtest(better, 300, 0.025, alternative="greater").pvalue > 0.001, f"{better} of 300"
+
+
+def test_a_small_arm_without_a_fault_borrows_the_spread_of_the_other_in_every_stratum() -> None:
+    # Of 270 baselines 27 are wrong, of 30 candidates none; then the same again at another share.
+    value = np.tile(np.concatenate([np.zeros(27), np.ones(273)]), 2)
+    candidate = np.tile(np.arange(300) >= 270, 2)
+    both = 27 * 0.9 / 298 * (1 / 270 + 1 / 30)
+    once = compare(value[:300], np.arange(300), candidate[:300], scale=0.5)
+    assert once.variance[-1] == pytest.approx(both)
+    twice = compare_within(value, np.arange(600), candidate, np.repeat([0, 1], 300), scale=0.5)
+    assert twice.difference[-1] == pytest.approx(0.1) and twice.variance[-1] == pytest.approx(both / 2)
+
+
 def test_a_real_difference_is_found_within_a_ramp() -> None:
     generator = np.random.default_rng(4)
     found = [called(*ramp(generator, 3000, gap=-0.15), within=True) for _ in range(10)]

@@ -64,11 +64,11 @@ def compare(value: np.ndarray, unit: np.ndarray, candidate: np.ndarray, *, scale
 
     `unit` holds integers, `candidate` says which arm; a unit is in one arm only. The variance never falls below that
     of the same values with four more at a distance of `scale` from the mean (0.5 for shares), so that an arm in which
-    nothing has varied yet is not certain.
+    nothing has varied yet is not certain; nor below that with the spread of both arms together (`_pooled`).
     """
     arms = []
     for mine in (~candidate, candidate):
-        mean, variance, seen = _running(value[mine], unit[mine], scale)
+        mean, variance, seen, squares = _running(value[mine], unit[mine], scale)
         # The state of an arm after each observation of either.
         at = np.cumsum(mine)
         arms.append(
@@ -76,10 +76,22 @@ def compare(value: np.ndarray, unit: np.ndarray, candidate: np.ndarray, *, scale
                 np.concatenate([[0.0], mean])[at],
                 np.concatenate([[np.inf], variance])[at],
                 np.concatenate([[0], seen])[at],
+                np.concatenate([[0.0], squares])[at],
+                np.maximum(at, 1),
             )
         )
-    (mean_b, var_b, units_b), (mean_c, var_c, units_c) = arms
-    return Path(mean_c - mean_b, var_b + var_c, units_b, units_c, np.arange(1, len(value) + 1))
+    (mean_b, var_b, units_b, squares_b, n_b), (mean_c, var_c, units_c, squares_c, n_c) = arms
+    variance = np.maximum(var_b + var_c, _pooled(squares_b, squares_c, n_b, n_c))
+    return Path(mean_c - mean_b, variance, units_b, units_c, np.arange(1, len(value) + 1))
+
+
+def _pooled(squares_b: np.ndarray, squares_c: np.ndarray, n_b: np.ndarray, n_c: np.ndarray) -> np.ndarray:
+    """The variance of a difference if both arms vary alike; the arguments are squares about each mean, and counts.
+
+    At a share of 10% the small arm's own spread is known from few, and where nearly all are right it is small just when
+    its mean is high by chance: the same luck would move the estimate and shrink its error.
+    """
+    return (squares_b + squares_c) / np.maximum(n_b + n_c - 2, 1) * (1 / n_b + 1 / n_c)
 
 
 def looks(total: int) -> np.ndarray:
@@ -142,25 +154,33 @@ def _at(
         effective = 1 / (w**2 / count).sum()
         alone = (w**2 * spread / count**2).sum() * effective**2
         least += float((alone + 4 * scale**2) / (effective + 2) / effective)
+    pooled = float((weight[0::2] ** 2 * _pooled(squares[0::2], squares[1::2], n[0::2], n[1::2])).sum())
     keep = np.repeat(usable, 2)
-    return difference, max(variance, least), int(units[keep][0::2].sum()), int(units[keep][1::2].sum())
+    return (
+        difference,
+        max(variance, least, pooled),
+        int(units[keep][0::2].sum()),
+        int(units[keep][1::2].sum()),
+    )
 
 
 def paired(value: np.ndarray, unit: np.ndarray, *, scale: float) -> Path:
     """The mean of paired differences after each pair, in the order given; `scale` as in `compare` (1 for shares)."""
-    mean, variance, seen = _running(value, unit, scale)
+    mean, variance, seen, _ = _running(value, unit, scale)
     return Path(mean, variance, seen, seen, np.arange(1, len(value) + 1))
 
 
-def _running(value: np.ndarray, unit: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, its variance by units, and units seen, after each observation of one arm.
+def _running(
+    value: np.ndarray, unit: np.ndarray, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, its variance by units, units seen, and squares about the mean, after each observation of one arm.
 
     With a unit's sum s and count k, the sum over units of (s - mean k)^2 is kept by its three parts.
     """
     n = np.arange(1, len(value) + 1)
     if not len(value):
         empty = np.empty(0)
-        return empty, empty, np.empty(0, dtype=int)
+        return empty, empty, np.empty(0, dtype=int), empty
     shift = float(value.mean())  # changes no variance, keeps the sums small
     y = value - shift
     before_sum, before_count = _before(y, unit)
@@ -174,7 +194,7 @@ def _running(value: np.ndarray, unit: np.ndarray, scale: float) -> tuple[np.ndar
         variance = np.where(units > 1, units / (units - 1) * spread / n**2, np.inf)
     alone = np.maximum(np.cumsum(y**2) - n * mean**2, 0.0)
     variance = np.maximum(variance, (alone + 4 * scale**2) / (n + 2) / n)
-    return mean + shift, variance, units
+    return mean + shift, variance, units, alone
 
 
 def _before(value: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
