@@ -160,6 +160,7 @@ def kto(job: Job, net: Any, pairs: Sequence[Pair]) -> None:
 def _train(job: Job, net: Any, rows: list[dict[str, Any]], trainer: Any, config: Any) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
+    from transformers.trainer_callback import PrinterCallback
 
     class Prepared(trainer):  # type: ignore[misc]
         """A trainer that takes token ids as they are."""
@@ -187,9 +188,11 @@ def _train(job: Job, net: Any, rows: list[dict[str, Any]], trainer: Any, config:
             disable_tqdm=True,
             seed=job.config.seed,
         )
-        Prepared(
+        trainer = Prepared(
             model=net, args=settings, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)  # it writes to stdout, where --json does
+        trainer.train()
     if "ref" in net.peft_config:  # TRL's copy of the adapter, its reference
         net.delete_adapter("ref")
 
