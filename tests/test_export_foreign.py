@@ -176,7 +176,7 @@ TRAINERS: dict[str, Any] = {
         f,
         STYLES["peft"],
         base_model_name_or_path="unsloth/tiny-bnb-4bit",
-        target_modules=r"(?:.*?(?:self_attn)).*",
+        target_modules=r"(?:.*?(?:self_attn|mlp).*?(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj))",
     ),
     "axolotl": lambda a, f: restyle(a, f, STYLES["compiled layers"], lora_dropout=0.05),
     "LLaMA-Factory": lambda a, f: restyle(a, f, STYLES["data parallel"], loftq_config={}),
