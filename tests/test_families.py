@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tests.model_families import FAMILIES, config_of, model_of
 from unshot.errors import InputError
 from unshot.text.chat import Encoded
@@ -184,12 +186,7 @@ def test_a_kernel_is_taken_only_where_it_says_the_same() -> None:
 
 def test_the_way_out_for_a_multimodal_base_gives_its_text_tower(tmp_path: Path) -> None:
     """What the refusal of Gemma 3 says to do, done: the directory is taken, and says what the whole model says."""
-    from transformers import (
-        AutoModelForCausalLM,
-        Gemma3Config,
-        Gemma3ForCausalLM,
-        Gemma3ForConditionalGeneration,
-    )
+    from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
               "image_size": 28, "patch_size": 14}  # fmt: skip
@@ -200,9 +197,18 @@ def test_the_way_out_for_a_multimodal_base_gives_its_text_tower(tmp_path: Path) 
     torch.manual_seed(0)
     whole = Gemma3ForConditionalGeneration(config).eval()
     whole.save_pretrained(tmp_path / "whole")
-    with pytest.raises(InputError, match=r"text tower.*ForCausalLM class \(gemma3_text\)"):
+    with pytest.raises(InputError, match=r"text tower \(gemma3_text\).*docs/tune.md"):
         inspect_base(Source("whole", tmp_path / "whole"), "lora")
-    Gemma3ForCausalLM.from_pretrained(tmp_path / "whole").save_pretrained(tmp_path / "text")
+    page = (ROOT / "docs" / "tune.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(
+        r"```python\n(from transformers import AutoModelForCausalLM, AutoModelForIm.*?)```", page, re.S
+    )
+    exec(
+        recipe.replace('"DIR"', repr(str(tmp_path / "whole"))).replace(
+            '"TEXT"', repr(str(tmp_path / "text"))
+        ),
+        {},
+    )
     assert inspect_base(Source("text", tmp_path / "text"), "lora").family == "gemma3_text"
     tower = AutoModelForCausalLM.from_pretrained(tmp_path / "text").eval()
     ids = torch.arange(3, 15)[None]

@@ -89,9 +89,8 @@ def _check_family(source: Source, config: Mapping[str, Any]) -> None:
     if towers:
         text = (config.get("text_config") or {}).get("model_type") or "text"
         raise InputError(
-            f"{source.path}: {family} is multimodal ({', '.join(towers)}); tune its text tower as a model of "
-            f"its own: load it with the family's ...ForCausalLM class ({text}), `save_pretrained` it beside the "
-            "tokenizer, and give that directory"
+            f"{source.path}: {family} is multimodal ({', '.join(towers)}); tune its text tower ({text}) as a model of "
+            "its own: docs/tune.md has the five lines that save it; give that directory"
         )
     if family not in known:
         own = ", and code from a model's directory is not run" if config.get("auto_map") else ""

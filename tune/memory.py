@@ -221,8 +221,8 @@ def skeleton(config: Any, settings: TuneSettings, device: str, layers: int) -> A
     short = copy.deepcopy(config)
     settings = settings.changed(init="lora")  # the same sizes, and no weights are needed
     short.num_hidden_layers = layers
-    if getattr(short, "layer_types", None):
-        short.layer_types = short.layer_types[:layers]
+    if types := vars(short).get("layer_types"):  # on transformers 5 some families only derive them
+        short.layer_types = types[:layers]
     dtype = torch.bfloat16 if fast_bf16(device) and not METHODS[settings.method].whole else torch.float32
     with torch.device("meta"):
         net = AutoModelForCausalLM.from_config(short, dtype=dtype)
