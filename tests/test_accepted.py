@@ -15,7 +15,7 @@ from planner.oneoff import example_cost
 from planner.verdict import judge_case
 from tests.conftest import ROOT, run_unshot
 from tests.planner_files import few_shot, inputs, model_folder
-from tune.model import default_alpha
+from tune.model import default_alpha, rate_factor
 from unshot import catalog, models
 from unshot.case import PlanSettings, TaskSettings, TuneSettings
 from unshot.case_file import keys, load_case
@@ -94,6 +94,7 @@ EFFECTS: dict[str, Callable[[str], object]] = {
     "tune.method": method,
     "tune.init": beginning,
     "tune.loss_on": loss_tokens,
+    "tune.schedule": lambda v: [rate_factor(step, 100, v) for step in (0, 6, 30, 99)],
 }
 PLANNED = {"candidate.engine": "--engine", "candidate.kv_cache": "--kv-cache"}
 

@@ -219,6 +219,7 @@ def prepare(
             settings.batch_tokens, device, apart=world.size == 1 and not METHODS[settings.method].virtual
         ),
         learning_rate=defaults.learning_rate,
+        schedule=settings.schedule,
         seed=settings.seed,
         rows=len(train_rows),
         fingerprint=json_digest([fingerprint.sha256, [r.ids for r in train_rows], settings.plain()]),

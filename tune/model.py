@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -314,9 +315,19 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def warmup_cosine(step: int, total: int, *, warmup: float = 0.06, floor: float = 0.1) -> float:
-    """Learning-rate factor of a step in [0, total): linear warm-up, then cosine down to `floor`."""
+# What is left of the way down after a share of it, by `tune.schedule`.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
+    "linear": lambda share: 1 - share,
+    "constant": lambda share: 1.0,
+}
+
+
+def rate_factor(
+    step: int, total: int, schedule: str = "cosine", *, warmup: float = 0.06, floor: float = 0.1
+) -> float:
+    """Learning-rate factor of a step in [0, total): linear warm-up, then by `SCHEDULES` down to `floor`."""
     start = max(1, round(warmup * total))
     if step < start:
         return (step + 1) / start
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (step - start) / max(1, total - start)))
+    return floor + (1 - floor) * SCHEDULES[schedule]((step - start) / max(1, total - start))

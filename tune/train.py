@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tune.batches import Pack, batches
 from tune.loss import Step, core
-from tune.model import warmup_cosine
+from tune.model import rate_factor
 from tune.processes import World, deal, like, share, total, whole, wrap
 from unshot.errors import InputError
 from unshot.text.chat import Encoded
@@ -63,6 +63,7 @@ class TrainConfig:
     rows: int
     fingerprint: str
     target: float | None = None
+    schedule: str = "cosine"
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
@@ -158,7 +159,7 @@ class Trainer:
 
     def _step(self, packs: list[Pack]) -> float:
         done = self.state.epoch * self.steps_per_epoch + self.state.step
-        factor = warmup_cosine(done, self.config.epochs * self.steps_per_epoch)
+        factor = rate_factor(done, self.config.epochs * self.steps_per_epoch, self.config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor
         self.model.train()

@@ -276,6 +276,10 @@ class TuneSettings(Record):
         Literal["lora", "rslora", "pissa"],
         about("How an adapter begins: from zero; scaled by 1/sqrt(rank); from the weights' main directions."),
     ] = "lora"
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"],
+        about("What the learning rate does after its warm-up: falls to a tenth, or stays."),
+    ] = "cosine"
     dropout: Annotated[Share, about("LoRA dropout.")] = 0.0
     teacher: Annotated[
         str | None,

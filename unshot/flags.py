@@ -77,6 +77,7 @@ FLAGS = {
     "--patience": "tune.patience",
     "--max-length": "tune.max_length",
     "--init": "tune.init",
+    "--schedule": "tune.schedule",
     "--loss-on": "tune.loss_on",
     "--chat-template": "tune.chat_template",
     "--gradient-checkpointing": "tune.gradient_checkpointing",

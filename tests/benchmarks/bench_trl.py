@@ -94,7 +94,7 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
 
     from tune.batches import epoch_order
     from tune.defaults import pack_capacity
-    from tune.model import fast_bf16, pick_device, warmup_cosine
+    from tune.model import fast_bf16, pick_device, rate_factor
     from unshot import embedded
 
     device = pick_device()
@@ -149,7 +149,7 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
         optimizers=(optimizer, None),
     )
     steps = -(-len(trainer.train_dataset) // batch)
-    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: warmup_cosine(n, steps))
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: rate_factor(n, steps))
     marks: list[tuple[float, float]] = []
 
     class Clock(TrainerCallback):
