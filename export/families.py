@@ -6,14 +6,33 @@ Keys, tensor names and the families' quirks follow llama.cpp's own converter (ll
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from export.vocab import NotStreamed
+from unshot.errors import InputError
 
 Config = dict[str, Any]
+# Numbers of a `config.json` that are read here: counts that a model needs, the parts that hold more,
+# counts that may be off, and the rest.
+SIZES = (
+    "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
+PARTS = ("text_config", "rope_scaling", "rope_parameters", "full_attention", "sliding_attention")
+SWITCHES = (
+    "head_dim", "num_key_value_heads", "sliding_window", "max_window_layers", "original_max_position_embeddings",
+    "attention_chunk_size", "n_shared_experts", "context_length",
+)  # fmt: skip
+RATIOS = (
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "rope_local_base_freq", "factor", "beta_fast",
+    "beta_slow", "low_freq_factor", "high_freq_factor", "attention_factor", "mscale", "mscale_all_dim",
+    "partial_rotary_factor", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,33 @@ def family_of(config: Config) -> Family:
     raise NotStreamed(
         f"architecture {names[0]} is not streamed into GGUF here; {', '.join(sorted(FAMILIES))} are"
     )
+
+
+def check_numbers(raw: Config, path: Path, defaults: Config) -> None:
+    """`InputError` where a `config.json` holds something else in place of a number.
+
+    A number is what `SIZES`, `SWITCHES` and `RATIOS` name, and whatever is one in the class's own `defaults`.
+    """
+    for key, value in raw.items():
+        usual = defaults.get(key)
+        if isinstance(value, dict):
+            if key in PARTS:
+                check_numbers(value, path, usual if isinstance(usual, dict) else {})
+            continue
+        by_class = isinstance(usual, int | float) and not isinstance(usual, bool)
+        named = key in (*SIZES, *SWITCHES, *RATIOS)
+        if not named and not (by_class and isinstance(value, str)):
+            continue
+        off = value is None and not (by_class and key in (*SIZES, "rms_norm_eps"))
+        if off or (isinstance(value, list) and isinstance(usual, list)):  # null, or one number per layer
+            continue
+        whole = key in (*SIZES, *SWITCHES)
+        good = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not good or not math.isfinite(value) or (key in SIZES and value <= 0):
+            kind = "a whole number above 0" if key in SIZES else "a whole number" if whole else "a number"
+            raise InputError(
+                f"{path}: {key} must be {kind}, not {json.dumps(value)[:60]}; copy the file again"
+            )
 
 
 def rope(config: Config) -> Config:

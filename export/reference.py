@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from export.adapter import resize
-from export.families import Config
+from export.families import Config, check_numbers
 from export.tensors import Shards
 from unshot.errors import InputError, OutsideError
 from unshot.models import attention_of
@@ -230,11 +230,21 @@ def _streamed(
     return net
 
 
+def class_defaults(model_type: str) -> Config:
+    """The defaults of transformers' configuration class; empty where it knows none."""
+    try:
+        found: Config = transformers_quietly().AutoConfig.for_model(model_type).to_dict()
+    except (ValueError, TypeError, KeyError):  # an unknown type, or a class that does without defaults
+        return {}
+    return found
+
+
 def effective_config(base: Path, raw: Config) -> Config:
     """A `config.json` with the defaults of its class filled in: what is missing there is not off, but the default.
 
     Of a model that takes images too it is that of its text part, under the whole's architecture.
     """
+    check_numbers(raw, base / "config.json", class_defaults(str(raw.get("model_type"))))
     found = auto_config(base)
     whole = found.to_dict()
     config = {**whole, **raw}

@@ -327,6 +327,26 @@ def test_other_families_are_refused_by_name_where_there_is_no_converter(tuned, t
         )
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", "1e-5"), ("rms_norm_eps", None), ("hidden_size", "64"), ("hidden_size", 0),
+        ("vocab_size", [3]),
+        ("num_hidden_layers", 2.0), ("num_attention_heads", True), ("rope_theta", "10000"), ("head_dim", "16"),
+        ("max_position_embeddings", float("nan")), ("rope_scaling", {"rope_type": "linear", "factor": "2"}),
+        ("sliding_window", "512"), ("initializer_range", "0.02"), ("bos_token_id", "1"),
+    ],
+)  # fmt: skip
+def test_a_text_in_place_of_a_number_is_refused_by_its_name(tuned, tmp_path, key, value) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tuned.parent / "base", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    name = "factor" if key == "rope_scaling" else key
+    with pytest.raises(InputError, match=rf"config\.json: {name} must be a "):
+        export_run(str(folder), parse_targets(["hf:f16"]), tmp_path / "x", QUIET, Settings())
+
+
 def test_the_index_decides_which_weights_belong_to_a_model(tuned, tmp_path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(tuned.parent / "base", folder)
