@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import socket
 import time
@@ -22,6 +23,7 @@ from deploy.serve.log_worker import clean, tag
 from deploy.serve.parameters import DEEPEST, PASSED, checked, read_body
 from deploy.serve.request_log import LogSettings, RequestLog
 from deploy.serve.run import with_deadline
+from deploy.serve.schema import BadSchema, check_schema
 from deploy.serve.target import in_template, own_messages
 from tests.fuzz import send
 from tests.gateways import until
@@ -143,6 +145,115 @@ def test_a_schema_whose_work_has_no_bound_is_refused(schema: dict[str, Any], say
         return
     with pytest.raises(Failure, match=re.escape(says)):
         checked(body)
+
+
+UNFIT: list[dict[str, Any]] = [
+    {"enum": []}, {"type": "string", "enum": []}, {"anyOf": []}, {"oneOf": []}, {"allOf": []}, {"type": []},
+    {"type": "text"}, {"type": "integer", "enum": ["a"]}, {"const": 1, "type": "string"}, {"const": 1, "enum": [2]},
+    {"enum": ['a"b']}, {"enum": ["a\\b"]}, {"enum": ["a\nb"]}, {"const": "\0"}, {"const": "\U0001f600"},
+    {"const": {"k": ["\ud800"]}}, {"type": "integer", "const": 10**400, "multipleOf": 0.1},
+    *({"type": "object", "properties": {n: {"type": "null"}}} for n in ("", 'a"b\\', "a\tb", "\U0001f600", "$ref")),
+    {"type": "object", "required": ["a"]}, {"properties": {"a": True}}, {"properties": {"a": {"description": "x"}}},
+    {"properties": {"a": {"enum": []}}}, {"type": "array", "items": {"enum": []}}, {"items": False}, {"items": {}},
+    {"additionalProperties": {"enum": []}}, {"anyOf": [{"type": "null"}, {"enum": []}]}, {"minItems": 2},
+    {"type": "array", "minItems": 3, "maxItems": 2}, {"type": "string", "minLength": 2.0},
+    {"type": "string", "minLength": 3, "maxLength": 2}, {"type": "number", "minimum": 2, "maximum": 1},
+    {"type": "number", "minimum": 1, "exclusiveMaximum": 1}, {"type": "integer", "minimum": 0.2, "maximum": 0.8},
+    {"type": "integer", "minimum": 10**30}, {"type": "integer", "minimum": 10**400}, {"allOf": [{"enum": ["a"]}]},
+    {"type": "string", "anyOf": [{"type": "null"}]}, {"$defs": {"space": {"type": "null"}}, "$ref": "#/$defs/space"},
+    {"properties": {"x": {"$ref": "#/$defs/gone"}}}, {"type": "string", "pattern": "^a$"},
+    defined(a={"properties": {"next": A}, "required": ["next"]}),
+    defined(a={"type": "array", "items": A, "minItems": 1}),
+    {"$defs": {"a_b": {"properties": {"next": {"$ref": "#/$defs/a_b"}}}}, "items": {"$ref": "#/$defs/a_b"}},
+    {"type": "string", "$defs": {"a": {"enum": []}}}, {"definitions": {}, "$defs": {}, "type": "null"},
+]  # fmt: skip
+FIT: list[dict[str, Any]] = [
+    {}, {"type": "string"}, {"type": ["string", "null"]}, {"enum": ["low", "h\u00f6ch", 1, None]},
+    {"const": {"a": [1]}},
+    {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 5}, "minItems": 1, "maxItems": 3},
+    {"type": "object", "properties": {"a_b": {"anyOf": [{"type": "string", "maxLength": 9}, {"type": "null"}],
+     "default": None, "title": "A B"}}, "required": ["a_b"], "additionalProperties": False},
+    {"$defs": {"My_Enum": {"enum": ["x"], "type": "string"}}, "properties": {"e": {"$ref": "#/$defs/My_Enum"}}},
+    {"$defs": {"T": {"properties": {"n": {"anyOf": [{"$ref": "#/$defs/T"}, {"type": "null"}]}}, "required": ["n"]}},
+     "properties": {"t": {"$ref": "#/$defs/T"}}},
+    {"allOf": [{"properties": {"a": {"type": "null"}}}, {"properties": {"b": {"type": "null"}}}]},
+    {"type": "object", "additionalProperties": {"type": "string", "format": "date"}}, {"type": "array", "minItems": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", UNFIT)
+def test_a_schema_without_a_grammar_that_something_fits_is_refused(schema: dict[str, Any]) -> None:
+    where = "response_format.json_schema.schema"
+    asked = {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
+    with pytest.raises(Failure, match=re.escape(f"`{where}`")) as refused:
+        checked({"messages": USER, "response_format": asked})
+    assert refused.value.status == 400 and refused.value.param == where
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    with pytest.raises(Failure, match=re.escape("`tools[0].function.parameters`")):
+        checked(
+            {
+                "messages": USER,
+                "tools": [tool],
+                "tool_choice": {"type": "function", "function": {"name": "f"}},
+            }
+        )
+
+
+def test_llama_cpp_reads_the_grammar_of_every_schema_that_is_let_through() -> None:
+    """The installed converter and parser on random schemas: what ends a model server is a grammar it cannot read."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+    rng = random.Random(5)
+    names = [
+        "a",
+        "b",
+        "a_b",
+        "T",
+        "string",
+        "root",
+        "alternative-0",
+        "a-b",
+        "*",
+        "\u00e9",
+        "value",
+        "integral_part",
+    ]
+
+    def part(depth: int) -> dict[str, Any]:
+        simple = [{"type": rng.choice(["string", "integer", "null", "object", "array", "value"])},
+                  {"enum": rng.choices(["x", 1, None, "\u00e9", '"', {"a": "b"}], k=rng.randrange(4))},
+                  {"$ref": "#/$defs/" + rng.choice(names[:4])}, {}, {"type": "string", "maxLength": rng.randrange(5)},
+                  {"type": "string", "format": "date"}]  # fmt: skip
+        if depth == 0 or rng.random() < 0.2:
+            return rng.choice(simple)
+        inner = [part(depth - 1) for _ in range(rng.randrange(1, 4))]
+        members = dict(zip(rng.sample(names, len(inner)), inner, strict=True))
+        required = [name for name in members if rng.random() < 0.4]
+        return rng.choice([{"anyOf": inner}, {"items": inner[0], "minItems": rng.randrange(2)}, {"allOf": inner},
+                           {"type": "object", "properties": members, "required": required,
+                            "additionalProperties": rng.choice([True, False, inner[0]])}])  # fmt: skip
+
+    seen = 0
+    made = ({"$defs": {n: part(1) for n in names[:4]}, **part(2)} for _ in range(150))
+    for schema in [*FIT, *made]:
+        try:
+            check_schema(schema)
+        except BadSchema as error:
+            assert schema not in FIT, error
+            continue
+        try:
+            text = json_schema_to_gbnf(json.dumps(schema))
+        except (
+            Exception
+        ):  # the server then holds the answer to any JSON, and the gateway's own check to the schema
+            assert "$ref" in schema or schema not in FIT
+            continue
+        grammar = llama_cpp.llama_sampler_init_grammar(None, text.encode(), b"root")
+        assert grammar, schema
+        llama_cpp.llama_sampler_free(grammar)
+        seen += 1
+    assert seen > 15
 
 
 def test_what_has_no_bearing_is_left_out_and_the_rest_goes_on() -> None:

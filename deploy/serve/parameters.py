@@ -325,10 +325,17 @@ def check_together(given: Json, parameters: Json) -> None:
         if name in parameters and parameters.get(name) != "none" and not parameters.get("tools"):
             raise bad(f"`{name}` needs `tools`", name)
     wanted = parameters.get("response_format")
+    schemas = {}
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
-        name = "response_format.json_schema.schema"
+        schemas["response_format.json_schema.schema"] = wanted["json_schema"]["schema"]
+    if isinstance(chosen := parameters.get("tool_choice"), dict):  # a call of it is held to a grammar
+        for n, tool in enumerate(cast(list[Json], parameters["tools"])):
+            function = cast(Json, tool["function"])
+            if function["name"] == chosen["function"]["name"] and function.get("parameters") is not None:
+                schemas[f"tools[{n}].function.parameters"] = function["parameters"]
+    for name, schema in schemas.items():
         try:
-            check_schema(wanted["json_schema"]["schema"])
+            check_schema(cast(Json, schema))
         except BadSchema as error:
             raise bad(f"`{name}` {error}", name) from None
 
