@@ -18,6 +18,7 @@ pytest.importorskip("sse_starlette")
 
 from tests.fuzz import body, send, wrong_with
 from tests.gateways import Running, gateway
+from tests.test_deploy_attacks import FIT, UNFIT
 from unshot import embedded
 
 pytestmark = pytest.mark.slow
@@ -41,6 +42,7 @@ DEADLY: list[dict[str, Any]] = [
             {"type": "array", "items": {"type": "integer", "minimum": 10**30}}, {"enum": ["\ud800", "\0", '"', "\\"]},
             {"type": "string", "format": "nonsense"}, {"type": ["string", "null"]}, {"const": {"a": [1, None]}}, {},
             {"type": "object", "properties": {'a"b\\': {"type": "null"}}, "required": ['a"b\\']},
+            *FIT, *UNFIT,
         )
     ),
     {"logit_bias": {"99999999": 100}}, {"logit_bias": {"-1": 100}}, {"max_tokens": 2**31 - 1}, {"seed": -(2**63)},
