@@ -64,7 +64,8 @@ def test_the_running_variance_is_the_one_by_units() -> None:
         for side in (arm[:end], ~arm[:end]):
             y, u = value[:end][side], unit[:end][side]
             sums = [(y[u == k] - y.mean()).sum() for k in np.unique(u)]
-            expected += len(sums) / (len(sums) - 1) * sum(s**2 for s in sums) / len(y) ** 2
+            equal = len(y) ** 2 / sum(float((u == k).sum()) ** 2 for k in np.unique(u))
+            expected += equal / (equal - 1) * sum(s**2 for s in sums) / len(y) ** 2
         assert math.isclose(path.variance[end - 1], expected, rel_tol=1e-9)
 
 

@@ -50,9 +50,11 @@ def called(value: Any, unit: Any, candidate: Any, stratum: Any, *, within: bool)
 @pytest.mark.slow
 def test_a_ramp_under_harder_traffic_keeps_the_error_rate_which_pooling_does_not(heavy: bool) -> None:
     generator = np.random.default_rng(3)
-    runs = [ramp(generator, 900, heavy=heavy) for _ in range(80)]
+    # Of few heavy users it takes more answers until a look counts.
+    number, length = (40, 3000) if heavy else (80, 900)
+    runs = [ramp(generator, length, heavy=heavy) for _ in range(number)]
     wrong = sum(called(*run, within=True) != 0 for run in runs)
-    assert stats.binomtest(wrong, 80, 0.05, alternative="greater").pvalue > 0.001, f"{wrong} of 80"
+    assert stats.binomtest(wrong, number, 0.05, alternative="greater").pvalue > 0.001, f"{wrong} of {number}"
     pooled = sum(called(*run, within=False) == -1 for run in runs[:20])
     assert pooled > 5, "pooled, the ramp alone makes the candidate look worse"
 
@@ -79,6 +81,24 @@ def test_a_small_arm_without_a_fault_borrows_the_spread_of_the_other_in_every_st
     assert once.variance[-1] == pytest.approx(both)
     twice = compare_within(value, np.arange(600), candidate, np.repeat([0, 1], 300), scale=0.5)
     assert twice.difference[-1] == pytest.approx(0.1) and twice.variance[-1] == pytest.approx(both / 2)
+
+
+def test_a_unit_with_most_of_the_answers_counts_as_few() -> None:
+    # In each arm one user asks 200 times and 49 others once: no 50 voices, neither by one share nor by two.
+    unit = np.concatenate([np.zeros(200, int), np.arange(1, 50), np.full(200, 50), np.arange(51, 100)])
+    candidate, value = unit >= 50, np.random.default_rng(1).integers(2, size=498).astype(float)
+    few = 249**2 / (200**2 + 49)
+    once = compare(value, unit, candidate, scale=0.5)
+    assert once.equal[-1] == pytest.approx(few)
+    assert not np.isfinite(follow(once, mixing=0.01, alpha=0.05).low).any()
+    twice = compare_within(
+        np.tile(value, 40),
+        np.tile(unit, 40),
+        np.tile(candidate, 40),
+        np.repeat(np.arange(40), 498),
+        scale=0.5,
+    )
+    assert twice.equal[-1] == pytest.approx(few), "the same users in 40 parts are no more users"
 
 
 def test_a_real_difference_is_found_within_a_ramp() -> None:

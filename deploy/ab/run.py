@@ -29,6 +29,7 @@ from deploy.ab.outcomes import (
 )
 from deploy.ab.sequential import (
     BURN_IN,
+    EQUAL,
     Design,
     compare_within,
     design,
@@ -307,8 +308,9 @@ def judge(analysed: Mapping[str, Comparison], plan: TestPlan) -> Verdict:
         reason = "no answers of both arms were called right or wrong"
     elif not math.isfinite(now[1]):
         reason = (
-            f"{int(quality.path.baseline[-1])} and {int(quality.path.candidate[-1])} units with feedback; a look "
-            f"counts from {BURN_IN} per arm on"
+            f"{int(quality.path.baseline[-1])} and {int(quality.path.candidate[-1])} units with feedback, "
+            f"which in one arm weigh as {quality.path.equal[-1]:.1f} of equal size; a look counts from {BURN_IN} per "
+            f"arm on, and {EQUAL} of equal size"
         )
     else:
         reason = (

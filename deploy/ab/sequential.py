@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import lambertw
 from scipy.stats import norm
 
-# Units per arm before a look counts: below that an estimated variance is not to be trusted.
-BURN_IN = 30
+# Units per arm before a look counts: below that an estimated variance is not to be trusted. Where few units have most
+# of the values, also as many of equal size: 1 / (sum of the squared shares that the units have in the arm's mean).
+BURN_IN, EQUAL = 30, 10
 # Looks and grid of the recursion for the planned power.
 LOOKS, GRID = 300, 400
 
@@ -30,20 +31,20 @@ class Path:
     """What was known after each observation, arrays of shape `(observations,)`.
 
     `difference` is candidate minus baseline, `variance` the estimated variance of it (infinite before there is one),
-    `baseline` and `candidate` the units seen, `n` the observations seen at each look.
+    `baseline` and `candidate` the units seen, `equal` what the units of the smaller arm weigh, as a number of
+    units of equal size, `n` the observations seen at each look.
     """
 
     difference: np.ndarray
     variance: np.ndarray
     baseline: np.ndarray
     candidate: np.ndarray
+    equal: np.ndarray
     n: np.ndarray
 
     def last(self) -> Path:
         """The last look alone."""
-        return Path(
-            self.difference[-1:], self.variance[-1:], self.baseline[-1:], self.candidate[-1:], self.n[-1:]
-        )
+        return Path(*(getattr(self, field.name)[-1:] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def compare(value: np.ndarray, unit: np.ndarray, candidate: np.ndarray, *, scale
     """
     arms = []
     for mine in (~candidate, candidate):
-        mean, variance, seen, squares = _running(value[mine], unit[mine], scale)
+        mean, variance, seen, equal, squares = _running(value[mine], unit[mine], scale)
         # The state of an arm after each observation of either.
         at = np.cumsum(mine)
         arms.append(
@@ -76,13 +77,17 @@ def compare(value: np.ndarray, unit: np.ndarray, candidate: np.ndarray, *, scale
                 np.concatenate([[0.0], mean])[at],
                 np.concatenate([[np.inf], variance])[at],
                 np.concatenate([[0], seen])[at],
+                np.concatenate([[0.0], equal])[at],
                 np.concatenate([[0.0], squares])[at],
                 np.maximum(at, 1),
             )
         )
-    (mean_b, var_b, units_b, squares_b, n_b), (mean_c, var_c, units_c, squares_c, n_c) = arms
+    (mean_b, var_b, units_b, equal_b, squares_b, n_b), (mean_c, var_c, units_c, equal_c, squares_c, n_c) = (
+        arms
+    )
+    equal = np.minimum(equal_b, equal_c)
     variance = np.maximum(var_b + var_c, _pooled(squares_b, squares_c, n_b, n_c))
-    return Path(mean_c - mean_b, variance, units_b, units_c, np.arange(1, len(value) + 1))
+    return Path(mean_c - mean_b, variance, units_b, units_c, equal, np.arange(1, len(value) + 1))
 
 
 def _pooled(squares_b: np.ndarray, squares_c: np.ndarray, n_b: np.ndarray, n_c: np.ndarray) -> np.ndarray:
@@ -116,34 +121,33 @@ def compare_within(
         return compare(value, unit, candidate, scale=scale)
     points = looks(len(value))
     cell = 2 * stratum + candidate
-    # Where a unit is seen in a cell for the first time.
-    new = np.zeros(len(value))
-    new[np.unique(cell * (int(unit.max()) + 1) + unit, return_index=True)[1]] = 1.0
-    rows = [_at(value[:n], unit[:n], cell[:n], new[:n], scale) for n in points]
-    difference, variance, baseline, seen = (np.array(column) for column in zip(*rows, strict=True))
-    return Path(difference, variance, baseline.astype(int), seen.astype(int), points)
+    # How often the same unit was seen in the cell before.
+    _, earlier = _before(value, cell * (int(unit.max()) + 1) + unit)
+    rows = [_at(value[:n], unit[:n], cell[:n], earlier[:n], scale) for n in points]
+    difference, variance, baseline, seen, equal = (np.array(column) for column in zip(*rows, strict=True))
+    return Path(difference, variance, baseline.astype(int), seen.astype(int), equal, points)
 
 
 def _at(
-    value: np.ndarray, unit: np.ndarray, cell: np.ndarray, new: np.ndarray, scale: float
-) -> tuple[float, float, int, int]:
-    """Difference, its variance, and units of both arms in the strata that have both.
+    value: np.ndarray, unit: np.ndarray, cell: np.ndarray, earlier: np.ndarray, scale: float
+) -> tuple[float, float, int, int, float]:
+    """Difference, its variance, and units of both arms in the strata that have both, and `Path.equal`.
 
     `cell` is twice the stratum, plus one for the candidate.
     """
     size = 2 * (int(cell.max()) // 2 + 1)
     n = np.bincount(cell, minlength=size).astype(float)
-    units = np.bincount(cell, new, minlength=size)
+    units = np.bincount(cell, earlier == 0, minlength=size)
     usable = (units[0::2] > 1) & (units[1::2] > 1)
     if not usable.any():
-        return 0.0, math.inf, int(units[0::2].sum()), int(units[1::2].sum())
+        return 0.0, math.inf, int(units[0::2].sum()), int(units[1::2].sum()), 0.0
     weight = np.where(usable, n[0::2] * n[1::2] / np.maximum(n[0::2] + n[1::2], 1), 0.0)
     weight = np.repeat(weight / weight.sum(), 2)
     n = np.maximum(n, 1)
     mean = np.bincount(cell, value, minlength=size) / n
     difference = float((weight[1::2] * (mean[1::2] - mean[0::2])).sum())
     # What each observation contributes to the difference, summed by unit.
-    correction = np.sqrt(units / np.maximum(units - 1, 1))
+    correction = np.sqrt(_correction(n, np.bincount(cell, 2 * earlier + 1, minlength=size), units))
     part = (weight * correction / n)[cell] * (value - mean[cell]) * (2.0 * (cell % 2) - 1.0)
     by_unit = np.bincount(unit, part)
     variance = float((by_unit**2).sum())
@@ -155,32 +159,39 @@ def _at(
         alone = (w**2 * spread / count**2).sum() * effective**2
         least += float((alone + 4 * scale**2) / (effective + 2) / effective)
     pooled = float((weight[0::2] ** 2 * _pooled(squares[0::2], squares[1::2], n[0::2], n[1::2])).sum())
-    keep = np.repeat(usable, 2)
-    return (
-        difference,
-        max(variance, least, pooled),
-        int(units[keep][0::2].sum()),
-        int(units[keep][1::2].sum()),
-    )
+    share = (weight / n)[cell]
+    equal = min(1 / float((np.bincount(unit, share * (cell % 2 == arm)) ** 2).sum()) for arm in (0, 1))
+    seen = [int(units[arm::2][usable].sum()) for arm in (0, 1)]
+    return difference, max(variance, least, pooled), seen[0], seen[1], equal
+
+
+def _correction(n: np.ndarray, counts: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """What the squares by units are divided by too little; `counts` holds the sums of the units' squared counts.
+
+    About their own mean, independent values give sigma^2 (n - counts / n); of units of equal size that is the usual
+    units / (units - 1).
+    """
+    equal = n**2 / np.maximum(counts, 1)
+    return np.where(units > 1, equal / np.where(units > 1, equal - 1, 1.0), 0.0)
 
 
 def paired(value: np.ndarray, unit: np.ndarray, *, scale: float) -> Path:
     """The mean of paired differences after each pair, in the order given; `scale` as in `compare` (1 for shares)."""
-    mean, variance, seen, _ = _running(value, unit, scale)
-    return Path(mean, variance, seen, seen, np.arange(1, len(value) + 1))
+    mean, variance, seen, equal, _ = _running(value, unit, scale)
+    return Path(mean, variance, seen, seen, equal, np.arange(1, len(value) + 1))
 
 
 def _running(
     value: np.ndarray, unit: np.ndarray, scale: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, its variance by units, units seen, and squares about the mean, after each observation of one arm.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, its variance by units, units, these as of equal size, squares about the mean, after each value of an arm.
 
     With a unit's sum s and count k, the sum over units of (s - mean k)^2 is kept by its three parts.
     """
     n = np.arange(1, len(value) + 1)
     if not len(value):
         empty = np.empty(0)
-        return empty, empty, np.empty(0, dtype=int), empty
+        return empty, empty, np.empty(0, dtype=int), empty, empty
     shift = float(value.mean())  # changes no variance, keeps the sums small
     y = value - shift
     before_sum, before_count = _before(y, unit)
@@ -190,11 +201,10 @@ def _running(
     units = np.cumsum(before_count == 0)
     mean = np.cumsum(y) / n
     spread = np.maximum(squares - 2 * mean * cross + mean**2 * counts, 0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        variance = np.where(units > 1, units / (units - 1) * spread / n**2, np.inf)
+    variance = np.where(units > 1, _correction(n, counts, units) * spread / n**2, np.inf)
     alone = np.maximum(np.cumsum(y**2) - n * mean**2, 0.0)
     variance = np.maximum(variance, (alone + 4 * scale**2) / (n + 2) / n)
-    return mean + shift, variance, units, alone
+    return mean + shift, variance, units, n**2 / counts, alone
 
 
 def _before(value: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -212,7 +222,8 @@ def _before(value: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def follow(path: Path, *, mixing: float, alpha: float, burn_in: int = BURN_IN) -> Sequence:
     """The confidence sequence of a path at level 1 - alpha; `mixing` is the prior's variance of the effect."""
-    ready = (path.baseline >= burn_in) & (path.candidate >= burn_in) & np.isfinite(path.variance)
+    ready = (path.baseline >= burn_in) & (path.candidate >= burn_in) & (path.equal >= EQUAL)
+    ready &= np.isfinite(path.variance)
     v = np.where(ready, np.maximum(path.variance, 1e-300), 1.0)
     total = v + mixing
     radius = np.where(ready, np.sqrt(v * total / mixing * np.log(total / (v * alpha**2))), np.inf)
