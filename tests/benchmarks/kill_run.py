@@ -103,7 +103,7 @@ def outcome(out: Path) -> dict[str, Any]:
         "files": {
             name: sha256(out / name)
             for name in (
-                "run/adapter_model.safetensors",
+                "run/adapter/adapter_model.safetensors",
                 "artifacts/model-q8_0.gguf",
                 "baseline/model-q8_0.gguf",
             )
@@ -119,11 +119,14 @@ def outcome(out: Path) -> dict[str, Any]:
 
 def figures_apart(value: Any) -> Any:
     """An outcome without measured times, which no two runs share."""
-    stages = [
-        (stage, code, [(g["name"], g["passed"]) for g in gates] if stage == "bench" else gates)
-        for stage, code, gates in value["stages"]
-    ]
-    return {**value, "stages": stages}
+
+    def kept(gate: dict[str, Any], stage: str) -> Any:
+        measured = stage == "bench"
+        return (gate["name"], gate["passed"]) if measured else {k: v for k, v in gate.items() if k != "at"}
+
+    stages = [(stage, code, [kept(g, stage) for g in gates]) for stage, code, gates in value["stages"]]
+    # The reason holds measured ratios; which gate stopped it is at its beginning.
+    return {**value, "stages": stages, "stopped": (value["stopped"] or "").split("(")[0]}
 
 
 def main() -> int:
