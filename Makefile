@@ -21,10 +21,6 @@ demo: $(READY)
 test: $(READY)
 	$(PY) -m pytest $(LANES) $(PYTEST_ARGS)
 
-# On a machine with a CUDA GPU; elsewhere it skips and says why.
-test-gpu: $(READY)
-	$(PY) -m pytest -s -rs -p no:xdist tests/gpu
-
 test-fast: $(READY)
 	$(PY) -m pytest $(LANES) -m "not slow and not cli" $(PYTEST_ARGS)
 
@@ -57,10 +53,11 @@ docs: $(READY)
 	.venv/bin/python -m compileall -q unshot planner tune export bench deploy
 	touch $@
 
-# Odd requests and command lines for an hour, beyond the thousand of each in `make test`.
+# What only a CUDA GPU shows, with its figures printed; elsewhere it skips and says why.
 gpu: $(READY)
-	$(PY) -m pytest tests/gpu -rs
+	$(PY) -m pytest -s -rs -p no:xdist tests/gpu
 
+# Odd requests and command lines for an hour, beyond the thousand of each in `make test`.
 fuzz: $(READY)
 	$(PY) -m tests.fuzz --minutes 60
 
