@@ -11,6 +11,7 @@ from pathlib import Path
 from bench import mlperf
 from bench.records import RequestRecord, bounds_of
 from bench.schedule import Load, parse_load
+from bench.summary import number
 from bench.target import LoadOptions, Target
 from unshot.console import Output, jsonable
 from unshot.contracts.manifest import Manifest, hardware, staged
@@ -129,7 +130,7 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
             points.append(Step(load.concurrency, facts, got.client, got.resources, rate))
             p50 = facts.e2e_ms.p50.value if facts.e2e_ms.p50 else float("nan")
             out.log(
-                f"{points[-1].label}: {facts.requests_per_second or 0:.2f} requests/s, e2e p50 {p50:.0f} ms"
+                f"{points[-1].label}: {number(facts.requests_per_second, '.2f')} requests/s, e2e p50 {p50:.0f} ms"
             )
             interrupted = got.interrupted
             if interrupted or not facts.answered:

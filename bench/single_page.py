@@ -103,7 +103,7 @@ def _table(title: str, columns: Sequence[tuple[str, Figures]]) -> RenderableType
 
 def _client(client: Client, resources: Resources | None) -> dict[str, str]:
     """What the client did and whether it kept up, and what the run took of this machine."""
-    words = f"{client.cpu_seconds_per_1000 or 0:.3f} CPU s per 1,000 requests"
+    words = f"{number(client.cpu_seconds_per_1000, '.3f')} CPU s per 1,000 requests"
     words += f", {client.connections} connections opened on the way"
     late, lag = client.send_lateness, client.loop_lag
     if late:
@@ -128,13 +128,15 @@ def knee_words(report: SweepReport) -> str:
     if found is None:
         return _knee(report.knee)
     after = (
-        f"; at {found.next_rate:g}/s it is {found.next_share or 0:.1%}" if found.next_rate is not None else ""
+        f"; at {found.next_rate:g}/s it is {number(found.next_share, '.1%')}"
+        if found.next_rate is not None
+        else ""
     )
     if found.rate is None:
         return f"No rate had {found.share:.0%} of its requests within the SLO{after}"
     return (
-        f"Up to {found.rate:g} requests/s {found.share:.0%} are within the SLO (goodput {found.goodput or 0:.2f}/s)"
-        f"{after or '; go higher with --rates'}"
+        f"Up to {found.rate:g} requests/s {found.share:.0%} are within the SLO "
+        f"(goodput {number(found.goodput, '.2f')}/s){after or '; go higher with --rates'}"
     )
 
 
@@ -214,7 +216,7 @@ def _load_parts(report: LoadReport, records: Sequence[RequestRecord]) -> Parts:
     client, facts = report.client, report.figures
     kind = "bad" if report.failure or not client.valid else "warn" if facts.errors else "good"
     head = page.verdict(
-        f"{facts.requests_per_second or 0:.2f} requests/s at {report.load}, {facts.answered:,} of "
+        f"{number(facts.requests_per_second, '.2f')} requests/s at {report.load}, {facts.answered:,} of "
         f"{facts.requests:,} answered" + ("" if client.valid else ": INVALID, the client was the bottleneck"),
         [*client.reasons, *([report.failure] if report.failure else [])],
         kind=kind,
@@ -245,7 +247,7 @@ def _cards(facts: Figures) -> list[tuple[str, str, str]]:
     cards.append(("Answered", f"{facts.answered:,}", f"{failed:,} failed" if failed else "none failed"))
     if facts.goodput:
         bounds = ", ".join(f"{k} {v:g} ms" for k, v in facts.goodput.slo_ms.items())
-        cards.append(("Within the SLO", f"{facts.goodput.share or 0:.1%}", bounds))
+        cards.append(("Within the SLO", number(facts.goodput.share, ".1%"), bounds))
     return cards
 
 

@@ -58,7 +58,7 @@ def token_words(facts: Figures) -> str:
 def goodput_words(facts: Figures) -> str:
     """Requests per second that met the SLO, and their share."""
     g = facts.goodput
-    return f"{g.requests_per_second or 0:.2f}/s ({g.share or 0:.1%})" if g else NO_SLO
+    return f"{number(g.requests_per_second, '.2f')}/s ({number(g.share, '.1%')})" if g else NO_SLO
 
 
 def in_flight_words(facts: Figures) -> str:
