@@ -10,7 +10,7 @@ from planner import oneoff, price_data, prices
 from planner.count import Counts, Label
 from planner.latency.replica import Replica
 from planner.options import IDLE, Option, Shape
-from planner.serving import Serving, calibration_note, describe, machine, serve
+from planner.serving import Serving, calibration_note, describe, draft_of, machine, serve
 from planner.settings import Settings
 from planner.usage import Usage
 from unshot import catalog
@@ -292,6 +292,11 @@ class Builder:
     def candidates(self) -> None:
         """Base and tuned options of the candidate model on each GPU asked for."""
         wanted = self.case.candidate
+        if draft := draft_of(wanted):
+            self.notes.append(
+                f"speculative decoding: {draft.tokens} tokens drafted per iteration, {draft.acceptance:.0%} accepted "
+                f"as you gave it; a drafted token takes {draft.share:.0%} of an iteration (`candidate.draft_share`)"
+            )
         for asked_gpu in wanted.gpu:
             device = catalog.gpu(asked_gpu)
             gpu = device.name

@@ -19,6 +19,8 @@ from planner.latency.step import Draft, efficiency
 from planner.options import Shape
 from planner.prices import api_price
 from planner.run import gpu_prices
+from tests.conftest import run_unshot
+from tests.planner_files import few_shot, inputs
 from tests.test_worked_example import tuned
 from unshot import catalog
 from unshot.errors import InputError
@@ -159,6 +161,18 @@ def test_speculative_decoding_follows_its_acceptance() -> None:
     first, then = (simulate(one, load, requests=300).at("tpot", 50) for one in (plain, fast))
     # At 342 tokens of context on average.
     assert then / first == pytest.approx(whole / draft.gain / float(c.step(0.0, 0.0, 1, 343)), rel=0.03)
+
+
+def test_a_plan_says_what_its_speculative_decoding_rests_on(tmp_path: Path) -> None:
+    prompt, rows = few_shot(tmp_path / "shots.jsonl", 12), inputs(tmp_path / "inputs.jsonl")
+    done = run_unshot(
+        "plan", "--prompt", prompt, "--inputs", rows, "--baseline", "gpt-4o", "--approximate", "--rate", "5",
+        "--model", "llama-3.1-8b", "--gpu", "l4", "--speculative-tokens", "4", "--acceptance", "0.7", "-q",
+        "--out", tmp_path / "p", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = "4 tokens drafted per iteration, 70% accepted as you gave it; a drafted token takes 10% of an iteration"
+    assert said in (tmp_path / "p" / "plan.json").read_text()
 
 
 def test_a_table_with_decimal_commas(tmp_path: Path) -> None:
