@@ -16,6 +16,7 @@ from unshot.contracts.manifest import Gate, sha256
 from unshot.contracts.parity import FileReport
 from unshot.data.files import write_text
 
+SUMS = "SHA256SUMS"
 WORDS = {True: "passed", False: "**failed**", None: "undecided"}
 NOT_REVIEWED = (
     "**No human has reviewed this model's answers.** The scores are automated metrics alone; do not ship on those. "
@@ -35,11 +36,9 @@ def write_shipping(
         write_text(work / name, text)
         (work / name).chmod(0o755)
     write_text(work / "README.md", card(model, targets, reports, gates))
-    files = sorted(
-        f for f in work.rglob("*") if f.is_file() and ".scratch" not in f.parts and f.name != "SHA256SUMS"
-    )
+    files = sorted(f for f in work.rglob("*") if f.is_file() and ".scratch" not in f.parts and f.name != SUMS)
     lines = [f"{sha256(f)}  {f.relative_to(work).as_posix()}\n" for f in files]
-    write_text(work / "SHA256SUMS", "".join(lines))
+    write_text(work / SUMS, "".join(lines))
 
 
 def served(model: Model, report: FileReport) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from export.engines import Engine
 from export.measure import Drift
 from export.probes import TOKENS, ask_again, bound
+from export.shipping import SUMS
 from export.source import built_in
 from export.tensor_check import different_metadata, relative_error
 from unshot.catalog.formats import Target, parse_target
@@ -18,8 +19,6 @@ from unshot.contracts.parity import FileReport, LogitFigures, Parity
 from unshot.data.rows import Message
 from unshot.errors import GateError, InputError, UnshotError
 from unshot.text.gguf import read
-
-SUMS = "SHA256SUMS"
 
 
 @dataclass

@@ -215,8 +215,8 @@ def text_or_file(value: str, folder: Path = Path()) -> str:
 
     It names a file if that is there (relative to `folder`), or if it looks like a path: it begins with `/`, `./`,
     `../`, `~/` or `@`, is one line that ends as text files do (.txt, .md, ...), one word with an ending, or lies in a
-    directory that is there. Raises `InputError` for a value that
-    looks like a path to no file, and for a file that is empty or not text. A file's text comes as `FileText`.
+    directory that is there. Raises `InputError` for a value that looks like a path to no file, and for a file that is
+    empty or not text. A file's text comes as `FileText`.
     """
     marked = value.startswith("@")
     name = value[1:] if marked else value

@@ -32,8 +32,13 @@ class Seal:
         """What a score on these rows is worth after other runs were scored on them; None on the first reading."""
         if not self.before:
             return None
+        times = (
+            "once before"
+            if self.before == 1
+            else f"{self.before} times before, by {self.runs} run{'s' * (self.runs > 1)}"
+        )
         return (
-            f"these test rows were read {self.before} times before, by {self.runs} runs: where the best of them is "
+            f"these test rows were read {times}: where the best of them is "
             "chosen by this score, it is no longer a test; choose on validation, or test the chosen run on other rows"
         )
 
