@@ -131,7 +131,12 @@ def deal(
     tokenizer: str | None,
     slo: Slo,
 ) -> list[Share]:
-    """The load in as many shares, in turn; together they are the one schedule."""
+    """The load in as many shares, in turn; together they are the one schedule.
+
+    Raises `InputError` for a proxy with credentials, which do not travel.
+    """
+    if api.address.proxy and api.address.proxy.authorization:
+        raise InputError("--ray sends no proxy's password to other machines; give a proxy without one")
     if load.open:
         arrivals = load.arrivals(len(bodies), seed=seed)
         bodies = bodies[: len(arrivals)]

@@ -38,10 +38,10 @@ LENGTHS_DIFFER = 0.10
 LATE = "a report is not valid"
 # Conditions that change what is compared, but not the amount of work: they are named.
 NAMED = ("rows", "prompts", "prompt", "block", "repeat", "window", "margin", "api", "request_extra", "timeout",
-         "tokens_counted_by", "warm_up")  # fmt: skip
+         "tokens_counted_by", "proxy", "warm_up")  # fmt: skip
 MACHINE = ("cpu", "cores", "ram_bytes", "gpus")
 FACTS = ("spec", "model", "engine", "library", "precision", "parameters", "device", "threads", "command", "prompt",
-         "examples_in_prompt", "tokens_counted_by")  # fmt: skip
+         "examples_in_prompt", "tokens_counted_by", "proxy")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -394,6 +394,8 @@ def _conditions(report: BenchReport) -> dict[str, str]:
             f"{s.spec} ({s.model}{size}), {s.library}, {_threads(s.threads)}{s.device}; "
             f"{s.examples_in_prompt} examples in the prompt; tokens counted by {s.tokens_counted_by}"
         )
+        if s.proxy not in (None, "none"):
+            facts[f"{side}, through a proxy"] = str(s.proxy)
         if s.command:
             facts[f"{side}, its server"] = " ".join(s.command)
         if s.client:

@@ -228,6 +228,7 @@ class ServerSystem:
             system_prompt=bool(self.prompt.system),
             prompt=digest(self.prompt),
             tokens_counted_by=by,
+            proxy=self.api.address.way,
             client=client_facts(self.clients),
         )
 
@@ -457,7 +458,7 @@ def _serve(
         raise
     try:
         server.wait(limit=SERVERS[kind].start_limit)
-        api = replace(options, api="chat", key_env=None).open(server.address.base)
+        api = replace(options, api="chat", key_env=None, proxy=None).open(server.address.base)
         # llama-cpp-python's server penalises repetition by default, the labels of the prompt among it.
         extra = {**SERVERS[kind].extra, **options.extra}
         api = replace(api, model=server.served_model() or path.name, extra=extra)

@@ -277,6 +277,7 @@ def _conditions(target: Target, requests: int, warm_up: int, *, steady: bool = F
         request_extra=hidden(dict(options.server.extra)),
         tokens_counted_by=target.counter.name if target.counter else "server",
         prompt=target.prompt_digest,
+        proxy=target.api.address.way,
         seed=options.seed,
         window="steady state: from every stream's first answer to the last request sent"
         if steady

@@ -34,6 +34,7 @@ def server_flags(function: Command) -> Command:
         ignore_eos: bool,
         insecure: bool,
         ca: Path | None,
+        proxy: str | None,
         **kwargs: Any,
     ) -> Any:
         if click.get_current_context().invoked_subcommand is not None:
@@ -46,7 +47,7 @@ def server_flags(function: Command) -> Command:
             extra["ignore_eos"] = True
         server = ServerOptions(
             api=api, key_env=key_env, timeout=timeout, tokenizer=tokenizer, extra=extra,
-            authorities=str(ca) if ca else None, verify=not insecure,
+            authorities=str(ca) if ca else None, verify=not insecure, proxy=proxy,
         )  # fmt: skip
         return function(*args, server=server, **kwargs)
 
@@ -76,6 +77,12 @@ def server_flags(function: Command) -> Command:
             ),
             click.option("--insecure", is_flag=True, help="Do not check the server's TLS certificate."),
             click.option("--ca", type=PATH, help="Certificate authorities to trust instead of the system's."),
+            click.option(
+                "--proxy",
+                metavar="URL|env",
+                help="An HTTP proxy on the way to the server; env: that of HTTP_PROXY, HTTPS_PROXY, NO_PROXY. "
+                "Default: none.",
+            ),
         )
     ):
         command = option(command)

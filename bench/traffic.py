@@ -13,7 +13,7 @@ from typing import Any
 from unshot.contracts.figures import Figures
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Message
-from unshot.engines.address import parse_url, read_key
+from unshot.engines.address import parse_url, read_key, through_proxy
 from unshot.engines.openai import CHAT, Api, served_models
 from unshot.errors import InputError, UnshotError
 from unshot.secret import remember_in
@@ -47,10 +47,12 @@ class ServerOptions:
     extra: dict[str, Any] = field(default_factory=dict)
     authorities: str | None = None
     verify: bool = True
+    proxy: str | None = None
 
     def open(self, url: str) -> Api:
-        """The API at `url`. Raises `InputError` for a bad URL or a key that is not set."""
+        """The API at `url`. Raises `InputError` for a bad URL or proxy, or a key that is not set."""
         address = parse_url(url, authorities=self.authorities, verify=self.verify)
+        address = through_proxy(address, self.proxy)
         address.context()
         return Api(address, self.model, self.api, read_key(self.key_env, self.key_flag), self.extra)
 

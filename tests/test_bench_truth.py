@@ -27,7 +27,7 @@ from bench.sides import BlockResult
 from bench.single import LoadJob, SweepJob, load_run, sweep_run
 from bench.target import LoadOptions, Target
 from bench.traffic import ServerOptions
-from tests.golden import golden_server, golden_thread, wait_for_requests
+from tests.golden import certificate, golden_server, golden_thread, wait_for_requests
 from tests.logs import run_here
 from unshot.console import Output
 from unshot.contracts.figures import Client
@@ -372,19 +372,10 @@ def test_a_client_that_was_stopped_is_found_out(tmp_path: Path) -> None:
 
 
 def test_a_tls_handshake_is_a_figure_of_its_own_and_not_the_clients_lateness(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key), "-out", str(certificate),
-         "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"],
-        capture_output=True,
-    )  # fmt: skip
-    if made.returncode:
-        pytest.skip("openssl cannot make a certificate here")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    made, context = certificate(tmp_path)
     with golden_thread(tls=context, ttft_ms=20, itl_ms=1, tokens=2) as url:
         refused = load_run(LoadJob(options(url), tmp_path / "refused", "closed:1", 2, warm_up=0), QUIET)
-        server = ServerOptions("golden", authorities=str(certificate))
+        server = ServerOptions("golden", authorities=str(made))
         target = Target(LoadOptions(url, server))
         target.options.server.open(url)
         # Ten requests at once on connections that are not open yet.

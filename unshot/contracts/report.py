@@ -153,6 +153,8 @@ class SystemFacts(EngineFacts, kw_only=True):
     prompt: str | None = None
     concurrency: int = 1
     tokens_counted_by: str = "engine"
+    # On the way to a server: the proxy's URL, or `none`.
+    proxy: str | None = None
     client: Client | None = None
 
 
@@ -272,6 +274,8 @@ class LoadConditions(Record, kw_only=True):
     request_extra: dict[str, Any] = field(default_factory=dict)
     tokens_counted_by: str = "server"
     prompt: str | None = None
+    # On the way to the server: the proxy's URL, or `none`.
+    proxy: str | None = None
     hardware: Hardware
     date: str
 

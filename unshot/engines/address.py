@@ -1,15 +1,39 @@
-"""A server's address and key, and one request to it outside any measurement."""
+"""A server's address, key and proxy, and one request to it outside any measurement."""
 
 from __future__ import annotations
 
+import base64
 import http.client
 import os
 import ssl
-from dataclasses import dataclass
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field, replace
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from unshot.errors import InputError
 from unshot.secret import remember, without_credentials
+
+# What `--proxy` says for the proxy that the environment names.
+ENVIRONMENT = "env"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """An HTTP proxy, and what it is told of who asks."""
+
+    host: str
+    port: int
+    authorization: str | None = field(default=None, repr=False)
+
+    @property
+    def base(self) -> str:
+        """Its URL without credentials."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What goes to the proxy alone."""
+        return {"Proxy-Authorization": self.authorization} if self.authorization else {}
 
 
 @dataclass(frozen=True)
@@ -23,6 +47,17 @@ class Address:
     # TLS: a file of certificate authorities instead of the system's, or no check of the certificate at all.
     authorities: str | None = None
     verify: bool = True
+    proxy: Proxy | None = None
+
+    @property
+    def hop(self) -> tuple[str, int]:
+        """Host and port that a connection is opened to: the proxy's where there is one."""
+        return (self.proxy.host, self.proxy.port) if self.proxy else (self.host, self.port)
+
+    @property
+    def way(self) -> str:
+        """For a report: the proxy's URL, or `none`."""
+        return self.proxy.base if self.proxy else "none"
 
     @property
     def base(self) -> str:
@@ -81,6 +116,39 @@ def parse_url(url: str, *, authorities: str | None = None, verify: bool = True) 
     return Address(parts.hostname, port or (443 if tls else 80), tls, path, authorities, verify)
 
 
+def through_proxy(address: Address, given: str | None) -> Address:
+    """The address as it is reached by `--proxy`: an HTTP proxy's URL, `env` for the environment's, None for none.
+
+    The environment's are HTTP_PROXY, HTTPS_PROXY and NO_PROXY, as urllib reads them; only there may a proxy's URL hold
+    user and password. Raises `InputError`.
+    """
+    if given is None:
+        return address
+    url: str | None = given
+    if given == ENVIRONMENT:
+        scheme = "https" if address.tls else "http"
+        url = None if proxy_bypass(address.host) else getproxies().get(scheme)
+    if not url:
+        return address
+    name = f"--proxy {without_credentials(url)}"
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port or 80
+    except ValueError as error:
+        raise InputError(f"{name}: not a URL ({error})") from None
+    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/") or parts.query:
+        raise InputError(f"{name}: not an HTTP proxy's address; give http://HOST:PORT")
+    if parts.username is None:
+        return replace(address, proxy=Proxy(parts.hostname, port))
+    if given != ENVIRONMENT:
+        raise InputError(
+            "the proxy's URL holds credentials; set it as HTTP_PROXY or HTTPS_PROXY and say --proxy env"
+        )
+    said = f"{unquote(parts.username)}:{remember(unquote(parts.password or ''))}"
+    coded = remember(base64.b64encode(said.encode()).decode())
+    return replace(address, proxy=Proxy(parts.hostname, port, f"Basic {coded}"))
+
+
 def call(
     address: Address, path: str, *, body: bytes | None = None, key: str | None = None, timeout: float = 10.0
 ) -> tuple[int, bytes]:
@@ -103,12 +171,17 @@ def request_once(
         headers["Content-Type"] = "application/json"
     context = address.context()
     connection: http.client.HTTPConnection
+    target = address.path + path
     if context is None:
-        connection = http.client.HTTPConnection(address.host, address.port, timeout=timeout)
+        connection = http.client.HTTPConnection(*address.hop, timeout=timeout)
+        if address.proxy:
+            target, headers = f"{address.base}{path}", {**headers, **address.proxy.headers}
     else:
-        connection = http.client.HTTPSConnection(address.host, address.port, timeout=timeout, context=context)
+        connection = http.client.HTTPSConnection(*address.hop, timeout=timeout, context=context)
+        if address.proxy:
+            connection.set_tunnel(address.host, address.port, address.proxy.headers)
     try:
-        connection.request("GET" if body is None else "POST", address.path + path, body, headers)
+        connection.request("GET" if body is None else "POST", target, body, headers)
         response = connection.getresponse()
         found = {name.lower(): value for name, value in response.getheaders()}
         return response.status, found, response.read()

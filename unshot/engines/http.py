@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from unshot.engines.address import Address
+from unshot.engines.address import Address, Proxy
 from unshot.engines.sse import EventParser
 from unshot.errors import InputError
 
@@ -75,6 +75,10 @@ class Exchange:
         self.ended = time.perf_counter()
         self.error, self.detail = error, detail
         self.done(self)
+
+
+class ProxyError(OSError):
+    """The proxy does not lead to the server."""
 
 
 class Connection(asyncio.Protocol):
@@ -281,11 +285,14 @@ class Pool:
         try:
             connection = await self.connect(exchange)
         except socket.gaierror as error:
-            exchange.finish("dns", f"{self.address.host}: {error.strerror or error}")
+            exchange.finish("dns", f"{self.address.hop[0]}: {error.strerror or error}")
         except ssl.SSLError as error:
             exchange.finish("tls", str(error.reason or error))
+        except ProxyError as error:
+            exchange.finish("proxy", str(error))
         except OSError as error:
-            exchange.finish("connect", f"{self.address.authority}: {error.strerror or error}")
+            place = f"the proxy {self.address.proxy.base}" if self.address.proxy else self.address.authority
+            exchange.finish("connect", f"{place}: {error.strerror or error}")
         else:
             if exchange.ended:
                 self.put(connection)
@@ -310,18 +317,53 @@ class Pool:
         failure: OSError | None = None
         for address in addresses:
             try:
-                _, connection = await self.loop.create_connection(
-                    lambda: Connection(self), *address[:2], ssl=self._context, server_hostname=name
-                )
+                if self.address.proxy and self._context:
+                    connection = await self._tunnel(self.address.proxy, *address)
+                else:
+                    _, connection = await self.loop.create_connection(
+                        lambda: Connection(self), *address, ssl=self._context, server_hostname=name
+                    )
             except OSError as error:
                 failure = failure or error
             else:
                 self._all.add(connection)
                 return connection
-        raise failure or OSError(f"{self.address.host} has no address")
+        raise failure or OSError(f"{self.address.hop[0]} has no address")
+
+    async def _tunnel(self, proxy: Proxy, host: str, port: int) -> Connection:
+        """TLS to the server inside a proxy's tunnel (CONNECT, RFC 9110, 9.3.6). Raises `ProxyError`."""
+        assert self._context is not None
+        # Not a StreamWriter, which would close the transport when it is collected.
+        reader = asyncio.StreamReader()
+        plain, _ = await self.loop.create_connection(
+            lambda: asyncio.StreamReaderProtocol(reader), host, port
+        )
+        try:
+            server = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
+            place = f"{server}:{self.address.port}"
+            lines = [f"CONNECT {place} HTTP/1.1", f"Host: {place}"]
+            lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
+            plain.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except (EOFError, asyncio.LimitOverrunError):
+                raise ProxyError(f"{proxy.base} gave no answer to CONNECT {place}") from None
+            status = head.split(b"\r\n", 1)[0].decode("latin-1")
+            if not (status.startswith("HTTP/1.") and status.split(" ")[1:2] == ["200"]):
+                raise ProxyError(f"{proxy.base} answered CONNECT {place} with `{status[:80]}`")
+            connection = Connection(self)
+            transport = await self.loop.start_tls(
+                plain, connection, self._context, server_hostname=self.address.host
+            )
+            assert transport is not None
+            connection.connection_made(transport)
+        except BaseException:
+            plain.abort()
+            raise
+        return connection
 
     async def _resolve(self) -> list[tuple[str, int]]:
-        """The host's addresses, looked up once a run; a failed look-up is tried again with the next connection.
+        """The addresses of the host that is connected to, looked up once a run; a failed look-up is tried again with the next connection.
 
         In a thread of its own: a resolver that hangs must hold up neither the loop nor the end of the run.
         """
@@ -339,8 +381,9 @@ class Pool:
             def look_up() -> None:
                 found: list[tuple[str, int]] | OSError
                 try:
-                    infos = socket.getaddrinfo(self.address.host, self.address.port, type=socket.SOCK_STREAM)
-                    found = list(dict.fromkeys((str(i[4][0]), self.address.port) for i in infos))
+                    host, port = self.address.hop
+                    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                    found = list(dict.fromkeys((str(i[4][0]), port) for i in infos))
                 except OSError as error:
                     found = error
                 with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -380,8 +423,11 @@ class Pool:
 
 def request_bytes(address: Address, path: str, body: bytes, headers: dict[str, str]) -> bytes:
     """A POST request. Raises `InputError` for a header that would break out of its line."""
-    lines = [f"POST {address.path}{path} HTTP/1.1", f"Host: {address.authority}"]
-    for name, value in headers.items():
+    # A proxy is told the whole URL; inside its tunnel, under TLS, the server speaks for itself.
+    asked = address.proxy if not address.tls else None
+    target = f"{address.base if asked else address.path}{path}"
+    lines = [f"POST {target} HTTP/1.1", f"Host: {address.authority}"]
+    for name, value in {**headers, **(asked.headers if asked else {})}.items():
         if any(c in value for c in "\r\n"):
             raise InputError(f"the header {name} holds a line break; check the API key")
         lines.append(f"{name}: {value}")
