@@ -146,7 +146,7 @@ def _conditions(a: _Measured, b: _Measured, side: str) -> list[str]:
         raise InputError(f"{a.path} is a report of `{a.report.kind}`, {b.path} one of `{b.report.kind}`")
     named: list[str] = []
     old, new = a.report.conditions.plain(), b.report.conditions.plain()
-    for key in ("max_tokens", "concurrency", "cache", "prompt_words", "decoding"):
+    for key in ("max_tokens", "concurrency", "cache", "prompt_words", "decoding", "turns", "think_time"):
         if old.get(key) != new.get(key):
             raise InputError(
                 f"{b.path}: {key.replace('_', ' ')} is {new.get(key)}, in {a.path} it is {old.get(key)}: another "

@@ -31,6 +31,8 @@ SWEEP = 0.05
 MAX_BACK_OFF = 30.0
 
 Done = Callable[[int, Exchange], None]
+# What comes after an answer: seconds of thought and the next turn's bytes; None where the conversation is over.
+Follow = Callable[[Exchange], tuple[float, bytes] | None]
 # The requests' bytes: all of them, or made when they are sent.
 Payloads = Sequence[bytes] | Callable[[int], bytes]
 
@@ -117,7 +119,8 @@ class Driver:
 
     `warm_connections` are opened before the clock starts. `ramp` spreads a closed loop's first requests over so
     many seconds, so that its streams do not all begin at once. It ends after `count` requests or `duration` seconds,
-    whichever comes first; requests under way then are still waited for.
+    whichever comes first; requests under way then are still waited for. With `follow` each of the `count` is the begin
+    of a conversation, whose next turn is sent when the answer has come and the time to think is over.
     """
 
     def __init__(
@@ -134,8 +137,11 @@ class Driver:
         ramp: float = 0.0,
         began: float | None = None,
         start_time: Callable[[], Awaitable[float]] | None = None,
+        follow: Follow | None = None,
     ) -> None:
         self.address = address
+        self._follow = follow
+        self._thinking = 0
         self._payload = payloads if callable(payloads) else payloads.__getitem__
         given = count if callable(payloads) else len(payloads)
         self.load = load
@@ -195,7 +201,9 @@ class Driver:
             began=self.began,
             seconds=ended - self.began,
             # Until the client had it ready: connecting and the TLS handshake are not its lateness.
-            lateness=np.array([max(0.0, e.handed - e.scheduled) for e in self.exchanges if e.handed])
+            lateness=np.array(
+                [max(0.0, e.handed - e.scheduled) for e in self.exchanges if e.handed and not e.turn]
+            )
             if self.load.open
             else np.zeros(0),
             stalls=np.asarray(self._stalls),
@@ -222,12 +230,13 @@ class Driver:
     def _start(self) -> None:
         if not self.total:
             self._finished.set()
-        elif self.load.open:
+            return
+        if self.duration is not None and (self._follow or not self.load.open):
+            self._loop.call_later(self.duration, self._time_is_up)
+        if self.load.open:
             self._due()
         else:
             streams = min(self.load.concurrency, self.total)
-            if self.duration is not None:
-                self._loop.call_later(self.duration, self._time_is_up)
             for number in range(streams):
                 if self.ramp and number:
                     self._loop.call_later(self.ramp * number / streams, self._resume)
@@ -236,26 +245,33 @@ class Driver:
 
     def _time_is_up(self) -> None:
         self.total = min(self.total, self._next)
-        if not self._active:
-            self._finished.set()
+        # What its user still thinks about is not asked any more.
+        self._follow = None
+        self._thinking = 0
+        self._end_if_over()
 
     def _due(self) -> None:
         """Send all that is due, then sleep until the next."""
         while self._next < self.total and not self._interrupted:
-            when = self.began + self.arrivals[self._next]
+            when = self.began + float(self.arrivals[self._next])
             if when > time.perf_counter():
                 self._alarm.set(when)
                 return
             self._send(when)
 
     def _send(self, scheduled: float) -> None:
-        number = self._next
         self._next += 1
+        self._hand(scheduled, self._payload(self._next - 1), self._next - 1, 0)
+
+    def _hand(self, scheduled: float, payload: bytes, origin: int, turn: int) -> None:
+        number = len(self.exchanges)
         exchange = Exchange(
-            self._payload(number),
+            payload,
             scheduled,
             self.timeout,
             lambda e, number=number: self._end(number, e),  # type: ignore[misc]
+            origin=origin,
+            turn=turn,
         )
         self.exchanges.append(exchange)
         self._active.add(number)
@@ -268,19 +284,32 @@ class Driver:
             self._done(number, exchange)
         if self._interrupted:
             return
-        if not self.load.open and self._next < self.total:
+        following = self._follow(exchange) if self._follow else None
+        if following is not None:
+            self._thinking += 1
+            self._loop.call_later(following[0], self._next_turn, exchange, following[1])
+        elif not self.load.open and self._next < self.total:
             wait = retry_after(exchange)
             if wait:
                 self._loop.call_later(wait, self._resume)
             else:
                 self._send(time.perf_counter())
-        elif not self._active and self._next >= self.total:
-            self._finished.set()
+        else:
+            self._end_if_over()
+
+    def _next_turn(self, before: Exchange, payload: bytes) -> None:
+        if self._follow is not None and not self._interrupted:
+            self._thinking -= 1
+            self._hand(time.perf_counter(), payload, before.origin, before.turn + 1)
 
     def _resume(self) -> None:
         if self._next < self.total and not self._interrupted:
             self._send(time.perf_counter())
-        elif not self._active:
+        else:
+            self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        if not self._active and not self._thinking and self._next >= self.total:
             self._finished.set()
 
     def _give_up(self, number: int, error: str, detail: str) -> None:

@@ -44,6 +44,9 @@ class RequestRecord(Record, kw_only=True):
     row: int
     block: int
     request: int = -1
+    # Which conversation it is of, and which turn of it, from 0.
+    conversation: int | None = None
+    turn: int | None = None
     scheduled: float
     start: float
     token_times: list[float] = field(default_factory=list)

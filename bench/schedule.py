@@ -33,6 +33,8 @@ class Load:
     text: str = ""
     # What a trace asks at its times: messages, or an input for the prompt. Empty: the target's own requests.
     requests: tuple[str | list[Message], ...] = ()
+    # Seconds that each of them took to be answered, where the log says so (`e2e_s`).
+    spans: tuple[float | None, ...] = ()
 
     @property
     def open(self) -> bool:
@@ -92,7 +94,7 @@ def _trace(path: Path, text: str) -> Load:
     files = sorted(path.glob("requests*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: no requests*.jsonl in it; give a request log or a file of send times")
-    found: list[tuple[float, str | list[Message] | None]] = []
+    found: list[tuple[float, str | list[Message] | None, float | None]] = []
     for file in files:
         for number, line in enumerate(read_text(file).splitlines(), start=1):
             if not line.strip():
@@ -104,8 +106,9 @@ def _trace(path: Path, text: str) -> Load:
                         continue
                     said = next((value[k] for k in ("messages", "input", "prompt") if value.get(k)), None)
                     when = float(value["time"] if "time" in value else value["timestamp"] / 1000)
+                    span = None if value.get("e2e_s") is None else float(value["e2e_s"])
                 else:
-                    said, when = None, float(value)
+                    said, when, span = None, float(value), None
             except (ValueError, KeyError, TypeError):
                 raise InputError(
                     f"{file}, line {number}: no send time; give a number of seconds, or JSON with `time` (seconds) or "
@@ -113,10 +116,10 @@ def _trace(path: Path, text: str) -> Load:
                 ) from None
             if not math.isfinite(when):
                 raise InputError(f"{file}, line {number}: the send time is not a finite number")
-            found.append((when, said))
+            found.append((when, said, span))
     if not found:
         raise InputError(f"{path}: empty; it needs one send time a line")
-    texts = [said for _, said in found]
+    texts = [said for _, said, _ in found]
     if any(texts) and not all(texts):
         raise InputError(
             f"{path}: {texts.count(None)} of {len(texts)} lines have no text; replay all of them or none"
@@ -124,7 +127,8 @@ def _trace(path: Path, text: str) -> Load:
     found.sort(key=lambda entry: entry[0])
     return Load(
         "trace",
-        times=tuple(when - found[0][0] for when, _ in found),
-        requests=tuple(said for _, said in found if said is not None),
+        times=tuple(when - found[0][0] for when, _, _ in found),
+        requests=tuple(said for _, said, _ in found if said is not None),
+        spans=tuple(span for _, _, span in found),
         text=text,
     )

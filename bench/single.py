@@ -70,9 +70,14 @@ def load_run(job: LoadJob, out: Output) -> LoadReport:
         manifest.inputs = target.inputs
         target.warm_up(job.warm_up)
         requests = job.requests
-        if requests is None and job.duration is None:
-            requests = len(wanted.times) if wanted.kind == "trace" else REQUESTS
-        many = f"{job.duration:g} s" if job.duration is not None else f"{requests} requests"
+        if requests is None and job.duration is None and wanted.kind != "trace":
+            requests = REQUESTS
+        unit = "requests"
+        if job.target.turns > 1:
+            (wanted, requests), unit = target.converse(wanted, requests), "conversations"
+        elif wanted.kind == "trace" and requests is None and job.duration is None:
+            requests = len(wanted.times)
+        many = f"{job.duration:g} s" if job.duration is not None else f"{requests} {unit}"
         out.log(f"{job.target.url}: {many}, {wanted.text}")
         with manifest.timed("load"):
             got = target.measure(
@@ -92,6 +97,7 @@ def load_run(job: LoadJob, out: Output) -> LoadReport:
             warnings=got.warnings,
             partial=got.interrupted,
             figures=got.figures,
+            turns=got.turns,
             failure=_failure(got.records),
             client=got.client,
             resources=got.resources,
@@ -275,6 +281,8 @@ def _conditions(target: Target, requests: int, warm_up: int, *, steady: bool = F
         timeout=options.server.timeout,
         api=options.server.api,
         request_extra=hidden(dict(options.server.extra)),
+        turns=options.turns if options.turns > 1 else None,
+        think_time=target.think_time,
         tokens_counted_by=target.counter.name if target.counter else "server",
         prompt=target.prompt_digest,
         proxy=target.api.address.way,

@@ -68,6 +68,12 @@ def _figures() -> Rows:
 
 
 FIGURES = _figures()
+# What is shown of each turn of a conversation.
+OF_A_TURN = {
+    name: FIGURES[name]
+    for name in ("requests", "answered", "errors", "prompt tokens per request", "cached prompt tokens",
+                 "output tokens per request", "TTFT p50", "TTFT p99", "TPOT p50", "end to end p50")
+}  # fmt: skip
 
 
 def load_summary(report: LoadReport) -> list[RenderableType]:
@@ -75,6 +81,7 @@ def load_summary(report: LoadReport) -> list[RenderableType]:
     return [
         *(f"warning: {w}" for w in report.warnings),
         _table(f"{report.url}, {report.load}", [("", report.figures)]),
+        *([_table("by turn", _turns(report), OF_A_TURN)] if report.turns else []),
         *(f"{name}: {text}" for name, text in _client(report.client, report.resources).items()),
     ]
 
@@ -89,14 +96,18 @@ def sweep_summary(report: SweepReport) -> list[RenderableType]:
     ]
 
 
-def _table(title: str, columns: Sequence[tuple[str, Figures]]) -> RenderableType:
+def _turns(report: LoadReport) -> list[tuple[str, Figures]]:
+    return [(f"turn {i}", facts) for i, facts in enumerate(report.turns, start=1)]
+
+
+def _table(title: str, columns: Sequence[tuple[str, Figures]], rows: Rows = FIGURES) -> RenderableType:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=len(columns) > 1)
     table.add_column("")
     for name, _ in columns:
         table.add_column(name, justify="right")
-    for row in table_rows(FIGURES, [f for _, f in columns]):
+    for row in table_rows(rows, [f for _, f in columns]):
         table.add_row(*row)
     return table
 
@@ -226,6 +237,12 @@ def _load_parts(report: LoadReport, records: Sequence[RequestRecord]) -> Parts:
         [[label, *(_interval(find(facts), p) for p in SHOWN)] for label, find in TIMES.items()],
         caption="Percentiles with their 95% intervals",
     )
+    if report.turns:
+        table += page.table(
+            ["", *(name for name, _ in _turns(report))],
+            table_rows(OF_A_TURN, report.turns),
+            caption="Turns of a conversation",
+        )
     good = [r for r in records if r.ok]
     timeline = charts.Series(
         "end to end", [r.scheduled for r in good], [r.seconds * 1000 for r in good], points=True, joined=False

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-import multiprocessing.synchronize
 import os
 import random
-import signal
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as NotYet
-from contextlib import suppress
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import BrokenBarrierError
 
-import numpy as np
-
+from bench.conversation import Conversation, Talk, of_log, of_rows, parse_think, talk_warnings, undated
 from bench.counters import counted, read_counters
-from bench.load import Driver, LoadResult, drive, run_loop
+from bench.load import Driver, LoadResult, drive
+from bench.processes import run_processes
 from bench.records import RequestRecord, summarise
 from bench.resources import Monitor, energy_per_request
 from bench.schedule import Load
@@ -47,12 +38,9 @@ from unshot.contracts.manifest import describe_file
 from unshot.data.prompts import load_prompt
 from unshot.data.rows import Message, read_examples
 from unshot.engines.http import Exchange
-from unshot.engines.openai import Api
-from unshot.errors import InputError, OutsideError
+from unshot.errors import InputError
 
 RAMP_PER_STREAM = 0.002
-# Seconds until client processes must be ready to send.
-START_LIMIT = 60
 
 
 @dataclass(frozen=True)
@@ -70,6 +58,8 @@ class LoadOptions:
     repeat: int = 0
     slo: Slo = field(default_factory=Slo)
     seed: int = 0
+    turns: int = 1
+    think_time: str | None = None
 
 
 @dataclass
@@ -82,6 +72,8 @@ class Outcome:
     interrupted: bool
     resources: Resources | None = None
     warnings: list[str] = field(default_factory=list)
+    # Of conversations, the figures of each turn.
+    turns: list[Figures] = field(default_factory=list)
 
 
 class Target:
@@ -98,15 +90,15 @@ class Target:
         self._prompt = load_prompt(options.prompt, system=options.system)
         self._words = parse_span(options.prompt_words, "--prompt-words")
         self._lengths = parse_span(options.max_tokens, "--max-tokens")
-        self._rows = None
-        if options.data:
-            self._rows = [self._prompt.request(row) for row in read_examples(options.data, answers=False)]
+        self._examples = read_examples(options.data, answers=False) if options.data else []
+        self._rows = [self._prompt.request(row) for row in self._examples] or None
         self._fresh = Fresh(f"seed {options.seed}" if options.repeat else None)
         self._uncached = Fresh()
         self._sent = 0
         # A request log that is replayed, and the number of its first request.
         self._replayed: tuple[str | list[Message], ...] = ()
         self._first = 0
+        self._talk: Talk | None = None
 
     @property
     def repeats(self) -> int:
@@ -121,8 +113,18 @@ class Target:
         return digest(self._prompt)
 
     @property
+    def think_time(self) -> str | None:
+        """Of conversations, how long their users think."""
+        return self._talk.pause if self._talk else None
+
+    @property
     def prompts(self) -> str:
         """What the requests are, for the report."""
+        if self._talk:
+            return (
+                f"conversations of {self._talk.what} with the answers that came, at most {self.options.turns} turns, "
+                f"think time {self._talk.pause}"
+            )
         if self._replayed:
             return f"{len(self._replayed)} requests of the log, as they were asked"
         what = "rows of the data" if self._rows else f"random words ({self.options.prompt_words} a prompt)"
@@ -131,15 +133,16 @@ class Target:
         return f"{what}, each with words of its own, sent once"
 
     def messages(self, number: int) -> list[Message]:
-        """Request `number` of all that this target ever sends."""
+        """Request `number` of all that this target ever sends; of a conversation, its first."""
+        if self._talk:
+            return self._talk.messages(number)
         if self._replayed:
             said = self._replayed[(number - self._first) % len(self._replayed)]
             return self._prompt.messages(said) if isinstance(said, str) else said
         which = number % self.repeats if self.repeats else number
         generator = self._fresh.generator(which)
         if self._rows is None:
-            text = " ".join(generator.choices(WORDS, k=generator.randint(*self._words)))
-            messages = self._prompt.messages(text)
+            messages = self._prompt.messages(self._text(generator))
         else:
             messages = self._rows[which % len(self._rows)]
             if not self.repeats:
@@ -147,6 +150,49 @@ class Target:
         if self.options.cache == "off":
             return uncached(messages, sentence(self._uncached.generator(number)))
         return messages
+
+    def _text(self, generator: random.Random) -> str:
+        return " ".join(generator.choices(WORDS, k=generator.randint(*self._words)))
+
+    def converse(self, load: Load, requests: int | None) -> tuple[Load, int | None]:
+        """From now on send conversations: `(the load of their first turns, how many there are)`.
+
+        They are a replayed log's, the rows', or of random words. `requests` None: all of a log's or a trace's, else as
+        many as come. Raises `InputError` for a log without conversations.
+        """
+        options, first = self.options, self._sent
+        think = parse_think(options.think_time)
+        timed = options.think_time is not None
+        said: list[Conversation] = []
+        logged = bool(load.requests)
+        if logged:
+            load, said = of_log(load, self._prompt, options.turns, timed=timed)
+        elif self._examples:
+            said = of_rows(self._examples, self._prompt, options.turns)
+
+        def script(number: int) -> Conversation:
+            if logged:
+                return said[number - first]
+            which = number % options.repeat if options.repeat else number
+            generator = self._fresh.generator(which)
+            if not said:
+                texts = [self._text(generator) for _ in range(options.turns)]
+                return undated(self._prompt.messages(texts[0]), texts[1:])
+            found = said[which % len(said)]
+            words = sentence(generator)
+            return found if options.repeat else replace(found, first=fresh_input(found.first, words))
+
+        def request(messages: Sequence[Message], number: int, turn: int) -> bytes:
+            lengths = random.Random(f"{options.seed}:{number}:{turn}")
+            prompt = prompt_of(self.api, messages, self.counter)
+            return self.api.wrap(self.api.body(prompt, lengths.randint(*self._lengths)))
+
+        what = "the log" if logged else "the rows" if said else "random words"
+        pause = "as in the log" if logged and not timed else f"{options.think_time or 0} s"
+        self._talk = Talk(script, request, self.api.kind, think, options.seed, first, what, pause)
+        if requests is None:
+            return load, len(load.times) or None
+        return load, self._talk.count(requests, len(said) if logged else None)
 
     def body(self, number: int) -> bytes:
         """The JSON of request `number`; its length is drawn by the seed."""
@@ -189,7 +235,7 @@ class Target:
         steady: bool = False,
     ) -> Outcome:
         """Drive the load and sum it up."""
-        self._replayed, self._first = load.requests, self._sent
+        self._replayed, self._first = () if self._talk else load.requests, self._sent
         if ray:
             return self._on_ray(load, count or 1, ray, ray_address, out)
         before = read_counters(self.api.address)
@@ -197,19 +243,36 @@ class Target:
             run, records = self.run(load, count, processes=processes, duration=duration)
         after = read_counters(self.api.address) if before else {}
         chosen, seconds = steady_window(records, load, run.seconds) if steady else (records, run.seconds)
-        facts = summarise(chosen, seconds, self.options.slo, asked=None if load.open else load.concurrency)
+        # Who thinks has nothing in flight.
+        asked = None if load.open or (self._talk and self._talk.think[1]) else load.concurrency
+        facts = summarise(chosen, seconds, self.options.slo, asked=asked)
         facts.server = counted(before, after)
         facts.energy = energy_per_request(monitor, records, "candidate", load.text, run.began)
+        turns = self._by_turn(chosen, seconds)
         return Outcome(
-            facts, run.client(), records, run.interrupted, monitor.facts(), self._warnings(load, facts)
+            facts,
+            run.client(),
+            records,
+            run.interrupted,
+            monitor.facts(),
+            self._warnings(load, facts, turns),
+            turns,
         )
 
-    def _warnings(self, load: Load, facts: Figures) -> list[str]:
-        found = [
-            cache_warning(
-                load.text, self.asked_share(), facts.tokens.cached_share, repeated=bool(self.repeats)
-            )
-        ]
+    def _by_turn(self, records: Sequence[RequestRecord], seconds: float) -> list[Figures]:
+        groups: dict[int, list[RequestRecord]] = {}
+        for record in records:
+            if record.turn is not None:
+                groups.setdefault(record.turn, []).append(record)
+        return [summarise(groups[turn], seconds, self.options.slo) for turn in sorted(groups)]
+
+    def _warnings(self, load: Load, facts: Figures, turns: Sequence[Figures] = ()) -> list[str]:
+        reported, repeated = facts.tokens.cached_share, bool(self.repeats)
+        found = (
+            talk_warnings(self._talk, turns, repeated=repeated)
+            if self._talk
+            else [cache_warning(load.text, self.asked_share(), reported, repeated=repeated)]
+        )
         found.append(token_warning(load.text, facts))
         flying = facts.in_flight
         if flying and facts.requests and flying.mean < 0.9 * flying.asked > 1:
@@ -239,21 +302,25 @@ class Target:
                 seed=seed,
                 warm_connections=min(streams, count or streams),
                 ramp=0.0 if streams < 8 else RAMP_PER_STREAM * streams,
+                follow=self._talk.follow if self._talk else None,
             )
             run = drive(driver)
             self._sent = max(self._sent, first + len(run.exchanges))
-        return run, [self._record(e, run, load, first + i, i) for i, e in enumerate(run.exchanges)]
+        return run, [self._record(e, run, load, first, i) for i, e in enumerate(run.exchanges)]
 
-    def _record(
-        self, exchange: Exchange, run: LoadResult, load: Load, number: int, row: int
-    ) -> RequestRecord:
+    def _record(self, exchange: Exchange, run: LoadResult, load: Load, first: int, row: int) -> RequestRecord:
         # Rendering is only worth its time where the server may leave the count to us.
-        messages = self.messages(number) if self.counter is not None else None
+        messages = None
+        if self.counter is not None:
+            number = first + (exchange.origin if self._talk else row)
+            messages = self._talk.messages(number, exchange.turn) if self._talk else self.messages(number)
         record = make_record(
             exchange, self.api, side="candidate", row=row, mode=load.text, block=0, clock=run.began,
             counter=self.counter, messages=messages,
         )  # fmt: skip
-        record.request = number
+        record.request = first + row
+        if self._talk:
+            record.conversation, record.turn = exchange.origin, exchange.turn
         return record
 
     def _on_ray(self, load: Load, count: int, workers: int, address: str | None, out: Output) -> Outcome:
@@ -291,126 +358,6 @@ def steady_window(
     end = max(r.scheduled for r in records)
     chosen = [r for r in records if begin <= r.scheduled <= end]
     return (chosen, end - begin) if chosen and end > begin else (list(records), seconds)
-
-
-def run_processes(
-    api: Api, payloads: Sequence[bytes], load: Load, processes: int, *, timeout: float, seed: int
-) -> LoadResult:
-    """The same load from several client processes: the schedule is dealt out in turn, the results put together.
-
-    Exchanges are merged whole, so every percentile is exact and means what it means for one process. Ctrl-C stops all
-    clients, and what each has measured is kept.
-    """
-    if load.open:
-        arrivals = load.arrivals(len(payloads), seed=seed)
-        loads = [Load("trace", times=tuple(arrivals[i::processes].tolist())) for i in range(processes)]
-        if load.kind == "trace":
-            payloads = payloads[: len(arrivals)]
-    else:
-        shares = [
-            load.concurrency // processes + (i < load.concurrency % processes) for i in range(processes)
-        ]
-        loads = [Load("closed", concurrency=share) for share in shares if share]
-        processes = len(loads)
-    # One clock for all: perf_counter is the machine's monotonic clock on Linux. The start is set when all are ready.
-    context = get_context("spawn")
-    start = _Start(context.Barrier(processes + 1), context.Event(), context.Value("d"))  # type: ignore[arg-type]
-    parts = [list(payloads[i::processes]) for i in range(processes)]
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_join, initargs=(start,)) as pool:
-        futures = [
-            pool.submit(_child, api, part, one, timeout) for part, one in zip(parts, loads, strict=True)
-        ]
-        try:
-            start.ready.wait(timeout=START_LIMIT)
-        except BrokenBarrierError:
-            raise OutsideError(
-                f"the {processes} client processes were not ready in {START_LIMIT} s"
-            ) from None
-        began = start.time.value = time.perf_counter() + 0.1
-        start.go.set()
-        # Their ids are not public; without them one Ctrl-C of ours would leave the clients sending.
-        runs = _results(futures, lambda: list(pool._processes))
-    exchanges = sorted((e for r in runs for e in r.exchanges), key=lambda e: e.scheduled)
-    return LoadResult(
-        exchanges=exchanges,
-        began=began,
-        seconds=max((e.ended for e in exchanges), default=began) - began,
-        lateness=np.concatenate([r.lateness for r in runs]),
-        stalls=np.concatenate([r.stalls for r in runs]),
-        watched=sum(r.watched for r in runs),
-        cpu_seconds=sum(r.cpu_seconds for r in runs),
-        connections=sum(r.connections for r in runs),
-        interrupted=any(r.interrupted for r in runs),
-        unsent=sum(r.unsent for r in runs),
-        dns_seconds=max((r.dns_seconds for r in runs if r.dns_seconds is not None), default=None),
-    )
-
-
-def _results(futures: Sequence[Future[LoadResult]], clients: Callable[[], list[int]]) -> list[LoadResult]:
-    """What the clients bring. On Ctrl-C they are told to stop, as often as it takes, and still bring what they have."""
-    stopping = False
-    while True:
-        try:
-            return [f.result(timeout=0.2 if stopping else None) for f in futures]
-        except KeyboardInterrupt:
-            stopping = True
-        except NotYet:
-            pass
-        for pid in clients():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGINT)
-
-
-@dataclass
-class _Start:
-    """What the processes share to begin together."""
-
-    ready: multiprocessing.synchronize.Barrier
-    go: multiprocessing.synchronize.Event
-    time: multiprocessing.sharedctypes.Synchronized[float]
-
-
-_start: _Start | None = None
-
-
-def _join(start: _Start) -> None:
-    global _start
-    _start = start
-    # A Ctrl-C goes to every process of the terminal: a client heeds it once it has something to keep.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _child(api: Api, payloads: list[bytes], load: Load, timeout: float) -> LoadResult:
-    start = _start
-    assert start is not None
-
-    async def start_time() -> float:
-        await asyncio.to_thread(start.ready.wait, START_LIMIT)
-        await asyncio.to_thread(start.go.wait, START_LIMIT)
-        return float(start.time.value)
-
-    driver = Driver(
-        api.address,
-        payloads,
-        load,
-        timeout=timeout,
-        warm_connections=min(load.concurrency or 64, len(payloads)),
-        start_time=start_time,
-    )
-
-    async def main() -> LoadResult:
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, driver.stop)
-        return await driver.run()
-
-    run = run_loop(main())
-    for exchange in run.exchanges:
-        exchange.done = _nothing
-    return run
-
-
-def _nothing(exchange: Exchange) -> None:
-    """Stands in for the callback, which cannot travel between processes."""
 
 
 def parse_slo(text: str | None) -> Slo:

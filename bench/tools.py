@@ -166,6 +166,19 @@ def target_options(function: Command) -> Command:
     type=SECONDS,
     help="Measure for so many seconds; the figures are of the steady state, ramp-up and drain cut off.",
 )
+@click.option(
+    "--turns",
+    type=whole(1),
+    default=1,
+    show_default=True,
+    help="Conversations of at most so many turns: of the rows, a replayed log, or random words. Each turn follows the "
+    "answer to the one before.",
+)
+@click.option(
+    "--think-time",
+    metavar="SECONDS|LOW-HIGH",
+    help="Before each later turn. Default: 0, or as the replayed log has it.",
+)
 @click.option("--warm-up", type=whole(0), default=4, show_default=True, help="Requests before measuring.")
 @click.option("--processes", type=whole(1), default=1, show_default=True, help="Client processes.")
 @click.option("--ray", type=whole(0), default=0, help="So many clients on Ray instead, for several machines.")
@@ -181,6 +194,8 @@ def load(
     load: str,
     requests: int | None,
     duration: float | None,
+    turns: int,
+    think_time: str | None,
     warm_up: int,
     processes: int,
     ray: int,
@@ -193,6 +208,8 @@ def load(
     Latencies count from the scheduled time. Exit code 1 if the client itself was the bottleneck, 3 if nothing was
     answered.
     """
+    from dataclasses import replace
+
     from bench.single import LoadJob, load_run
     from bench.single_page import load_summary
     from unshot.errors import GateError, InputError, OutsideError
@@ -205,6 +222,13 @@ def load(
         raise InputError("--format needs every request; with --ray the report holds a sample of them")
     if duration is not None and (ray or processes > 1):
         raise InputError("--duration needs one client; leave --ray and --processes out, or give --requests")
+    if turns > 1 and (ray or processes > 1):
+        raise InputError("--turns needs one client; leave --ray and --processes out")
+    if turns > 1 and target.cache == "off":
+        raise InputError("--turns: a turn repeats those before it, so there is no --cache off of it")
+    if turns == 1 and think_time is not None:
+        raise InputError("--think-time is the time between turns; give --turns N too")
+    target = replace(target, turns=turns, think_time=think_time)
     job = LoadJob(
         target, final, load, requests, warm_up, duration, processes, ray, ray_address,
         formats, overwrite,

@@ -355,12 +355,15 @@ def test_a_server_that_asks_to_wait_at_the_very_end_ends_the_run(tmp_path: Path)
     assert report.figures.errors == {"http 429": 4} and report.figures.answered == 8
 
 
-def test_records_of_a_run_can_be_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", ["closed:1", "poisson:200"])
+def test_records_of_a_run_can_be_read_back_and_compared(tmp_path: Path, load: str) -> None:
     script = [head(), delta(content="<think>a</think>b"), END, last(usage(9, 6))]
     with raw_server(lambda n, body: script) as url:
-        load_run(LoadJob(LoadOptions(url), tmp_path / "r", "closed:1", 2, warm_up=0), QUIET)
+        load_run(LoadJob(LoadOptions(url), tmp_path / "r", load, 2, warm_up=0), QUIET)
     lines = (tmp_path / "r" / "records.jsonl").read_text().splitlines()
-    assert [json.loads(line)["text"] for line in lines] == ["b", "b"]
+    records = [RequestRecord.from_json(line) for line in lines]
+    assert [r.text for r in records] == ["b", "b"] and all(r.scheduled >= 0 for r in records)
+    assert compare_reports(tmp_path / "r", tmp_path / "r", side="candidate", threshold=0.05).worse == []
 
 
 @pytest.mark.cli

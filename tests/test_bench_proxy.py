@@ -114,7 +114,10 @@ def test_the_environments_proxy_is_used_on_request_alone_and_its_password_writte
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, tls: bool
 ) -> None:
     _, context = certificate(tmp_path) if tls else (None, None)
-    with golden_thread(tls=context, ttft_ms=1, itl_ms=0, tokens=2) as url, proxy("sesame-42") as (place, seen):
+    with (
+        golden_thread(tls=context, ttft_ms=1, itl_ms=0, tokens=2) as url,
+        proxy("sesame-42") as (place, seen),
+    ):
         monkeypatch.setenv("HTTPS_PROXY" if tls else "HTTP_PROXY", f"http://me:sesame-42@{place}")
         command = ["bench", "load", url, "--insecure", "--requests", "3", "--warm-up", "1"]
         direct = run_here(capsys, *command, "--out", tmp_path / "d", "-q")

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import time

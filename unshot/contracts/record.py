@@ -29,6 +29,11 @@ WORDS = {
 }  # fmt: skip
 
 
+def _encoded(value: Any) -> Any:
+    """What msgspec cannot write: numpy's numbers as numbers (not as their text), paths and the like as texts."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
 class RecordError(ValueError):
     """What is wrong with a document, in one line."""
 
@@ -50,13 +55,13 @@ class Record(msgspec.Struct, forbid_unknown_fields=True):
 
     def plain(self) -> dict[str, Any]:
         """The fields with only JSON types in them, copied; paths become strings."""
-        found: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str, str_keys=True)
+        found: dict[str, Any] = msgspec.to_builtins(self, enc_hook=_encoded, str_keys=True)
         return found
 
     def to_json(self, indent: int = 0) -> str:
         """JSON text, on one line unless `indent` is given; what no file can hold (half a surrogate pair) is `?`."""
         try:
-            text = msgspec.json.encode(self, enc_hook=str)
+            text = msgspec.json.encode(self, enc_hook=_encoded)
         except UnicodeEncodeError:
             text = json.dumps(self.plain(), ensure_ascii=False).encode("utf-8", "replace")
         return (msgspec.json.format(text, indent=indent) if indent else text).decode()

@@ -276,6 +276,9 @@ class LoadConditions(Record, kw_only=True):
     prompt: str | None = None
     # On the way to the server: the proxy's URL, or `none`.
     proxy: str | None = None
+    # Of conversations: the turns at most, and the seconds of thought before each but the first.
+    turns: int | None = None
+    think_time: str | None = None
     hardware: Hardware
     date: str
 
@@ -294,6 +297,8 @@ class LoadReport(Document, kw_only=True):
     warnings: list[str] = field(default_factory=list)
     partial: bool
     figures: Figures
+    # Of conversations, the figures of each turn.
+    turns: list[Figures] = field(default_factory=list)
     failure: str | None
     client: Client
     resources: Resources | None = None

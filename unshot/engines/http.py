@@ -54,6 +54,9 @@ class Exchange:
     waiting: str | None = None
     # Whether a connection was opened for it.
     opened_connection: bool = False
+    # Which of the run's starts it belongs to, and which turn of that conversation it is, from 0.
+    origin: int = 0
+    turn: int = 0
     # Reads along once the stream may have ended with [DONE].
     watcher: EventParser | None = None
 
@@ -335,9 +338,7 @@ class Pool:
         assert self._context is not None
         # Not a StreamWriter, which would close the transport when it is collected.
         reader = asyncio.StreamReader()
-        plain, _ = await self.loop.create_connection(
-            lambda: asyncio.StreamReaderProtocol(reader), host, port
-        )
+        plain, _ = await self.loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), host, port)
         try:
             server = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
             place = f"{server}:{self.address.port}"
@@ -363,7 +364,7 @@ class Pool:
         return connection
 
     async def _resolve(self) -> list[tuple[str, int]]:
-        """The addresses of the host that is connected to, looked up once a run; a failed look-up is tried again with the next connection.
+        """Addresses of what is connected to, looked up once a run; a failed look-up is tried again.
 
         In a thread of its own: a resolver that hangs must hold up neither the loop nor the end of the run.
         """
