@@ -90,7 +90,7 @@ def test_general_rows_make_up_the_share_and_none_is_like_the_held_out_ones(tmp_p
 
 def test_the_shipped_set_is_sound() -> None:
     rows = read_general(None)
-    assert 60 <= len(rows) <= 100 and {r.extra["kind"] for r in rows} == {
+    assert 300 <= len(rows) <= 400 and {r.extra["kind"] for r in rows} == {
         "knowledge", "arithmetic", "language", "instruction",
     }  # fmt: skip
     for row in rows:
@@ -102,17 +102,17 @@ def test_the_shipped_set_is_sound() -> None:
     assert known([r.text for r in rows[:1]], [r.text for r in rows[1:]]) == set()
     sums = 0
     for row in rows:
-        if found := re.match(r"What is (\d+) (plus|minus|times|divided by) (\d+)\?", row.text):
+        if found := re.match(r"Calculate: (\d+) ([-+*/]) (\d+) =", row.text) or re.match(
+            r"What is (\d+) (plus|minus|times|divided by) (\d+)\?", row.text
+        ):
             one, what, other = int(found[1]), found[2], int(found[3])
-            right = {
-                "plus": one + other,
-                "minus": one - other,
-                "times": one * other,
-                "divided by": one / other,
-            }[what]
+            signs = {"plus": "+", "minus": "-", "times": "*", "divided by": "/"}
+            right = {"+": one + other, "-": one - other, "*": one * other, "/": one / other}[
+                signs.get(what, what)
+            ]
             assert float(accepted(row)[0]) == right
             sums += 1
-    assert sums >= 7
+    assert sums >= 13
 
 
 def test_an_answer_counts_as_whole_words() -> None:
@@ -131,16 +131,32 @@ def test_the_forgetting_gate_fails_on_a_fall_and_on_perplexity() -> None:
     def measured(right: int, perplexity: float) -> Measured:
         return Measured(perplexity, [i < right for i in range(size)])
 
-    assert forgetting(rows, measured(50, 10), measured(49, 11), 0.1).passed is True
-    # 5 of 82 fewer may be 0.12 less: not shown either way.
-    unclear = forgetting(rows, measured(50, 10), measured(45, 11), 0.1)
+    known = size * 6 // 10
+    assert forgetting(rows, measured(known, 10), measured(known - size // 20, 11), 0.1).passed is True
+    # A twelfth fewer may be over a tenth less: not shown either way.
+    unclear = forgetting(rows, measured(known, 10), measured(known - size // 12, 11), 0.1)
     assert unclear.passed is None and "too few questions" in unclear.detail
-    fell = forgetting(rows, measured(50, 10), measured(30, 10), 0.1)
+    fell = forgetting(rows, measured(known, 10), measured(known - size // 4, 10), 0.1)
     assert fell.passed is False and fell.figures["change"]["high"] < 0
-    assert forgetting(rows, measured(50, 10), measured(30, 10), 0.5).passed is True
-    assert forgetting(rows, measured(50, 10), measured(50, 16), 0.1).passed is False
+    assert forgetting(rows, measured(known, 10), measured(known - size // 4, 10), 0.5).passed is True
+    assert forgetting(rows, measured(known, 10), measured(known, 16), 0.1).passed is False
     # A base that knows nothing of the set cannot be seen to forget it: nobody can tell.
-    assert forgetting(rows, measured(5, 10), measured(0, 10), 0.01).passed is None
+    assert forgetting(rows, measured(size // 16, 10), measured(0, 10), 0.01).passed is None
+
+
+def test_a_usual_change_of_answers_is_enough_for_a_verdict() -> None:
+    """A tuned 135M answered a quarter of the questions otherwise, 0.024 worse on balance: 82 could not tell."""
+    rows = read_general(None)
+    size = len(rows)
+    before = [i % 5 < 2 for i in range(size)]
+    lost, won = size * 135 // 1000, size * 111 // 1000
+    knew = [i for i, right in enumerate(before) if right][:lost]
+    did_not = [i for i, right in enumerate(before) if not right][:won]
+    after = [right != (i in knew or i in did_not) for i, right in enumerate(before)]
+    gate = forgetting(rows, Measured(10, before), Measured(11, after), 0.1)
+    assert gate.passed is True, gate.detail
+    few = slice(0, 82)
+    assert forgetting(rows[few], Measured(10, before[few]), Measured(11, after[few]), 0.1).passed is not True
 
 
 def test_the_robustness_gate_needs_a_gap_that_is_no_chance() -> None:

@@ -23,8 +23,8 @@ MARGIN = Threshold(
 )
 FORGETTING_DROP = Threshold(
     0.1,
-    "of 82 general questions eight: less is within the noise of so few questions. A choice, not yet held against many "
-    "tuned models",
+    "of the 358 shipped questions 36: what a user would notice, and 358 can tell it from none where a quarter of the "
+    "answers change. A choice, not yet held against many tuned models",
 )
 FORGETTING_PERPLEXITY = Threshold(
     1.5,
