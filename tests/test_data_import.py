@@ -302,6 +302,7 @@ def test_a_date_in_the_system_prompt_is_a_slot_and_no_version(tmp_path: Path) ->
     case = load_case(tmp_path / "out" / "unshot.toml")
     text = tomllib.loads((tmp_path / "out" / "unshot.toml").read_text(encoding="utf-8"))["task"]["system"]
     assert text == "Today is 2026-01-{{system_1}}.\n" + SYSTEM
+    assert case.task.instruction == "Today is 2026-01-{{system_1}}."
     # The prompt round an input is the request as it was.
     for number, example in enumerate(read_examples(tmp_path / "out" / "inputs.jsonl")):
         assert case.long_prompt().request(example) == rows[number]["messages"]
@@ -325,6 +326,56 @@ def test_the_text_round_an_input_is_found_exactly(tmp_path: Path, text: str, tem
     rows = [{"messages": [turn("system", SYSTEM), *row["messages"]]} for row in rows]
     (version,), inputs = imported(tmp_path, rows)
     assert version["messages"] == 1 and version["template"] == (template or text.format("{{text}}"))
+
+
+@pytest.mark.parametrize(("shots", "pool", "ordered"), [(4, 40, False), (2, 6, True), (1, 30, False)])
+def test_examples_chosen_for_each_request_are_no_part_of_its_input(
+    tmp_path: Path, shots: int, pool: int, ordered: bool
+) -> None:
+    """Few-shot by retrieval: 3 pairs in 100 requests are not the input's, and no version each."""
+    pairs = [(turn("user", asked(n)), turn("assistant", label(n))) for n in range(pool)]
+
+    def ask(n: int) -> list[dict[str, Any]]:
+        chosen = random.Random(n).sample(range(pool), shots)
+        some = sorted(chosen) if ordered else chosen
+        return [turn("system", SYSTEM), *(m for i in some for m in pairs[i]), turn("user", asked(n + 100))]
+
+    (version,), inputs = imported(tmp_path, [{"messages": ask(n)} for n in range(200)])
+    assert version["requests"] == 200 and version["messages"] == 1
+    assert f"usually {shots} of {pool} seen" in version["notes"][0]
+    assert [row["messages"] for row in inputs[:5]] == [
+        [turn("user", asked(n + 100)), turn("assistant", label(n))] for n in range(5)
+    ]
+    prompt = load_case(tmp_path / "out" / "unshot.toml").long_prompt().static()
+    assert len(prompt) == 1 + 2 * shots and prompt[1] in [question for question, _ in pairs]
+
+
+def test_passages_in_the_system_prompt_stay_with_the_input(tmp_path: Path) -> None:
+    """Retrieval: what differs from request to request is no prompt to be moved, for the tuned model either."""
+    system = f"{SYSTEM}\n\nPassages:\n{{}}\n\nAnswer from the passages alone."
+    asks = [
+        [turn("system", system.format(f"{asked(n + 200)}\n{asked(n + 300)}")), turn("user", asked(n))]
+        for n in range(80)
+    ]
+    (version,), inputs = imported(tmp_path, [{"messages": ask} for ask in asks])
+    assert version["messages"] == 1 and inputs[3]["messages"][0] == turn("user", asked(3))
+    case = load_case(tmp_path / "out" / "unshot.toml")
+    for number, row in enumerate(read_examples(tmp_path / "out" / "inputs.jsonl")):
+        assert case.long_prompt().request(row) == asks[number]
+        short = case.short_prompt().request(row)
+        assert asked(number + 200) in short[0]["content"] and "Rule number" not in short[0]["content"]
+
+
+def test_questions_asked_alike_are_one_version(tmp_path: Path) -> None:
+    def ask(n: int) -> str:
+        return (
+            f"What is the status of {('order', 'return', 'claim')[n % 3]} number {n}?" if n % 4 else asked(n)
+        )
+
+    versions, inputs = imported(
+        tmp_path, [{"messages": [turn("system", SYSTEM), turn("user", ask(n))]} for n in range(200)]
+    )
+    assert [v["requests"] for v in versions] == [200] and inputs[5]["messages"][0]["content"] == ask(5)
 
 
 def test_conversations_and_tasks_side_by_side(tmp_path: Path) -> None:

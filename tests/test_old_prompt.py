@@ -71,6 +71,29 @@ def test_a_text_with_slots_is_recognised_by_what_stands_round_them() -> None:
     assert take_out_prompt(rows, plain)[0][0].text == "the text"
 
 
+def test_what_stood_in_the_slots_of_a_system_prompt_stays_with_the_row() -> None:
+    """A passage that was looked up for the request is no part of the prompt that moves."""
+    prompt = Prompt("Answer from the passages.\n\n{{passages}}\n\nToday is {{day}}.")
+    values = {"passages": "One passage.\nAnother one.", "day": "Monday"}
+    user: Message = {"role": "user", "content": "Which one?"}
+    asked = prompt.request(Example((user,), None, 1, values))
+    rows = [Example(tuple(asked), "the first", n) for n in range(3)]
+    found, report = take_out_prompt(rows, prompt)
+    assert found[0].messages == (user,) and found[0].extra == values
+    assert prompt.request(found[0]) == asked
+    assert Prompt("{{passages}}").request(found[0])[0]["content"] == values["passages"]
+    (taken,) = report.removed
+    assert "passage." not in taken and taken.split() == [
+        "Answer",
+        "from",
+        "the",
+        "passages.",
+        "Today",
+        "is",
+        ".",
+    ]
+
+
 def test_what_all_rows_begin_with_is_the_prompt_without_a_case() -> None:
     rows = [logged(i) for i in range(5)]
     found, report = take_out_prompt(rows, None)

@@ -19,7 +19,8 @@ from unshot.data.files import write_text
 from unshot.data.formats import Columns
 from unshot.data.log_formats import Call
 from unshot.data.logs import LogSummary, read_calls
-from unshot.data.static_part import WINDOW, Version, find_versions
+from unshot.data.prompts import SLOT
+from unshot.data.static_part import WINDOW, Pair, Version, example_pairs, find_versions
 from unshot.errors import InputError, UnshotError
 from unshot.text.counters import Counter as Tokens
 
@@ -38,6 +39,8 @@ class Sink:
     answers: int = 0
     output_tokens: list[int] = field(default_factory=list)
     sample: list[list[Message]] = field(default_factory=list)
+    chosen: Counter[Pair] = field(default_factory=Counter)
+    chosen_counts: Counter[int] = field(default_factory=Counter)
     chance: random.Random = field(default_factory=lambda: random.Random(0))
 
     def write(self, call: Call, values: list[str]) -> None:
@@ -50,7 +53,11 @@ class Sink:
             version.models[call.model] += 1
         if call.output_tokens is not None:
             self.output_tokens.append(call.output_tokens)
-        turns: list[Message] = list(call.messages[size:])
+        turns: list[Message] = list(version.turns(call.messages))
+        if version.examples:
+            pairs = example_pairs(call.messages[size:]) or []
+            self.chosen.update(pairs)
+            self.chosen_counts[len(pairs)] += 1
         columns: dict[str, str] = {}
         if version.template:
             turns[0] = {"role": turns[0]["role"], "content": "\n\n".join(values)}
@@ -229,7 +236,16 @@ def _write(folder: Path, sink: Sink, number: int) -> dict[str, Any]:
     notes = []
     if version.system:
         notes.append(
-            f"the system prompt has slots ({', '.join(version.system.names)}), filled from the inputs' columns"
+            f"the system prompt has slots ({', '.join(version.system.names)}), filled from the inputs' columns; the "
+            "case's instruction keeps them: take out what the tuned model can do without"
+        )
+    if version.examples:
+        usual = round(statistics.median(sink.chosen_counts.elements()))
+        for (question, answer), _ in sink.chosen.most_common(usual):
+            head += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        notes.append(
+            f"the example turns are chosen for each request, usually {usual} of {len(sink.chosen):,} seen: the case's "
+            f"prompt has the {usual} most used ones in all requests, the inputs have none"
         )
     if traffic.rate is None:
         notes.append(
@@ -248,7 +264,10 @@ def _write(folder: Path, sink: Sink, number: int) -> dict[str, Any]:
         write_text(folder / prompt, version.template.text())
     if head and version.template:
         _put_back(folder / "inputs.jsonl", version)
-    lines = case_file(system, prompt, traffic, model, bool(sink.answers), sink.output_tokens)
+    kept = (
+        [line for line in version.system.text().splitlines() if SLOT.search(line)] if version.system else []
+    )
+    lines = case_file(system, prompt, traffic, model, bool(sink.answers), sink.output_tokens, "\n".join(kept))
     write_text(folder / "unshot.toml", lines)
     return {
         "version": number,
@@ -323,8 +342,9 @@ def case_file(
     model: str | None,
     answers: bool,
     output_tokens: Sequence[int],
+    kept: str = "",
 ) -> str:
-    """The case file: what the log told, and as comments what it did not."""
+    """The case file: what the log told, and as comments what it did not. `kept` is the least of a short prompt."""
     lines = [
         "# Written by `unshot data import` from request logs. What the log does not tell is commented out.",
         "",
@@ -337,7 +357,12 @@ def case_file(
         if prompt
         else "# No text was found beside the system prompt: examples are none."
     )
-    lines += ['inputs = "inputs.jsonl"', '# instruction = "the tuned model\'s short prompt"', "", "[traffic]"]
+    lines.append('inputs = "inputs.jsonl"')
+    if kept:
+        lines.append(f"instruction = {json.dumps(kept)}  # what changes from request to request; shorten it")
+    else:
+        lines.append('# instruction = "the tuned model\'s short prompt"')
+    lines += ["", "[traffic]"]
     if traffic.rate is not None:
         lines.append(f"rate = {traffic.rate:.6g}  # mean of {traffic.hours:.3g} hours")
     else:

@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from unshot.data.example import Example, Message
@@ -141,6 +141,7 @@ class Finder:
         self.system = _fold(prompt.system or "")
         slotted = prompt.system is not None and SLOT.search(prompt.system)
         self.slotted = _pattern(prompt.system or "") if slotted else None
+        self.system_slots = SLOT.findall(prompt.system or "")
         self.pairs = {(_fold(e.text), _fold(e.answer or "")) for e in prompt.examples}
         self.slots: list[str] = []
         self.pattern: re.Pattern[str] | None = None
@@ -151,15 +152,21 @@ class Finder:
 
     def __call__(self, row: Example, report: PromptsInRows) -> Example:
         """The row without the prompt; `report` gets what was taken out."""
-        messages, gone = list(row.messages), []
-        if len(messages) > 1 and messages[0]["role"] == "system" and self._is_system(messages[0]["content"]):
-            gone.append(messages.pop(0)["content"])
+        messages, gone, extra = list(row.messages), [], dict(row.extra)
+        if len(messages) > 1 and messages[0]["role"] == "system":
+            found = self._in_system(messages[0]["content"])
+            if found is not None:
+                gone.append(_without(messages.pop(0)["content"], found.values()))
+                extra = {**found, **extra}
         at = 1 if messages[0]["role"] == "system" else 0
         while len(messages) > at + 2 and self._is_pair(messages[at], messages[at + 1]):
             gone += [messages.pop(at)["content"], messages.pop(at)["content"]]
-        extra = dict(row.extra)
-        if self.pattern and messages[-1]["role"] == "user" and (found := self._fill(messages[-1]["content"])):
-            text, values, static = found
+        if (
+            self.pattern
+            and messages[-1]["role"] == "user"
+            and (filled := self._fill(messages[-1]["content"]))
+        ):
+            text, values, static = filled
             gone.append(static)
             messages[-1] = {**messages[-1], "content": text}
             extra = {**values, **extra} if len(values) > 1 else extra
@@ -169,11 +176,12 @@ class Finder:
         report.removed["\n".join(gone)] += 1
         return replace(row, messages=tuple(messages), extra=extra)
 
-    def _is_system(self, text: str) -> bool:
+    def _in_system(self, text: str) -> dict[str, str] | None:
+        """What stands in the slots of the case's system prompt, if the text is that prompt; None for another text."""
+        if self.slotted and (match := self.slotted.fullmatch(text.strip())):
+            return {name: match[f"s{i}"] for i, name in enumerate(self.system_slots)}
         folded = _fold(text)
-        if self.slotted and self.slotted.fullmatch(text.strip()):
-            return True
-        return bool(folded) and folded in (self.system, self.template)
+        return {} if folded and folded in (self.system, self.template) else None
 
     def _is_pair(self, question: Message, answer: Message) -> bool:
         roles = (question["role"], answer["role"]) == ("user", "assistant")
@@ -190,10 +198,14 @@ class Finder:
         }
         if not any(values.values()):
             return None
-        static = text
-        for value in values.values():
-            static = static.replace(value, "", 1)
-        return "\n\n".join(values.values()), values, static
+        return "\n\n".join(values.values()), values, _without(text, values.values())
+
+
+def _without(text: str, values: Iterable[str]) -> str:
+    """The static rest of a text whose slots held these values."""
+    for value in values:
+        text = text.replace(value, "", 1)
+    return text
 
 
 def _pattern(template: str) -> re.Pattern[str]:

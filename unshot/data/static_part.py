@@ -1,7 +1,8 @@
 """What requests share: the prompt that stands in all of them, its versions, and the slots where they differ.
 
 Requests of one version have the same first messages; where one message is a text with the input inside, the tokens
-that all requests share in one order are the text, and what lies between them are slots.
+that all requests share in one order are the text, and what lies between them are slots. Example turns that are chosen
+for each request (few-shot by retrieval) belong to no request's input either.
 """
 
 from __future__ import annotations
@@ -26,7 +27,17 @@ TURN_SHARE = 0.1
 AGREE = 0.98
 # Texts that a template is drawn from.
 TEXTS = 60
+# Words that some of the texts must share to be a version of a prompt: people often ask alike.
+VERSION_WORDS = 12
+# Example turns are chosen for each request where more selections than this are seen, and this share of the turns in
+# more than one neighbourhood: a conversation's turns always follow the same ones.
+SELECTIONS, MIXED = 12, 0.8
+# A system prompt's slots may hold long texts (passages looked up for the request) where this share of them differ.
+LOOKED_UP = 0.5
 TOKEN = re.compile(r"\s+|\w+|[^\w\s]")
+
+
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -79,12 +90,14 @@ class Version:
     """One version of a prompt: messages that are the same in every request, then one that may be a template.
 
     `requests` counts what matched. The message after `head` is the first that differs from request to request. With
-    `system` the first message of `head` is a system prompt with slots.
+    `system` the first message of `head` is a system prompt with slots. With `examples` each request has some of these
+    question and answer pairs between `head` and the input.
     """
 
     head: tuple[Message, ...]
     template: Template | None = None
     system: Template | None = None
+    examples: frozenset[Pair] = frozenset()
     requests: int = 0
     times: list[float] = field(default_factory=list)
     models: Counter[str] = field(default_factory=Counter)
@@ -102,11 +115,19 @@ class Version:
             head[0] = self.system.static
         return head + ([self.template.static] if self.template else [])
 
+    def turns(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages behind the static part, without the examples that were chosen for the request."""
+        return messages[-1:] if self.examples else messages[len(self.head) :]
+
     def match(self, messages: Sequence[Message]) -> list[str] | None:
         """The values of the template's slots (one, the whole text, without a template); None for another version."""
         size = len(self.head)
         if len(messages) <= size:
             return None
+        if self.examples:
+            pairs = example_pairs(messages[size:])
+            if pairs is None or 2 * sum(pair in self.examples for pair in pairs) < len(pairs):
+                return None
         for place in range(size - 1, -1, -1):
             own, other = self.head[place], messages[place]
             if own["role"] != other["role"]:
@@ -116,8 +137,37 @@ class Version:
                     return None
             elif own["content"] != other["content"]:
                 return None
-        text = messages[size]["content"]
+        text = self.turns(messages)[0]["content"]
         return self.template.values(text) if self.template else [text]
+
+
+def example_pairs(turns: Sequence[Message]) -> list[Pair] | None:
+    """The question and answer pairs before a last question; None for turns of another form."""
+    roles = [turn["role"] for turn in turns]
+    if roles != ["user", "assistant"] * (len(turns) // 2) + ["user"] or any(
+        t.get("tool_calls") for t in turns
+    ):
+        return None
+    return [(turns[i]["content"], turns[i + 1]["content"]) for i in range(0, len(turns) - 1, 2)]
+
+
+def _chosen_examples(talks: Sequence[Sequence[Message]], at: int) -> frozenset[Pair]:
+    """The pairs behind message `at` where each talk has a selection of its own; none where they are a conversation."""
+    found = [pairs for talk in talks if (pairs := example_pairs(talk[at:])) is not None]
+    before: dict[Pair, set[Pair | None]] = defaultdict(set)
+    uses: Counter[Pair] = Counter()
+    for pairs in found:
+        uses.update(pairs)
+        for pair, previous in zip(pairs, [None, *pairs], strict=False):
+            before[pair].add(previous)
+    selections = {tuple(pairs) for pairs in found if pairs}
+    if len(found) < MIXED * len(talks) or len(selections) <= SELECTIONS:
+        return frozenset()
+    if all(len(pairs) == 1 for pairs in found):
+        often = sum(count for count in uses.values() if count > 1)
+    else:
+        often = sum(uses[pair] for pair, others in before.items() if len(others) > 1)
+    return frozenset(uses) if often >= MIXED * uses.total() else frozenset()
 
 
 def find_versions(calls: Sequence[Call]) -> list[Version]:
@@ -128,7 +178,9 @@ def find_versions(calls: Sequence[Call]) -> list[Version]:
     for version in versions:
         count = sum(version.match(call.messages) is not None for call in calls)
         counted.append((count, version))
-    ranked = sorted(counted, key=lambda pair: (-(len(pair[1].head) + bool(pair[1].template)), -pair[0]))
+    ranked = sorted(
+        counted, key=lambda p: (-(len(p[1].head) + bool(p[1].template) + bool(p[1].examples)), -p[0])
+    )
     return [version for count, version in ranked if count >= min(least, len(calls))]
 
 
@@ -149,7 +201,7 @@ def _split(talks: Sequence[Sequence[Message]], at: int, least: int) -> list[Vers
         message: Message = {"role": "system", "content": template.text()}
         for version in _split(members, 1, least):
             head = (message, *version.head[1:])
-            versions.append(Version(head, version.template, template))
+            versions.append(Version(head, version.template, template, version.examples))
         talks = [t for t in talks if not any(v.match(t) is not None for v in versions)]
         groups = {
             key: m for key, m in groups.items() if template.values(key[1]) is None or key[0] != "system"
@@ -157,6 +209,10 @@ def _split(talks: Sequence[Sequence[Message]], at: int, least: int) -> list[Vers
     if len(groups) == 1 and at == 0 and next(iter(groups))[0] == "system" and len(talks[0]) > 1:
         return [*versions, *_split(next(iter(groups.values())), 1, least)]
     head = tuple(talks[0][:at]) if talks else head
+    if len(groups) > 1 and (chosen := _chosen_examples(talks, at)):
+        members = [t for t in talks if Version(head, examples=chosen).match(t) is not None]
+        texts = [talk[-1]["content"] for talk in members]
+        return [*versions, *(Version(head, text, None, chosen) for text in _templates(texts, least))]
     for (role, _), members in groups.items():
         # A message is part of the prompt where it recurs and the last message differs; a user's "Hello" is none.
         last = {m[-1]["content"] for m in members if len(m) > at + 1}
@@ -174,14 +230,21 @@ def _split(talks: Sequence[Sequence[Message]], at: int, least: int) -> list[Vers
 
 
 def _slotted_system(talks: Sequence[Sequence[Message]]) -> tuple[Template, list[Sequence[Message]]] | None:
-    """A system prompt that differs in short values only (a date, a name) and the talks that have it."""
+    """A system prompt with slots, and the talks that have it.
+
+    The slots hold short values (a date, a name), or longer ones where they differ from talk to talk (passages that
+    were looked up): a long text that recurs is another version of the prompt.
+    """
     own = [talk for talk in talks if talk[0]["role"] == "system" and len(talk) > 1]
     texts = list(dict.fromkeys(talk[0]["content"] for talk in own))
     if len(texts) < 3:
         return None
     template = draw_template(texts, sentences=False)
     values = [template.values(text) for text in texts] if template else []
-    if template is None or any(v is None or any(len(part.split()) > 2 for part in v) for v in values):
+    looked_up = len(texts) > LOOKED_UP * len(own)
+    if template is None or any(v is None for v in values):
+        return None
+    if not looked_up and any(len(part.split()) > 2 for v in values for part in v or []):
         return None
     return Template(template.pieces, system=True), own
 
@@ -200,7 +263,8 @@ def _templates(texts: Sequence[str], least: int) -> list[Template | None]:
                 groups[tuple(tokens[part])].append(text)
         for members in groups.values():
             if len(members) >= least:
-                found += _by_gap(members, least)
+                parts = _by_gap(members, least)
+                found += [p for p in parts if p and len(re.findall(r"\w+", p.static)) >= VERSION_WORDS]
         distinct = [t for t in distinct if not any(f and f.values(t) is not None for f in found)]
     return [*found, None] if distinct or not found else found
 
