@@ -10,7 +10,7 @@ from planner import oneoff, price_data, prices
 from planner.count import Counts, Label
 from planner.latency.replica import Replica
 from planner.options import IDLE, Option, Shape
-from planner.serving import Serving, calibration_note, describe, draft_of, machine, serve
+from planner.serving import Serving, calibration_note, describe, draft_of, exchanged, machine, serve
 from planner.settings import Settings
 from planner.usage import Usage
 from unshot import catalog
@@ -263,6 +263,17 @@ class Builder:
                 f"${served.machine.dollars_per_hour:g} of {served.machine.date}"
             )
         self.notes += data_sheets(one)
+        form = one.precision
+        if form.compute != "fp16" and form.compute not in one.gpu.flops and one.engine.kernels == "batched":
+            self.notes.append(
+                f"{form.name} on {one.gpu.name}: it has no {form.compute} units, so only the weights are smaller and "
+                "products are in fp16"
+            )
+        if form.note == "GGUF" and one.engine.kernels == "batched":
+            self.warnings.append(
+                f"no measured rows of {form.name} with {one.engine.title}, which calls its GGUF kernels experimental "
+                "(docs.vllm.ai, features/quantization/gguf): forecast like other weight-only formats"
+            )
         overhead = one.overhead
         measured = one.gpu.family in overhead.families if overhead.rows else one.eff.rows > 0
         rows = overhead.rows or one.eff.rows
@@ -297,9 +308,10 @@ class Builder:
                 f"speculative decoding: {draft.tokens} tokens drafted per iteration, {draft.acceptance:.0%} accepted "
                 f"as you gave it; a drafted token takes {draft.share:.0%} of an iteration (`candidate.draft_share`)"
             )
-        for asked_gpu in wanted.gpu:
-            device = catalog.gpu(asked_gpu)
+        for device in {found.name: found for found in map(catalog.gpu, wanted.gpu)}.values():
             gpu = device.name
+            if told := exchanged(device, wanted.engine):
+                self.warnings.append(told)
             if self.settings.calibration is not None:
                 self.notes.append(calibration_note(self.settings.calibration, device))
             self.notes.append(describe(machine(device, self.gpu_price(gpu), wanted.price_factor)))
@@ -407,6 +419,11 @@ class Builder:
             ttft, e2e = (found[name].at[95.0] * 1e3 for name in ("ttft", "e2e"))
             percentile, how = 95.0, "simulated"
         else:
+            why = next(iter(today.notes), "it is not forecast")
+            self.warnings.append(
+                f"no SLO was given, and {today.name} gives none ({why}): replicas are sized to 90% of their capacity, "
+                "however slow that is (--slo-ttft, --slo-e2e)"
+            )
             return
         self.slo = Slo(ttft_ms=ttft, e2e_ms=e2e, percentile=percentile)
         self.slo_source = f"what {today.name} gives today, {how}"
@@ -419,7 +436,12 @@ class Builder:
         """Cheaper API models to compare with: the user's, else the price data's; said if there are none."""
         asked = self.case.plan.cheaper_api
         if asked is not None:
-            return [] if asked == "none" else [name.strip() for name in asked.split(",") if name.strip()]
+            names = dict.fromkeys(name.strip() for name in asked.split(",") if name.strip())
+            if price.model in names:
+                raise InputError(
+                    f"--cheaper-api names {price.model}, which runs today; name cheaper ones, or none"
+                )
+            return [] if asked == "none" else list(names)
         found: list[price_data.Sibling] = []
         if price_data.known(price.model):
             found = price_data.siblings(price_data.look_up(price.model, self.now), self.now)
@@ -441,6 +463,8 @@ def data_sheets(one: Replica) -> list[str]:
         f"limits of {engine.title}: {one.slots:,} sequences, {one.chunk:,} prefill tokens an iteration; "
         f"{engine.source}",
     ]
+    if not arch.context:
+        lines.append(f"context of {arch.name}: its config.json gives no limit, so none is held to")
     if arch.source:
         lines.append(f"shape of {arch.name}: {arch.params / 1e9:.3g}e9 weights; {arch.source}")
     return lines
@@ -458,6 +482,10 @@ def _baseline(case: Case) -> tuple[str | None, str | None]:
     """`(API model, open model)`: which of the two runs today. `--baseline` may name either."""
     if case.baseline.api is not None:
         name = case.baseline.api
+        if case.baseline.model is not None:
+            raise InputError(
+                f"what runs today, {name} or {case.baseline.model}? both stand in [baseline]: leave one out"
+            )
         if not price_data.known(name):
             try:
                 return None, catalog.model(name).name

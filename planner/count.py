@@ -88,6 +88,11 @@ class Counts:
         for error in sorted(set(models.values()) - {0.0}):
             names = ", ".join(name for name, its in models.items() if its == error)
             found.append(f"tokens of {names} are approximate: within {error:.0%}")
+        thought = self.case.traffic.reasoning_tokens
+        if thought and not any(usage.reasoning for usage in self.usages.values()):
+            found.append(
+                f"{thought:g} reasoning tokens are not counted: no model of this plan reasons, by the catalog"
+            )
         if self.uncounted:
             names = ", ".join(sorted(self.uncounted))
             found.append(

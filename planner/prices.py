@@ -148,6 +148,7 @@ def api_price(
         )  # fmt: skip
     if not given:
         return with_rule(price, {})
+    _check_used(model, given, price)
     _check_units(model, given, price)
     changes: dict[str, float] = {k: v for k, v in given.items() if k not in ("training", *RULE_KEYS)}
     if "input" in given:
@@ -162,6 +163,24 @@ def api_price(
     base = f"{price.source}, {price.date or 'not dated'}" if price.input else "no published price"
     changed = replace(price, **changes, source=f"{where} (over {base})", date=when.date().isoformat())
     return with_rule(changed, given)
+
+
+def _check_used(model: str, given: dict[str, float], price: ApiPrice) -> None:
+    """Refuse prices that would change nothing, or that contradict each other."""
+    if "training" in given:
+        raise InputError(
+            f"--price {model}: training is a price of the tuned model: give it as ft-{model}:training=.."
+        )
+    rule = [key for key in (*RULE_KEYS, "write", "write_long") if key in given]
+    if rule and "cached" not in given and price.cached is None:
+        raise InputError(f"--price {model}: {', '.join(rule)} without a cached price; give cached=.. too")
+    into, cached = given.get("input", price.input), given.get("cached")
+    if cached is not None and cached > into:
+        raise InputError(
+            f"--price {model}: cached={cached:g} is above the input price of {into:g}; was it input=..?"
+        )
+    if ("batch_output" in given) != ("batch_input" in given) and price.batch_input is None:
+        raise InputError(f"--price {model}: a batch price needs both batch_input=.. and batch_output=..")
 
 
 # A price this many times above the published one is not a negotiated one; without a published one, $ per million tokens
@@ -336,11 +355,21 @@ def fine_tuned(price: ApiPrice, overrides: Overrides | None = None) -> ApiPrice 
     """The price of a fine-tuned version of an API model; None where the provider tunes none that is known."""
     name = price.model.rsplit("/", 1)[-1]
     given, where = (overrides or Overrides()).of(f"ft-{name}", baseline=False)
+    unused = sorted(set(given) - set(FineTunePrice.__struct_fields__))
+    if unused:
+        raise InputError(
+            f"--price ft-{name}: {', '.join(unused)} is not counted; give training, input, cached, output"
+        )
     facts = table("api")["finetune"].get(price.id) or table("api")["finetune"].get(name) or {}
     changed = {"source": where, "date": date.today().isoformat()} if given else {}
     try:
         found = msgspec.convert({**facts, **given, **changed}, FineTunePrice)
     except msgspec.ValidationError:
+        if given:
+            missing = sorted({"training", "input", "output"} - set(facts) - set(given))
+            raise InputError(
+                f"--price ft-{name}: no fine-tuning price is known; give {', '.join(missing)} too"
+            ) from None
         return None
     half = price.batch_input is not None
     return replace(

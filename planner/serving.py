@@ -19,7 +19,7 @@ from planner.latency.step import Draft, Efficiency
 from planner.usage import Usage
 from unshot import catalog
 from unshot.case import CandidateSettings, Slo, TrafficSettings
-from unshot.catalog import Architecture, Gpu
+from unshot.catalog import Architecture, Engine, Gpu
 from unshot.contracts.plan import MachinePrice
 from unshot.errors import InputError
 
@@ -133,17 +133,19 @@ def serve(
     """
     device = catalog.gpu(gpu)
     arch = catalog.model(model)
-    engine = catalog.engine(setup.engine or device.engine)
-    if engine.kernels == "batched" and device.engine == "llamacpp":
-        engine = catalog.engine(
-            device.engine
-        )  # no other engine of the catalog runs on a CPU or an Apple chip
+    engine = engine_on(device, setup.engine)
     cached = usage.prefix // engine.block * engine.block if prefix_cache else 0
     load = load_of(usage, traffic.rate, traffic.arrival_cv, cached=cached)
     eff: Efficiency | None = None
     measured = _calibrated(calibration) if calibration is not None else None
     if measured is not None and measured.holds_for(device):
-        eff, engine = measured.efficiency, measured.engine
+        eff = measured.efficiency
+        if measured.engine.name != engine.name and setup.engine is not None:
+            raise InputError(
+                f"{calibration} was taken with {measured.engine.title} and [candidate] engine is {engine.name}: leave "
+                "one of them out"
+            )
+        engine = measured.engine
 
     def sized(shards: int) -> Replica:
         return replica(
@@ -156,7 +158,10 @@ def serve(
         tried = (sized(shards) for shards in SHARDS if one.limit < 1)
         one = next((r for r in tried if r.limit >= 1), one)
     why = _too_long(arch, usage)
-    if catalog.precision(precision).name in engine.lacks.get(device.family, ()):
+    if arch.heads % one.tensor_parallel:
+        why = f"{arch.name}'s {arch.heads} heads do not divide among {one.tensor_parallel} devices"
+    form = catalog.precision(precision)
+    if {form.name, form.note} & {*engine.lacks.get(device.family, ()), *engine.lacks.get("all", ())}:
         why = f"{engine.title} has no {precision} kernels for {device.title}"
     sizing = Sizing(0.0, why) if why else rate_within(one, load, seconds(slo))
     spread = math.exp(Z95 * one.eff.spread)
@@ -174,9 +179,31 @@ def serve(
     )
 
 
+def engine_on(device: Gpu, asked: str | None) -> Engine:
+    """The engine asked for, else what the device usually runs; on a CPU or an Apple chip always llama.cpp."""
+    engine = catalog.engine(asked or device.engine)
+    return catalog.engine(device.engine) if _exchanged(engine, device) else engine
+
+
+def _exchanged(engine: Engine, device: Gpu) -> bool:
+    return engine.kernels == "batched" and device.engine == "llamacpp"
+
+
+def exchanged(device: Gpu, asked: str | None) -> str:
+    """What is said where another engine than the one asked for is forecast; empty otherwise."""
+    if asked is None or not _exchanged(catalog.engine(asked), device):
+        return ""
+    used = catalog.engine(device.engine).title
+    return f"{catalog.engine(asked).title} does not run on {device.title}: {used} is forecast there"
+
+
 def draft_of(setup: CandidateSettings) -> Draft | None:
     """Speculative decoding as the case has it. Raises `InputError` without an acceptance rate: none is assumed."""
     if setup.speculative_tokens is None:
+        if setup.acceptance is not None:
+            raise InputError(
+                "[candidate] acceptance (--acceptance) counts only with speculative_tokens: how many are drafted?"
+            )
         return None
     if setup.acceptance is None:
         raise InputError(

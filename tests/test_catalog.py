@@ -172,3 +172,34 @@ def test_text_config_and_ties() -> None:
 def test_bad_configs_are_refused(change: dict) -> None:
     with pytest.raises(InputError, match=next(iter(change))):
         catalog.architecture_from_config({**BASE, **change})
+
+
+def test_experts_without_their_number_per_token_are_refused() -> None:
+    # Taken as 2 before, in silence: OLMoE routes to 8, gpt-oss to 4, Llama 4 to 1.
+    with pytest.raises(InputError, match="no `num_experts_per_tok`"):
+        catalog.architecture_from_config({**BASE, "model_type": "olmoe", "num_experts": 64})
+
+
+def test_an_mlp_without_a_width_is_refused_but_where_transformers_derives_it() -> None:
+    plain = {k: v for k, v in BASE.items() if k != "intermediate_size"}
+    with pytest.raises(InputError, match="no `intermediate_size`"):
+        catalog.architecture_from_config(plain)
+    gpt2 = {**plain, "model_type": "gpt2", "n_inner": None}
+    assert catalog.architecture_from_config(gpt2).intermediate == 4 * 4096
+
+
+def test_latent_attention_keeps_one_vector_for_all_heads() -> None:
+    deepseek = {
+        "model_type": "deepseek_v3", "num_hidden_layers": 61, "hidden_size": 7168, "num_attention_heads": 128,
+        "num_key_value_heads": 128, "intermediate_size": 18432, "moe_intermediate_size": 2048, "vocab_size": 129280,
+        "n_routed_experts": 256, "num_experts_per_tok": 8, "n_shared_experts": 1, "first_k_dense_replace": 3,
+        "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
+        "max_position_embeddings": 163840,
+    }  # fmt: skip
+    arch = catalog.architecture_from_config(deepseek)
+    # Of one layer: queries 1,536 x (7,168 + 128 x 192), keys and values 7,168 x 576 + 512 x 128 x 256, then the
+    # output, 128 x 128 x 7,168.
+    assert arch.attention_params == 61 * (48_758_784 + 4_128_768 + 16_777_216 + 117_440_512)
+    assert arch.kv_elements == 61 * (512 + 64)  # 2 x 61 x 128 x 56 = 874,496 before: 25 times too much
+    assert arch.head_dim == (128 + 64 + 128) // 2
+    assert "first_k_dense_replace 3" in arch.unconfirmed

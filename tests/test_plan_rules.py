@@ -134,3 +134,70 @@ def test_a_model_and_a_card_of_ones_own(run: Run, tmp_path: Path) -> None:
     assert any(o["usable"] and o["model"] == "mine" for o in found["options"])
     path = planned(run(model=str(folder), tokenizer=None))
     assert any(o["usable"] and o["tuned"] and o["kind"] == "hosted" for o in path["options"])
+
+
+@pytest.mark.parametrize(
+    ("price", "said"),
+    [
+        ("gpt-5.4:training=25", "give it as ft-gpt-5.4:training"),
+        ("gpt-5.4:cached=3", "above the input price"),
+        ("mine:input=2,output=8,cache_ttl=3600", "without a cached price"),
+        ("mine:input=2,output=8,batch_input=1", "needs both batch_input"),
+        ("ft-gpt-4.1:cache_ttl=60", "cache_ttl is not counted"),
+        ("ft-gpt-5.4:input=3", "give output, training too"),
+    ],
+)
+def test_a_price_that_would_change_nothing_is_refused(run: Run, price: str, said: str) -> None:
+    model = price.partition(":")[0].removeprefix("ft-")
+    done = run("--price", price, baseline=model)
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_engine_that_the_device_does_not_run_is_exchanged_with_a_line(run: Run) -> None:
+    warnings = planned(run("--engine", "sglang", gpu="m2-ultra-60-core"))["warnings"]
+    assert any("SGLang does not run on" in w and "llama.cpp is forecast" in w for w in warnings)
+    assert not any("does not run on" in w for w in planned(run("--engine", "sglang"))["warnings"])
+
+
+def test_what_contradicts_or_counts_for_nothing_is_refused(run: Run) -> None:
+    for flags, said in (
+        (("--acceptance", "0.7"), "counts only with speculative_tokens"),
+        (("--baseline-model", "llama-3.1-8b"), "leave one out"),
+    ):
+        done = run(*flags)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+
+
+def test_heads_that_do_not_divide_among_devices_make_an_option_unusable(run: Run) -> None:
+    options = planned(run("--tensor-parallel", "3"))["options"]
+    hosted = [o for o in options if o["engine"]]
+    assert hosted and all(not o["usable"] for o in hosted)
+    assert any("32 heads do not divide among 3" in note for o in hosted for note in o["notes"])
+
+
+def test_reasoning_tokens_that_no_model_thinks_are_said(run: Run) -> None:
+    def said(*flags: str, **changed: object) -> bool:
+        return any(
+            "reasoning tokens are not counted" in w for w in planned(run(*flags, **changed))["warnings"]
+        )
+
+    assert said("--reasoning-tokens", "500", baseline="gpt-4.1-mini")
+    assert not said("--reasoning-tokens", "500")
+
+
+def test_formats_that_an_engine_cannot_read_are_unusable_or_said(run: Run) -> None:
+    cpu = [o for o in planned(run("--precision", "fp8", gpu="cpu"))["options"] if ":fp8:" in o["key"]]
+    assert cpu and all(not o["usable"] and "llama.cpp has no fp8 kernels" in o["notes"][0] for o in cpu)
+    warnings = planned(run("--precision", "q4_k_m", gpu="h100-sxm"))["warnings"]
+    assert any("GGUF kernels experimental" in w for w in warnings)
+    turing = planned(run("--precision", "fp8", gpu="t4"))["assumptions"]
+    assert any("it has no fp8 units" in line for line in turing)
+
+
+def test_names_given_twice_count_once(run: Run) -> None:
+    options = planned(run("--gpu", "L4", cheaper_api="gpt-5.4-mini,gpt-5.4-mini"))["options"]
+    keys = [o["key"] for o in options]
+    assert len(keys) == len(set(keys))
+    done = run(cheaper_api="gpt-5.4")
+    assert done.returncode == 2 and "which runs today" in done.stderr

@@ -56,6 +56,7 @@ class Engine(Struct, frozen=True):
     source: str
     date: str
     cache_fp8: bool = False
+    fp8: float = 0.8
     unconfirmed: str = ""
     lacks: Mapping[str, list[str]] = {}
     aliases: tuple[str, ...] = ()

@@ -110,10 +110,11 @@ class Architecture(Struct, frozen=True):
 def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.json") -> Architecture:
     """The architecture a transformers `config.json` describes.
 
-    Understands multi-head, grouped and multi-query attention, explicit `head_dim`, tied embeddings, mixtures of
+    Understands multi-head, grouped, multi-query and latent attention, explicit `head_dim`, tied embeddings, mixtures of
     experts (Mixtral, Qwen MoE, DeepSeek-style shared experts), sliding windows (one for all layers, `layer_types`,
     `sliding_window_pattern`, Gemma 2's every second layer) and multimodal files that keep the text model under
-    `text_config`. Raises `InputError` naming a key that is missing or not a positive number.
+    `text_config`. What it counts too coarsely goes into `unconfirmed`. Raises `InputError` naming a key that is missing
+    or not a positive number: only what transformers derives from other keys is derived.
     """
     if isinstance(config.get("text_config"), Mapping):
         outer = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
@@ -140,7 +141,8 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
     mqa = config.get("multi_query") is True
     kv_heads = 1 if mqa else number("num_key_value_heads", "num_kv_heads", default=heads)
     experts = number("num_local_experts", "num_experts", "n_routed_experts", default=0)
-    dense = number("intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
+    four = 4 * hidden if kind in FOUR_WIDE else None
+    dense = number("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", default=four)
     window, windowed = _windows(config, kind, layers)
     shared = number("shared_expert_intermediate_size", default=0)
     if experts and kind in ("llama4", "llama4_text", "gemma4", "gemma4_text"):
@@ -154,22 +156,39 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=number("head_dim", default=0) or hidden // heads,
+        head_dim=_head_dim(config, number) or hidden // heads,
         intermediate=number("moe_intermediate_size", default=dense) if experts else dense,
         vocab=number("vocab_size"),
         context=number("max_position_embeddings", "n_positions", default=0),
         tied=bool(config.get("tie_word_embeddings", _tied_by_default(kind))),
         experts=experts,
-        experts_per_token=number("num_experts_per_tok", "num_experts_per_token", "top_k_experts", default=2)
-        if experts
-        else 0,
+        experts_per_token=number(*PER_TOKEN) if experts else 0,
         shared_intermediate=shared,
         window=window,
         windowed=by_weight,
         attention=attention,
         cache=cache,
+        unconfirmed=_coarse(config) if experts else "",
         gated=kind
         not in {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "phi", "bloom", "starcoder2", "gpt_bigcode"},
+    )
+
+
+# Families whose MLP is four times the hidden size where the file does not say (transformers 4.57.6).
+FOUR_WIDE = {"bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt"}
+PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts")
+
+
+def _coarse(config: Mapping[str, Any]) -> str:
+    """What says that some layers have no experts, which are counted in every layer here; empty if nothing does."""
+    some = {key: config[key] for key in ("first_k_dense_replace", "mlp_only_layers") if config.get(key)}
+    steps = ("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_freq")
+    some |= {key: config[key] for key in steps if config.get(key) not in (None, 1)}
+    told = ", ".join(f"{key} {value}" for key, value in some.items())
+    return (
+        f"its weights are too many: experts are counted in every layer, its config.json has {told}"
+        if told
+        else ""
     )
 
 
@@ -186,6 +205,8 @@ def _uneven(
     Zeros where the plain formula holds. Qwen3-Next and 3.5: layers of linear attention between those of full attention
     with a gated output; Gemma 4: global layers with their own head size and number of key-value heads.
     """
+    if config.get("kv_lora_rank") is not None:
+        return *_latent(config, number, hidden, heads), windowed
     types = config.get("layer_types")
     if not isinstance(types, list):
         return 0, 0, windowed
@@ -206,6 +227,28 @@ def _uneven(
     weights = hidden * (local * size * (2 * heads + 2 * kv_heads) + full * wide * (2 * heads + shared * few))
     kept = 2 * local * kv_heads * size, 2 * full * few * wide
     return weights, sum(kept), len(types) * kept[0] / sum(kept)
+
+
+def _head_dim(config: Mapping[str, Any], number: Callable[..., int]) -> int:
+    """Size of a head; with latent attention the mean of its keys' and its values'. 0 where the file does not say."""
+    if config.get("kv_lora_rank") is None:
+        return number("head_dim", default=0)
+    return (number("qk_nope_head_dim") + number("qk_rope_head_dim") + number("v_head_dim")) // 2
+
+
+def _latent(
+    config: Mapping[str, Any], number: Callable[..., int], hidden: int, heads: int
+) -> tuple[int, int]:
+    """Weights of all layers and cached elements of a token with multi-head latent attention.
+
+    One compressed vector and one rotated key are kept for all heads (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+    """
+    layers, rank, rope = number("num_hidden_layers"), number("kv_lora_rank"), number("qk_rope_head_dim")
+    plain, values = number("qk_nope_head_dim"), number("v_head_dim")
+    squeezed = number("q_lora_rank", default=0)
+    queries = squeezed * (hidden + heads * (plain + rope)) if squeezed else hidden * heads * (plain + rope)
+    each = queries + hidden * (rank + rope) + rank * heads * (plain + values) + heads * values * hidden
+    return layers * each, layers * (rank + rope)
 
 
 def _tied_by_default(kind: str) -> bool:
