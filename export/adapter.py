@@ -45,7 +45,7 @@ class LoraSettings(TypedDict, total=False):
 class Delta:
     """`weight += scale * B @ A` for one base tensor; with `magnitude` the rows are then rescaled (DoRA).
 
-    Shapes: A `(rank, in)`, B `(out, rank)`.
+    Shapes: A `(rank, in)`, B `(out, rank)`; of a stack of experts A `(experts, rank, in)`, B `(experts, out, rank)`.
     """
 
     scale: float
@@ -53,7 +53,7 @@ class Delta:
     b: Any = None
     magnitude: Any = None
     embedding: bool = False
-    transposed: bool = False  # fan_in_fan_out: the base weight is stored (in, out)
+    transposed: bool = False  # fan_in_fan_out: the base weight is stored (in, out), or (experts, in, out)
 
 
 @dataclass
@@ -98,11 +98,6 @@ def read_config(path: Path) -> LoraSettings:
             "base as published; convert it to plain LoRA with peft (`save_pretrained(..., "
             "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)`) and export that"
         )
-    if config.get("target_parameters"):
-        raise InputError(
-            f"{path}: `target_parameters` (LoRA on the weights of experts) is set; export cannot merge that, "
-            f"{MERGE_ELSEWHERE}"
-        )
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
         raise InputError(f"{path}: `r` is {rank!r}; a LoRA adapter has a whole number of ranks")
@@ -110,7 +105,10 @@ def read_config(path: Path) -> LoraSettings:
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read `adapter_config.json` and `adapter_model.safetensors`; `InputError` for anything not understood."""
+    """Read `adapter_config.json` and `adapter_model.safetensors`; `InputError` for anything not understood.
+
+    Pairs of `target_parameters` have no names of the base's tensors yet (`export.experts` gives them).
+    """
     config = read_config(folder / CONFIG)
     weights = folder / WEIGHTS
     if not weights.is_file():

@@ -38,13 +38,13 @@ BITS = {
         "iq4_nl": 4.5, "q3_k_m": 4.0, "q2_k": 3.4, "iq3_xxs": 3.3, "iq2_xs": 2.6,
     },
     "onnx": {"fp32": 32.0},
-    "hf": {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "fp8": 8.1},
+    "hf": {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "fp8": 8.1, "w4a16": 4.3},
     "genai": {"fp32": 32.0, "int8": 9.0, "int4": 5.0},
     "genai-cuda": {"fp16": 16.0, "int4": 4.5},
 }  # fmt: skip
 # Bits per weight of embeddings and head: llama.cpp keeps them in q6_k beside its low-bit types; GenAI keeps the
 # embedding as it computes.
-ENDS = {"gguf": 6.6, "onnx": 32.0, "genai": 32.0, "genai-cuda": 16.0}
+ENDS = {"hf:w4a16": 16.0, "gguf": 6.6, "onnx": 32.0, "genai": 32.0, "genai-cuda": 16.0}
 CACHE_BYTES = {"gguf": 2, "onnx": 4, "hf": 2, "genai": 4, "genai-cuda": 2}
 
 
@@ -131,7 +131,7 @@ def weights(target: Target, merged: Merged) -> float:
         plan = gguf_file.tensor_plan(merged, family_of(merged.config), merged.config, target.precision)
         return float(sum(gguf_file.nbytes(t.shape, t.kind) for t in plan))
     bits = BITS[target.kind][target.precision]
-    ends = ENDS.get(target.kind, bits)
+    ends = ENDS.get(str(target), ENDS.get(target.kind, bits))
     total = 0.0
     for name in merged.names():
         count = math.prod(merged.shape(name))
@@ -155,7 +155,7 @@ def check_fits(device: Device, targets: list[Target], merged: Merged, context: i
     tokens = context or min(own, CONTEXT)
     if tokens > own:
         raise InputError(f"--context {tokens}: the model holds {own} tokens; give that or fewer")
-    plain = [t for t in targets if t.kind != "lora"]
+    plain = [t for t in targets if not t.format.on_base]
     needs = [need(t, merged, tokens) for t in plain]
     for one in needs:
         if one.total <= device.usable:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from export import fp8
+from export import fp8, w4a16
 from export.families import FAMILIES, Config, rope
 from export.source import Model
 from export.tensor_check import WEIGHT_ERROR
@@ -157,7 +157,7 @@ def wrong_rows(model: Model, tensor: Tensor | None) -> list[int]:
 
 
 def _written(folder: Path) -> tuple[Shards, set[str]]:
-    """A directory's tensors, and the names of those in 8 bits, which `Shards` refuses to read as weights."""
+    """A directory's tensors, and the names of those in 8 bits or 4, which `Shards` refuses to read as weights."""
     from safetensors import safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -165,7 +165,22 @@ def _written(folder: Path) -> tuple[Shards, set[str]]:
     for path in files:
         with safe_open(path, "pt") as handle:
             names |= {n.removesuffix(fp8.SCALE) for n in handle.keys() if n.endswith(f".weight{fp8.SCALE}")}  # noqa: SIM118
-    return Shards(files, skip={*names, *(f"{n}{fp8.SCALE}" for n in names)}), names
+    parts = ("", fp8.SCALE, w4a16.PACKED, w4a16.SHAPE)
+    return Shards(files, skip={f"{n}{part}" for n in names for part in parts}), names
+
+
+def _coded(folder: Path, name: str) -> tuple[str, Any]:
+    """The type of a layer in 8 bits or 4, and the fp32 values that it stands for."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as handle:
+            if f"{name}{w4a16.PACKED}" in handle.keys():  # noqa: SIM118 (no mapping)
+                packed, scale, shape = (
+                    handle.get_tensor(f"{name}{part}") for part in (w4a16.PACKED, w4a16.SCALE, w4a16.SHAPE)
+                )
+                return "W4A16", w4a16.values(packed, scale, shape.tolist())
+    return "F8_E4M3", fp8.read(folder, name)
 
 
 def compare_directory(model: Model, folder: Path, report: FileReport) -> None:
@@ -177,8 +192,8 @@ def compare_directory(model: Model, folder: Path, report: FileReport) -> None:
         if name in written and written.shape(name) != merged.shape(name):
             wrong.append(name)
         elif name not in wrong:
-            bound = WEIGHT_ERROR["F8_E4M3" if name in eighths else written[name].dtype]
-            whole = fp8.read(folder, name) if name in eighths else None
+            kind, whole = _coded(folder, name) if name in eighths else (written[name].dtype, None)
+            bound = WEIGHT_ERROR[kind]
             apart = size = 0.0
             for start, stop in merged.ranges(name):
                 ours = merged.rows(name, start, stop)

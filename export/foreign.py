@@ -246,6 +246,8 @@ def _write(tensors: dict[str, Any], config: LoraSettings, touched: list[str], no
         for k, v in config.items()
         if k not in ("layers_to_transform", "layers_pattern", "exclude_modules")
     }
-    plain |= {"target_modules": touched, "task_type": "CAUSAL_LM", "base_model_name_or_path": None}
+    holders = {name.rpartition(".")[0] for name in config.get("target_parameters") or []}
+    modules = [t for t in touched if not any(f".{t}".endswith(f".{h}") for h in holders)]
+    plain |= {"target_modules": modules, "task_type": "CAUSAL_LM", "base_model_name_or_path": None}
     (folder / CONFIG).write_text(json.dumps(plain, indent=2), encoding="utf-8")
     return Foreign(folder, keep, tuple(notes))

@@ -32,23 +32,23 @@ def refuse_target(target: Target, merged: Merged, tokenizer: Path) -> None:
         ) from None
 
 
-def refuse(adapter: Adapter | None) -> Adapter:
-    """The adapter, or `InputError` where it is more than low-rank changes of linear layers."""
+def refuse(adapter: Adapter | None, instead: str = "gguf:...") -> Adapter:
+    """The adapter, or `InputError` (with what to use `instead`) where it is more than low-rank changes of layers."""
     if adapter is None:
         raise InputError(
-            "lora:... exports an adapter, and a bare or fully tuned model has none; give a run of `unshot tune` with "
+            "an adapter alone is asked for, and a bare or fully tuned model has none; give a run of `unshot tune` with "
             "--method lora"
         )
     more = sorted({*adapter.replaced, *adapter.rows, *adapter.added})
     if more:
         raise InputError(
-            f"the adapter also changes `{more[0]}` otherwise than by a LoRA pair, which a GGUF LoRA cannot; use "
-            "gguf:..."
+            f"the adapter also changes `{more[0]}` otherwise than by a LoRA pair, which an adapter alone cannot "
+            f"here; use {instead}"
         )
     for name, delta in adapter.deltas.items():
-        if delta.magnitude is not None or delta.embedding or delta.transposed:
+        if delta.magnitude is not None or delta.embedding or delta.transposed or delta.a.ndim != 2:
             raise InputError(
-                f"`{name}` is not plain LoRA (DoRA, embedding or transposed); use gguf:... instead"
+                f"`{name}` is not plain LoRA (DoRA, embedding, transposed or experts); use {instead} instead"
             )
     return adapter
 

@@ -32,7 +32,7 @@ def training_ids(model: Model, limit: int = TOKENS) -> list[list[int]]:
     """Prompt and answer ids of the run's training rows, evenly spread over the split, up to `limit` tokens in all."""
     if model.run is None:
         raise InputError(
-            "--imatrix is computed from a run's training rows, and a bare base model has none; "
+            "--imatrix and hf:w4a16 are computed from a run's training rows, and a bare base model has none; "
             "give a run of `unshot tune`"
         )
     rows = read_examples(model.run / "splits" / "train.jsonl")

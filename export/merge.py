@@ -217,7 +217,10 @@ def _named(base: Shards, tails: Sequence[str], default: str) -> str:
 
 def delta_shape(delta: Delta) -> tuple[int, ...]:
     """Shape of the base tensor a delta belongs to."""
-    rows, columns = delta.b.shape[0], delta.a.shape[1]
+    *experts, rows = delta.b.shape[:-1]
+    columns = delta.a.shape[-1]
+    if experts:
+        return (*experts, columns, rows) if delta.transposed else (*experts, rows, columns)
     return (columns, rows) if delta.transposed or delta.embedding else (rows, columns)
 
 
@@ -236,7 +239,10 @@ def apply(values: Any, delta: Delta, start: int = 0, stop: int | None = None) ->
 
     DoRA (Liu et al. 2024, arXiv 2402.09353): `m * (W + scale * B A) / ||W + scale * B A||`, norm over inputs.
     """
-    if delta.embedding or delta.transposed:
+    if delta.a.ndim == 3:  # a piece is some of the experts
+        change = delta.b[start:stop] @ delta.a[start:stop]
+        change = change.transpose(1, 2) if delta.transposed else change
+    elif delta.embedding or delta.transposed:
         change = (delta.b @ delta.a[:, start:stop]).T
     else:
         change = delta.b[start:stop] @ delta.a

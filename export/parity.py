@@ -25,6 +25,7 @@ from export.expected import Expected, answer_tokens, context_for
 from export.expected import expect as expect
 from export.file_check import compare_directory, compare_with_model
 from export.measure import Drift
+from export.peft_adapter import compare_adapters
 from export.probes import probes
 from export.source import Model
 from export.tensor_check import compare_weights
@@ -81,16 +82,19 @@ def check(
         expected = [e for e in expected if len(e.ids) <= report.right_up_to]
     if full is not None:
         report.against = str(full.target)
-        if target.kind == "gguf":
+        if target.engine == "gguf":
             compare_weights(full.path, path, report)
+        elif target.kind == "peft":
+            compare_adapters(full.path, path, report)
     elif target.kind == "gguf":
         compare_with_model(model, path, report)
     elif target.kind == "hf":
         compare_directory(model, path, report)
-    if target.precision == "fp8" and not fp8.proven_here():
+    if target.precision == "w4a16" or (target.precision == "fp8" and not fp8.proven_here()):
         report.proven, report.passed = False, not report.failures
+        package = "" if target.precision == "w4a16" else "the package compressed-tensors, or "
         report.notes.append(
-            "its tensors are the model's; running it needs the package compressed-tensors, or vLLM"
+            f"its tensors are the model's within their rounding; running it needs {package}vLLM"
         )
         return report
     whole, lora = (path, None) if base is None else (base, path)
@@ -98,7 +102,7 @@ def check(
     exact = full is None and bounds.kl <= EXACT.kl
     with Engine(target.engine, whole, context=context, lora=lora, exact=exact) as engine:
         check_tokens(model, engine, report)
-        check_special(model, engine, whole, report)
+        check_special(model, engine, path if target.kind == "peft" else whole, report)
         check_template(model, engine, report)
         check_served(model, engine, report)
         if not report.failures:  # numbers on other tokens would say nothing

@@ -212,15 +212,21 @@ class Checks:
     def __init__(self, job: Job, expected: list[Expected], manifest: Manifest) -> None:
         self.job, self.expected, self.manifest = job, expected, manifest
         self.full: dict[str, tuple[FileReport, parity.Full | None]] = {}
+        self.answers: dict[str, list[list[int]]] = {}  # of the full-precision files
 
-    def one(self, target: Target, answers: list[list[int]] | None = None) -> FileReport:
-        """The report of a target, after its full-precision file's."""
+    def one(
+        self, target: Target, answers: list[list[int]] | None = None, rows: int | None = None
+    ) -> FileReport:
+        """The report of a target on its first `rows` rows (None: all), after its full-precision file's on all."""
         full = full_of(target, self.job.merged)
         if full is None:
-            return self._full(target, self.job.path(target), answers)[0]
+            report = self._full(target, self.job.path(target))[0]
+            if answers is not None:
+                answers += self.answers[str(target)][:rows]
+            return report
         path = full_path(full, self.job)
         first, source = self._full(full, path)
-        report = self._check(target, self.job.path(target), full=source, answers=answers)
+        report = self._check(target, self.job.path(target), rows, full=source, answers=answers)
         if not first.passed:
             report.passed = False
             report.failures.insert(
@@ -228,25 +234,26 @@ class Checks:
             )
         return report
 
-    def _full(
-        self, target: Target, path: Path, answers: list[list[int]] | None = None
-    ) -> tuple[FileReport, parity.Full | None]:
+    def _full(self, target: Target, path: Path) -> tuple[FileReport, parity.Full | None]:
         if str(target) not in self.full:
             keep = self.job.scratch / f"own-{target.kind}-{target.precision}"
             keep.mkdir(exist_ok=True)
-            report = self._check(target, path, keep=keep, answers=answers)
+            said = self.answers[str(target)] = []
+            report = self._check(target, path, keep=keep, answers=said)
             report.made_by = made_by(self.job) if target.kind == "gguf" else target.format.made_by
             own = parity.own_logits(self.expected, keep)
             self.full[str(target)] = (report, parity.Full(target, path, own) if own else None)
         return self.full[str(target)]
 
-    def _check(self, target: Target, path: Path, **more: Any) -> FileReport:
+    def _check(self, target: Target, path: Path, rows: int | None = None, **more: Any) -> FileReport:
         progress = self.job.progress
-        bar = progress.add_task(f"check {target}", total=len(self.expected), note="")
+        short = [e for e in self.expected if not e.long][:rows]
+        expected = [*short, *(e for e in self.expected if e.long)]
+        bar = progress.add_task(f"check {target}", total=len(expected), note="")
         with self.manifest.timed(f"check {target}"):
-            lower = lora_base(target, self.job.scratch)
+            lower = lora_base(target, self.job)
             report = check(
-                self.job.model, target, path, self.expected, lambda: progress.advance(bar), lower, **more
+                self.job.model, target, path, expected, lambda: progress.advance(bar), lower, **more
             )
         progress.update(bar, note=report.verdict.replace("drifts", "DRIFTS"))
         return report
@@ -259,7 +266,7 @@ def expect(
     net = job.model.reference(streams=low_memory)
     proposed = None
     if low_memory:
-        base = lora_base(target, job.scratch)
+        base = lora_base(target, job)
         proposed = expectations.propose(job.model, target, job.path(target), rows, base)
     return expectations.expect(job.model, net, rows, job.scratch, tick, proposed)
 

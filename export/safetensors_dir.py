@@ -25,7 +25,7 @@ from unshot.errors import InputError
 # our name -> safetensors dtype, bytes, torch's name in config.json
 DTYPES = {
     "f32": ("F32", 4, "float32"), "f16": ("F16", 2, "float16"), "bf16": ("BF16", 2, "bfloat16"),
-    "fp8": ("BF16", 2, "bfloat16"),  # what is no linear layer
+    "fp8": ("BF16", 2, "bfloat16"), "w4a16": ("BF16", 2, "bfloat16"),  # what is no linear layer
 }  # fmt: skip
 SHARD_BYTES = 4 * 10**9
 TOKENIZER_FILES = (
@@ -97,9 +97,9 @@ def merged_config(base: Path, tensors: Merged, precision: str) -> Config:
 
 
 def refuse(target: Target, merged: Merged, tokenizer: Path) -> None:
-    """Any architecture that transformers loads is written; in 8 bits no mixture of experts."""
-    if target.precision == "fp8" and any("expert" in k and v for k, v in merged.config.items()):
-        raise InputError("hf:fp8 is not written for mixtures of experts; use hf:bf16")
+    """Any architecture that transformers loads is written; in 8 bits and fewer no mixture of experts."""
+    if target.precision in ("fp8", "w4a16") and any("expert" in k and v for k, v in merged.config.items()):
+        raise InputError(f"{target} is not written for mixtures of experts; use hf:bf16")
 
 
 def _write_shard(

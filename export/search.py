@@ -2,7 +2,7 @@
 
 Quality is what the evaluated model's answers lose on labelled rows of the run, row by row (`export.loss`), beside the
 KL divergence of the parity gate. Speed is measured after everything is written, in rounds that take the artifacts in
-turn, so that a machine that slows down slows all of them.
+turn, so that a machine that slows down slows all of them. Rows are spent in rounds (`export.race`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from export.expected import Expected
 from export.families import Config
 from export.genai import ARCHITECTURES
 from export.loss import Loss, paired_loss
+from export.race import race
 from export.run import Checks, expect, fits
 from export.search_report import Found, Row, search_page
 from export.source import Model, open_source
@@ -58,6 +59,7 @@ class Candidate:
     prefill: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     memory: int = 0
+    measured: int = 0  # rows answered, those of earlier rounds counted again
     verdict: str = ""
     why: str = ""
 
@@ -91,6 +93,7 @@ def search_run(
     rounds: int = ROUNDS,
     overwrite: bool = False,
     with_imatrix: bool = False,
+    every_row: bool = False,
     device: Device | None = None,
     context: int | None = None,
 ) -> Found:
@@ -101,11 +104,11 @@ def search_run(
     manifest = Manifest("search")
     with manifest.timed("open"):
         model = open_source(source, base, out)
-        model.rows = measured_rows(model, data)[:rows]
+        model.rows = shuffled(measured_rows(model, data))[:rows]
     merged = model.merged()
     targets = parse_targets(texts) if texts else ladder(merged.config)
-    if any(t.kind == "lora" for t in targets):
-        raise InputError("search compares whole models; leave lora:... out")
+    if any(t.format.on_base for t in targets):
+        raise InputError("search compares whole models; leave adapters alone (lora:..., peft:...) out")
     converter = refuse(targets, model, merged, with_imatrix)
     needs = check_fits(device, targets, merged, context) if device else []
     if device:
@@ -114,10 +117,12 @@ def search_run(
         room(final.parent, targets, merged)
         with out.progress() as progress:
             job = Job(model, merged, work / ".files", work / ".scratch", progress, converter)
-            candidates = measure(job, targets, manifest, rounds, with_imatrix=with_imatrix)
+            candidates = measure(
+                job, targets, manifest, rounds, limit, with_imatrix=with_imatrix, every_row=every_row
+            )
         for one in candidates:
             if not one.verdict:
-                one.verdict, one.why = judge(one, limit)
+                one.verdict, one.why = judge(one, limit, len(model.rows))
         picked = pick(candidates)
         result = summary(model, candidates, picked, limit, manifest)
         write_text(work / "report.html", search_page(result))
@@ -129,6 +134,7 @@ def search_run(
             "rows": len(model.rows),
             "rounds": rounds,
             "imatrix": with_imatrix,
+            "every_row": every_row,
             "device": as_dict(device, needs) if device else None,
         }
         manifest.inputs = model.inputs + ([describe_file(data)] if data else [])
@@ -159,6 +165,11 @@ def measured_rows(model: Model, data: Path | None) -> list[Example]:
     return rows
 
 
+def shuffled(rows: list[Example]) -> list[Example]:
+    """The rows in a fixed random order, so that a few of them are like all."""
+    return [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+
+
 def ladder(config: Config) -> list[Target]:
     """What is tried where nothing is named: the common GGUF types, and GenAI's where it can write this model."""
     texts = list(LADDER)
@@ -168,7 +179,14 @@ def ladder(config: Config) -> list[Target]:
 
 
 def measure(
-    job: Job, targets: Sequence[Target], manifest: Manifest, rounds: int, *, with_imatrix: bool
+    job: Job,
+    targets: Sequence[Target],
+    manifest: Manifest,
+    rounds: int,
+    limit: float,
+    *,
+    with_imatrix: bool,
+    every_row: bool,
 ) -> list[Candidate]:
     """Write every format, check it, and time it; the artifacts are gone afterwards."""
     low = not fits(job.merged)
@@ -186,10 +204,29 @@ def measure(
             job, written[0].target, count, lambda n: job.progress.advance(bar, n), low_memory=low
         )
     checks = Checks(job, expected, manifest)
-    for one in written:
+
+    def ask(one: Candidate, rows: int) -> float | None:
+        """The candidate's gate and loss on the first rows; None where it fails the gate on all of them."""
         answers: list[list[int]] = []
-        one.report = checks.one(one.target, answers)
-        one.loss = loss_of(job.model, expected, answers)
+        one.report = checks.one(one.target, answers, rows)
+        one.loss = loss_of(job.model, expected, answers, rows)
+        one.measured += rows
+        if one.loss is None or (rows == count and not one.report.passed):
+            return None
+        return one.loss.loss
+
+    if every_row:
+        for one in written:
+            ask(one, count)
+    else:
+        smallest_first = sorted(written, key=lambda one: one.bytes)
+        race(
+            smallest_first,
+            count,
+            limit,
+            ask,
+            lambda one: judge(one, limit, count)[0] in good_enough(limit, count),
+        )
     with manifest.timed("speed"):
         _time_all(job, written, expected, rounds)
     shutil.rmtree(job.work)
@@ -237,14 +274,23 @@ def _time_all(job: Job, written: list[Candidate], expected: list[Expected], roun
             one.memory = max(one.memory, found.memory)
 
 
-def loss_of(model: Model, expected: list[Expected], answers: list[list[int]]) -> Loss | None:
-    """The paired loss; without labels or a task, equality with the evaluated model's answers is the score."""
-    requests = [e for e in expected if not e.long]
+def good_enough(limit: float, rows: int) -> tuple[str, ...]:
+    """Verdicts at which a search ends: where so few rows can prove nothing, a larger format proves no more."""
+    return ("holds",) if rows >= rows_needed(limit) else ("holds", "unproven")
+
+
+def loss_of(
+    model: Model, expected: list[Expected], answers: list[list[int]], count: int | None = None
+) -> Loss | None:
+    """The paired loss on the first `count` rows; without labels or a task, equality with the evaluated model's answers
+    is the score.
+    """
+    requests = [e for e in expected if not e.long][:count]
     if len(answers) != len(requests):
         return None  # it died or failed an early rung
     rows = [
         (row, e.answer, answer)
-        for row, e, answer in zip(model.rows, requests, answers, strict=True)
+        for row, e, answer in zip(model.rows[: len(requests)], requests, answers, strict=True)
         if e.whole
     ]
     if not rows:
@@ -261,8 +307,15 @@ def loss_of(model: Model, expected: list[Expected], answers: list[list[int]]) ->
     return paired_loss(task.metric, reference, reference.with_answers(found))
 
 
-def judge(one: Candidate, limit: float) -> tuple[str, str]:
-    """`(verdict, why)`: `holds`, `unproven`, `loses` or `damaged`."""
+def judge(one: Candidate, limit: float, rows: int) -> tuple[str, str]:
+    """`(verdict, why)`: `holds`, `unproven`, `loses`, `damaged`, or `passed over` (not measured on all rows)."""
+    if one.loss is not None and one.loss.rows < rows and one.report.figures.logits:
+        if one.loss.loss * one.loss.rows > limit * rows:
+            return (
+                "loses",
+                f"it lost {one.loss.loss:.3f} on the first {one.loss.rows} rows, more than all may lose",
+            )
+        return "passed over", f"a smaller one was good enough; measured on {one.loss.rows} rows"
     if not one.report.passed:
         return "damaged", one.report.failures[0]
     if one.loss is None:
@@ -312,4 +365,5 @@ def summary(
         cpu=machine.cpu,
         cores=machine.cores or 1,
         timings=manifest.timings,
+        evaluations=sum(one.measured for one in candidates),
     )

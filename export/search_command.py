@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 @click.option(
     "--imatrix", "with_imatrix", is_flag=True, help="Weigh llama.cpp's quantisation by the training rows."
 )
+@click.option(
+    "--every-row", is_flag=True, help="Measure every format on all rows, not in rounds that drop the worse."
+)
 @click.option("--device-profile", "device", help="Refuse what does not fit, as `unshot export` does.")
 @click.option("--context", type=whole(1), help="Tokens the device is to hold.")
 @out_options()
@@ -54,6 +57,7 @@ def search(
     rows: int,
     rounds: int,
     with_imatrix: bool,
+    every_row: bool,
     device: str | None,
     context: int | None,
     overwrite: bool,
@@ -79,6 +83,7 @@ def search(
         rounds=rounds,
         overwrite=overwrite,
         with_imatrix=with_imatrix,
+        every_row=every_row,
         device=parse_device(device) if device else None,
         context=context,
     )

@@ -14,6 +14,7 @@ WORDS = {
     "unproven": "holds, not proven",
     "loses": "loses too much",
     "damaged": "fails the parity gate",
+    "passed over": "larger than the pick",
 }
 
 
@@ -49,6 +50,7 @@ class Found(Record):
     cpu: str
     cores: int
     timings: dict[str, float]
+    evaluations: int = 0  # rows answered by all formats together
     out: str = ""
 
 
@@ -199,7 +201,7 @@ def whole_table(result: Found, rows: list[Row]) -> str:
         )
     names = [r.target for r in rows]
     strong = [names.index(result.picked)] if result.picked in names else []
-    faint = [n for n, r in enumerate(rows) if r.verdict in ("loses", "damaged")]
+    faint = [n for n, r in enumerate(rows) if r.verdict in ("loses", "damaged", "passed over")]
     headers = (
         "format", "verdict", "size", result.metric.replace("_", " "), "lost [95%]", "rows −/+", "KL, nats",
         "decode/s", "prefill/s",
@@ -224,6 +226,11 @@ def how(result: Found) -> str:
                 "rows by which the checkpoint was picked favour neither."
             ),
             text(
+                "Rows are spent in rounds: every format answers a few, the smallest quarter of those that have not "
+                "lost too much goes on to four times as many. The pick was measured on all rows; a larger format that "
+                "was passed over on the rows that its interval says. `--every-row` measures all on all."
+            ),
+            text(
                 f"Speed: medians of {rounds} rounds over all formats in turn, each in a process of its own; "
                 "prefill is "
                 "the prompt's tokens over the time to the first token, decode one over the median time "
@@ -234,6 +241,7 @@ def how(result: Found) -> str:
                 {
                     "machine": f"{result.cpu}, {result.cores} cores",
                     "rows": str(result.rows),
+                    "rows answered": f"{result.evaluations} by {len(result.candidates)} formats",
                     "limit": f"{result.limit:g}",
                     "seconds": f"{sum(result.timings.values()):.0f}",
                 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from export.boundaries import SERVED
 from export.ollama import modelfile
+from export.peft_adapter import served_rank
 from export.source import Model
 from unshot.catalog.formats import Target
 from unshot.contracts.gates import read_gates
@@ -69,6 +70,8 @@ def serve(model: Model, targets: Sequence[Target], reports: Sequence[FileReport]
             )
         elif target.kind == "gguf":
             commands += _gguf(model, target, context)
+        elif target.kind == "peft":
+            commands.append(("vllm", _vllm_adapter(model, target, context)))
         elif target.kind == "hf":
             named = f"--served-model-name {shlex.quote(model.name)} {ADDRESS}"
             commands.append(("vllm", f"exec vllm serve ./{name} --max-model-len {context} {named}"))
@@ -99,6 +102,18 @@ def _gguf(model: Model, target: Target, context: int) -> list[tuple[str, str]]:
         ),
         ("ollama", f"ollama create {tag} -f Modelfile && exec ollama run {tag}"),
     ]
+
+
+def _vllm_adapter(model: Model, target: Target, context: int) -> str:
+    """vLLM with the base, and the adapter beside it under the model's name."""
+    assert model.adapter is not None
+    folder = f"./{shlex.quote(target.name)}"
+    base = shlex.quote(model.base.name if "/" in model.base.name else str(model.base.path))
+    return (
+        f'exec vllm serve "${{BASE:-{base}}}" --enable-lora --max-lora-rank {served_rank(model.adapter)} '
+        f"--lora-modules {shlex.quote(model.name)}={folder} --tokenizer {folder} --generation-config {folder} "
+        f"--max-model-len {context} {ADDRESS}"
+    )
 
 
 def card(

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from export.adapter import Adapter, load_adapter
+from export.adapter import Adapter
+from export.experts import load_on
 from export.families import Config
 from export.foreign import bring_in, is_adapter, named_base
 from export.merge import Merged
@@ -19,7 +20,8 @@ from unshot.contracts.manifest import NAME as MANIFEST
 from unshot.contracts.manifest import BaseModel, InputFile, describe_file, read_manifest
 from unshot.contracts.task import Task, read_task
 from unshot.data.prompts import Prompt
-from unshot.data.rows import Example, Message, read_examples
+from unshot.data.rows import Example, Message, read_examples, read_text
+from unshot.engines.base import one_or_more
 from unshot.errors import InputError
 from unshot.methods import METHODS
 from unshot.models import Source, resolve
@@ -79,11 +81,10 @@ class Model:
     @cached_property
     def ends(self) -> list[int]:
         """Tokens that end an answer: the template's end of turn, the tokenizer's eos, those of generation_config."""
-        path = self.base.path / "generation_config.json"
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        more = found if isinstance(found, list) else [found]
+        tokens = max(int(self.config.get("vocab_size") or 0), self.chat.tokenizer.backend.get_vocab_size())
+        more = generation_ends(self.base.path / "generation_config.json", tokens)
         everything = [self.chat.end, self.chat.tokenizer.eos, *more]
-        return list(dict.fromkeys(token for token in everything if isinstance(token, int)))
+        return list(dict.fromkeys(token for token in everything if token is not None))
 
     @property
     def prompt(self) -> Prompt:
@@ -121,6 +122,7 @@ def open_source(text: str, base: str | None, out: Output, data: Path | None = No
         model.rows = [
             Example(({"role": "user", "content": t},), None, n) for n, t in enumerate(built_in(), start=1)
         ]
+    _ = model.ends  # a damaged file is named before any work
     for stray in model.base.stray_files():
         out.warn(f"{model.base.path / stray}: not part of the model by its index; left out")
     for note in model.notes:
@@ -160,7 +162,7 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
         base=Source(recorded.name, source.path, source.license or recorded.license),
         fingerprint=fingerprint.changed(name=recorded.name),
         adapter_path=adapter,
-        adapter=load_adapter(adapter) if adapter else None,
+        adapter=load_on(adapter, source) if adapter else None,
         chat=Chat(load_tokenizer(source.path, run_template(path))),
         task=read_task(path / "task.json"),
         rows=read_examples(path / "splits" / "test.jsonl"),
@@ -196,13 +198,33 @@ def _open_adapter(path: Path, base: str | None, out: Output) -> Model:
         base=source,
         fingerprint=source.fingerprint(),
         adapter_path=foreign.folder,
-        adapter=load_adapter(foreign.folder),
+        adapter=load_on(foreign.folder, source),
         chat=Chat(load_tokenizer(tokenizer)),
         inputs=[describe_file(f) for f in sorted(path.iterdir()) if f.suffix in (".json", ".safetensors")],
         tokenizer=tokenizer,
         notes=[*notes, *(f"{path}: {note}" for note in foreign.notes)],
         keep=foreign.keep,
     )
+
+
+def generation_ends(path: Path, tokens: int) -> list[int]:
+    """The end tokens of a `generation_config.json`, none where there is no such file; `InputError` for a damaged one."""
+    if not path.is_file():
+        return []
+    try:
+        config = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON ({error}); mend or remove it") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object; mend or remove it")
+    found = one_or_more(config.get("eos_token_id"))
+    for token in found:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < tokens:
+            raise InputError(
+                f"{path}: eos_token_id holds {json.dumps(token)[:40]}, which is no token of the model (0 to "
+                f"{tokens - 1}); mend the file"
+            )
+    return found
 
 
 def built_in() -> list[str]:

@@ -77,12 +77,8 @@ def _one(folder: Path, report: FileReport, changed: dict[str, str]) -> Verified:
         found.failures.append(f"it failed the gate when it was exported: {'; '.join(report.failures[:2])}")
     if found.failures:
         return found
-    if target.kind == "lora" or not report.probes:
-        why = (
-            "an adapter is checked on its base's GGUF"
-            if target.kind == "lora"
-            else "no answers were recorded"
-        )
+    if target.format.on_base or not report.probes:
+        why = "an adapter is checked on its base" if target.format.on_base else "no answers were recorded"
         return Verified(report.target, target.name, "not proven", failures=[f"unchanged; {why}"])
     try:
         with Engine(target.engine, folder / target.name, context=_context(report)) as engine:
@@ -160,7 +156,8 @@ def _compare(target: Target, one: Path, two: Path) -> Compared:
             if error:
                 found.tensors.append((name, error))
         found.tensors.sort(key=lambda pair: -pair[1])
-    _answers(target.engine, one, two, found)
+    if not target.format.on_base:  # an adapter answers nothing alone
+        _answers(target.engine, one, two, found)
     return found
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export import converter, genai, gguf_file, gguf_lora, imatrix, onnx_graph
+from export import converter, genai, gguf_file, gguf_lora, imatrix, onnx_graph, peft_adapter, w4a16
 from export.boundaries import boundaries, check_rows_fit
 from export.converter import Converter
 from export.expected import BATCH, answer_tokens
 from export.kquants import quantise, takes_imatrix
 from export.merge import Merged
-from export.safetensors_dir import older_config, set_ends, write_merged
+from export.safetensors_dir import copy_tokenizer, merged_config, older_config, set_ends, write_merged
 from export.source import Model
 from export.vocab import NotStreamed
 from unshot.catalog.formats import QUANTISED, STREAMED, WITH_IMATRIX, Target
@@ -29,7 +29,7 @@ SPARE = 64 * 1024 * 1024
 # Bytes a weight takes in each precision while it is written: ONNX is made from a merged fp32 copy that lies beside it.
 BYTES = {
     "f32": 4.0, "fp32": 8.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "fp16": 6.0, "int8": 6.0, "int4": 6.0,
-    "fp8": 2.0,
+    "fp8": 2.0, "w4a16": 7.0,
 }  # fmt: skip
 
 
@@ -71,6 +71,9 @@ def refuse(
             raise InputError(f"{target} is no use without an importance matrix; add --imatrix")
         if target.engine == "gguf":
             refuse_boundaries(model)
+        if target.precision == "w4a16":
+            w4a16.refuse(merged)
+            imatrix.training_ids(model, 1)
         try:
             function(target.format.refuse)(target, merged, model.tokenizer)
         except NotStreamed as error:
@@ -117,9 +120,12 @@ def room(folder: Path, targets: Sequence[Target], merged: Merged) -> None:
     count = parameters(merged)
     # Coarser files are made from and compared with a full-precision one that lies beside them meanwhile.
     kinds = {full_of(t, merged) for t in targets} - {None, *targets}
-    shared = sum(BYTES[t.precision] for t in kinds if t)
-    shared += 4.0 if any(t.kind == "lora" for t in targets) else 0.0
-    needed = int(count * (shared + sum(BYTES.get(t.precision, 1.0) for t in targets))) + SPARE
+    shared = sum(BYTES[t.precision] for t in kinds if t and not t.format.on_base)
+    shared += 4.0 if any(t.kind == "lora" for t in targets) else 0.0  # the base that it is run on
+    needed = (
+        int(count * (shared + sum(BYTES.get(t.precision, 1.0) for t in targets if not t.format.on_base)))
+        + SPARE
+    )
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutsideError(
@@ -208,6 +214,8 @@ def merged_copy(job: Job) -> Path:
 
 def write_hf(target: Target, job: Job, path: Path) -> str:
     """A Hugging Face directory."""
+    if target.precision == "w4a16":
+        return _write_four_bits(target, job, path)
     total = parameters(job.merged) * (4 if target.precision == "f32" else 2)
     bar = job.progress.add_task(f"write {target}", total=total, note="")
     write_merged(
@@ -219,6 +227,16 @@ def write_hf(target: Target, job: Job, path: Path) -> str:
     return "streamed by this tool"
 
 
+def _write_four_bits(target: Target, job: Job, path: Path) -> str:
+    bar = job.progress.add_task(f"write {target}", total=1, note="llm-compressor")
+    rows = imatrix.training_ids(job.model)
+    config = merged_config(job.model.base.path, job.merged, target.precision)
+    w4a16.write(path, job.model.tokenizer, merged_copy(job), rows, job.model.ends, config)
+    set_template(path, job.model.chat.tokenizer.template)
+    job.progress.advance(bar)
+    return "llm-compressor (GPTQ on training rows)"
+
+
 def write_lora(target: Target, job: Job, path: Path) -> str:
     """The adapter alone, and beside the scratch files the bare base that it is checked on."""
     bar = job.progress.add_task(f"write {target}", total=1, note="")
@@ -227,6 +245,18 @@ def write_lora(target: Target, job: Job, path: Path) -> str:
     lower = job.scratch / f"base-{middle(job.merged)}.gguf"
     if not lower.exists():
         gguf_file.write_gguf(lower, job.model.bare(), job.model.tokenizer, middle(job.merged), facts)
+    job.progress.advance(bar)
+    return "streamed by this tool"
+
+
+def write_peft(target: Target, job: Job, path: Path) -> str:
+    """The adapter alone in peft's form, with the tokenizer and the chat template that it was tuned with."""
+    bar = job.progress.add_task(f"write {target}", total=1, note="")
+    assert job.model.adapter is not None
+    peft_adapter.write_adapter(path, job.model.adapter, target.precision, job.model.base.name)
+    copy_tokenizer(job.model.tokenizer, path)
+    set_ends(path, job.model.ends)
+    set_template(path, job.model.chat.tokenizer.template)
     job.progress.advance(bar)
     return "streamed by this tool"
 
@@ -262,9 +292,11 @@ def write_importance(job: Job, path: Path, *, low_memory: bool) -> None:
     imatrix.write_imatrix(path, squares, job.merged)
 
 
-def lora_base(target: Target, scratch: Path) -> Path | None:
-    """The GGUF of the bare base that an exported adapter is run on; None for other targets."""
-    return next(scratch.glob("base-*.gguf")) if target.kind == "lora" else None
+def lora_base(target: Target, job: Job) -> Path | None:
+    """What an exported adapter is run on (the bare base, as GGUF for llama.cpp); None for other targets."""
+    if not target.format.on_base:
+        return None
+    return next(job.scratch.glob("base-*.gguf")) if target.engine == "gguf" else job.model.base.path
 
 
 def middle(merged: Merged) -> str:

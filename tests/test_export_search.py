@@ -11,6 +11,7 @@ import pytest
 
 from export.device import GIB, check_fits, parse_device
 from export.loss import paired_loss
+from export.race import race, rounds
 from unshot.catalog.formats import parse_targets
 from unshot.errors import InputError
 from unshot.metrics.answers import Answers
@@ -261,3 +262,48 @@ def test_a_fully_tuned_run_exports_its_model_directory(tuned, tmp_path, capsys) 
     assert code == 2 and "leave --base out" in err
     code, _, err = unshot(capsys, run, "--to", "lora", "--out", tmp_path / "x")
     assert code == 2 and not (tmp_path / "x").exists()
+
+
+def everything(losses: np.ndarray, limit: float) -> int | None:
+    """The smallest format whose loss on all rows is within the limit; formats by size, `(formats, rows)`."""
+    good = [n for n, row in enumerate(losses) if row.mean() <= limit]
+    return min(good, default=None)
+
+
+def raced(losses: np.ndarray, limit: float) -> tuple[int | None, int]:
+    """What the race picks, and how many rows were answered for it."""
+    asked: list[tuple[int, int]] = []
+
+    def measure(one: int, rows: int) -> float:
+        asked.append((one, rows))
+        return float(losses[one, :rows].mean())
+
+    whole = losses.shape[1]
+    race(range(len(losses)), whole, limit, measure, lambda one: losses[one].mean() <= limit)
+    good = [one for one, rows in asked if rows == whole and losses[one].mean() <= limit]
+    return min(good, default=None), sum(rows for _, rows in asked)
+
+
+def test_a_race_picks_as_the_whole_search_does_on_fewer_rows() -> None:
+    """Recorded scores: `tests/search_scores.json` (SmolLM2-135M, each format's answer right or wrong, row by row)."""
+    recorded = json.loads((Path(__file__).parent / "search_scores.json").read_text())
+    formats = sorted(recorded["formats"], key=lambda f: recorded["formats"][f]["bytes"])
+    scores = np.array([[int(c) for c in recorded["formats"][f]["right"]] for f in formats])
+    generator = np.random.default_rng(0)
+    same, rows, whole = 0, 0, 0
+    for _ in range(20):
+        drawn = 1.0 - scores[:, generator.choice(scores.shape[1], 96)]
+        pick, asked = raced(drawn, 0.02)
+        same += pick == everything(drawn, 0.02)
+        rows, whole = rows + asked, whole + drawn.size
+    assert same >= 18 and whole >= 3 * rows
+
+
+def test_what_was_passed_over_comes_back_where_smaller_ones_lose() -> None:
+    losses = np.zeros((8, 96))
+    losses[:7, 40:] = 0.2  # all but the largest lose late
+    assert raced(losses, 0.02)[0] == 7 == everything(losses, 0.02)
+    losses[7] = 1.0
+    assert raced(losses, 0.02)[0] is None
+    assert rounds(16) == [16] and rounds(96) == [6, 24, 96]
+    assert raced(np.zeros((3, 16)), 0.02) == (0, 48)  # few rows: all are asked all

@@ -28,7 +28,8 @@ class Format:
 
     `engine` is a key of `unshot.engines.ENGINES`; `refuse(target, merged)` and `write(job, target, path)` are
     `module:function`; `file` is its name in the output directory; `full` is the precision of the full-precision file
-    that a coarser one is made from and compared with, None where there is none.
+    that a coarser one is made from and compared with, None where there is none; `on_base`: the adapter alone, which is
+    run on its base.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class Format:
     file: str
     made_by: str
     full: str | None = None
+    on_base: bool = False
 
     @property
     def targets(self) -> list[str]:
@@ -71,14 +73,21 @@ FORMATS = {
             "genai-cuda-{precision}", "ONNX Runtime GenAI's model builder, for CUDA", full="fp16",
         ),
         Format(
-            "hf", ("bf16", "f16", "f32", "fp8"), "bf16", "torch", "export.safetensors_dir:refuse",
+            "hf", ("bf16", "f16", "f32", "fp8", "w4a16"), "bf16", "torch", "export.safetensors_dir:refuse",
             "export.write:write_hf",
             "hf-{precision}",
-            "this tool: merged safetensors in shards, for vLLM and transformers; fp8 in compressed-tensors' form",
+            "this tool: merged safetensors in shards, for vLLM and transformers; fp8 in compressed-tensors' form, "
+            "w4a16 by llm-compressor",
         ),
         Format(
             "lora", ("f16", "f32"), "f16", "gguf", "export.gguf_lora:refuse_target", "export.write:write_lora",
             "adapter-{precision}.gguf", "this tool: the adapter alone, for a GGUF of its base",
+            full="f32", on_base=True,
+        ),
+        Format(
+            "peft", ("bf16", "f16", "f32"), "bf16", "torch", "export.peft_adapter:refuse", "export.write:write_peft",
+            "adapter-{precision}", "this tool: the adapter alone in peft's form, for `vllm serve --enable-lora`",
+            full="f32", on_base=True,
         ),
     )
 }  # fmt: skip

@@ -88,9 +88,9 @@ def open_engine(
 ) -> Engine:
     """Load the model that `spec` names.
 
-    `threads` defaults to the usable cores; `adapter` is a LoRA adapter file to apply (GGUF only); `context` is the
-    number of tokens that llama.cpp is started with, as a server is, where it must not grow with the requests. Raises
-    `InputError` for a bad spec or file, `OutsideError` where the engine's library is missing.
+    `threads` defaults to the usable cores; `adapter` is a LoRA adapter to apply (a file for GGUF, a directory for
+    torch); `context` is the number of tokens that llama.cpp is started with, as a server is, where it must not grow
+    with the requests. Raises `InputError` for a bad spec or file, `OutsideError` where the engine's library is missing.
     """
     kind, target = parse_spec(spec)
     entry = ENGINES[kind]
@@ -98,8 +98,8 @@ def open_engine(
     options: dict[str, Path | int] = {} if adapter is None else {"adapter": adapter}
     if context is not None and kind == "gguf":
         options["context"] = context
-    if adapter is not None and kind != "gguf":
-        raise InputError(f"{spec}: only a GGUF file takes an adapter file; merge the adapter first")
+    if adapter is not None and kind not in ("gguf", "torch"):
+        raise InputError(f"{spec}: {kind} takes no adapter; merge it first")
     try:
         engine: Engine = getattr(importlib.import_module(module), name)(target, threads=threads, **options)
     except ImportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,17 @@ from unshot.text.chat import Chat, load_tokenizer
 
 
 class TorchEngine(DirectoryEngine):
-    """A causal language model on CPU (float32) or CUDA (the checkpoint's precision), batch 1, greedy."""
+    """A causal language model on CPU (float32) or CUDA (the checkpoint's precision), batch 1, greedy.
+
+    `adapter` is the directory of a peft adapter to run it with, whose tokenizer and end tokens are taken.
+    """
 
     kind = "torch"
 
-    def __init__(self, target: str, *, threads: int | None = None) -> None:
+    def __init__(self, target: str, *, threads: int | None = None, adapter: Path | None = None) -> None:
         super().__init__(target, threads=threads)
         source = resolve(target)
-        self._folder = source.path
+        self._folder = adapter or source.path
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cpu":
             torch.set_num_threads(self.threads)
@@ -35,8 +39,14 @@ class TorchEngine(DirectoryEngine):
         self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             str(source.path), dtype=self.dtype, use_safetensors=True, **attention
         )
+        if adapter is not None:
+            from peft import PeftModel
+
+            ends = transformers.GenerationConfig.from_pretrained(str(adapter))
+            self._model = PeftModel.from_pretrained(self._model, str(adapter))
+            self._model.generation_config = ends
         self._model = self._model.to(self.device).eval()
-        self._chat = Chat(load_tokenizer(source.path))
+        self._chat = Chat(load_tokenizer(self._folder))
         self.vocabulary = int(self._model.config.vocab_size)
         self._room = int(getattr(self._model.config, "max_position_embeddings", 0) or 0)
         self._cache: Any = transformers.DynamicCache()
