@@ -18,9 +18,22 @@ PREFIX = "base_model.model."
 PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Options of a peft config that change the merge and that this reader does not know; each must be unset.
-UNREAD = ("layer_replication", "alora_invocation_tokens", "megatron_config", "corda_config")
-# Initialisations that also change the base's weights, so that the adapter alone is not the change.
-CHANGES_BASE = ("pissa", "olora", "loftq", "corda")
+UNREAD = (
+    "layer_replication", "alora_invocation_tokens", "megatron_config", "corda_config", "use_qalora", "arrow_config",
+    "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "lora_ga_config",
+)  # fmt: skip
+# Options that the merge reads, or that do not change it; one that is not known at all is named.
+KNOWN = {
+    "auto_mapping", "base_model_name_or_path", "revision", "peft_type", "peft_version", "task_type", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora", "modules_to_save", "init_lora_weights",
+    "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "megatron_core",
+    "trainable_token_indices", "loftq_config", "eva_config", "use_dora", "qalora_group_size", "runtime_config",
+    "lora_bias", "target_parameters", "target_modules", "exclude_modules", "ensure_weight_tying",
+}  # fmt: skip
+# Initialisations that also change the base's weights, so that the adapter alone is not the change; and those that do
+# not.
+CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga", "lora-ga")
+PLAIN_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
 MERGE_ELSEWHERE = "merge it with peft (`merge_and_unload`, `save_pretrained`) and export that directory"
 
 
@@ -82,7 +95,9 @@ def read_config(path: Path) -> LoraSettings:
         config: LoraSettings = json.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from None
-    kind = str(config.get("peft_type", "")).upper()
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    kind = str(config.get("peft_type") or "")
     if kind != "LORA":
         raise InputError(
             f"{path}: peft_type is {kind or 'missing'}; export merges LORA adapters (DoRA included)"
@@ -90,6 +105,12 @@ def read_config(path: Path) -> LoraSettings:
     for key in UNREAD:
         if config.get(key):
             raise InputError(f"{path}: `{key}` is set; export cannot merge that, {MERGE_ELSEWHERE}")
+    unknown = sorted(key for key, value in config.items() if key not in (*KNOWN, *UNREAD) and value)
+    if unknown:
+        raise InputError(
+            f"{path}: `{unknown[0]}` is set, and export does not know what it does; remove it if it changes nothing, "
+            f"else {MERGE_ELSEWHERE}"
+        )
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(CHANGES_BASE):
         raise InputError(
@@ -98,10 +119,40 @@ def read_config(path: Path) -> LoraSettings:
             "base as published; convert it to plain LoRA with peft (`save_pretrained(..., "
             "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)`) and export that"
         )
-    rank = config.get("r")
-    if not isinstance(rank, int) or rank < 1:
-        raise InputError(f"{path}: `r` is {rank!r}; a LoRA adapter has a whole number of ranks")
+    if start not in PLAIN_STARTS:
+        raise InputError(f"{path}: init_lora_weights is {start}, which is not known here; {MERGE_ELSEWHERE}")
+    _check_numbers(config, path)
     return config
+
+
+def _check_numbers(config: LoraSettings, path: Path) -> None:
+    """`InputError` for a rank or an alpha, or a pattern of them, that is none."""
+    ranks: dict[str, Any] = {
+        "r": config.get("r"),
+        **_numbers(config.get("rank_pattern"), "rank_pattern", path),
+    }
+    for name, value in ranks.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{path}: `{name}` is {value!r}; a LoRA adapter has a whole number of ranks")
+    alphas = {"lora_alpha": config.get("lora_alpha", 8)}
+    alphas |= _numbers(config.get("alpha_pattern"), "alpha_pattern", path)
+    for name, value in alphas.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise InputError(f"{path}: `{name}` is {value!r}; it must be a number")
+
+
+def _numbers(patterns: Any, key: str, path: Path) -> dict[str, Any]:
+    """The values of a pattern by what they are called in a message."""
+    if not isinstance(patterns or {}, dict):
+        raise InputError(f"{path}: `{key}` must map names of modules to numbers")
+    for pattern in patterns or {}:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                f"{path}: `{key}` has `{pattern}`, which is no regular expression ({error})"
+            ) from None
+    return {f"{key}: {name}": value for name, value in (patterns or {}).items()}
 
 
 def load_adapter(folder: Path) -> Adapter:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.adapter import CONFIG, MERGE_ELSEWHERE, Adapter, Delta, load_adapter
-from export.reference import auto_config, transformers_quietly
+from export.peft_check import weightless
 from export.tensors import Shards
 from unshot.errors import InputError
 from unshot.models import Source
@@ -77,19 +77,10 @@ def _place(adapter: Adapter, folder: Path, base: Path, shards: Shards) -> None:
 
 def _wrapped(folder: Path, base: Path) -> dict[str, Wrapped]:
     """The wrapped parameters by the names that their pairs are saved under."""
-    from accelerate import init_empty_weights
-    from peft import LoraConfig, PeftModel
     from peft.tuners.lora import ParamWrapper
 
-    try:
-        with init_empty_weights():
-            net = transformers_quietly().AutoModelForCausalLM.from_config(auto_config(base))
-            net = PeftModel(net, LoraConfig.from_pretrained(str(folder)))
-    except (ValueError, TypeError, RuntimeError) as error:
-        words = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder / CONFIG}: peft cannot put it on this base ({words})") from None
     found = {}
-    for name, module in net.named_modules():
+    for name, module in weightless(folder, base).named_modules():
         if isinstance(module, ParamWrapper):
             key = name.removeprefix("base_model.model.")
             owner = re.sub(r"(\.base_layer)+$", "", key)

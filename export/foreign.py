@@ -84,12 +84,21 @@ def bring_in(folder: Path, base: Source) -> Foreign:
     modules = _modules(base)
     renamed: dict[str, Any] = {}
     touched: set[str] = set()
+    adapters: set[str] = set()
     for key, value in tensors.items():
         module, rest = _split(key)
         found = _resolve(module, modules, folder)
         if ".lora_" in rest:
             touched.add(found)
-        renamed[f"{PREFIX}{found}{rest}"] = value
+            rest, name = _plain(rest)
+            adapters.add(name)
+        full = f"{PREFIX}{found}{rest}"
+        if full in renamed or len(adapters) > 1:
+            raise InputError(
+                f"{folder}: holds `{full}` twice ({key} is the second), or more than one adapter "
+                f"({', '.join(sorted(adapters))}); save one adapter alone"
+            )
+        renamed[full] = value
     if not mlx and not notes and renamed.keys() == tensors.keys():
         return Foreign(folder, None, ())
     if not notes:
@@ -130,11 +139,17 @@ def _from_mlx(folder: Path, raw: Any) -> tuple[dict[str, Any], LoraSettings, lis
     """mlx-lm's pairs: `lora_a` (in, rank) and `lora_b` (rank, out), one scale for all; `m` is DoRA's magnitude."""
     kind = raw.get("fine_tune_type", "lora")
     settings = raw.get("lora_parameters") or {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / CONFIG}: lora_parameters must be an object with rank and scale")
     if kind not in ("lora", "dora") or not settings:
         raise InputError(
             f"{folder / CONFIG}: mlx-lm's fine_tune_type is {kind}; fuse it (`mlx_lm.fuse`) and export that directory"
         )
-    rank, scale = int(settings["rank"]), float(settings.get("scale", 20.0))
+    rank, scale = settings.get("rank"), settings.get("scale", 20.0)
+    if not isinstance(rank, int) or rank < 1 or not isinstance(scale, int | float):
+        raise InputError(
+            f"{folder / CONFIG}: lora_parameters has rank {rank!r} and scale {scale!r}; give both numbers"
+        )
     shards = Shards([folder / MLX])
     tensors: dict[str, Any] = {}
     for name in shards:
@@ -215,6 +230,16 @@ def _split(key: str) -> tuple[str, str]:
         plain,
     )
     return (found[1], found[2]) if found else (plain, "")
+
+
+def _plain(rest: str) -> tuple[str, str]:
+    """The part of a LoRA key behind its module as peft saves it, and the adapter's name that stood in it."""
+    before, part, more = re.fullmatch(r"((?:\.base_layer)*)\.(lora_[A-Za-z_]+)((?:\.\w+)*)", rest).groups()  # type: ignore[union-attr]
+    words = more.split(".")[1:]
+    last = words.pop() if words and words[-1] in ("weight", "bias") else "weight"
+    whole = part in ("lora_A", "lora_B")
+    name = ".".join(words) or "default"
+    return f"{before}.{part}" + (f".{last}" if whole else ""), name
 
 
 def _resolve(module: str, modules: dict[str, list[str]], folder: Path) -> str:

@@ -32,6 +32,11 @@ class Reference:
         self.net = net.eval()
         self.streams = streams
         self.inner = net.get_base_model() if hasattr(net, "get_base_model") else net
+        # A greedy answer is the likeliest tokens: what generation_config.json suppresses, forces or penalises is not
+        # in any exported file.
+        for part in (self.net, self.inner):
+            if getattr(part, "generation_config", None) is not None:
+                part.generation_config = type(part.generation_config)()
         self.head = self.inner.get_output_embeddings()
         self.last_only = "logits_to_keep" in inspect.signature(self.inner.forward).parameters
 

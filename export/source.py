@@ -14,6 +14,7 @@ from export.experts import load_on
 from export.families import Config
 from export.foreign import bring_in, is_adapter, named_base
 from export.merge import Merged
+from export.peft_check import check
 from export.reference import Reference, effective_config, evaluated
 from unshot.console import Output
 from unshot.contracts.manifest import NAME as MANIFEST
@@ -192,6 +193,7 @@ def _open_adapter(path: Path, base: str | None, out: Output) -> Model:
     if own:
         notes.append(f"{path}: tokenizer and chat template are the adapter's own")
     foreign = bring_in(path, source)
+    notes += [f"{path}: {note}" for note in check(foreign.folder, source.path)]
     tokenizer = path if own else source.path
     return Model(
         name=path.resolve().name,
@@ -208,7 +210,7 @@ def _open_adapter(path: Path, base: str | None, out: Output) -> Model:
 
 
 def generation_ends(path: Path, tokens: int) -> list[int]:
-    """The end tokens of a `generation_config.json`, none where there is no such file; `InputError` for a damaged one."""
+    """End tokens of a `generation_config.json`, none where there is no such file; `InputError` for a damaged one."""
     if not path.is_file():
         return []
     try:

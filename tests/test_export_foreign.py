@@ -317,3 +317,76 @@ def test_an_adapter_brings_its_own_tokenizer_and_rows(base, tmp_path) -> None:
     assert model.tokenizer == tmp_path / "adapter" and len(model.rows) == 3 and model.task is None
     plain = open_source(str(tmp_path / "adapter"), str(base), QUIET)
     assert len(plain.rows) > 20
+
+
+# What an adapter's configuration may hold, by what is said about it: peft would load something else, or end in an error
+# of its own.
+ODD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "alpha null": ({"lora_alpha": None}, "`lora_alpha` is None; it must be a number"),
+    "alpha text": ({"lora_alpha": "16"}, "`lora_alpha` is '16'"),
+    "alpha not finite": ({"lora_alpha": float("nan")}, "`lora_alpha` is nan"),
+    "rank of another adapter": ({"r": 8}, r"has rank 4, .*says 8; mend the configuration"),
+    "pattern of another rank": ({"rank_pattern": {"v_proj": 2}}, r"v_proj.*has rank 4, .*says 2"),
+    "pattern no map": ({"rank_pattern": [1]}, "`rank_pattern` must map"),
+    "pattern no expression": ({"alpha_pattern": {"(": 3}}, "no regular expression"),
+    "pattern no number": ({"alpha_pattern": {"q_proj": "3"}}, "`alpha_pattern: q_proj` is '3'"),
+    "kind in small letters": ({"peft_type": "lora"}, "peft_type is lora"),
+    "an option of a newer peft": ({"use_twisted": {"a": 1}}, "`use_twisted` is set, and export does not know"),
+    "a kind that pools its inputs": ({"use_qalora": True}, "`use_qalora` is set"),
+    "a router of adapters": ({"arrow_config": {"top_k": 2}}, "`arrow_config` is set"),
+    "a start that changes the base": ({"init_lora_weights": "lora_ga"}, "lora_ga, which changed the base's weights"),
+    "a start that is not known": ({"init_lora_weights": "novel"}, "init_lora_weights is novel"),
+    "fewer modules than the file": ({"target_modules": ["q_proj"]}, r"v_proj.*leaves out, so that peft would not load"),
+    "other modules": ({"target_modules": ["o_proj"]}, "leaves out, so that peft would not load it"),
+    "no such modules": ({"target_modules": ["query"]}, "peft cannot put it on this base"),
+    "fewer layers than the file": ({"layers_to_transform": [0]}, r"layers\.1\..*leaves out"),
+    "modules left out": ({"exclude_modules": ["v_proj"]}, r"v_proj.*leaves out"),
+    "magnitudes not saved": ({"use_dora": True}, "only a part of .*lora_magnitude_vector"),
+    "parameters no list": ({"target_parameters": "experts"}, "peft cannot put it on this base"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two_modules(base, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("odd") / "adapter"
+    add_lora(base, folder, target_modules=["q_proj", "v_proj"])
+    return folder
+
+
+@pytest.mark.parametrize("odd", ODD_CONFIGS)
+def test_a_configuration_that_is_not_the_files_is_named(base, two_modules, tmp_path, odd) -> None:
+    config, words = ODD_CONFIGS[odd]
+    folder = restyle(two_modules, tmp_path / "a", lambda k: k, **config)
+    with pytest.raises(InputError, match=words):
+        open_source(str(folder), str(base), QUIET)
+
+
+def test_modules_without_a_pair_are_said(base, two_modules, tmp_path) -> None:
+    folder = restyle(two_modules, tmp_path / "a", lambda k: k, target_modules=["q_proj", "v_proj", "o_proj"])
+    model = open_source(str(folder), str(base), QUIET)
+    assert any("2 modules" in note and "o_proj" in note for note in model.notes)
+
+
+def test_key_endings_are_pefts(base, two_modules, tmp_path) -> None:
+    """An adapter's name in the keys, or no `.weight`: peft would load none of these, and say so in a warning."""
+    expected = by_peft(base, two_modules)
+    named = restyle(two_modules, tmp_path / "named", lambda k: k.replace(".weight", ".mine.weight"))
+    bare = restyle(two_modules, tmp_path / "bare", lambda k: k.removesuffix(".weight"))
+    for folder in (named, bare):
+        found = open_source(str(folder), str(base), QUIET)
+        equal(found.merged(), expected)
+        assert found.adapter_path
+        equal(found.merged(), by_peft(base, found.adapter_path))
+
+
+def test_two_adapters_in_one_file_are_named(base, two_modules, tmp_path) -> None:
+    folder = restyle(two_modules, tmp_path / "two", lambda k: k)
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    for other in (
+        {k.replace(".weight", ".other.weight"): 2 * v for k, v in tensors.items()},
+        {k.removeprefix(PREFIX): 2 * v for k, v in tensors.items()},
+    ):
+        save_file({**tensors, **other}, path)
+        with pytest.raises(InputError, match=r"twice.*or more than one adapter"):
+            open_source(str(folder), str(base), QUIET)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -17,10 +18,12 @@ pytest.importorskip("llama_cpp")
 import torch
 from safetensors.torch import load_file, save_file
 
-from export import families, fp8, gguf_file, kquants
+from export import families, fp8, gguf_file, kquants, w4a16
 from export.boundaries import boundaries, reach, served_context
 from export.merge import Merged
+from export.reference import evaluated
 from export.run import Settings, export_run
+from export.source import open_source
 from export.tensor_check import compare_weights
 from tests.export_cases import make_run
 from tests.export_faults import FAULTS
@@ -28,7 +31,7 @@ from tests.tiny_models import make
 from unshot.catalog.formats import FORMATS, help_text, known, parse_target, parse_targets
 from unshot.console import Output
 from unshot.contracts.parity import FileReport, Parity
-from unshot.errors import GateError, InputError
+from unshot.errors import GateError, InputError, OutsideError
 from unshot.models import Source, resolve
 
 pytestmark = pytest.mark.slow
@@ -407,6 +410,61 @@ def test_eight_bit_floats_are_the_models_and_never_equal_unproven(tuned, tmp_pat
     monkeypatch.setattr(fp8, "rounded", lambda v: usual(v.roll(1, 0)))
     (report,) = exported(tuned, ["hf:fp8"], tmp_path / "wrong", check_rows=2, allow_drift=True)
     assert not report.passed and "tensors are not the model's" in report.failures[0]
+
+
+def test_four_bits_are_refused_by_name_without_llm_compressor(tuned, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv(w4a16.PYTHON, raising=False)
+    if importlib.util.find_spec("llmcompressor"):
+        pytest.skip("llm-compressor is installed here")
+    with pytest.raises(OutsideError, match=r"llm-compressor, which is not installed here.*hf:fp8"):
+        exported(tuned, ["hf:w4a16"], tmp_path / "art")
+    monkeypatch.setenv(w4a16.PYTHON, "/nowhere/python")
+    with pytest.raises(InputError, match="128 inputs, and this model has layers of 64"):
+        exported(tuned, ["hf:w4a16"], tmp_path / "art")
+
+
+def test_four_bits_are_read_back() -> None:
+    """Eight numbers in an int32, lowest bits first, each plus 8 (compressed-tensors' pack-quantized)."""
+    numbers = torch.randint(-8, 8, (3, 256), generator=torch.Generator().manual_seed(0))
+    bits = (numbers + 8).reshape(3, 32, 8) << (4 * torch.arange(8))
+    scales = torch.tensor([[0.5, 2.0]] * 3)
+    packed = bits.sum(2).to(torch.int64).remainder(2**32)
+    packed = torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+    found = w4a16.values(packed, scales, [3, 256])
+    torch.testing.assert_close(found, numbers.float() * scales.repeat_interleave(128, 1))
+
+
+ENDS = {
+    "no number": "2",
+    "beyond the vocabulary": 99999,
+    "negative": -1,
+    "nested": [[2]],
+    "yes": True,
+    "half": 2.5,
+}
+
+
+@pytest.mark.parametrize("odd", [*ENDS, "no json", "a list"])
+def test_a_damaged_generation_config_is_one_line(tuned, tmp_path, odd) -> None:
+    base = shutil.copytree(tuned.parent / "base", tmp_path / "base")
+    text = {"no json": "{", "a list": "[1]"}.get(odd) or json.dumps({"eos_token_id": ENDS[odd]})
+    (base / "generation_config.json").write_text(text)
+    with pytest.raises(InputError, match=r"generation_config.json: .*(mend|remove)"):
+        open_source(str(base), None, QUIET)
+
+
+def test_a_greedy_answer_is_the_likeliest_tokens_whatever_a_model_suppresses(tuned, tmp_path) -> None:
+    base = shutil.copytree(tuned.parent / "base", tmp_path / "base")
+    ids = [5, 9, 33, 70]
+    (first,) = evaluated(base, None).generate([ids], 4, 2)
+    odd = {
+        "suppress_tokens": first,
+        "repetition_penalty": 9.0,
+        "no_repeat_ngram_size": 1,
+        "min_new_tokens": 3,
+    }
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **odd}))
+    assert evaluated(base, None).generate([ids], 4, 2) == [first] and first
 
 
 def test_what_a_quantised_upload_left_behind_does_no_harm(tuned, tmp_path) -> None:

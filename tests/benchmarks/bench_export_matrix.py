@@ -3,7 +3,9 @@
     python -m tests.benchmarks.bench_export_matrix run cells-4.jsonl [FAMILY ...]   # in each environment
     python -m tests.benchmarks.bench_export_matrix write cells-4.jsonl cells-5.jsonl > docs/families.md
 
-Every cell is a whole export (random LoRA, written, run in its own engine, held to the evaluated model).
+Every cell is a whole export (random LoRA, written, run in its own engine, held to the evaluated model). `FORMS=hf,ONNX`
+in the environment asks for those columns alone. The engines run in this process (a process each would spend most of
+the time on imports), so an engine that aborts ends the run; cells that are there are not run again.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from export import gguf_file
+from export import gguf_file, parity
 from export.run import Settings, export_run
 from export.vocab import NotStreamed
+from export.worker import Worker
 from tests.export_cases import make_run
 from tests.tiny_models import FAMILIES, OTHERS, make
 from unshot.catalog.formats import parse_targets
@@ -65,11 +68,33 @@ def _refused(why: str) -> None:
     raise NotStreamed(why)
 
 
+class InProcess:
+    """`export.engines.Engine` without its process: the same requests to `export.worker.Worker`."""
+
+    def __init__(
+        self, kind: str, path: Path, *, context: int = 2048, lora: Path | None = None, exact: bool = False
+    ) -> None:
+        self.kind = kind
+        try:
+            self.worker = Worker(kind, str(path), 1, context, exact, str(lora) if lora else None)
+            self.info = self.worker.engine.model_facts()
+        except Exception as error:
+            raise GateError(f"{path.name}: {kind} engine: {error}") from error
+        for name in ("tokenize", "served", "render", "logits", "generate"):
+            setattr(self, name, getattr(self.worker, name))
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.worker.engine.close()
+
+
 def cell(run: Path, form: str, final: Path) -> dict[str, object]:
     """What became of one family in one format."""
     begin = time.perf_counter()
     try:
-        with only(form):
+        with only(form), mock.patch.object(parity, "Engine", InProcess):
             done = export_run(
                 str(run), parse_targets(FORMS[form]), final, Output(verbosity=-1), Settings(check_rows=4)
             )
@@ -90,8 +115,13 @@ def run(path: Path, families: list[str], forms: list[str]) -> None:
     import transformers
 
     version = transformers.__version__
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    there = {(one["family"], one["form"], one["transformers"]) for one in map(json.loads, lines)}
     with tempfile.TemporaryDirectory(prefix="matrix-") as scratch, path.open("a", encoding="utf-8") as out:
         for family in families:
+            wanted = [form for form in forms if (family, form, version) not in there]
+            if not wanted:
+                continue
             root = Path(scratch, family)
             adapter = (
                 {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]} if family in EXPERTS else {}
@@ -104,7 +134,7 @@ def run(path: Path, families: list[str], forms: list[str]) -> None:
                 failed = ""
             except Exception as error:
                 failed = f"{type(error).__name__}: {error}"
-            for form in forms:
+            for form in wanted:
                 if made:
                     found = cell(made, form, root / form.replace(" ", "-"))
                 else:
