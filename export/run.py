@@ -238,7 +238,8 @@ class Checks:
         if str(target) not in self.full:
             keep = self.job.scratch / f"own-{target.kind}-{target.precision}"
             keep.mkdir(exist_ok=True)
-            said = self.answers[str(target)] = []
+            said: list[list[int]] = []
+            self.answers[str(target)] = said
             report = self._check(target, path, keep=keep, answers=said)
             report.made_by = made_by(self.job) if target.kind == "gguf" else target.format.made_by
             own = parity.own_logits(self.expected, keep)

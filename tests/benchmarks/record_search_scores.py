@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from export import expected, search
+from export.loss import Loss
 from export.search import LADDER, search_run
 from tests.tiny_models import make
 from unshot.console import Output
@@ -28,11 +29,11 @@ def main() -> None:
     rights: list[str] = []
     usual = search.paired_loss
 
-    def kept(metric: str, reference: Answers, export: Answers):  # type: ignore[no-untyped-def]
+    def kept(metric: str, reference: Answers, export: Answers) -> Loss:
         rights.append("".join(str(int(b >= a)) for a, b in zip(reference.right, export.right, strict=True)))
         return usual(metric, reference, export)
 
-    search.paired_loss = kept  # type: ignore[assignment]
+    search.paired_loss = kept
     with tempfile.TemporaryDirectory() as scratch:
         if sys.argv[1:]:
             run, data = map(Path, sys.argv[1:])
