@@ -148,16 +148,43 @@ def evaluated(
     attention = attention_of(config.to_dict())
     if streams:
         return Reference(_streamed(transformers, config, files, adapter, vocabulary), streams=True)
-    net = transformers.AutoModelForCausalLM.from_pretrained(
-        str(base), config=config, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
-    )
+    try:
+        net, found = transformers.AutoModelForCausalLM.from_pretrained(
+            str(base), config=config, dtype=torch.float32, use_safetensors=True, attn_implementation=attention,
+            output_loading_info=True,
+        )  # fmt: skip
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers raises many kinds for weights that are not the configuration's
+        raise InputError(
+            f"{base}: transformers {transformers.__version__} cannot load it, so that nothing can be compared with it "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:240]})"
+        ) from None
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{base}: its files lack `{missing[0]}` ({len(missing)} tensors of the model are missing), which "
+            "transformers would fill with random numbers; copy or download it again"
+        )
     if vocabulary:
         resize(net, vocabulary)
     if adapter is not None:
-        from peft import PeftModel
-
-        net = PeftModel.from_pretrained(net, str(adapter))
+        net = _with_adapter(net, adapter)
     return Reference(net)
+
+
+def _with_adapter(net: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(net, str(adapter))
+    except MemoryError:
+        raise
+    except Exception as error:  # peft raises many kinds for an adapter that does not fit
+        raise InputError(
+            f"{adapter}: peft cannot load it on this base ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:240]})"
+        ) from None
 
 
 class Weights(Mapping[str, Any]):

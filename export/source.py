@@ -82,9 +82,18 @@ class Model:
     @cached_property
     def ends(self) -> list[int]:
         """Tokens that end an answer: the template's end of turn, the tokenizer's eos, those of generation_config."""
-        tokens = max(int(self.config.get("vocab_size") or 0), self.chat.tokenizer.backend.get_vocab_size())
+        tokenizer = self.chat.tokenizer
+        tokens = int(
+            self.merged().resized or self.config.get("vocab_size") or tokenizer.backend.get_vocab_size()
+        )
+        for name, token in (("turn ends with", self.chat.end), ("end-of-text token is", tokenizer.eos)):
+            if token is not None and token >= tokens:
+                raise InputError(
+                    f"{self.tokenizer}: the {name} {tokenizer.token(token)!r}, number {token}, and the model has "
+                    f"{tokens} tokens; the tokenizer is another model's, or its configuration names a token it lacks"
+                )
         more = generation_ends(self.base.path / "generation_config.json", tokens)
-        everything = [self.chat.end, self.chat.tokenizer.eos, *more]
+        everything = [self.chat.end, tokenizer.eos, *more]
         return list(dict.fromkeys(token for token in everything if token is not None))
 
     @property

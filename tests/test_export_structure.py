@@ -453,6 +453,54 @@ def test_a_damaged_generation_config_is_one_line(tuned, tmp_path, odd) -> None:
         open_source(str(base), None, QUIET)
 
 
+def without(base: Path, name: str) -> None:
+    path = base / "model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if k != name}, path, metadata={"format": "pt"})
+
+
+def reshaped(base: Path, name: str) -> None:
+    path = base / "model.safetensors"
+    save_file({**load_file(path), name: torch.ones(96, 60)}, path, metadata={"format": "pt"})
+
+
+def configured(base: Path, **more: Any) -> None:
+    path = base / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+
+
+NOT_ITS_WEIGHTS: dict[str, tuple[Any, str]] = {
+    "a matrix missing": (lambda b: without(b, "model.layers.1.self_attn.v_proj.weight"), r"files lack .*v_proj"),
+    "a norm missing": (lambda b: without(b, "model.norm.weight"), r"files lack `model.norm.weight` \(1 tensors"),
+    "a head of its own missing": (lambda b: without(b, "lm_head.weight"), "files lack `lm_head.weight`"),
+    "more layers than the files": (lambda b: configured(b, num_hidden_layers=3), r"files lack .*layers\.2"),
+    "another shape": (lambda b: reshaped(b, "model.layers.0.mlp.up_proj.weight"), "cannot load it"),
+    "heads that do not divide": (lambda b: configured(b, num_key_value_heads=3), "cannot load it"),
+    "no width of a head": (lambda b: configured(b, head_dim=0), "cannot load it"),
+    "no kind of rotary scaling": (lambda b: configured(b, rope_scaling={"type": None, "factor": 2.0}), "cannot"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", NOT_ITS_WEIGHTS)
+def test_weights_that_are_not_the_configurations_are_one_line(tuned, tmp_path, odd) -> None:
+    """transformers fills a missing tensor with random numbers and says so in a warning; else it ends in an error."""
+    change, words = NOT_ITS_WEIGHTS[odd]
+    base = shutil.copytree(tuned.parent / "base", tmp_path / "base")
+    change(base)
+    with pytest.raises(InputError, match=words):
+        open_source(str(base), None, QUIET).reference()
+
+
+def test_an_end_beyond_the_vocabulary_and_a_list_of_settings_are_one_line(tuned, tmp_path) -> None:
+    base = shutil.copytree(tuned.parent / "base", tmp_path / "base")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<another model's>"}))
+    with pytest.raises(InputError, match=r"<another model's>', number \d+, and the model has \d+ tokens"):
+        open_source(str(base), None, QUIET)
+    (base / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"config.json: expected a JSON object"):
+        open_source(str(base), None, QUIET)
+
+
 def test_a_greedy_answer_is_the_likeliest_tokens_whatever_a_model_suppresses(tuned, tmp_path) -> None:
     base = shutil.copytree(tuned.parent / "base", tmp_path / "base")
     ids = [5, 9, 33, 70]

@@ -150,9 +150,11 @@ def _local(path: Path, need_weights: bool) -> Source:
         raise InputError(f"{path}: no tokenizer.json there; {_make_tokenizer(path)}")
     source = Source(path.name, path.resolve())
     try:
-        source.config()
+        config = source.config()
     except ValueError as error:
         raise InputError(f"{path / 'config.json'}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path / 'config.json'}: expected a JSON object; copy the file again")
     if need_weights and not source.weight_files():
         other = (
             "; pickled weights (*.bin) are not loaded, convert them to safetensors"
