@@ -18,12 +18,14 @@ from transformers import AutoModelForCausalLM
 from export.experts import load_on
 from export.foreign import bring_in
 from export.merge import Merged
+from export.peft_adapter import compare_adapters, write_adapter
 from export.run import Settings, export_run
 from tests.export_cases import add_lora, make_run
 from tests.test_export_foreign import by_peft, equal, restyle
 from tests.tiny_models import make
 from unshot.catalog.formats import parse_targets
 from unshot.console import Output
+from unshot.contracts.parity import FileReport
 from unshot.errors import GateError, InputError
 from unshot.models import resolve
 
@@ -154,31 +156,32 @@ def test_an_adapter_alone_has_one_rank_and_answers_as_evaluated(llama, tmp_path)
     assert "--enable-lora --max-lora-rank 8 --lora-modules run=./adapter-" in script and str(llama) in script
 
 
-@pytest.mark.parametrize("fault", ["a pair left out", "a pair of zeros", "the scale forgotten"])
-def test_a_wrong_adapter_alone_does_not_pass(llama, tmp_path, monkeypatch, fault) -> None:
-    from export import peft_adapter
-
-    run = make_run(llama, tmp_path / "run", lora_alpha=12)
-    usual = peft_adapter.write_adapter
-
-    def wrong(folder, adapter, precision, base):  # type: ignore[no-untyped-def]
-        usual(folder, adapter, precision, base)
-        if precision == "f32":
-            return
-        path = folder / "adapter_model.safetensors"
-        tensors = load_file(path)
-        name = sorted(tensors)[1]
-        if fault == "a pair left out":
-            tensors = {k: v for k, v in tensors.items() if k not in sorted(tensors)[:2]}
-        elif fault == "a pair of zeros":
-            tensors[name] = 0 * tensors[name]
-        else:
-            tensors = {k: v / 3 if "lora_B" in k else v for k, v in tensors.items()}
-        save_file(tensors, path)
-
-    monkeypatch.setattr(peft_adapter, "write_adapter", wrong)
-    with pytest.raises(GateError, match="peft:bf16"):
-        export_run(str(run), parse_targets(["peft:bf16"]), tmp_path / "art", QUIET, Settings(check_rows=2))
+@pytest.mark.parametrize("fault", ["a pair left out", "a pair of zeros", "the scale forgotten", "the rank"])
+def test_a_wrong_adapter_alone_does_not_pass(llama, tmp_path, fault) -> None:
+    """A coarser adapter is held to the full-precision one, whose logits are exact, tensor by tensor."""
+    add_lora(llama, tmp_path / "a", lora_alpha=12)
+    adapter = load_on(tmp_path / "a", resolve(llama))
+    for precision in ("f32", "bf16"):
+        write_adapter(tmp_path / precision, adapter, precision, "base")
+    right = FileReport("peft:bf16", False)
+    compare_adapters(tmp_path / "f32", tmp_path / "bf16", right)
+    assert not right.failures
+    path = tmp_path / "bf16" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    first, second = sorted(tensors)[:2]
+    if fault == "a pair left out":
+        tensors = {k: v for k, v in tensors.items() if k not in (first, second)}
+    elif fault == "a pair of zeros":
+        tensors[second] = 0 * tensors[second]
+    elif fault == "the scale forgotten":
+        tensors = {k: v / 3 if "lora_B" in k else v for k, v in tensors.items()}
+    else:
+        config = json.loads((tmp_path / "bf16" / "adapter_config.json").read_text())
+        (tmp_path / "bf16" / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 8}))
+    save_file(tensors, path)
+    wrong = FileReport("peft:bf16", False)
+    compare_adapters(tmp_path / "f32", tmp_path / "bf16", wrong)
+    assert wrong.failures
 
 
 @pytest.mark.parametrize(
