@@ -123,11 +123,11 @@ def _split(one: Wrapped, delta: Delta, shards: Shards, path: Path) -> list[tuple
     for expert in range(one.shape[0]):
         row = 0
         for names in kinds:
-            name = next((there[str(expert), n] for n in names if (str(expert), n) in there), None)
-            if name is None:
+            held = next((there[str(expert), n] for n in names if (str(expert), n) in there), None)
+            if held is None:
                 raise _no_place(one, path)
-            rows = shards.shape(name)[0]
-            found.append((name, Delta(delta.scale, delta.a[expert], delta.b[expert, row : row + rows])))
+            rows = shards.shape(held)[0]
+            found.append((held, Delta(delta.scale, delta.a[expert], delta.b[expert, row : row + rows])))
             row += rows
         if row != one.shape[1]:
             raise _no_place(one, path)

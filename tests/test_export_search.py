@@ -284,21 +284,6 @@ def raced(losses: np.ndarray, limit: float) -> tuple[int | None, int]:
     return min(good, default=None), sum(rows for _, rows in asked)
 
 
-def test_a_race_picks_as_the_whole_search_does_on_fewer_rows() -> None:
-    """Recorded scores: `tests/search_scores.json` (SmolLM2-135M, each format's answer right or wrong, row by row)."""
-    recorded = json.loads((Path(__file__).parent / "search_scores.json").read_text())
-    formats = sorted(recorded["formats"], key=lambda f: recorded["formats"][f]["bytes"])
-    scores = np.array([[int(c) for c in recorded["formats"][f]["right"]] for f in formats])
-    generator = np.random.default_rng(0)
-    same, rows, whole = 0, 0, 0
-    for _ in range(20):
-        drawn = 1.0 - scores[:, generator.choice(scores.shape[1], 96)]
-        pick, asked = raced(drawn, 0.02)
-        same += pick == everything(drawn, 0.02)
-        rows, whole = rows + asked, whole + drawn.size
-    assert same >= 18 and whole >= 3 * rows
-
-
 def test_what_was_passed_over_comes_back_where_smaller_ones_lose() -> None:
     losses = np.zeros((8, 96))
     losses[:7, 40:] = 0.2  # all but the largest lose late
