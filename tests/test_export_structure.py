@@ -493,8 +493,8 @@ def test_weights_that_are_not_the_configurations_are_one_line(tuned, tmp_path, o
 def test_an_end_beyond_the_vocabulary_and_a_list_of_settings_are_one_line(tuned, tmp_path) -> None:
     base = shutil.copytree(tuned.parent / "base", tmp_path / "base")
     settings = json.loads((base / "tokenizer_config.json").read_text())
-    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<another model's>"}))
-    with pytest.raises(InputError, match=r"<another model's>', number \d+, and the model has \d+ tokens"):
+    (base / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<elsewhere>"}))
+    with pytest.raises(InputError, match=r"<elsewhere>', number \d+, and the model has \d+ tokens"):
         open_source(str(base), None, QUIET)
     (base / "config.json").write_text("[]")
     with pytest.raises(InputError, match=r"config.json: expected a JSON object"):
