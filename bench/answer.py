@@ -26,8 +26,8 @@ CACHED = ("prompt_tokens_details.cached_tokens", "input_tokens_details.cached_to
           "cached_tokens", "cache_read_input_tokens")  # fmt: skip
 THOUGHT = ("completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens",
            "reasoning_tokens")  # fmt: skip
-# More tokens an arrival than this: the server sends several at once, and nobody knows how many the first one held.
-SEVERAL = 1.5
+# Pieces and tokens that differ in number by more than this share are not one to one.
+APART = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ class Answer:
     reasoning_tokens: int | None = None
     error: str | None = None
     detail: str | None = None
+    # The model that the server says it is of.
+    model: str | None = None
     streamed: bool = True
     golden: Json = None
     # How many pieces there were when the output was last counted: a count from before the end is not the answer's.
@@ -107,6 +109,10 @@ def read_answer(exchange: Exchange, kind: str) -> Answer:
     if answer.error is None and exchange.status != 200:
         body = b"".join(piece for _, piece in exchange.pieces)
         answer.fail(f"http {exchange.status}", body[:200].decode(errors="replace"))
+        return answer
+    coding = exchange.headers.get("content-encoding", "identity")
+    if answer.error is None and coding not in ("", "identity"):
+        answer.fail("bad stream", f"the answer is compressed ({coding}), which was not asked for")
         return answer
     # By its beginning and not its label: an event never begins with a brace, and servers mislabel both.
     begin = b"".join(piece for _, piece in exchange.pieces[:4])[:64].removeprefix(BOM).lstrip()
@@ -161,6 +167,8 @@ def _read_events(exchange: Exchange, kind: str, answer: Answer) -> None:
     for when, piece in exchange.pieces:
         for event in parser.feed(piece):
             seen = True
+            if done:  # the answer is over, whatever else is sent
+                break
             if event.data.strip() == DONE:
                 done = True
             elif event.data.strip():
@@ -180,13 +188,16 @@ def read_chunk(event: Event, when: float, kind: str, answer: Answer) -> None:
     try:
         chunk = json.loads(event.data)
     except (ValueError, RecursionError):
-        answer.fail("bad stream", f"not JSON: {event.data[:80]!r}")
+        if event.type == "message":  # else a heartbeat of its own type
+            answer.fail("bad stream", f"not JSON: {event.data[:80]!r}")
         return
     if not isinstance(chunk, dict):
         answer.fail("bad stream", f"an event is not an object: {event.data[:80]!r}")
     elif error := _error_of(chunk):
         answer.fail("server error", error)
     else:
+        if isinstance(chunk.get("model"), str):
+            answer.model = chunk["model"]
         if "golden" in chunk:
             answer.golden = chunk["golden"]
         choices = chunk.get("choices") or []
@@ -269,6 +280,7 @@ def _read_whole(exchange: Exchange, kind: str, answer: Answer) -> None:
     for choice in loaded["choices"]:
         part = choice if kind == COMPLETIONS else choice["message"]
         _read_choice(choice, part, exchange.pieces[-1][0], kind, answer)
+    answer.model = loaded["model"] if isinstance(loaded.get("model"), str) else None
     answer.ended, answer.streamed = exchange.pieces[-1][0], False
     _read_counts(loaded, answer)
 
@@ -292,13 +304,37 @@ def _read_counts(chunk: Mapping[str, Json], answer: Answer) -> None:
         prompt = cached + computed
     output = _count(usage, "completion_tokens", "output_tokens")
     output = _count(own, "predicted_n") if output is None else output
-    if output is not None:
-        answer.output_tokens, answer.counted = output, len(answer.pieces)
     found = _count(usage, *CACHED)
     thought = _count(usage, *THOUGHT)
+    prompt, output, thought = _completed(usage, prompt, output, found, thought)
+    if output is not None:
+        answer.output_tokens, answer.counted = output, len(answer.pieces)
     answer.prompt_tokens = answer.prompt_tokens if prompt is None else prompt
     answer.cached_tokens = next((c for c in (found, cached) if c is not None), answer.cached_tokens)
     answer.reasoning_tokens = answer.reasoning_tokens if thought is None else thought
+
+
+def _completed(
+    usage: Mapping[str, Json], prompt: int | None, output: int | None, cached: int | None, thought: int | None
+) -> tuple[int | None, int | None, int | None]:
+    """`(prompt, output, reasoning)` with what a server counts apart: in the total only, or beside its input tokens.
+
+    xAI's and Gemini's thoughts are in `total_tokens` and not in `completion_tokens`; a total that holds the cached
+    tokens besides has a prompt without them, as Anthropic's `input_tokens` always is.
+    """
+    if prompt is None or output is None:
+        return prompt, output, thought
+    if "prompt_tokens" not in usage:
+        apart = (
+            _count(usage, name) or 0 for name in ("cache_read_input_tokens", "cache_creation_input_tokens")
+        )
+        return prompt + sum(apart), output, thought
+    more = (_count(usage, "total_tokens") or 0) - prompt - output
+    if more > 0 and more == cached:
+        return prompt + more, output, thought
+    if more > 0 and thought in (None, more):
+        return prompt, output + more, more
+    return prompt, output, thought
 
 
 def _count(counts: Mapping[str, Json], *paths: str) -> int | None:
@@ -317,15 +353,18 @@ def _count(counts: Mapping[str, Json], *paths: str) -> int | None:
 def tokens_after_first(answer: Answer, arrived: int | None, first: int | None = None) -> int | None:
     """`arrived` tokens as the time per token takes them: those after the first arrival, and one.
 
-    With single tokens that is all of them. Where a server sends several at once, the first arrival's are not waited
-    for after it: `first` of them, by a tokenizer; without one nobody knows how many they are, and this is None.
+    Where the pieces are as many as the tokens, the pieces of the first arrival tell how many came with it. Where they
+    are not, `first` does, by a tokenizer; without one nobody knows, and this is None: two tokens and one, or one and
+    two, look the same.
     """
-    if arrived is None or arrived <= SEVERAL * len(answer.times):
-        return arrived
+    times = answer.times
+    if arrived is None or not times:
+        return None
+    if abs(arrived - len(times)) <= APART * (len(times) - 1):
+        return arrived - sum(t == times[0] for t in times) + 1
     return None if first is None else max(arrived - first, 0) + 1
 
 
 def first_arrival(pieces: Sequence[Piece]) -> str:
-    """The text of the first event that held tokens."""
-    end = next((i for i, p in enumerate(pieces) if i and not p.joined), len(pieces))
-    return "".join(p.text for p in pieces[:end])
+    """The text of the first arrival that held tokens."""
+    return "".join(p.text for p in pieces if p.time == pieces[0].time)

@@ -14,7 +14,7 @@ from bench.measure import Measurement, pairs
 from bench.quality import judge
 from bench.records import SIDES, RequestRecord, summarise
 from bench.sides import CACHE_OFF, CACHE_ON, System, client_facts
-from bench.traffic import cache_warning, shared_share, token_warning
+from bench.traffic import cache_warning, cut_warning, shared_share, side_warnings
 from unshot.case import Case
 from unshot.contracts.figures import Figures
 from unshot.contracts.manifest import hardware
@@ -163,9 +163,15 @@ def _warnings(
             repeated = job.repeat and len(rows) < mine.requests
             if not in_process and not repeated:
                 found.append(
-                    cache_warning(f"{side}, {mode}", asked, mine.tokens.cached_share, repeated=False)
+                    cache_warning(
+                        f"{side}, {mode}",
+                        asked,
+                        mine.tokens.cached_share,
+                        repeated=False,
+                        tokens=mine.tokens.prompt,
+                    )
                 )
-            found.append(token_warning(f"{side}, {mode}", mine))
+            found += side_warnings(f"{side}, {mode}", str(facts[side].model), mine)
     return list(dict.fromkeys(w for w in found if w))
 
 
@@ -176,6 +182,8 @@ def _doubts(measured: Measurement, facts: dict[SideName, SystemFacts], modes: di
         if fact.client and not fact.client.valid:
             doubts.append(f"the client was the bottleneck of the {side} ({'; '.join(fact.client.reasons)})")
         for mode, figures in modes.items():
+            cut = cut_warning(f"{side}, prefix {mode}", figures.side(side))
+            doubts += [cut] if cut else []
             flying = figures.side(side).in_flight
             if flying and flying.mean < IN_FLIGHT * flying.asked and flying.asked > 1:
                 doubts.append(

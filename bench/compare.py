@@ -167,6 +167,9 @@ def _conditions(a: _Measured, b: _Measured, side: str) -> list[str]:
     pairs += [
         (name.replace("_", " "), facts[0].get(name), facts[1].get(name)) for name in facts[0] | facts[1]
     ]
+    slos = [_slos(run, side) for run in (a, b)]
+    if all(slos):
+        pairs.append(("SLO", slos[0], slos[1]))
     pairs.append(("version of unshot", a.manifest.tool.get("version"), b.manifest.tool.get("version")))
     # By contents and in order: the same rows under another name are the same rows.
     inputs = [[i.sha256[:12] for i in r.manifest.inputs] for r in (a, b)]
@@ -372,6 +375,12 @@ def _slo(report: AnyReport, mode: str, side: str) -> dict[str, float]:
             None,
         )
     return found.slo_ms if found else bounds_of(Slo())
+
+
+def _slos(run: _Measured, side: str) -> str:
+    """The bounds of all modes in words; empty where there are none."""
+    found = {f"{k} {v:g} ms" for mode in run.modes for k, v in _slo(run.report, mode, side).items()}
+    return ", ".join(sorted(found))
 
 
 def _scores(a: AnyReport, b: AnyReport, side: str) -> list[Change]:

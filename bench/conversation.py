@@ -172,8 +172,13 @@ def talk_warnings(talk: Talk, turns: Sequence[Figures], *, repeated: bool) -> li
     found: list[str | None] = []
     begin = shared_share([m for (_, turn), m in talk.asked.items() if turn == 0])
     for turn, asked in talk.shared(1.0 if repeated else begin).items():
-        reported = turns[turn].tokens.cached_share if turn < len(turns) else None
-        found.append(cache_warning(f"turn {turn + 1}", 1.0 if repeated else asked, reported, repeated=False))
+        tokens = turns[turn].tokens if turn < len(turns) else None
+        reported, mean = (tokens.cached_share, tokens.prompt) if tokens else (None, None)
+        found.append(
+            cache_warning(
+                f"turn {turn + 1}", 1.0 if repeated else asked, reported, repeated=False, tokens=mean
+            )
+        )
         if turn and reported is not None and reported < asked / 2:
             found.append(
                 f"turn {turn + 1}: the server took {reported:.0%} of the prompt tokens from its cache, where a turn "

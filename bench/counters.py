@@ -12,6 +12,10 @@ from unshot.engines.address import Address, call
 # A sample of Prometheus's text format: name, labels, value.
 SAMPLE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{.*\})? +(\S+)(?: +-?\d+)?$", re.MULTILINE)
 Counters = Mapping[str, float]
+# When the process behind the counters began, as Prometheus's clients have it.
+STARTED = "process_start_time_seconds"
+# A server may not have counted its last answers yet.
+MISSED = 0.8
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,14 @@ def read_counters(address: Address) -> Counters:
     return found
 
 
-def counted(before: Counters, after: Counters) -> ServerCounters | None:
-    """What a server counted between two readings; None where it is none of the engines, or began anew meanwhile."""
+def counted(before: Counters, after: Counters, *, least: float = 0.0) -> ServerCounters | None:
+    """What a server counted between two readings; None where it is none of the engines, or began anew meanwhile.
+
+    Also None where the readings are of several servers behind one address: their processes began at other times, or
+    fewer output tokens were counted than the `least` that were answered.
+    """
+    if before.get(STARTED) != after.get(STARTED):
+        return None
     delta = {name: value - before.get(name, 0.0) for name, value in after.items()}
     engine = next(
         (e for e, names in ENGINES.items() if names.prompt in after and names.prompt in before), None
@@ -72,6 +82,8 @@ def counted(before: Counters, after: Counters) -> ServerCounters | None:
     if engine is None or delta[ENGINES[engine].prompt] < 0:
         return None
     names = ENGINES[engine]
+    if delta.get(names.output, 0.0) < MISSED * least:
+        return None
 
     def mean(histograms: tuple[str, ...], scale: float = 1000.0) -> float | None:
         for name in histograms:

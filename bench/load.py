@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import signal
 import sys
 import time
@@ -346,9 +347,10 @@ def retry_after(exchange: Exchange) -> float:
     if exchange.status not in (429, 503):
         return 0.0
     try:
-        return min(max(float(exchange.headers.get("retry-after", "0")), 0.0), MAX_BACK_OFF)
+        asked = float(exchange.headers.get("retry-after", "0"))
     except ValueError:
         return 0.0
+    return min(max(asked, 0.0), MAX_BACK_OFF) if math.isfinite(asked) else 0.0
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from bench.counters import counted
-from bench.records import SIDES, RequestRecord
+from bench.records import SIDES, RequestRecord, answered_tokens
 from bench.sides import Item, Progress, System
 from bench.traffic import Fresh
 from unshot.contracts.figures import Client, ServerCounters
@@ -100,7 +100,10 @@ def run_mode(
             begin = end
     except KeyboardInterrupt:
         runner.result.interrupted = True
-    runner.result.servers[settings.mode] = {s.side: counted(before[s.side], s.counters()) for s in systems}
+    answered = {s.side: answered_tokens(r for r in runner.result.asked if r.side == s.side) for s in systems}
+    runner.result.servers[settings.mode] = {
+        s.side: counted(before[s.side], s.counters(), least=answered[s.side]) for s in systems
+    }
     return runner.result
 
 

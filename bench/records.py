@@ -27,6 +27,8 @@ from unshot.engines.timing import itl, tpot, ttft
 from unshot.metrics.ratios import percentile_interval
 
 PERCENTILES = (50, 90, 95, 99)
+# Fewer prompt tokens than this share of the words (or of our count): the server cut the prompt.
+CUT = 0.9
 SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
@@ -57,6 +59,10 @@ class RequestRecord(Record, kw_only=True):
     # Looking up the host, connecting and the TLS handshake, where the request waited for that.
     connect: float | None = None
     prompt_tokens: int | None = None
+    # The fewest tokens that the prompt can have: by our tokenizer, else its words.
+    least_prompt: int | None = None
+    # The model that the server says the answer is of.
+    model: str | None = None
     output_tokens: int | None = None
     timed_tokens: int | None = None
     cached_tokens: int | None = None
@@ -105,6 +111,12 @@ class RequestRecord(Record, kw_only=True):
     def per_token(self) -> float:
         """End-to-end time per output token; NaN where the number of tokens is not known."""
         return self.seconds / self.output_tokens if self.output_tokens else math.nan
+
+    @property
+    def cut_prompt(self) -> bool:
+        """Whether the server counted fewer prompt tokens than it was sent."""
+        known = self.prompt_tokens is not None and self.least_prompt is not None
+        return known and (self.prompt_tokens or 0) < CUT * (self.least_prompt or 0)
 
     @property
     def queue(self) -> float:
@@ -184,6 +196,9 @@ def summarise(
         requests_per_second=rate(len(good), busy),
         input_tokens_per_second=rate(prompt, busy),
         output_tokens_per_second=rate(output, busy),
+        untimed=sum(len(r.token_times) > 1 and math.isnan(r.tpot) for r in good),
+        cut_prompts=sum(r.cut_prompt for r in good),
+        models=dict(Counter(r.model for r in good if r.model)),
         stopped_at_limit=sum(r.finish == "length" for r in good),
         server_minus_our_tokens=token_difference(len(theirs), sum(theirs), sum(t != 0 for t in theirs)),
         goodput=goodput(sum(meets(r, bounds) for r in records), len(records), busy, bounds)
@@ -197,6 +212,11 @@ def total(counts: Sequence[int | None]) -> int | None:
     """The sum of counts that are all known; None where one is not, or there are none."""
     known = [c for c in counts if c is not None]
     return sum(known) if known and len(known) == len(counts) else None
+
+
+def answered_tokens(records: Iterable[RequestRecord]) -> int:
+    """Output tokens of the answered requests, as far as they are known."""
+    return sum(r.output_tokens or 0 for r in records if r.ok)
 
 
 def token_means(

@@ -334,9 +334,11 @@ def make_record(
         hidden = 0 if thought else reasoning or 0
         output = arrived + (answer.finish in STOPPED) + hidden
         reasoning = thought or reasoning
-    prompt = answer.prompt_tokens
-    if prompt is None and counter is not None and messages is not None:
-        prompt = counter.prompt(messages)
+    prompt, least = answer.prompt_tokens, None
+    if messages is not None:
+        least = counter.prompt(messages) if counter else sum(len(m["content"].split()) for m in messages)
+    if prompt is None and counter is not None:
+        prompt = least
     last = max(times[-1], answer.ended) if times else exchange.ended
     opened = exchange.opened_connection and exchange.started
     return RequestRecord(
@@ -346,12 +348,17 @@ def make_record(
         block=block,
         scheduled=start - clock,
         start=(exchange.started or start) - clock,
-        token_times=[t - start for t in (times if answer.streamed else times[-1:])],
+        # What came all at once is one arrival.
+        token_times=[
+            t - start for t in (times if answer.streamed and times[-1:] > times[:1] else times[-1:])
+        ],
         first_answer=None if answer.first_answer is None else answer.first_answer - start,
         e2e=last - start if answer.error is None else None,
         elapsed=exchange.ended - start,
         connect=exchange.started - exchange.handed if opened else None,
         prompt_tokens=prompt,
+        least_prompt=least,
+        model=answer.model,
         output_tokens=output,
         timed_tokens=tokens_after_first(answer, arrived, first) if answer.streamed else None,
         cached_tokens=answer.cached_tokens,

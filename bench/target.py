@@ -13,7 +13,7 @@ from bench.conversation import Conversation, Talk, of_log, of_rows, parse_think,
 from bench.counters import counted, read_counters
 from bench.load import Driver, LoadResult, drive
 from bench.processes import run_processes
-from bench.records import RequestRecord, summarise
+from bench.records import RequestRecord, answered_tokens, summarise
 from bench.resources import Monitor, energy_per_request
 from bench.schedule import Load
 from bench.sides import first_adapted, make_record
@@ -28,7 +28,7 @@ from bench.traffic import (
     prompt_of,
     sentence,
     shared_share,
-    token_warning,
+    side_warnings,
     uncached,
 )
 from unshot.case import Slo
@@ -246,7 +246,7 @@ class Target:
         # Who thinks has nothing in flight.
         asked = None if load.open or (self._talk and self._talk.think[1]) else load.concurrency
         facts = summarise(chosen, seconds, self.options.slo, asked=asked)
-        facts.server = counted(before, after)
+        facts.server = counted(before, after, least=answered_tokens(records))
         facts.energy = energy_per_request(monitor, records, "candidate", load.text, run.began)
         turns = self._by_turn(chosen, seconds)
         return Outcome(
@@ -271,9 +271,13 @@ class Target:
         found = (
             talk_warnings(self._talk, turns, repeated=repeated)
             if self._talk
-            else [cache_warning(load.text, self.asked_share(), reported, repeated=repeated)]
+            else [
+                cache_warning(
+                    load.text, self.asked_share(), reported, repeated=repeated, tokens=facts.tokens.prompt
+                )
+            ]
         )
-        found.append(token_warning(load.text, facts))
+        found += side_warnings(load.text, self.api.model, facts)
         flying = facts.in_flight
         if flying and facts.requests and flying.mean < 0.9 * flying.asked > 1:
             found.append(
@@ -309,11 +313,8 @@ class Target:
         return run, [self._record(e, run, load, first, i) for i, e in enumerate(run.exchanges)]
 
     def _record(self, exchange: Exchange, run: LoadResult, load: Load, first: int, row: int) -> RequestRecord:
-        # Rendering is only worth its time where the server may leave the count to us.
-        messages = None
-        if self.counter is not None:
-            number = first + (exchange.origin if self._talk else row)
-            messages = self._talk.messages(number, exchange.turn) if self._talk else self.messages(number)
+        number = first + (exchange.origin if self._talk else row)
+        messages = self._talk.messages(number, exchange.turn) if self._talk else self.messages(number)
         record = make_record(
             exchange, self.api, side="candidate", row=row, mode=load.text, block=0, clock=run.began,
             counter=self.counter, messages=messages,

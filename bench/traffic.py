@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,8 @@ MARKER_WORDS = 4
 UNNAMED = "default"
 # A server may round its cached prefix up to a block of tokens, and every prompt begins with the template's own.
 TOLERANCE = 0.1
+# Tokens of a template that every prompt begins with, and the block that a cache rounds them up to.
+TEMPLATE = 40
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,17 @@ def shared_share(requests: Sequence[Sequence[Message]]) -> float:
     return shared / (sum(map(len, texts)) / len(texts))
 
 
-def cache_warning(where: str, asked: float, reported: float | None, *, repeated: bool) -> str | None:
-    """What to say where the server's cached share is not what the requests were made for; None where it is."""
+def cache_warning(
+    where: str, asked: float, reported: float | None, *, repeated: bool, tokens: float | None = None
+) -> str | None:
+    """What to say where the server's cached share is not what the requests were made for; None where it is.
+
+    Prompts of `tokens` on average all begin with their template's own, which are no repetition.
+    """
     if reported is None:
         return None
-    if reported > asked + TOLERANCE:
+    template = min(TEMPLATE / tokens, 0.5) if tokens else 0.0
+    if reported > asked + TOLERANCE + template:
         return (
             f"{where}: the server took {reported:.0%} of the prompt tokens from its cache, where the requests share "
             f"{asked:.0%}: it has seen them before, and these times are the cache's"
@@ -132,6 +140,15 @@ def cache_warning(where: str, asked: float, reported: float | None, *, repeated:
     if repeated and reported < TOLERANCE:
         return f"{where}: the requests repeat (--repeat), but the server reports {reported:.0%} of their tokens cached"
     return None
+
+
+def side_warnings(where: str, model: str, figures: Figures) -> list[str | None]:
+    """What a reader must know of one side's figures: tokens, times, prompts and models that are not what they seem."""
+    return [
+        token_warning(where, figures),
+        cut_warning(where, figures),
+        model_warning(where, model, figures.models),
+    ]
 
 
 def token_warning(where: str, figures: Figures) -> str | None:
@@ -142,12 +159,44 @@ def token_warning(where: str, figures: Figures) -> str | None:
         return (
             f"{where}: the output tokens are not known, since the server reports no usage; give --tokenizer"
         )
-    if not figures.tpot_ms.count and figures.itl_ms.count:
+    if figures.untimed:
+        which = f"{figures.untimed} of {figures.answered} answers have " if figures.tpot_ms.count else ""
         return (
-            f"{where}: no time per token, since the server sends several tokens at once and nobody knows how many "
-            "the first ones were; give --tokenizer"
+            f"{where}: {which}no time per token, since the server sends several tokens at once, or other pieces than "
+            "tokens, and nobody knows how many the first ones were; give --tokenizer"
+        )
+    # A token, and the stop token.
+    if not figures.itl_ms.count and figures.tokens.output > 2:
+        return (
+            f"{where}: the answers came in one piece: their time to first token is that of the whole answer, and there "
+            "is no time per token"
         )
     return None
+
+
+def cut_warning(where: str, figures: Figures) -> str | None:
+    """What to say of prompts that the server cut."""
+    if not figures.cut_prompts:
+        return None
+    return (
+        f"{where}: of {figures.cut_prompts} of {figures.answered} prompts the server counted fewer tokens, fewer than "
+        "the words that it was sent: it cut them, or counts cached ones apart; what was answered, and its cost, may be "
+        "of other prompts"
+    )
+
+
+def model_warning(where: str, asked: str, models: Mapping[str, int]) -> str | None:
+    """What to say where answers are of another model than was asked for, or of several."""
+
+    def same(name: str) -> bool:
+        mine, theirs = (n.lower().rstrip("/").rpartition("/")[2] for n in (asked, name))
+        return mine.startswith(theirs) or theirs.startswith(mine)
+
+    others = {name: n for name, n in models.items() if not same(name)}
+    if not others or (asked == UNNAMED and len(models) == 1):
+        return None
+    words = ", ".join(f"{n} of `{name}`" for name, n in others.items())
+    return f"{where}: the server says that its answers are of another model than `{asked}`: {words}"
 
 
 def prompt_of(api: Api, messages: Sequence[Message], counter: TemplateCounter | None) -> list[Message] | str:

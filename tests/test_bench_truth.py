@@ -164,10 +164,14 @@ def test_an_answer_of_reasoning_or_tool_calls_alone_is_an_answer(tmp_path: Path,
 def test_time_per_token_is_the_scripts_with_a_stop_token_of_any_kind(tokens: int, stop_token: str) -> None:
     with golden_thread(ttft_ms=10, itl_ms=20, tokens=tokens, stop_token=stop_token) as url:
         _, records = Target(options(url)).run(parse_load("closed:1"), 3)
-    assert all(r.ok and r.timed_tokens == tokens for r in records)
+    # Fewer where one read held the first ones together.
+    assert all(r.ok and 1 <= (r.timed_tokens or 0) <= tokens for r in records)
     assert all(r.output_tokens == tokens + (stop_token != "uncounted") for r in records)
     for r in records:
         sent = r.golden["sent"] if r.golden else []
+        if tokens > 1 and len(r.token_times) == 1:  # one read held them all: no time between them
+            assert math.isnan(r.tpot)
+            continue
         truth = (sent[-1] - sent[0]) / (tokens - 1) if tokens > 1 else math.nan
         assert r.tpot == pytest.approx(truth, abs=0.015, nan_ok=True)
 

@@ -123,6 +123,12 @@ class Figures(Record, kw_only=True):
     input_tokens_per_second: float | None
     output_tokens_per_second: float | None
     stopped_at_limit: int
+    # Answers of several arrivals without a time per token, since their tokens are not told apart.
+    untimed: int = 0
+    # Answers to prompts of which the server counted fewer tokens than it was sent.
+    cut_prompts: int = 0
+    # The models that the answers say they are of.
+    models: dict[str, int] = field(default_factory=dict)
     server_minus_our_tokens: TokenDifference | None = None
     goodput: Goodput | None = None
     in_flight: InFlight | None = None

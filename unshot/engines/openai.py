@@ -77,7 +77,7 @@ class Api:
 
     def wrap(self, body: bytes) -> bytes:
         """The whole request of a body: path, headers, and the key where there is one."""
-        headers = {"Accept": "text/event-stream"}
+        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         return request_bytes(self.address, PATHS[self.kind], body, headers)
