@@ -357,13 +357,10 @@ def retry_after(exchange: Exchange) -> float:
 def _steady() -> Iterator[None]:
     """No garbage collection in the middle of a measurement."""
     enabled = gc.isenabled()
-    gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
         if enabled:
             gc.enable()
 
