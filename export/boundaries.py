@@ -23,20 +23,12 @@ ACTIVATION = {
     "LlamaForCausalLM": SILU, "MistralForCausalLM": SILU, "Qwen2ForCausalLM": SILU, "Qwen3ForCausalLM": SILU,
     "Phi3ForCausalLM": SILU, "Gemma2ForCausalLM": TANH_GELU, "Gemma3ForCausalLM": TANH_GELU,
 }  # fmt: skip
-# Families whose sliding window llama.cpp leaves out, and those whose window it has (one full layer in so many).
-WITHOUT_WINDOW = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "Phi3ForCausalLM",
-)
+# Families whose sliding window llama.cpp has (one full layer in so many); of the others it leaves it out.
 WITH_WINDOW = {"Gemma2ForCausalLM": 2, "Gemma3ForCausalLM": 6}
 # Layers by which llama.cpp knows Gemma's 27B, whose attention is scaled by another width.
 LARGE_GEMMA = {"Gemma2ForCausalLM": 46, "Gemma3ForCausalLM": 62}
 # Mixtures of experts: whether llama.cpp makes the chosen experts' weights sum to one (`build_moe_ffn`, `norm_w`).
 NORMED_EXPERTS = {"Qwen3MoeForCausalLM": True, "Qwen2MoeForCausalLM": False, "OlmoeForCausalLM": False}
-SUPPORTED_ROPE = ("default", "linear", "yarn", "llama3", "longrope", "su")
 
 
 @dataclass(frozen=True)
