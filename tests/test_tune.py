@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, Run, command
+from tests.conftest import ROOT, Run, command, wait_for
 from tune.batches import fill, pack
 from tune.loss import pack_loss
 from tune.split import normalised, split
@@ -191,17 +190,3 @@ def kill_in_mid_epoch(arguments: Sequence[str | Path], folder: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "killed").exists()
-
-
-def wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    """Poll until `condition()`; fails where the process ends first."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if condition():
-                return
-        except (OSError, ValueError):  # read while it was being replaced
-            pass
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        time.sleep(0.01)
-    raise AssertionError("the condition never came true")
