@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import SHARED, Run
 from tune.data.select import Labelled, k_centre, rare, select, uncertain
-from unshot.metrics.prediction_powered import corrected
+from unshot.metrics.intervals import corrected
 
 TOPICS = {
     "card": ["lost card", "new card", "card blocked", "card number", "card arrived"],

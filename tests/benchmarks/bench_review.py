@@ -21,7 +21,7 @@ import numpy as np
 from tests.conftest import SHARED
 from tune.data.select import Labelled, select
 from unshot.engines.embedder import open_embedder
-from unshot.metrics.prediction_powered import corrected
+from unshot.metrics.intervals import corrected
 
 SOURCE = SHARED / "banking77"
 

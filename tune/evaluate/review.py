@@ -27,9 +27,8 @@ from unshot.contracts.task import Task
 from unshot.data.files import write_text
 from unshot.data.rows import Example, read_text
 from unshot.errors import InputError
-from unshot.metrics.intervals import Interval, share
+from unshot.metrics.intervals import Corrected, Interval, corrected, share
 from unshot.metrics.judge import Judge, Judged, Pair, judge_pairs
-from unshot.metrics.prediction_powered import Corrected, corrected
 from unshot.metrics.thresholds import REVIEW_ACCEPT
 from unshot.report.formats import sheet_cell
 
