@@ -91,11 +91,11 @@ class Running:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=120)
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, *args: object, wait: float = 90.0, **env: str) -> Iterator[Running]:
+def gateway(folder: Path, *args: object, wait: float = 240.0, **env: str) -> Iterator[Running]:
     """Run `unshot deploy serve ARGS` until the block ends."""
     import os
 
@@ -125,7 +125,7 @@ def gateway(folder: Path, *args: object, wait: float = 90.0, **env: str) -> Iter
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -137,7 +137,7 @@ def scripted(name: str) -> Iterator[str]:
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "tests.scripted", str(port), name], cwd=ROOT)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=1).close()
@@ -149,7 +149,7 @@ def scripted(name: str) -> Iterator[str]:
         process.wait()
 
 
-def until(condition: Any, seconds: float = 20.0) -> bool:
+def until(condition: Any, seconds: float = 60.0) -> bool:
     """Wait for a condition; whether it came."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

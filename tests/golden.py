@@ -48,12 +48,12 @@ def golden_thread(*, tls: ssl.SSLContext | None = None, **script: Any) -> Iterat
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    assert ready.wait(10), "the golden server did not start"
+    assert ready.wait(60), "the golden server did not start"
     try:
         yield f"{'https' if tls else 'http'}://127.0.0.1:{server.port}/v1"
     finally:
         loop.call_soon_threadsafe(lambda: [t.cancel() for t in asyncio.all_tasks(loop)])
-        thread.join(10)
+        thread.join(60)
 
 
 def wait_for_requests(url: str, count: int, *, limit: float = 180.0) -> None:
@@ -62,7 +62,7 @@ def wait_for_requests(url: str, count: int, *, limit: float = 180.0) -> None:
     while seen < count:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{seen} of {count} requests came")
-        with urllib.request.urlopen(f"{url}/log", timeout=10) as answer:
+        with urllib.request.urlopen(f"{url}/log", timeout=60) as answer:
             seen += len(json.load(answer))
         time.sleep(0.05)
 
@@ -85,6 +85,6 @@ def golden_server(**script: object) -> Iterator[str]:
         yield url
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         if process.stdout:
             process.stdout.close()

@@ -388,7 +388,7 @@ def test_ctrl_c_in_the_warm_up_ends_the_run_with_nothing_written(tmp_path: Path,
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_for_requests(url, 2)
         os.kill(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert not (tmp_path / "r").exists()
 
