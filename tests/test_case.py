@@ -115,7 +115,7 @@ def test_an_odd_case_file_is_one_line(tmp_path: Path, name: str) -> None:
 
 
 @given(st.text(max_size=60))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_a_case_file_or_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "case.toml"
     path.write_text(text, encoding="utf-8", errors="replace")

@@ -119,8 +119,8 @@ def runs(
     folder = tmp_path_factory.mktemp("runs")
     for name, rank in (("one", "2"), ("two", "4")):
         done = unshot(
-            "tune", small_data, "--base", tiny_model, "--out", folder / name, "--epochs", "2", "--rank", rank, "-q",
-            "--instruction", "Classify the clause.",
+            "tune", small_data, "--base", tiny_model, "--out", folder / name, "--epochs", "1", "--rank", rank, "-q",
+            "--instruction", "Classify the clause.", "--no-gates",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     return [folder / "one", folder / "two"]

@@ -29,6 +29,8 @@ from unshot.console import Output
 from unshot.errors import InputError
 from unshot.models import resolve
 
+pytestmark = pytest.mark.slow
+
 QUIET = Output(verbosity=-1)
 PREFIX = "base_model.model."
 
@@ -186,7 +188,6 @@ TRAINERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_an_exported_adapter_answers_as_peft_does(base, tmp_path, trainer) -> None:
     """The whole way: the file that comes out says what peft says of the adapter in its own form."""

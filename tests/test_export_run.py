@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ pytest.importorskip("peft")
 pytest.importorskip("llama_cpp")
 
 from export import gguf_file, kquants, write
+from tests.conftest import ROOT, command, wait_for
 from tests.export_cases import make_run
 from tests.tiny_models import make
 from unshot.__main__ import main
@@ -213,39 +211,21 @@ def test_no_room_is_said_before_work(tuned, tmp_path, capsys, monkeypatch) -> No
     assert code == 3 and "GB free" in line and not (tmp_path / "x").exists()
 
 
-def test_kill_9_leaves_nothing_and_the_rerun_finishes(tuned, tmp_path) -> None:
-    """Two random moments; `tests/benchmarks/kill_export.py` does fifty."""
-    generator = random.Random(11)
+def test_kill_9_leaves_nothing_and_the_rerun_finishes(tuned, tmp_path, capsys) -> None:
+    """Killed with its file half proven; `tests/benchmarks/kill_export.py` kills at fifty random moments."""
     out = tmp_path / "art"
-    command = [
-        sys.executable,
-        "-m",
-        "unshot",
-        "export",
-        str(tuned),
-        "--to",
-        "gguf:q8_0",
-        "--out",
-        str(out),
-        "-q",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = time.monotonic()
-    assert subprocess.run([*command, "--overwrite"], env=environment).returncode == 0
-    whole = time.monotonic() - begun
+    arguments = (tuned, "--to", "gguf:q8_0", "--out", out, "-q")
+    assert unshot(capsys, *arguments)[0] == 0
     digest = read_manifest(out, stage="export").outputs["model-q8_0.gguf"].sha256
-    for path in sorted(out.rglob("*"), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    out.rmdir()
-    for _ in range(2):
-        process = subprocess.Popen(
-            command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(generator.uniform(0.3, 0.95) * whole)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if out.exists():  # it was done before the signal came
-            read_manifest(out, stage="export")
-            break
-    assert subprocess.run([*command, "--overwrite"], env=environment).returncode == 0
+    out.rename(tmp_path / "whole")
+    process = subprocess.Popen(
+        command(["export", *arguments]), cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
+    )
+    wait_for((tmp_path / ".art.partial" / "model-q8_0.gguf").exists, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    if out.exists():  # it was done before the signal came
+        read_manifest(out, stage="export")
+    assert unshot(capsys, *arguments, "--overwrite")[0] == 0
     assert read_manifest(out, stage="export").outputs["model-q8_0.gguf"].sha256 == digest
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["art", "whole"]

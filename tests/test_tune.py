@@ -135,6 +135,7 @@ def test_training_lowers_the_loss(unshot: Run, tiny_model: Path, small_data: Pat
         "8",
         "--learning-rate",
         "0.02",
+        "--no-gates",
         "--json",
         "-q",
     )
@@ -148,7 +149,7 @@ def test_layers_keeps_the_adapter_to_the_top(
 ) -> None:
     from safetensors import safe_open
 
-    arguments = ("tune", small_data, "--base", tiny_model, "--rank", "4", "--epochs", "1", "-q")
+    arguments = ("tune", small_data, "--base", tiny_model, "--rank", "4", "--epochs", "1", "--no-gates", "-q")
     done = unshot(*arguments, "--layers", "1", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     with safe_open(tmp_path / "run" / "adapter" / "adapter_model.safetensors", "np") as tensors:
