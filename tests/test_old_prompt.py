@@ -14,6 +14,7 @@ from unshot.data.example import Example, Message
 from unshot.data.old_prompt import take_out_prompt
 from unshot.data.prompts import Prompt
 from unshot.data.rows import read_examples
+from unshot.errors import InputError
 
 SYSTEM = "You classify customer messages. " + "Follow every rule of the handbook closely. " * 30
 SHOTS = [(f"example question number {i}", f"class{i % 3}") for i in range(6)]
@@ -92,6 +93,29 @@ def test_what_stood_in_the_slots_of_a_system_prompt_stays_with_the_row() -> None
         "is",
         ".",
     ]
+
+
+def test_a_slot_without_a_column_is_said_or_refused(tmp_path: Path) -> None:
+    """It was filled with the whole text, or sent as it stands, without a word."""
+    title = Prompt(template="Title: {{title}}\nStars: {{stars}}\nText: {{text}}")
+    user: Message = {"role": "user", "content": "slow"}
+    asked = title.request(Example((user,), None, 1, {"title": "Kettle", "stars": 2}))
+    assert asked[-1]["content"] == "Title: Kettle\nStars: 2\nText: slow"
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl, line 3: no column for the prompt's slots title, stars, text"
+    ):
+        title.request(Example((user,), None, 3, where="rows.jsonl, line 3"))
+    dated = Prompt("Today is {{day}}. Write {{name}} for the name.")
+    rows = [Example((user,), "x", n, {"day": "Monday"} if n else {}) for n in range(3)]
+    assert dated.unfilled(rows) == [
+        "`{{day}}` is sent as it stands: no column `day` (1 rows)",
+        "`{{name}}` is sent as it stands: no column `name` (3 rows)",
+    ]
+    data = write(tmp_path / "rows.jsonl", rows)
+    done = run(
+        "tune", data, "--base", "smollm2-135m", "--instruction", "Today is {{day}}.", "--dry-run", "--json"
+    )
+    assert "`{{day}}` is sent as it stands: no column `day` (1 rows)" in " ".join(done.stderr.split())
 
 
 def test_what_all_rows_begin_with_is_the_prompt_without_a_case() -> None:

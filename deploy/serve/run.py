@@ -254,6 +254,8 @@ async def _serve(serving: Serving, bound: socket.socket, out: Output, shared: Sh
         tracing=tracing,
     )
     quiet = Output(verbosity=-1) if shared is not None else out
+    for line in serving.resolver.unfilled():
+        quiet.warn(line)
     supervisor = serving.supervisor(gateway, quiet, shared)
     api = Api(
         gateway,

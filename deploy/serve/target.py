@@ -186,6 +186,15 @@ class Resolver:
             metric=section.metric or "macro_f1",
         )
 
+    def unfilled(self) -> list[str]:
+        """A sentence for each slot that a gateway sends as it stands: what fills it is a row's column."""
+        given = {"system prompt": self.case.task.system, "instruction": self.case.task.instruction}
+        return [
+            f"the case's {what} has the slot `{slot[0]}`: it goes to the model as it stands, a request has no columns"
+            for what, text in given.items()
+            for slot in SLOT.finditer(text or "")
+        ]
+
     def task_of(self, place: ArmSpec, state: State) -> Task:
         """The task as a version was tuned for it, else the case's."""
         if place.follows:
@@ -242,9 +251,14 @@ class Resolver:
     def _prompt(self, place: ArmSpec, task: Task) -> Prompt:
         if place.prompt in ("none", "client"):
             return Prompt()
-        if place.prompt == "short":
-            return Prompt(system=task.instruction or self.case.task.instruction)
-        return self.long
+        short = place.prompt == "short"
+        prompt = Prompt(system=task.instruction or self.case.task.instruction) if short else self.long
+        if len(prompt.slots) > 1:
+            raise InputError(
+                f"the long prompt has the slots {', '.join(prompt.slots)}, and a user's message fills one: move what "
+                "else changes into the message"
+            )
+        return prompt
 
     def _file(self, number: int, digest: str) -> Path:
         """The GGUF file of a version; hashes are checked when this process first serves it."""

@@ -38,6 +38,8 @@ def load_rows(
     rows, prompts = take_out_prompt(rows, prompt, keep=options.keep_system or not replaces)
     if out:
         announce(summary, prompts, out, used=used, instruction=instruction, count=count)
+        for line in (prompt or Prompt(instruction)).unfilled(rows):
+            out.warn(f"{summary.path}: {line}")
     return rows
 
 
@@ -60,6 +62,7 @@ def load_inputs(
     rows, summary = read_rows(path, columns, answers=False)
     rows, prompts = take_out_prompt(rows, prompt, keep=options.keep_system)
     said = [f"{len(rows)} rows of {path}, {summary.format()}", *summary.lines(prompt.slots), *prompts.lines()]
+    said += prompt.unfilled(rows)
     if carrying := sum(bool(row.tools) for row in rows):
         said.append(
             f"{carrying} rows carry function definitions: a chat template's own form of them is counted, a provider's "

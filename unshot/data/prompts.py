@@ -7,8 +7,9 @@ slot (then the input follows it). The short prompt is the instruction, then the 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,15 +64,24 @@ class Prompt:
     def request(self, row: Example) -> list[Message]:
         """The whole request for a row: this prompt round the row's conversation.
 
-        Slots are filled with the row's columns, a template's also with its last user text. A system prompt that belongs
+        Slots are filled with the row's columns, one of a template's with its last user text. Raises `InputError` where
+        more of them have no column. A system prompt that belongs
         to the row stands in place of an instruction, and follows the system prompt of a long prompt: nothing is lost.
         The row's function definitions go with the request.
         """
         return with_tools(self._around(row), row.tools)
 
+    def unfilled(self, rows: Sequence[Example]) -> list[str]:
+        """A sentence for each slot of the system prompt that some rows have no column for, and send as it stands."""
+        lines = []
+        for slot in dict.fromkeys(SLOT.findall(self.system or "")):
+            without = sum(slot not in _columns(row) for row in rows)
+            if without:
+                lines.append(f"`{{{{{slot}}}}}` is sent as it stands: no column `{slot}` ({without} rows)")
+        return lines
+
     def _around(self, row: Example) -> list[Message]:
-        own = row.system
-        columns = {k: v for k, v in row.extra.items() if isinstance(v, str)}
+        own, columns = row.system, _columns(row)
         asked = _fill(self.system, columns)
         turns = list(row.messages[bool(own) :])
         if not self.examples and self.template is None:
@@ -81,6 +91,12 @@ class Prompt:
         before = Prompt(both, self.examples).static()
         if self.template is None:
             return [*before, *turns]
+        empty = [slot for slot in dict.fromkeys(self.slots) if slot not in columns]
+        if len(empty) > 1:
+            raise InputError(
+                f"{row.where or 'a row'}: no column for the prompt's slots {', '.join(empty)}: its text fills one of "
+                "them; add the columns, or take the other slots out of the prompt"
+            )
         last = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=len(turns))
         return [*before, *turns[:last], self.messages(row.text, columns)[-1], *turns[last + 1 :]]
 
@@ -98,6 +114,15 @@ def load_prompt(path: Path | None, *, system: str | None = None) -> Prompt:
     if not text.strip():
         raise InputError(f"{path}: empty; it needs the few-shot prompt")
     return Prompt(system=system, template=text)
+
+
+def _columns(row: Example) -> dict[str, str]:
+    """The row's columns as texts; one without a value is none."""
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for name, value in row.extra.items()
+        if value is not None
+    }
 
 
 def _fill(text: str | None, columns: Mapping[str, str]) -> str | None:
