@@ -12,11 +12,11 @@ import pytest
 from scipy import stats
 
 from deploy.ab.outcomes import by_assignment, by_pair, counts
-from deploy.ab.sequential import BURN_IN, compare, design, follow, paired
+from deploy.ab.sequential import BURN_IN, compare, design, follow, outlook, paired
 from deploy.answers import gather, right, stated
 from tests.benchmarks.bench_ab_peeking import clustered, margin_error, pair_error, peeked, power, shares
 from tests.logs import request, run_here, split_log
-from unshot.contracts.request_log import Feedback, Request, Writer
+from unshot.contracts.request_log import Arm, Feedback, Request, Writer
 from unshot.contracts.task import Task
 
 Capture = pytest.CaptureFixture[str]
@@ -169,6 +169,56 @@ def test_a_correction_is_compared_with_what_was_shown() -> None:
     bare = gather([request(2)])[0]
     assert right(bare, Feedback(id="r2", time=1, correction="high"), task) is False
     assert right(bare, Feedback(id="r2", time=1), task) is None
+
+
+def told(generator: np.random.Generator, users: int, *, heavy: bool) -> tuple[int | None, int, Any]:
+    """What is said to be needed after 1,000 answers, in users too, and the path of 12,000."""
+    n = 12_000
+    weight = generator.pareto(1.5, users) + 1 if heavy else np.ones(users)
+    unit = generator.choice(users, size=n, p=weight / weight.sum())
+    candidate = (generator.random(users) < 0.5)[unit]
+    skill = generator.normal(0, 0.15 if heavy else 0.0, users)[unit]
+    value = (generator.random(n) < np.clip(0.75 + skill - 0.1 * candidate, 0.02, 0.98)).astype(float)
+    early = compare(value[:1000], unit[:1000], candidate[:1000], scale=0.5)
+    alone = compare(value[:1000], np.arange(1000), candidate[:1000], scale=0.5).last()
+    whole = compare(value, unit, candidate, scale=0.5)
+    return *outlook(early, alone, design(0.1).target_variance), whole
+
+
+def test_the_number_that_is_needed_is_the_one_at_which_the_plan_is_met() -> None:
+    generator, met = np.random.default_rng(6), []
+    for users in (500, 500, 500, 20_000, 20_000, 20_000):
+        needed, _, path = told(generator, users, heavy=False)
+        assert needed is not None
+        met.append(needed / (np.argmax(path.variance <= design(0.1).target_variance) + 1))
+    assert min(met) > 0.9 and max(met) < 1.1, met
+
+
+def test_a_few_heavy_users_who_can_never_tell_are_said_to() -> None:
+    # By the variance's fall as 1 / n it would be some 3,000 answers; after 12,000 it is still above the plan.
+    generator, right = np.random.default_rng(7), 0
+    for _ in range(12):
+        needed, users, path = told(generator, 100, heavy=True)
+        never = path.variance[-1] > design(0.1).target_variance
+        right += (needed is None) == never
+        assert needed is not None or users > path.equal[999]
+    assert right >= 9, f"{right} of 12"
+
+
+def test_the_report_says_what_more_answers_of_the_same_users_cannot_do(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    writer, generator = Writer(tmp_path), np.random.default_rng(2)
+    for number in range(900):
+        user = number % 64 if number % 3 else number % 2  # two users ask for a third of everything
+        arm: Arm = "candidate" if user % 2 else "baseline"
+        good = bool(generator.random() < (0.9 if user % 7 else 0.1))
+        line = request(number, unit=f"user {user}", assigned=arm, share=0.5, label="a", answer="a")
+        writer.write(line)
+        writer.write(Feedback(id=line.id, time=line.time + 5, correct=good, by="reviewer"))
+    done = run_here(capsys, "deploy", "ab", tmp_path, "--effect", "0.02")
+    assert done.code == 1
+    assert "more answers of the same users do not get there" in done.out
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -20,9 +21,10 @@ from deploy.serve import app
 from deploy.serve.check import Checker
 from deploy.serve.failure import Failure
 from deploy.serve.log_worker import clean, tag
+from deploy.serve.options import ArmOptions, ServeOptions
 from deploy.serve.parameters import DEEPEST, PASSED, checked, read_body
 from deploy.serve.request_log import LogSettings, RequestLog
-from deploy.serve.run import with_deadline
+from deploy.serve.run import DeadlineProtocol, arm_specs, with_deadline
 from deploy.serve.schema import BadSchema, check_schema
 from deploy.serve.target import in_template, own_messages
 from tests.fuzz import send
@@ -34,6 +36,7 @@ from unshot.contracts.request_log import Feedback, read_requests
 from unshot.contracts.task import Task
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
+from unshot.errors import InputError
 
 LABELS = TaskSettings(name="case", labels=["low", "high"], system="Say low or high.", instruction="Risk?")
 FREE = TaskSettings(name="case", system="Be brief.", instruction="Brief.")
@@ -344,6 +347,18 @@ def usage(value: Any) -> bytes:
     return json.dumps({**json.loads(completion()), "usage": value}).encode()
 
 
+@pytest.mark.cli
+@pytest.mark.parametrize(
+    "body",
+    [b'{"id": 5, "id": "x"}', b'{"id": [1], "id": {}}', b'{"id": "x", "correct": 3, "correct": {"a": 1}}'],
+)
+def test_a_key_that_stands_twice_is_a_bad_request(tmp_path: Path, body: bytes) -> None:
+    with serving(tmp_path, saying(http(completion())), task=FREE) as served:
+        head = HEAD.replace(b"/v1/chat/completions", b"/v1/feedback").replace(b"500", b"%d" % len(body))
+        got = send(served.port, head.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + body)
+        assert got.startswith(b"HTTP/1.1 400 ")
+
+
 @pytest.mark.parametrize(
     "reply",
     [
@@ -544,6 +559,45 @@ def test_bodies_that_do_not_come_take_no_place(tmp_path: Path) -> None:
             connection.close()
 
 
+def test_who_reads_nothing_loses_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DeadlineProtocol, "write_timeout", 0.3)
+    word = b'data: {"choices": [{"index": 0, "delta": {"content": "%s"}}]}\n\n' % (b"x" * 10_000)
+
+    async def play(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(3000):
+                writer.write(word)
+                await writer.drain()
+        writer.close()
+
+    body = json.dumps({"messages": USER, "stream": True}).encode()
+    with serving(tmp_path, play, task=FREE, limits=with_limits(concurrency=2), log=False) as served:
+        deaf = [half(served.port, HEAD.replace(b"500", b"%d" % len(body)) + body) for _ in range(2)]
+        assert until(lambda: served.api.active == 2)
+        assert until(lambda: served.api.active == 0)
+        for connection in deaf:
+            connection.close()
+
+
+def test_a_request_sent_behind_another_does_not_cost_that_one_its_answer(tmp_path: Path) -> None:
+    answered = http(completion())
+
+    async def play(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(1.5)
+        writer.write(answered)
+
+    body = json.dumps({"messages": USER}).encode()
+    whole = HEAD.replace(b"500", b"%d" % len(body)) + body
+    limits = with_limits(read_timeout=0.2)
+    with serving(tmp_path, play, task=FREE, limits=limits, log=False, timeout=10.0) as served:
+        for behind in (whole[:20], whole[:-5]):  # half a head, half a body
+            connection = half(served.port, whole + behind)
+            got = everything(connection)  # up to the end: the half one is cut
+            assert b" 200 " in got[:15] and completion()[:5] in got
+            connection.close()
+
+
 def test_a_length_beyond_the_limit_is_refused_before_the_body(tmp_path: Path) -> None:
     limits = with_limits(body=1000, read_timeout=30.0)
     with serving(tmp_path, saying(http(completion())), task=FREE, limits=limits, log=False) as served:
@@ -704,6 +758,41 @@ def test_a_recording_gateway_passes_on_and_replaces_only_the_known_prompt(tmp_pa
         )
     lines = list(read_requests(tmp_path / "b" / "log"))
     assert [(r.arm, r.share) for r in lines] == [("candidate", 1.0), ("baseline", 0.0), ("baseline", 0.0)]
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"type": "json_schema"},
+        {"type": "json_schema", "json_schema": "x"},
+        {"type": "json_schema", "json_schema": {"name": "s"}},
+        {"type": "json_schema", "json_schema": {"name": "s", "schema": {"required": -1}}},
+        {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "nothing"}}},
+        {"type": "json_schema", "json_schema": {"name": "s", "schema": []}},
+        "json_schema",
+        [],
+    ],
+)
+def test_a_recording_gateway_leaves_an_odd_response_format_to_the_api(tmp_path: Path, wanted: Any) -> None:
+    for stream in (False, True):
+        with serving(
+            tmp_path / str(stream), saying(http(completion())), saying(http(completion())), task=FREE, record=True,
+            share=0.5,
+        ) as served:  # fmt: skip
+            for user in "abcdef":  # drawn into both arms
+                body = {"messages": USER, "user": user, "response_format": wanted, "stream": stream}
+                status = ask(served, body)[0]
+                assert status == 200
+            assert json.loads(served.seen[-1])["response_format"] == wanted
+            assert not served.warnings
+
+
+@pytest.mark.parametrize("spec", ["gguf:model.gguf", "champion", "v1"])
+def test_only_an_api_gets_what_nobody_checked(spec: str) -> None:
+    options = ServeOptions(ArmOptions(spec), ArmOptions(), record=True)
+    with pytest.raises(InputError, match="unchecked"):
+        arm_specs(options, has_registry=True)
 
 
 def test_a_schema_asked_for_is_checked() -> None:

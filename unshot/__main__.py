@@ -55,9 +55,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:  # the last net: a user never sees a traceback unless they ask
         if "-v" in args or "--verbose" in args:
             raise
-        fail(holder, describe(error), EXIT_OUTSIDE)
+        misnamed = isinstance(error, OSError) and error.filename and error.errno in MISNAMED
+        fail(holder, describe(error), EXIT_USAGE if misnamed else EXIT_OUTSIDE)
 
 
+# What a file that was named wrongly comes to; the rest (a full disk, a broken one) is outside.
+MISNAMED = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EEXIST, errno.EACCES, errno.EPERM,
+    errno.ENXIO, errno.ENODEV,
+)  # fmt: skip
 # What a library is installed with; the others come with `all`.
 EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "peft", "accelerate", "huggingface_hub", "gguf", "scipy"), "tune"),
@@ -85,8 +91,8 @@ def describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if "No space left on device" in text:
         return "no space left on the disk; free some and run again"
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if "out of memory" in text.lower():
         return f"out of memory ({text[:160]}); use a smaller model, batch or sequence length"
     return f"internal error: {type(error).__name__}: {text[:300]} (run again with -v for the traceback)"

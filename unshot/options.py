@@ -5,9 +5,11 @@ The flags that stand for keys of the case file are in `unshot.flags`. A bad valu
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,9 +120,17 @@ class PathName(click.ParamType):
         try:
             if any(len(part) > LONGEST_NAME for part in os.fsencode(value).split(b"/")):
                 self.fail(f"a file's name has at most {LONGEST_NAME} bytes", param, ctx)
-            return Path(value).expanduser()
+            path = Path(value).expanduser()
+            mode = path.stat().st_mode
         except (UnicodeError, RuntimeError):
             self.fail("expected a path, found a text that names none", param, ctx)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                self.fail(f"{value[:60]}: cannot be opened ({error.strerror})", param, ctx)
+            return path  # it may be about to be made
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            self.fail(f"{value[:60]}: is a pipe or a device; give a file or a directory", param, ctx)
+        return path
 
 
 class TextOrFile(click.ParamType):

@@ -112,9 +112,13 @@ def arms_line(report: Report) -> str:
 
 def sample_line(sample: Sample) -> str:
     """What the plan needs."""
+    plan = f"planned for an effect of {sample['effect']:g} with power {sample['power']:g}: "
+    if sample["needed"] is not None:
+        return f"{plan}{sample['needed']} {sample['unit']}, {sample['seen']} seen"
     return (
-        f"planned for an effect of {sample['effect']:g} with power {sample['power']:g}: {sample['needed']} "
-        f"{sample['unit']}, {sample['seen']} seen"
+        f"{plan}more answers of the same users do not get there, since a few users have most of them: it takes "
+        f"{sample['users_needed']} users of equal size in each arm, and those of the smaller one weigh as "
+        f"{sample['users']:.1f}"
     )
 
 
@@ -135,7 +139,16 @@ def html(report: Report, analysed: Mapping[str, Comparison]) -> str:
             )
     if report["sample"]:
         s = report["sample"]
-        cards.append(("needed by plan", f"{s['needed']:,}", f"{s['unit']}; {s['seen']:,} seen"))
+        if s["needed"] is not None:
+            cards.append(("needed by plan", f"{s['needed']:,}", f"{s['unit']}; {s['seen']:,} seen"))
+        else:
+            cards.append(
+                (
+                    "needed by plan",
+                    f"{s['users_needed']:,}",
+                    f"users of equal size per arm; {s['users']:.1f} so far",
+                )
+            )
     if report["decided_at"]:
         cards.append(("decided after", f"{report['decided_at']:,}", "answers with feedback"))
     figures = [

@@ -34,6 +34,7 @@ from deploy.ab.sequential import (
     compare_within,
     design,
     follow,
+    outlook,
     paired,
 )
 from deploy.ab.sequential import (
@@ -177,11 +178,17 @@ class MetricFacts(TypedDict):
 
 
 class Sample(TypedDict):
-    """What the plan needs and what there is."""
+    """What the plan needs and what there is.
+
+    `needed` is None where more answers of the same users do not get there; it takes `users_needed` per arm then, and
+    those seen weigh as `users` of equal size.
+    """
 
     unit: str
     seen: int
-    needed: int
+    needed: int | None
+    users_needed: int
+    users: float
     effect: float
     power: float
 
@@ -237,13 +244,18 @@ def analyse(seen: Observed, plan: TestPlan, *, pairs: bool) -> Comparison:
     alpha = plan.alpha if main else plan.alpha / (len(METRICS) - 1)
     effect = plan.effect if seen.metric.kind == "share" else RATIO_EFFECT
     planned = design(effect, alpha=alpha, power=plan.power)
+    path = followed(seen, seen.unit, pairs=pairs)
+    return Comparison(seen, path, follow(path, mixing=planned.mixing, alpha=alpha), alpha, planned)
+
+
+def followed(seen: Observed, unit: np.ndarray, *, pairs: bool, last: bool = False) -> Track:
+    """The path of a metric with these units; `last`: one look, at the end."""
     share = seen.metric.kind == "share"
     if pairs:
-        path = paired(seen.value, seen.unit, scale=1.0 if share else RATIO_SCALE)
-    else:
-        scale = 0.5 if share else RATIO_SCALE
-        path = compare_within(seen.value, seen.unit, seen.candidate, seen.stratum, scale=scale)
-    return Comparison(seen, path, follow(path, mixing=planned.mixing, alpha=alpha), alpha, planned)
+        return paired(seen.value, unit, scale=1.0 if share else RATIO_SCALE)
+    scale = 0.5 if share else RATIO_SCALE
+    points = np.array([len(seen.value)]) if last else None
+    return compare_within(seen.value, unit, seen.candidate, seen.stratum, scale=scale, points=points)
 
 
 def facts(c: Comparison, plan: TestPlan) -> MetricFacts | None:
@@ -334,18 +346,18 @@ def judge(analysed: Mapping[str, Comparison], plan: TestPlan) -> Verdict:
 
 
 def sample(c: Comparison, plan: TestPlan, *, pairs: bool) -> Sample | None:
-    """How many answers with feedback the plan needs; None before the variance is known.
-
-    The variance of the difference falls as 1/n: at n answers it is v, at n v / v* it is the planned v*.
-    """
+    """How many answers with feedback the plan needs (`outlook`); None before the variance is known."""
     n = int(c.path.n[-1]) if len(c.path.n) else 0
     if not n or not math.isfinite(float(c.path.variance[-1])):
         return None
-    needed = math.ceil(n * float(c.path.variance[-1]) / c.design.target_variance)
+    alone = followed(c.seen, np.arange(n), pairs=pairs, last=True)
+    needed, users = outlook(c.path, alone, c.design.target_variance)
     return {
         "unit": "pairs" if pairs else "answers with feedback, both arms together",
         "seen": n,
         "needed": needed,
+        "users_needed": users,
+        "users": float(c.path.equal[-1]),
         "effect": plan.effect,
         "power": plan.power,
     }

@@ -110,16 +110,22 @@ def looks(total: int) -> np.ndarray:
 
 
 def compare_within(
-    value: np.ndarray, unit: np.ndarray, candidate: np.ndarray, stratum: np.ndarray, *, scale: float
+    value: np.ndarray,
+    unit: np.ndarray,
+    candidate: np.ndarray,
+    stratum: np.ndarray,
+    *,
+    scale: float,
+    points: np.ndarray | None = None,
 ) -> Path:
-    """As `compare`, within strata: their differences weighed by n_b n_c / (n_b + n_c), at `looks`.
+    """As `compare`, within strata: their differences weighed by n_b n_c / (n_b + n_c), at `points` (default: `looks`).
 
     The weights are those of a regression with an effect for each stratum, and do not depend on what was observed. The
     variance is by units over all strata together: a unit's contributions to both arms are no independent ones.
     """
     if len(stratum) == 0 or (stratum == stratum[0]).all():
         return compare(value, unit, candidate, scale=scale)
-    points = looks(len(value))
+    points = looks(len(value)) if points is None else points
     cell = 2 * stratum + candidate
     # How often the same unit was seen in the cell before.
     _, earlier = _before(value, cell * (int(unit.max()) + 1) + unit)
@@ -235,6 +241,26 @@ def follow(path: Path, *, mixing: float, alpha: float, burn_in: int = BURN_IN) -
         np.minimum.accumulate(path.difference + radius),
         np.minimum.accumulate(p),
     )
+
+
+def outlook(path: Path, alone: Path, target: float) -> tuple[int | None, int]:
+    """Answers at which the variance comes down to `target` if traffic goes on as it has, and users that it takes.
+
+    `alone` is the last look with every answer a unit of its own. What the answers of one user have in common does not
+    average out while the same users ask: of the variance a part (v - v_alone) goes with the sum of the users' squared
+    shares, which is taken as f + h / n from the second half of the path, and the rest as 1 / n. None: it stays above
+    the target however many answers these users give. The users are per arm, as many of equal size.
+    """
+    n, v = int(path.n[-1]), float(path.variance[-1])
+    squares = 1 / float(path.equal[-1])
+    common = max(v - float(alone.variance[-1]), 0.0)
+    shared = squares - 1 / float(alone.equal[-1])
+    half = int(np.searchsorted(path.n, n / 2))
+    per_share = common / shared if shared > 0 else 0.0
+    stays = min(max(2 * squares - 1 / max(float(path.equal[half]), 1.0), 0.0), squares)
+    floor = min(per_share * stays, v)
+    users = math.ceil(per_share / target)
+    return (math.ceil(n * (v - floor) / (target - floor)) if target > floor else None), users
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,9 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = (self.folder / ".lock").open("w")
+            handle = (self.folder / ".lock").open("a+")  # a pipe in its place would block a mere "w"
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error.strerror})") from None
+            raise InputError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield

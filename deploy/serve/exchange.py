@@ -72,6 +72,11 @@ class Asked:
         self.assigned: Arm = self.routing.draw(self.position) if self.drawn else "baseline"
         self.text = last_text(self.own_messages)
 
+    @property
+    def schema(self) -> Json | None:
+        """The JSON schema that an answer is held to; what was passed on unchecked need not hold one."""
+        return self.checked_request.schema if self.checked_request is not None else None
+
 
 @dataclass
 class Attempt:

@@ -118,7 +118,7 @@ class Gateway:
 
     def _held_back(self, asked: Asked, backend: Backend) -> bool:
         """Whether an answer must be whole and checked before it is shown."""
-        return backend.target.checker.active or asked.request.schema is not None
+        return backend.target.checker.active or asked.schema is not None
 
     def _may_have_killed(self, asked: Asked, attempt: Attempt) -> bool:
         """Whether an unusual request ended our own server: then no other is given to it."""
@@ -168,7 +168,7 @@ class Gateway:
     def _judge(self, asked: Asked, attempt: Attempt, finish: str | None, *, calls_tools: bool) -> None:
         """Check an answer that came, and tell the breaker: one that never keeps to the task is out of order too."""
         if not calls_tools:
-            checker = attempt.backend.target.checker.with_schema(asked.request.schema)
+            checker = attempt.backend.target.checker.with_schema(asked.schema)
             attempt.ok, attempt.label = checker.check(attempt.text)
         if attempt.ok is not False:
             attempt.backend.breaker.success()

@@ -56,6 +56,10 @@ def arm_specs(options: ServeOptions, *, has_registry: bool) -> dict[Arm, ArmSpec
         if spec is None:
             continue
         passes_through = options.record and arm == "baseline"
+        if passes_through and not spec.startswith(("http://", "https://")):
+            raise InputError(
+                f"--record --baseline {spec}: requests are passed on unchecked, and only an API at a URL can take that"
+            )
         place = ArmSpec(
             spec=spec,
             prompt="client" if passes_through else own.prompt,
@@ -398,11 +402,20 @@ class _Server(uvicorn.Server):
 BODY_GRACE = 2.0
 
 
+# Seconds for a client to take what was written before more is; one that reads nothing holds a place till then.
+WRITE_LIMIT = 60.0
+
+
 class DeadlineProtocol(HttpToolsProtocol):
-    """`read_timeout` seconds for a request's head, and from there for its body."""
+    """`read_timeout` seconds for a request's head, and from there for its body; `write_timeout` to read an answer.
+
+    While an answer is on its way, a request that was sent behind it may wait.
+    """
 
     read_timeout: float = 10.0
+    write_timeout: float = WRITE_LIMIT
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def _set(self, seconds: float) -> None:
         self._unset()
@@ -415,8 +428,25 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _late(self) -> None:
         self._deadline = None
+        cycle = self.cycle
+        answering = cycle is not None and not cycle.response_complete and not cycle.more_body
+        if self.pipeline or answering:
+            self._set(self.read_timeout)
+        else:
+            self._cut()
+
+    def _cut(self) -> None:
         if not self.transport.is_closing():
             self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.write_timeout, self._cut)
+
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+        super().resume_writing()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -424,6 +454,8 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unset()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:

@@ -8,6 +8,7 @@ the final name always holds a whole artifact or nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -332,8 +333,11 @@ def staged(final: Path, *, overwrite: bool = False, resume: bool = False) -> Ite
     manifest; it stays whole until the new one is ready. Two runs with the same output are refused. An error keeps the
     partial directory only with `resume`.
     """
-    final = final.resolve()
-    if final.is_file():
+    try:
+        final = final.resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself
+        raise InputError(f"{final}: names no directory; choose another --out") from None
+    if final.exists() and not final.is_dir():
         raise InputError(f"{final}: a file is in the way of the output directory; choose another --out")
     old = final.parent / f".{final.name}.old"
     if old.exists() and not final.exists():  # killed between the two renames below
@@ -344,10 +348,13 @@ def staged(final: Path, *, overwrite: bool = False, resume: bool = False) -> Ite
         refuse_foreign(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise InputError(f"{final.parent}: cannot make the output directory ({error.strerror})") from None
+        lock = (final.parent / f".{final.name}.lock").open("a+")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        why = error.strerror or error
+        raise InputError(f"{final.parent}: cannot make the output directory ({why})") from None
     work = final.parent / f".{final.name}.partial"
-    lock = (final.parent / f".{final.name}.lock").open("w")
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -103,7 +103,14 @@ def _explain(kind: type[Record], message: str, raw: Any) -> str:
     value, known = raw, kind
     accepted: Any = kind
     for part in path:
-        value = value[int(part)] if isinstance(value, list) else value.get(part)
+        try:
+            value = value[int(part)] if isinstance(value, list) else value.get(part)
+        except (
+            AttributeError,
+            IndexError,
+            ValueError,
+        ):  # a key stands twice, and the wrong value is the first
+            return f"{_said(text)} at {place.rstrip('`')}"
         accepted = {f.name: f.type for f in msgspec.structs.fields(known)}.get(part)
         known = next((k for k in _parts(accepted) if _is_record(k)), known)
     key = f"`{'.'.join(path)}`" if path else "it"

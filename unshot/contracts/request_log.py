@@ -8,7 +8,7 @@ kill tore is cut off when the next writer starts, and readers skip, count and re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from msgspec import Meta
 
 from unshot.contracts.record import Record, RecordError
-from unshot.data.files import append_line, mend
+from unshot.data.files import append_line, mend, plain_file
 from unshot.errors import InputError
 
 FEEDBACK = "feedback.jsonl"
@@ -201,22 +201,25 @@ def read_feedback(folder: Path, unreadable: Unreadable | None = None) -> dict[st
 
 def _read(path: Path, kind: type[E], unreadable: Unreadable) -> Iterator[E]:
     try:
-        handle = path.open("rb")
+        with plain_file(path).open("rb") as handle:
+            yield from _entries(path, handle, kind, unreadable)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    with handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.endswith(b"\n"):
-                unreadable.add(path, number, "torn: its writer is at it, or was killed at it")
-                return
-            try:
-                entry = kind.from_json(line)
-            except (RecordError, RecursionError) as error:
-                unreadable.add(path, number, str(error)[:120])
-                continue
-            if entry.format > FORMAT:
-                raise InputError(
-                    f"{path}, line {number}: format {entry.format} is newer than this unshot reads ({FORMAT}); "
-                    "upgrade unshot"
-                )
-            yield entry
+
+
+def _entries(path: Path, lines: Iterable[bytes], kind: type[E], unreadable: Unreadable) -> Iterator[E]:
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            unreadable.add(path, number, "torn: its writer is at it, or was killed at it")
+            return
+        try:
+            entry = kind.from_json(line)
+        except (RecordError, RecursionError) as error:
+            unreadable.add(path, number, str(error)[:120])
+            continue
+        if entry.format > FORMAT:
+            raise InputError(
+                f"{path}, line {number}: format {entry.format} is newer than this unshot reads ({FORMAT}); "
+                "upgrade unshot"
+            )
+        yield entry

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -49,16 +50,29 @@ class Place:
 Raw = tuple[Place, object]
 
 
-def read_text(path: Path) -> str:
-    """A UTF-8 text file's content; `InputError` where it is missing, a directory, or not UTF-8."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; give a file")
+def plain_file(path: Path) -> Path:
+    """The path, if it is that of a file with an end. Raises `InputError`: reading a pipe or a device may never end."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        mode = path.stat().st_mode
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a directory; give a file")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: is a pipe or a device; save what comes out of it in a file, and give that")
+    return path
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file's content; `InputError` where it cannot be read, or is not UTF-8."""
+    try:
+        return plain_file(path).read_bytes().decode("utf-8-sig")
     except PermissionError:
         raise InputError(f"{path}: not readable (permission denied)") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: {not_utf8(error.object, error.start)}") from None
 
@@ -86,7 +100,7 @@ def data_files(path: Path) -> list[Path]:
     if path.is_dir():
         return _dataset_files(path)
     if path.exists():
-        return [path]
+        return [plain_file(path)]
     pattern = str(path)
     if re.search(r"[*?\[]", pattern):
         import glob
@@ -96,7 +110,7 @@ def data_files(path: Path) -> list[Path]:
         if not found:
             raise InputError(f"{path}: no file matches")
         return found
-    raise InputError(f"{path}: no such file")
+    return [plain_file(path)]  # which says why it is none
 
 
 def _dataset_files(folder: Path) -> list[Path]:
