@@ -15,9 +15,10 @@ import yaml
 from deploy.answers import gather
 from deploy.retrain.champion import find_champion
 from deploy.retrain.collect import Collected, collect, completion, drop_alike
+from deploy.retrain.command import completed
 from deploy.retrain.run import KEEP, PROPOSE, blocks, weigh
 from tests.logs import request, run_here
-from unshot.case import Case, TuneSettings
+from unshot.case import BenchSettings, Case, TaskSettings, TuneSettings
 from unshot.contracts.gates import Gate, add_gate
 from unshot.contracts.manifest import BaseModel, Manifest, Score
 from unshot.contracts.request_log import Feedback, Request, Writer
@@ -183,8 +184,19 @@ def test_schedules_are_quarterly_and_parse(capsys: pytest.CaptureFixture[str]) -
     assert (
         words["schedule"] == "0 3 1 1,4,7,10 *" and "unshot deploy retrain 'my log'" in words["bash_command"]
     )
+    more = "--margin 0.1 --min-rows 3 --by judge --by reviewer --force --requests 9"
+    every = run_here(capsys, *line, *more.split(), "--schedule", "cron").out
+    assert f"--target 0.9 {more}" in every, "what was asked for is scheduled"
     monthly = run_here(capsys, *line, "--schedule", "cron", "--every", "monthly")
     assert "0 3 1 * * cd " in monthly.out
+
+
+def test_a_case_says_what_no_flag_does() -> None:
+    none = {"target": None, "margin": None, "requests": None, "least": 4}
+    assert completed(none, None) == {"target": None, "margin": 0.02, "requests": 32, "least": 4}
+    case = Case(task=TaskSettings(target=0.7), bench=BenchSettings(margin=0.05, requests=50))
+    assert completed(none, case) == {"target": 0.7, "margin": 0.05, "requests": 50, "least": 4}
+    assert completed({**none, "margin": 0.0}, case)["margin"] == 0.0
 
 
 @pytest.fixture

@@ -6,13 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from deploy.options import BY, store_options
 from unshot.metrics.thresholds import MARGIN
 from unshot.options import PATH, SHARE, common, whole
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
+
+# Timed requests of the bench where no case says how many.
+REQUESTS = 32
 
 
 @click.command()
@@ -26,9 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--margin",
     type=SHARE,
-    default=MARGIN.value,
-    show_default=True,
-    help="How much worse the new score may be.",
+    help=f"How much worse the new score may be; default: the case's, or {MARGIN.value:g}.",
 )
 @click.option(
     "--target", type=SHARE, help="Nothing is done where the champion meets it; default: the case's target."
@@ -57,8 +60,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Rows of the export's parity gate.",
 )
-@click.option("--requests", type=whole(2), default=32, show_default=True, help="Timed requests of the bench.")
-@click.option("--case", "case_path", type=PATH, help="Tune and export with this case file.")
+@click.option(
+    "--requests", type=whole(2), help=f"Timed requests of the bench; default: the case's, or {REQUESTS}."
+)
+@click.option(
+    "--case",
+    "case_path",
+    type=PATH,
+    help="Case file to tune, export and compare by; default: what the champion was tuned by, not ./unshot.toml.",
+)
 @click.option(
     "--schedule", "kind", type=click.Choice(["cron", "github", "airflow"]), help="Only print a schedule."
 )
@@ -108,8 +118,7 @@ def retrain(
     from unshot.case_file import load_case
     from unshot.errors import GateError
 
-    if settings["target"] is None and case_path is not None:
-        settings["target"] = load_case(case_path, out=out).task.target
+    settings = completed(settings, load_case(case_path, out=out) if case_path is not None else None)
     beaten = find_champion(champion, store, tracking)
     report = retrain_run(folder, beaten, data, final, Settings(case=case_path, **settings), out)
     shown = tables(report)
@@ -119,6 +128,14 @@ def retrain(
     out.result({"out": str(final), **report}, *shown)
     if report["verdict"] == KEEP:
         raise GateError(f"{report['verdict']}: {report['reason']}")
+
+
+def completed(given: dict[str, Any], case: Case | None) -> dict[str, Any]:
+    """What the command line says, over the case where there is one, over the defaults."""
+    known = {"target": None, "margin": MARGIN.value, "requests": REQUESTS}
+    if case is not None:
+        known = {"target": case.task.target, "margin": case.bench.margin, "requests": case.bench.requests}
+    return {**given, **{name: value for name, value in known.items() if given[name] is None}}
 
 
 def write_proposal(final: Path, report: dict[str, Any]) -> None:
@@ -148,7 +165,11 @@ def _arguments(
     found += ["--store", str(store)]
     if case_path is not None:
         found += ["--case", str(case_path)]
-    for name in ("base", "target"):
-        if settings[name] is not None:
-            found += [f"--{name}", str(settings[name])]
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        said = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        for value in settings[name] if isinstance(settings.get(name), tuple) else [settings.get(name)]:
+            if said and value is not None:
+                found += [option.opts[0]] if value is True else [option.opts[0], str(value)]
     return found

@@ -27,6 +27,8 @@ import psutil
 from tests.gateways import gateway, scripted
 from unshot.engines.server import free_port
 
+# Seconds until LiteLLM must answer: it imports for long, and longer on a busy machine.
+LITELLM_START = 1800
 FREE = '[task]\nname = "free"\ninstruction = "Be brief."\n'
 
 
@@ -92,13 +94,22 @@ def litellm(binary: Path, folder: Path, url: str) -> Iterator[int]:
             [str(binary), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"],
             stdout=log, stderr=log, env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": ""},
         )  # fmt: skip
+    begin = time.monotonic()
     try:
-        deadline = time.monotonic() + 600  # it takes long to import
-        while time.monotonic() < deadline:
+        while True:
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=2).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=20).close()
                 break
+            if process.poll() is not None or time.monotonic() > begin + LITELLM_START:
+                raise AssertionError(
+                    f"LiteLLM did not come up: {(folder / 'litellm.txt').read_text()[-2000:]}"
+                )
             time.sleep(0.3)
+        used = psutil.Process(process.pid).cpu_times()
+        print(
+            f"LiteLLM came up after {time.monotonic() - begin:.0f} s, with {used.user + used.system:.0f} s of a core",
+            flush=True,
+        )
         yield port
     finally:
         process.terminate()
