@@ -194,6 +194,24 @@ def test_fp8_without_fp8_units_is_weight_only() -> None:
     assert hopper["fp8"].token == pytest.approx(hopper["fp16"].token / 2, rel=1e-3)
 
 
+def test_fp8_gains_less_where_activations_are_scaled_as_they_come() -> None:
+    """vLLM documents 1.6 times fp16's throughput at most; TensorRT-LLM's static scales give 2."""
+    load = Load(1.0, 2000, 200)
+    for gpu, gain in (("h100-sxm", 1.6), ("a100-sxm-80", 1 / 1.3)):  # an A100 has no fp8 units: weight-only
+        plain, fp8 = (replica("llama-3.1-8b", gpu, f, load, engine="vllm").cost for f in ("fp16", "fp8"))
+        assert plain.token / fp8.token == pytest.approx(gain, rel=1e-3)
+
+
+def test_unpacking_costs_by_format() -> None:
+    """llama.cpp on Apple: a prefill product takes 1 + 0.2 x the format's unpacking, of fp16's time."""
+    load = Load(1.0, 512, 64)
+    cost = {
+        f: replica("llama-2-7b", "m2-max-30-core", f, load).cost for f in ("fp16", "q8_0", "q4_0", "q4_k_m")
+    }
+    ratios = [cost[f].token / cost["fp16"].token for f in ("q8_0", "q4_0", "q4_k_m")]
+    assert ratios == pytest.approx([1.12, 1.15, 1.2], rel=1e-3)
+
+
 def test_the_kv_cache_has_its_own_precision() -> None:
     load = Load(1.0, 2000, 200)
     plain = replica("llama-3.1-8b", "h100-sxm", "fp16", load, engine="vllm")

@@ -9,6 +9,12 @@ import numpy as np
 ROBUST = 0.1  # log error beyond which a row's pull grows only linearly
 
 
+def loss(r: np.ndarray, x: np.ndarray, *, weight: np.ndarray, toward: np.ndarray, robust: float) -> float:
+    """Pseudo-Huber(r) + half of |weight (x - toward)|^2: what `least_squares` makes small. `r` is residual(x)."""
+    data = robust**2 * np.sum(np.sqrt(1 + (r / robust) ** 2) - 1)
+    return float(data + 0.5 * np.sum((weight * (x - toward)) ** 2))
+
+
 def least_squares(
     residual: Callable[[np.ndarray], np.ndarray],
     start: np.ndarray,
@@ -24,13 +30,12 @@ def least_squares(
     scaled by the residual variance.
     """
 
-    def loss(r: np.ndarray, x: np.ndarray) -> float:
-        data = robust**2 * np.sum(np.sqrt(1 + (r / robust) ** 2) - 1)
-        return float(data + 0.5 * np.sum((weight * (x - toward)) ** 2))
+    def of(r: np.ndarray, x: np.ndarray) -> float:
+        return loss(r, x, weight=weight, toward=toward, robust=robust)
 
     x = np.array(start, dtype=float)
     r = residual(x)
-    now, damping = loss(r, x), 1e-2
+    now, damping = of(r, x), 1e-2
     curvature = np.eye(len(x))
     for _ in range(rounds):
         jacobian = np.empty((len(r), len(x)))
@@ -44,7 +49,7 @@ def least_squares(
         for _ in range(8):
             step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), -slope)
             tried = residual(x + step)
-            new = loss(tried, x + step)
+            new = of(tried, x + step)
             if new < now:
                 break
             damping *= 4.0

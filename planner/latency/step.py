@@ -27,7 +27,7 @@ UBATCH_LAUNCHES = 10.0  # llama.cpp: prefill launches per ubatch and layer, in u
 WEIGHT_ONLY = (
     1.3  # time of a product whose weights are unpacked to fp16 first, in units of the plain fp16 product
 )
-QUANTISED_PREFILL = 1.2  # llama.cpp: cost of a prefill product with quantised weights, fp16 = 1
+QUANTISED_PREFILL = 0.2  # llama.cpp: what unpacking q4_k's weights adds to a prefill product, fp16's time = 1
 WORKSPACE = 2e9 / 4096  # bytes of activations and workspace by hidden size
 CORE_SMOOTH = 4.0  # exponent that joins the memory's and the cores' bandwidth limits
 ALLREDUCE_LATENCY = 12e-6  # s, NCCL small-message all-reduce inside one node
@@ -258,6 +258,8 @@ def cost_of(
     routed = arch.experts_per_token / arch.experts if arch.experts else 1.0
     kernels = _batched if engine.kernels == "batched" else _llamacpp
     found = kernels(arch, gpu, precision, eff, precision.cache if cache_element is None else cache_element)
+    # Activations that are scaled to fp8 as they come cost a pass of their own before each product.
+    slower = engine.fp8 if precision.compute == "fp8" and "fp8" in gpu.flops else 1.0
     added = overhead or overheads().get(engine.name, Overhead())
     shards = float(tensor_parallel)
     fixed, move = eff.step * arch.layers, found.move
@@ -276,7 +278,7 @@ def cost_of(
         experts=experts * found.weight / shards,
         routed=routed,
         head=arch.head_params * precision.head * found.head_byte / shards,
-        token=2.0 * arch.active_params * found.operation / shards,
+        token=2.0 * arch.active_params * found.operation / slower / shards,
         move=move,
         sampled=2.0 * arch.head_params / (half * found.reached) / shards,
         sequence=added.sequence,
@@ -339,7 +341,7 @@ def _llamacpp(
     half = gpu.peak("fp16") * eff.compute
     return Kernels(
         weight=math.hypot(precision.weight / bandwidth, unpack),
-        operation=(QUANTISED_PREFILL if quantised else 1.0) / half,
+        operation=(1.0 + QUANTISED_PREFILL * precision.unpack if quantised else 1.0) / half,
         head_byte=1.0 / bandwidth,
         context=cache_element / bandwidth,
         move=0.0,

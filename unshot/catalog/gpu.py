@@ -98,7 +98,8 @@ class Precision(Struct, frozen=True):
     cache: float
     compute: str
     note: str = ""
-    # What a matrix-vector kernel spends to unpack one weight, in units of q4_k's (llama.cpp on Metal and CPU).
+    # What a matrix-vector kernel spends to unpack one weight, in units of q4_k's (llama.cpp on Metal and CPU), by the
+    # operations counted in ggml-metal.metal: q4_k 4.75, q4_0 3.6, q8_0 2.8; the others were not counted.
     unpack: float = 1.0
 
 
@@ -119,11 +120,11 @@ def _precisions() -> dict[str, Precision]:
         Precision("int4", 0.53, 2.0, 2.0, "fp16", "W4A16, groups of 128; arithmetic in fp16"),
         # Bits per weight of the GGUF formats: block layouts in llama.cpp, ggml-common.h; k-quant mixtures as
         # the mean over a Llama-3-8B file (4.92 GB for q4_k_m, 5.73 q5_k_m, 6.60 q6_k, 8.54 q8_0).
-        Precision("q8_0", 8.5 / 8, 8.5 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q8_0", 8.5 / 8, 8.5 / 8, 2.0, "fp16", "GGUF", unpack=0.6),
         Precision("q6_k", 6.5625 / 8, 6.5625 / 8, 2.0, "fp16", "GGUF"),
         Precision("q5_k_m", 5.7 / 8, 5.9 / 8, 2.0, "fp16", "GGUF"),
         Precision("q4_k_m", 4.83 / 8, 5.5 / 8, 2.0, "fp16", "GGUF"),
-        Precision("q4_0", 4.5 / 8, 5.5 / 8, 2.0, "fp16", "GGUF"),
+        Precision("q4_0", 4.5 / 8, 5.5 / 8, 2.0, "fp16", "GGUF", unpack=0.75),
         Precision("q3_k_m", 3.9 / 8, 5.0 / 8, 2.0, "fp16", "GGUF"),
         Precision("fp32", 4.0, 4.0, 2.0, "fp16", "weights in fp32"),
     ]
