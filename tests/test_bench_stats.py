@@ -62,6 +62,7 @@ def shared_noise(
     return ratio * sides[0], sides[1], row, group
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("truth", [1.0, 3.0, 5.0, 10.0])
 def test_interval_covers_the_true_ratio_and_seldom_says_met_wrongly(truth: float) -> None:
     generator = np.random.default_rng(int(truth))
@@ -76,6 +77,7 @@ def test_interval_covers_the_true_ratio_and_seldom_says_met_wrongly(truth: float
     assert wrong / TRIALS <= 0.04
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "repeats"), [(64, 1), (8, 8), (8, 32), (35, 10)])
 @pytest.mark.parametrize("block", [1, 4, 16])
 def test_noise_shared_in_blocks_and_rows_asked_again_are_covered(rows: int, repeats: int, block: int) -> None:
@@ -91,6 +93,7 @@ def test_noise_shared_in_blocks_and_rows_asked_again_are_covered(rows: int, repe
     assert wrong / trials <= 0.05
 
 
+@pytest.mark.slow
 def test_looks_spend_the_error_once() -> None:
     plan = list(looks(4, 64))
     assert [n for n, _ in plan] == [4, 8, 16, 32, 64]
@@ -123,6 +126,7 @@ def test_verdict_follows_the_interval() -> None:
     assert Interval(4, 3, 4.99).verdict(5) == NOT_MET
 
 
+@pytest.mark.slow
 def test_as_many_pairs_as_named_settle_the_verdict_about_as_often_as_promised() -> None:
     generator = np.random.default_rng(5)
     a, b = service_times(generator, 20, 5.3, trials=200)

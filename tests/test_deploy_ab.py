@@ -34,17 +34,20 @@ def test_peeking_after_every_request_keeps_the_error_rate_which_a_z_test_does_no
     assert naive > 0.15 * 600
 
 
+@pytest.mark.slow
 def test_requests_of_one_unit_that_agree_do_not_count_as_many() -> None:
     own, _, once = peeked(clustered(0.9, 2.0, 50), 4000, 200, effect=0.05, scale=0.5, seed=11)
     assert at_most(own, 200, 0.05)
     assert once > 0.2 * 200, "by requests even one look at the end is wrong too often"
 
 
+@pytest.mark.slow
 def test_a_candidate_worse_by_the_margin_is_seldom_called_not_worse() -> None:
     assert at_most(margin_error(400, 1500, 0.9, 0.05, seed=12), 400, 0.05)
     assert at_most(pair_error(400, 1500, seed=13), 400, 0.05)
 
 
+@pytest.mark.slow
 def test_power_is_as_planned() -> None:
     for equal in (False, True):
         planned, hits, middle = power(0.85, 0.1, 0.8, 400, seed=14, equal=equal)

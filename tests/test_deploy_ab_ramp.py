@@ -59,6 +59,7 @@ def test_a_ramp_under_harder_traffic_keeps_the_error_rate_which_pooling_does_not
     assert pooled > 5, "pooled, the ramp alone makes the candidate look worse"
 
 
+@pytest.mark.slow
 def test_a_small_arm_that_is_right_by_luck_is_not_called_better() -> None:
     # 5% candidates, both arms right in 90%: by their own spread alone 19 of 300 were "candidate better", none worse.
     generator = np.random.default_rng(8)
@@ -101,6 +102,7 @@ def test_a_unit_with_most_of_the_answers_counts_as_few() -> None:
     assert twice.equal[-1] == pytest.approx(few), "the same users in 40 parts are no more users"
 
 
+@pytest.mark.slow
 def test_a_real_difference_is_found_within_a_ramp() -> None:
     generator = np.random.default_rng(4)
     found = [called(*ramp(generator, 3000, gap=-0.15), within=True) for _ in range(10)]

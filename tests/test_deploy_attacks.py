@@ -202,6 +202,7 @@ def test_a_schema_without_a_grammar_that_something_fits_is_refused(schema: dict[
         )
 
 
+@pytest.mark.slow
 def test_llama_cpp_reads_the_grammar_of_every_schema_that_is_let_through() -> None:
     """The installed converter and parser on random schemas: what ends a model server is a grammar it cannot read."""
     llama_cpp = pytest.importorskip("llama_cpp")

@@ -77,6 +77,7 @@ def drift(capsys: Capture, *arguments: str | Path) -> tuple[int, dict[str, Any]]
     return done.code, json.loads(done.out)
 
 
+@pytest.mark.slow
 def test_a_planted_shift_is_found_soon_and_no_earlier(
     capsys: Capture, texts: list[str], reference: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_looks_are_taken_once_and_a_call_more_often_spends_nothing(
     assert new["new_looks"] == 4
 
 
+@pytest.mark.slow
 def test_without_a_reference_the_first_requests_are_it(
     capsys: Capture, texts: list[str], tmp_path: Path
 ) -> None:
@@ -191,6 +193,7 @@ def judged(number: int, good: bool, **fields: Any) -> tuple[Request, Feedback]:
     return line, Feedback(id=line.id, time=START, correct=good)
 
 
+@pytest.mark.slow
 def test_slices_in_which_the_model_is_worse_are_named_and_others_are_not(texts: list[str]) -> None:
     generator = np.random.default_rng(2)
     inputs = [*texts[:150], *bank_questions(60)]

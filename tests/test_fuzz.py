@@ -23,6 +23,7 @@ def test_a_thousand_odd_command_lines_end_as_documented(tmp_path: Path) -> None:
     assert not faults, "\n".join(faults[:20])
 
 
+@pytest.mark.slow
 def test_damaged_files_end_every_command_as_documented(tmp_path: Path) -> None:
     faults = fuzz_files(tmp_path, 21, 100)
     assert not faults, "\n".join(faults[:20])

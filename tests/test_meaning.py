@@ -181,6 +181,7 @@ def test_bertscore_scores_equal_texts_one_and_empty_ones_nothing(tiny_embedder: 
     assert found.score == pytest.approx(scores["f1"].mean()) and found.low < found.score
 
 
+@pytest.mark.slow
 def test_bertscore_equals_the_bert_score_package(embedder: Embedder) -> None:
     package = pytest.importorskip("bert_score", reason="bert-score is not installed (extra `dev`)")
     truth = ["The tenant pays the rent.", "It is late", "", "alpha beta gamma delta"]

@@ -246,6 +246,7 @@ def population(classes: int, right: float) -> np.ndarray:
     return chances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "per_class"), [(2, 5), (3, 2), (6, 6), (77, 1), (77, 3)])
 @pytest.mark.parametrize("right", [0.5, 0.8, 0.98])
 def test_the_interval_of_macro_f1_holds_the_truth(classes: int, per_class: int, right: float) -> None:
@@ -262,6 +263,7 @@ def test_the_interval_of_macro_f1_holds_the_truth(classes: int, per_class: int, 
     assert held / trials >= 0.88  # within what 120 trials tell; 2,000 stand in docs/evaluation.md
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [5, 10, 35, 200])
 @pytest.mark.parametrize("right", [0.5, 0.8, 0.98])
 def test_the_intervals_of_shares_means_and_differences_hold_the_truth(count: int, right: float) -> None:

@@ -189,6 +189,7 @@ def test_an_api_nobody_lists_works_with_its_price(files: dict[str, Any]) -> None
     assert json.loads(done.stdout)["prices"]["api"]["input_per_token"] == pytest.approx(2.5e-6)
 
 
+@pytest.mark.slow
 @needs_legalbench
 def test_a_folder_of_prompts_is_one_table(files: dict[str, Any]) -> None:
     out = files["folder"] / "folder"

@@ -346,7 +346,7 @@ SHAPES = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(row=st.dictionaries(KEYS, SHAPES, max_size=5))
 def test_a_row_of_any_shape_is_read_or_refused(row: dict[str, Any]) -> None:
     for columns in (Columns(), Columns(input=("text", "prompt")), Columns(template="say {{text}}")):
