@@ -174,6 +174,13 @@ def test_a_correction_is_compared_with_what_was_shown() -> None:
     assert right(bare, Feedback(id="r2", time=1), task) is None
 
 
+def test_a_look_that_cannot_be_written_fixes_no_plan(capsys: Capture, tmp_path: Path) -> None:
+    split_log(tmp_path / "log", 40, right=(0.9, 0.9))
+    (tmp_path / "file").write_text("a thesis")
+    assert run_here(capsys, "deploy", "ab", tmp_path / "log", "--out", tmp_path / "file").code == 2
+    assert not (tmp_path / "log" / "ab-plan.json").exists()
+
+
 def told(generator: np.random.Generator, users: int, *, heavy: bool) -> tuple[int | None, int, Any]:
     """What is said to be needed after 1,000 answers, in users too, and the path of 12,000."""
     n = 12_000

@@ -70,6 +70,8 @@ def ab(
     May be run as often as you like: the error rate holds over all looks together. Exit code 0: the candidate is better,
     or not worse within the margin. 1: the baseline is better, or it cannot be told yet ("keep going").
     """
+    from contextlib import nullcontext
+
     from deploy.ab.page import html, tables
     from deploy.ab.run import BETTER, NOT_WORSE, ab_run
     from deploy.answers import find_task
@@ -80,29 +82,31 @@ def ab(
 
     if case.bench.margin == 0 and effect is None:
         raise InputError("--margin 0 leaves nothing to plan for; give --effect, e.g. --effect 0.05")
-    report, analysed = ab_run(
-        folder,
-        out,
-        margin=case.bench.margin,
-        effect=effect,
-        alpha=alpha,
-        power=power,
-        how=design,
-        task=find_task(case, task_path),
-        by=by,
-        since=since,
-        until=until,
-    )
-    shown = tables(report)
-    if final is not None:
-        manifest = Manifest("deploy-ab", config=report["plan"].plain())
-        manifest.inputs = [describe_file(p) for p in sorted(folder.glob("*.jsonl"))]
-        with staged(final, overwrite=overwrite) as work:
+    # The output first: a look that nobody could see would fix the plan all the same.
+    with staged(final, overwrite=overwrite) if final is not None else nullcontext() as work:
+        report, analysed = ab_run(
+            folder,
+            out,
+            margin=case.bench.margin,
+            effect=effect,
+            alpha=alpha,
+            power=power,
+            how=design,
+            task=find_task(case, task_path),
+            by=by,
+            since=since,
+            until=until,
+        )
+        if work is not None:
+            manifest = Manifest("deploy-ab", config=report["plan"].plain())
+            manifest.inputs = [describe_file(p) for p in sorted(folder.glob("*.jsonl"))]
             write_text(work / "ab.json", dumps(report) + "\n")
             write_text(work / "report.html", html(report, analysed))
             manifest.result = {"decided_at": report["decided_at"], "sample": report["sample"]}
             manifest.verdict, manifest.reason = report["verdict"], report["reason"]
             manifest.finish(work)
+    shown = tables(report)
+    if final is not None:
         shown.append(f"written to {final}")
     out.result(report, *shown)
     if report["verdict"] not in (BETTER, NOT_WORSE):

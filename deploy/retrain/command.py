@@ -104,7 +104,11 @@ def retrain(
     if kind is not None:
         from deploy.retrain.schedule import schedule
 
-        text = schedule(kind, every, _arguments(folder, champion, data, case_path, store, settings))
+        text = schedule(
+            kind,
+            every,
+            _arguments(folder, champion, data, case_path, store, {**settings, "tracking": tracking}),
+        )
         out.result({"kind": kind, "every": every, "text": text}, text.rstrip("\n"))
         return
     for name, value in (("LOGDIR", folder), ("--data", data), ("--out", final)):

@@ -340,7 +340,7 @@ def staged(final: Path, *, overwrite: bool = False, resume: bool = False) -> Ite
     if final.exists() and not final.is_dir():
         raise InputError(f"{final}: a file is in the way of the output directory; choose another --out")
     old = final.parent / f".{final.name}.old"
-    if old.exists() and not final.exists():  # killed between the two renames below
+    if old.is_dir() and not final.exists():  # killed between the two renames below
         old.rename(final)
     if final.exists() and any(final.iterdir()):
         if not overwrite:
