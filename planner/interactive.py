@@ -87,6 +87,7 @@ def _answer(name: str) -> Any:
                 err=True,
             ).strip()
         except click.Abort:
+            click.echo(err=True)  # the question stands on a line of its own
             raise InputError(
                 f"--interactive: the input ended before `{name}` was answered; nothing was written"
             ) from None

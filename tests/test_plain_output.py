@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.registry.store import Registry
+from tests.conftest import Run
 from tests.deploy_cases import make_artifact, make_tuned
 from tests.gateways import scripted
 from tests.logs import run_here
@@ -135,3 +136,16 @@ def test_secrets_planted_in_a_benchmark_reach_none_of_its_files(
     for path in (p for p in tmp_path.rglob("*") if p.is_file()):
         everything += path.read_bytes().decode("utf-8", "replace")
     assert key not in everything and extra not in everything
+
+
+@pytest.mark.parametrize(
+    "line",
+    [("plan", "--prompt"), ("plan", "--case"), ("data", "check"), ("deploy", "ab"), ("data", "import")],
+)
+@pytest.mark.parametrize(
+    "url", ["https://ada:hunter2secret@h/p.txt", "https://h/p.txt?api_key=hunter2secret"]
+)
+def test_a_url_in_place_of_a_path_shows_no_secret(line: tuple[str, ...], url: str, unshot: Run) -> None:
+    done = unshot(*line, url)
+    assert done.returncode == 2 and "[SECRET]" in done.stderr
+    assert "hunter2secret" not in done.stdout + done.stderr

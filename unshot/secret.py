@@ -23,8 +23,10 @@ NAMES = re.compile(
 NOT_SECRET = re.compile(
     r"(?:^|[_-])(?:bos|eos|pad|unk|sep|cls|mask|stop|end|start|special)[_-]?token$", re.IGNORECASE
 )
+# Also with one slash, as a URL looks that was given where a path is expected.
 IN_URL = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^\s/@?#\"'<>]+@)?(?P<rest>[^\s\"'<>]*)", re.IGNORECASE
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://|https?:/)(?P<user>[^\s/@?#\"'<>]+@)?(?P<rest>[^\s\"'<>]*)",
+    re.IGNORECASE,
 )
 QUERY = re.compile(r"(?P<name>[?&;#](?:[^=&#\s\"'<>]*))=(?P<value>[^&#\s\"'<>]*)")
 _known: set[str] = set()
@@ -62,7 +64,7 @@ def hide(text: str) -> str:
     for value in _known:
         if value in text:
             text = text.replace(value, SHOWN)
-    return IN_URL.sub(_url, text) if "://" in text else text
+    return IN_URL.sub(_url, text) if ":/" in text else text
 
 
 def _url(match: re.Match[str]) -> str:

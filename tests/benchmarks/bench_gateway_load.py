@@ -27,6 +27,12 @@ import psutil
 from tests.gateways import gateway, scripted
 from unshot.engines.server import free_port
 
+# No look at the network, and none for a key, as the gateway has none: without this it refuses to start.
+LITELLM_SETTINGS = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    "PYTHONPATH": "",
+}
 # Seconds until LiteLLM must answer: it imports for long, and longer on a busy machine.
 LITELLM_START = 1800
 FREE = '[task]\nname = "free"\ninstruction = "Be brief."\n'
@@ -92,7 +98,7 @@ def litellm(binary: Path, folder: Path, url: str) -> Iterator[int]:
     with (folder / "litellm.txt").open("w") as log:
         process = subprocess.Popen(
             [str(binary), "--config", str(config), "--port", str(port), "--host", "127.0.0.1"],
-            stdout=log, stderr=log, env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONPATH": ""},
+            stdout=log, stderr=log, env={**os.environ, **LITELLM_SETTINGS},
         )  # fmt: skip
     begin = time.monotonic()
     try:
