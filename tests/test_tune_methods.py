@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import struct
 import subprocess
 import sys
@@ -23,9 +22,11 @@ from tune.defaults import choose_defaults, learning_rate
 from tune.loss import pack_loss, soft_prompt, with_virtual
 from tune.memory import Load, estimate
 from tune.model import load_base, load_tuned, prepare_model
+from tune.train import Trainer
 from unshot.case import TuneSettings
 from unshot.contracts.task import Task
 from unshot.data.rows import read_examples
+from unshot.engines.server import free_port
 from unshot.models import resolve
 from unshot.text.chat import Chat, Encoded, load_tokenizer
 
@@ -195,13 +196,12 @@ def test_qlora_without_a_gpu_is_refused_before_any_work(unshot: Run, tmp_path: P
 
 
 @pytest.mark.parametrize("method", ["full", "prompt"])
-def test_killed_and_run_again_the_other_methods_end_the_same_too(
-    runs: Any, unshot: Run, tiny_model: Path, small_data: Path, tmp_path: Path, method: str
+def test_interrupted_and_run_again_the_other_methods_end_the_same_too(
+    runs: Any, unshot: Run, tiny_model: Path, small_data: Path, tmp_path: Path, monkeypatch: Any, method: str
 ) -> None:
-    from tests.test_tune import kill_in_mid_epoch
-
+    """After the second checkpoint within an epoch; `tests/test_tune.py` kills a process there."""
     whole, result = runs(method, "--method", method)
-    arguments = [
+    arguments = (
         "tune",
         small_data,
         "--base",
@@ -210,13 +210,25 @@ def test_killed_and_run_again_the_other_methods_end_the_same_too(
         "--method",
         method,
         "--out",
-        tmp_path / "killed",
-    ]
-    kill_in_mid_epoch(arguments, tmp_path)
+        tmp_path / "run",
+    )
+    saved, save = [], Trainer.save
+
+    def interrupted(trainer: Trainer) -> None:
+        save(trainer)
+        saved.append(trainer.state.step)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tune.run.SAVE_SECONDS", 0.0)
+        patch.setattr(Trainer, "save", interrupted)
+        assert unshot(*arguments).returncode == 130
+    assert saved == [1, 2] and not (tmp_path / "run").exists()
     again = unshot(*arguments)
     assert again.returncode == 0, again.stderr
     name = "model/model.safetensors" if method == "full" else "adapter/adapter_model.safetensors"
-    assert (tmp_path / "killed" / name).read_bytes() == (whole / name).read_bytes()
+    assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
     assert json.loads(again.stdout)["losses"] == result["losses"]
 
 
@@ -249,7 +261,6 @@ def test_two_processes_train_what_one_trains(
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             text=True,
             capture_output=True,
-            timeout=240,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         result = json.loads(done.stdout)  # one process alone talks
@@ -263,13 +274,6 @@ def test_two_processes_train_what_one_trains(
             assert torch.allclose(value, theirs[key], atol=1e-4), key
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
         assert manifest["config"]["processes"] == {"count": 2, "fsdp": name == "fsdp"}
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_the_learning_curve_finds_a_planted_power_law() -> None:
