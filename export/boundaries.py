@@ -54,6 +54,10 @@ def boundaries(config: Config) -> list[Boundary]:
             f"{name} with norm_topk_prob {'off' if normed else 'on'}: llama.cpp {does} makes the weights of the chosen "
             "experts sum to one there; use --to hf:bf16"
         )
+    if config.get("use_bidirectional_attention"):
+        raise InputError(
+            f"{name} with use_bidirectional_attention: llama.cpp lets no token see a later one; use --to hf:bf16"
+        )
     if name not in ACTIVATION:
         return _longrope(config)  # llama.cpp's own converter and the gate judge the others
     _activation(name, config)

@@ -73,6 +73,12 @@ def _special_tokens(settings) -> None:  # type: ignore[no-untyped-def]
         ids = self.special_token_ids
         if settings["ends"]:
             ids.setdefault("eos", settings["ends"][0])
+        for kind in (
+            "eot",
+            "eom",
+        ):  # GLM-4's converter names a turn that ends no answer of every model of its kind
+            if ids.get(kind) not in settings["ends"]:
+                ids.pop(kind, None)
         more = [token for token in settings["ends"] if token != ids.get("eos")]
         ids.update(zip(("eot", "eom"), more, strict=False))
         usual(self, writer, quiet)

@@ -41,6 +41,7 @@ class Family:
 
     `rotary_pairs`: q/k rows are reordered from halves to pairs. `norm_shift` is added to norm weights
     (Gemma stores them less one). `head`: whether llama.cpp reads a head of its own (Gemma 2 always ties it).
+    `biases`: the layers whose biases it reads.
     """
 
     arch: str
@@ -48,6 +49,7 @@ class Family:
     rotary_pairs: bool = False
     norm_shift: float = 0.0
     head: bool = True
+    biases: tuple[str, ...] = ()
 
 
 def family_of(config: Config) -> Family:
@@ -228,11 +230,14 @@ def _phi3(writer: Any, config: Config) -> None:
         writer.add_rope_scaling_attn_factors(factor if given is None else float(given))
 
 
-LLAMA = Family("llama", _llama, rotary_pairs=True)
+QKV = ("attn_q", "attn_k", "attn_v")
+LLAMA = Family(
+    "llama", _llama, rotary_pairs=True, biases=(*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+)
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": LLAMA,
     "MistralForCausalLM": LLAMA,
-    "Qwen2ForCausalLM": Family("qwen2", _usual),
+    "Qwen2ForCausalLM": Family("qwen2", _usual, biases=QKV),
     "Qwen3ForCausalLM": Family("qwen3", _usual),
     "Gemma2ForCausalLM": Family("gemma2", _gemma2, norm_shift=1.0, head=False),
     "Gemma3ForCausalLM": Family("gemma3", _gemma3, norm_shift=1.0),

@@ -65,6 +65,12 @@ def tensor_plan(model: Merged, family: Family, config: Config, precision: str) -
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
             raise NotStreamed(f"tensor `{source}` has no place in llama.cpp's {family.arch}")
+        part = name.removesuffix(".bias").rpartition(".")[2]
+        if source.endswith(".bias") and part not in family.biases:
+            raise InputError(
+                f"the model has a bias `{source}`, which llama.cpp's {family.arch} does not read; use --to hf:bf16 or "
+                "onnx:fp32"
+            )
         shape = model.shape(source)
         plan.append(Planned(name, storage(name, shape, precision), shape, source))
     for name, values in extra_tensors(config).items():

@@ -77,6 +77,7 @@ def exported(run: Path, texts: list[str], final: Path, **settings: Any) -> list[
         ({**LLAMA, "rope_scaling": {**YARN, "truncate": False}}, "truncate off"),
         ({**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "norm_topk_prob": False}, "norm_topk_prob off"),
         ({**LLAMA, "architectures": ["OlmoeForCausalLM"], "norm_topk_prob": True}, "norm_topk_prob on"),
+        ({**GEMMA3, "use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ],
 )
 def test_what_llama_cpp_never_computes_is_refused_by_name(config, words) -> None:
@@ -489,6 +490,20 @@ def test_weights_that_are_not_the_configurations_are_one_line(tuned, tmp_path, o
     change(base)
     with pytest.raises(InputError, match=words):
         open_source(str(base), None, QUIET).reference()
+
+
+def test_a_bias_that_llama_cpp_does_not_read_is_refused_by_name(tmp_path) -> None:
+    """llama.cpp cannot load such a file: it counts the tensors."""
+    base = make("qwen3", tmp_path / "base", attention_bias=True)
+    merged = Merged(resolve(base).weight_files(), resolve(base).config())
+    with pytest.raises(
+        InputError, match=r"a bias `model.layers.0.self_attn.._proj.bias`, which llama.cpp's qwen3"
+    ):
+        gguf_file.refuse(parse_target("gguf:f32"), merged, base)
+    llama = make("llama", tmp_path / "llama", attention_bias=True, mlp_bias=True)
+    gguf_file.refuse(
+        parse_target("gguf:f32"), Merged(resolve(llama).weight_files(), resolve(llama).config()), llama
+    )
 
 
 def test_an_end_beyond_the_vocabulary_and_a_list_of_settings_are_one_line(tuned, tmp_path) -> None:

@@ -3,10 +3,13 @@
     python -m tests.benchmarks.bench_export_faults [PART OF A FAULT'S NAME]
 
 Prints one line a fault: the precisions at which it passed (none, where the gate is right) and what f32 said.
+`TARGETS=gguf:f32` in the environment plants them at these formats alone; a coarser file is never equal where its f32
+source is not (`export.run.Checks`). `IN_PROCESS=1` runs the engines in this process, which an abort of one would end.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -14,7 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from export import parity
 from export.run import Settings, export_run
+from tests.benchmarks.bench_export_matrix import InProcess
 from tests.export_cases import make_run
 from tests.export_faults import FAULTS
 from tests.tiny_models import make
@@ -22,11 +27,14 @@ from unshot.catalog.formats import parse_targets
 from unshot.console import Output
 from unshot.errors import InputError
 
-FIVE = ["gguf:f32", "gguf:q8_0", "gguf:q6_k", "gguf:q5_k_m", "gguf:q4_k_m"]
+FIVE = "gguf:f32 gguf:q8_0 gguf:q6_k gguf:q5_k_m gguf:q4_k_m"
+TARGETS = os.environ.get("TARGETS", FIVE).split()
 
 
 def main() -> None:
     """See the module's text."""
+    if os.environ.get("IN_PROCESS"):
+        parity.Engine = InProcess  # type: ignore[misc, assignment]
     chosen = [n for n in FAULTS if not sys.argv[1:] or any(part in n for part in sys.argv[1:])]
     runs: dict[str, Path] = {}
     passed = 0
@@ -57,7 +65,7 @@ def _reports(run: Path, final: Path) -> dict[str, str]:
     try:
         done = export_run(
             str(run),
-            parse_targets(FIVE),
+            parse_targets(TARGETS),
             final,
             Output(verbosity=-1),
             Settings(check_rows=2, allow_drift=True),
