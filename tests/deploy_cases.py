@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deploy.registry.store import Registry
 from unshot.contracts.gates import Gate
 from unshot.contracts.manifest import BaseModel, Manifest, Score
 from unshot.contracts.task import Task
@@ -38,3 +39,14 @@ def make_tuned(folder: Path, **gates: bool | None) -> Path:
     written = [Gate(name=n, passed=p, detail=f"{n} figure") for n, p in gates.items()]  # type: ignore[arg-type]
     Manifest("tune", gates=written, score=Score("macro_f1", 0.9, 0.8, 1.0, 50)).finish(folder)
     return folder
+
+
+def three_versions(folder: Path, *, promoted: bool) -> Path:
+    """A registry of three versions with all gates passed, promoted in turn or not at all; copy its directory."""
+    registry = Registry(folder / "store")
+    for n in (1, 2, 3):
+        run = make_tuned(folder / f"run{n}", quality=True, forgetting=True, review=True)
+        registry.add(make_artifact(folder / f"art{n}", b"%d" % n, run=run))
+        if promoted:
+            registry.move("champion", n, by="ada")
+    return registry.folder

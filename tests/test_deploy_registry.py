@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from deploy.registry import Registry, open_registry
 from tests.conftest import Run, command
-from tests.deploy_cases import make_artifact, make_tuned
+from tests.deploy_cases import make_artifact, make_tuned, three_versions
 from unshot.__main__ import main
 from unshot.contracts.gates import Gate, add_gate
 from unshot.contracts.manifest import read_manifest
@@ -27,14 +28,15 @@ def unshot_(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str
     return int(stop.value.code or 0), out, err
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return three_versions(tmp_path_factory.mktemp("registry"), promoted=False)
+
+
 @pytest.fixture()
-def full(tmp_path: Path) -> Registry:
-    """Three versions with all gates passed."""
-    registry = Registry(tmp_path / "store")
-    for n in (1, 2, 3):
-        run = make_tuned(tmp_path / f"run{n}", quality=True, forgetting=True, review=True)
-        registry.add(make_artifact(tmp_path / f"art{n}", b"%d" % n, run=run))
-    return registry
+def full(stored: Path, tmp_path: Path) -> Registry:
+    """Three versions with all gates passed, none of them promoted."""
+    return Registry(shutil.copytree(stored, tmp_path / "store"))
 
 
 def test_an_artifact_outlives_its_source(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,21 +13,21 @@ from typing import Any
 import pytest
 
 from deploy.registry.store import Registry
-from tests.deploy_cases import make_artifact, make_tuned
+from tests.deploy_cases import make_artifact, three_versions
 from tests.logs import run_here
 from unshot.contracts.registry import State
 from unshot.errors import InputError
 
 
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return three_versions(tmp_path_factory.mktemp("registry"), promoted=True)
+
+
 @pytest.fixture()
-def full(tmp_path: Path) -> Registry:
+def full(stored: Path, tmp_path: Path) -> Registry:
     """Three versions with all gates passed, promoted in turn."""
-    registry = Registry(tmp_path / "store")
-    for n in (1, 2, 3):
-        run = make_tuned(tmp_path / f"run{n}", quality=True, forgetting=True, review=True)
-        registry.add(make_artifact(tmp_path / f"art{n}", b"%d" % n, run=run))
-        registry.move("champion", n, by="ada")
-    return registry
+    return Registry(shutil.copytree(stored, tmp_path / "store"))
 
 
 def at_once(count: int, work: Callable[[], Any]) -> list[Any]:
