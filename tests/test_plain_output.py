@@ -140,7 +140,7 @@ def test_secrets_planted_in_a_benchmark_reach_none_of_its_files(
 
 @pytest.mark.parametrize(
     "line",
-    [("plan", "--prompt"), ("plan", "--case"), ("data", "check"), ("deploy", "ab"), ("data", "import")],
+    [("plan", "--prompt"), ("plan", "--case"), ("data", "check"), ("deploy", "ab")],
 )
 @pytest.mark.parametrize(
     "url", ["https://ada:hunter2secret@h/p.txt", "https://h/p.txt?api_key=hunter2secret"]

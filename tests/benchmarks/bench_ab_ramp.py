@@ -138,6 +138,8 @@ def main() -> None:
         shown = (f"{key} {rate(sum(r[key] for r in runs), len(runs))}"
                  for key in ("quality", "verdict", "others", "mismatch"))  # fmt: skip
         print(f"{name}: " + "; ".join(shown), flush=True)
+    if not given.power_experiments:
+        return
     for name, world in (("steady", World(gap=-0.1)), ("ramp", World(ramp=True, gap=-0.1)),
                         ("all together", World(True, True, True, True, gap=-0.1))):  # fmt: skip
         runs = [
