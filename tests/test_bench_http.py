@@ -83,7 +83,8 @@ def errors_against_truth(records: list[RequestRecord]) -> dict[str, np.ndarray]:
         sent = np.asarray(truth["sent"])
         ttft.append(record.ttft - (sent[0] - truth["received"]))
         e2e.append(record.seconds - (sent[-1] - truth["received"]))
-        itl.append(np.median(np.asarray(record.gaps) - np.diff(sent)))
+        if len(record.token_times) == len(sent):  # else one read held them all, and there are no gaps
+            itl.append(np.median(np.asarray(record.gaps) - np.diff(sent)))
     return {k: np.asarray(v) * 1000 for k, v in (("ttft", ttft), ("e2e", e2e), ("itl", itl))}
 
 
@@ -111,7 +112,7 @@ def test_a_stall_shows_in_the_tail() -> None:
     e2e = np.array([r.seconds for r in records])
     assert np.percentile(e2e, 50) < 0.2
     assert np.percentile(e2e, 99) > 0.4
-    assert max(max(r.gaps) for r in records) > 0.39
+    assert max(gap for r in records for gap in r.gaps) > 0.39
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_wrong_token_counts_of_a_server_are_told_apart(server: str) -> None:
 
 def test_tokens_are_not_counted_by_chunks(server: str) -> None:
     _, records = run(server, "closed:1", 3, golden={"tokens": 10, "per_chunk": 4})
-    assert all(len(r.token_times) == 3 and r.output_tokens == 10 for r in records)
+    assert all(len(r.token_times) in (1, 3) and r.output_tokens == 10 for r in records)
     # The first chunk brought four: who does not know how many cannot say what the others took.
     assert all(math.isnan(r.tpot) for r in records)
 
