@@ -463,6 +463,12 @@ def data_sheets(one: Replica) -> list[str]:
         f"limits of {engine.title}: {one.slots:,} sequences, {one.chunk:,} prefill tokens an iteration; "
         f"{engine.source}",
     ]
+    host = one.overhead
+    if host.request:
+        lines.append(
+            f"host of {engine.title}: {host.request * 1e3:.3g} ms per request, one after the other (at most "
+            f"{1 / host.request:,.0f} requests/s a replica), and {host.accept * 1e3:.3g} ms beside them, as fitted"
+        )
     if not arch.context:
         lines.append(f"context of {arch.name}: its config.json gives no limit, so none is held to")
     if arch.source:

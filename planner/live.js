@@ -145,7 +145,9 @@ function curve(w, hourly) {
 
 function draw() {
   const field = (name) => document.getElementById(`live-${name}`);
-  const w = settings((name) => field(name).value), found = figures(w);
+  // What nobody touched counts as planned, to its last digit.
+  const exact = (input) => (input.value === input.defaultValue ? input.dataset.exact : input.value);
+  const w = settings((name) => exact(field(name))), found = figures(w);
   for (const o of DATA.options) {
     const row = document.querySelector(`[data-key="${CSS.escape(o.key)}"]`);
     if (!row) continue;
@@ -157,7 +159,7 @@ function draw() {
   const keep = found.options[DATA.keep], tuned = found.options[DATA.tuned];
   if (!keep || !tuned) return;
   const saved = keep.total - tuned.total;
-  field("answer").textContent = `${saved >= 0 ? "Tuning saves" : "Tuning costs"} ${money(Math.abs(saved))}${saved >= 0 ? "" : " more"}`
+  field("verdict").textContent = `${saved >= 0 ? "Tuning saves" : "Tuning costs"} ${money(Math.abs(saved))}${saved >= 0 ? "" : " more"}`
     + ` over ${w.horizon} months; break-even ${perSecond(found.even)}, now ${perSecond(w.rate)}.`;
 }
 

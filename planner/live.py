@@ -49,7 +49,8 @@ def controls(plan: Plan) -> str:
         ("horizon", "horizon, months", plan.case.plan.horizon_months, "any"),
     )
     inputs = "".join(
-        f'<label>{escape(title)}<input id="live-{name}" type="number" min="0" step="{step}" value="{value!r}"></label>'
+        f'<label>{escape(title)}<input id="live-{name}" type="number" min="0" step="{step}" value="{value:.4g}" '
+        f'data-exact="{value!r}"></label>'
         for name, title, value, step in fields
     )
     rows = "".join(
@@ -60,7 +61,7 @@ def controls(plan: Plan) -> str:
     return (
         '<section id="live" hidden><h2>Change an assumption</h2>'
         f'<div class="form">{inputs}<button id="live-reset" type="button">as planned</button></div>'
-        '<p id="live-answer"></p><figure id="live-curve"></figure>'
+        '<p id="live-verdict"></p><figure id="live-curve"></figure>'
         '<div class="scroll"><table><thead><tr><th>option</th><th class="r">$ / month</th>'
         f'<th class="r" id="live-months"></th></tr></thead><tbody>{rows}</tbody></table></div>'
         f'<p class="small">Running costs; the totals hold one-off costs ({escape(once)} for the tuned model). Latency '

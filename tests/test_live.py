@@ -86,6 +86,8 @@ def test_the_page_starts_at_the_plans_figures(plan: Plan, tmp_path: Path) -> Non
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{page}"]
     dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
     assert '<section id="live">' in dom  # shown, since the script ran
+    assert re.search(r'<p id="live-verdict">Tuning (saves|costs) \$', dom)
+    assert len(re.findall(r' id="(live-\w+)"', dom)) == len(set(re.findall(r' id="(live-\w+)"', dom)))
     for option in (o for o in file.options if o.usable):
         row = re.search(rf'<tr data-key="{re.escape(option.key)}">(.*?)</tr>', dom, re.DOTALL)
         assert row and option.per_month is not None

@@ -193,6 +193,8 @@ def test_formats_that_an_engine_cannot_read_are_unusable_or_said(run: Run) -> No
     assert any("GGUF kernels experimental" in w for w in warnings)
     turing = planned(run("--precision", "fp8", gpu="t4"))["assumptions"]
     assert any("it has no fp8 units" in line for line in turing)
+    # vLLM's host takes 24 ms per request: 1 / 0.024 = 42 a second, however fast the GPU.
+    assert any("24 ms per request" in line and "at most 42 requests/s" in line for line in turing)
 
 
 def test_names_given_twice_count_once(run: Run) -> None:
