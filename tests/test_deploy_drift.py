@@ -15,7 +15,7 @@ from deploy.drift import features
 from deploy.drift.looks import Schedule, ends
 from deploy.drift.sample import from_texts
 from deploy.drift.slices import find, verdicts
-from tests.logs import START, request, run_here
+from tests.logs import START, request, run_here, split_log
 from unshot.contracts.request_log import Feedback, Request, Writer
 from unshot.data.rows import write_jsonl
 from unshot.engines.embedder import Embedder, Hashed
@@ -136,6 +136,16 @@ def test_a_log_without_texts_still_tells_length_answers_and_failures(capsys: Cap
     found = {s["feature"] for look in report["looks"] for s in look["shifts"] if s["drift"]}
     assert found == {"labels", "failures", "uncertainty"}
     assert {s["feature"] for s in report["looks"][-1]["shifts"]} == {"length", *found}
+
+
+def test_a_report_that_cannot_be_written_costs_no_look(capsys: Capture, tmp_path: Path) -> None:
+    log = split_log(tmp_path / "log", 400, right=(0.9, 0.9))
+    line = ("deploy", "drift", log, "--window", "40", "--settle", "40", "--state", tmp_path / "state.json")
+    (tmp_path / "file").write_text("a thesis")
+    assert run_here(capsys, *line, "--out", tmp_path / "file").code == 2
+    assert not (tmp_path / "state.json").exists()
+    assert run_here(capsys, *line, "--out", tmp_path / "out").code in (0, 1)
+    assert (tmp_path / "out" / "drift.json").exists()
 
 
 def test_too_few_requests_is_an_answer_too(capsys: Capture, texts: list[str], tmp_path: Path) -> None:

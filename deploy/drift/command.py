@@ -86,6 +86,8 @@ def drift(
 
     Takes the looks that have become due since the last call. Exit code 1: drift was found.
     """
+    from contextlib import nullcontext
+
     from deploy.answers import find_task
     from deploy.drift.looks import Schedule
     from deploy.drift.page import headline, html, tables
@@ -95,29 +97,31 @@ def drift(
     from unshot.data.files import write_text
     from unshot.errors import GateError
 
-    report = drift_run(
-        folder,
-        out,
-        schedule=Schedule(window, every, settle, alpha, looks, season),
-        reference=reference,
-        arm=arm,
-        embedder=embedder,
-        state=state,
-        restart=restart,
-        since=since,
-        until=until,
-        task=find_task(case, task_path),
-    )
-    shown = tables(report)
-    if final is not None:
-        manifest = Manifest("deploy-drift", config={**report["schedule"].plain(), "embedder": embedder})
-        manifest.inputs = [describe_file(p) for p in sorted(folder.glob("*.jsonl"))]
-        with staged(final, overwrite=overwrite) as work:
+    # The output first: a look is taken once, and what it found would be gone with a report that cannot be written.
+    with staged(final, overwrite=overwrite) if final is not None else nullcontext() as work:
+        report = drift_run(
+            folder,
+            out,
+            schedule=Schedule(window, every, settle, alpha, looks, season),
+            reference=reference,
+            arm=arm,
+            embedder=embedder,
+            state=state,
+            restart=restart,
+            since=since,
+            until=until,
+            task=find_task(case, task_path),
+        )
+        if work is not None:
+            manifest = Manifest("deploy-drift", config={**report["schedule"].plain(), "embedder": embedder})
+            manifest.inputs = [describe_file(p) for p in sorted(folder.glob("*.jsonl"))]
             write_text(work / "drift.json", dumps(report) + "\n")
             write_text(work / "report.html", html(report))
             manifest.verdict = report["verdict"]
             manifest.result = {"found": report["found"], "since": report["since"]}
             manifest.finish(work)
+    shown = tables(report)
+    if final is not None:
         shown.append(f"written to {final}")
     out.result(report, *shown)
     if report["verdict"] == DRIFT:
