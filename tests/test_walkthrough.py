@@ -57,7 +57,8 @@ def place(
     (case / "unshot.toml").write_text(
         '[task]\nname = "clauses"\nsystem = "Classify the clause."\nexamples = "few_shot.jsonl"\n'
         'instruction = "Classify."\nanswer_field = "risk"\n'
-        f"labels = {json.dumps(labels)}\n[candidate]\nmodel = {json.dumps(str(tiny_model))}\n",
+        f"labels = {json.dumps(labels)}\n[candidate]\nmodel = {json.dumps(str(tiny_model))}\n"
+        '[tune]\nepochs = 2\nforgetting = false\nrobustness = false\nembedder = "off"\n',
         encoding="utf-8",
     )
     baseline = folder / "unshot-demo" / "baseline"
@@ -84,7 +85,7 @@ def walked(place: Path) -> tuple[Path, str]:
         start_new_session=True, env=os.environ | {"PATH": f"{shim.parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     try:
-        out, err = process.communicate(timeout=500)
+        out, err = process.communicate(timeout=850)
     finally:
         # The gateway of a walkthrough that broke off.
         with contextlib.suppress(ProcessLookupError):
