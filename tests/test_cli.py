@@ -139,6 +139,14 @@ def test_a_library_that_is_not_there_is_named_with_its_extra(module: str, words:
     assert words in describe(ModuleNotFoundError(f"No module named {module!r}", name=module))
 
 
+def test_a_message_that_quotes_a_huge_value_is_still_a_line(unshot: Run) -> None:
+    for value in ("a" * 100_000, "9" * 100_000, "\u202e" * 100_000):
+        done = unshot("plan", "--gpu-price", value, "--json")
+        assert done.returncode == 2 and len(done.stderr) < 20_000, len(done.stderr)
+        assert "characters ..." in done.stderr and "give dollars per hour" in done.stderr
+        assert len(json.loads(done.stdout)["error"]) < 3000
+
+
 def test_every_extra_that_is_advised_exists() -> None:
     known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
         "optional-dependencies"

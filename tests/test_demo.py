@@ -27,9 +27,11 @@ CLASSES = {"liability", "lock_in", "unilateral_change", "data", "ip", "standard"
 DEMO = ROOT / "unshot" / "demo"
 # What the demo's case says, and what it says here.
 LESS = {
-    "requests = 35": "requests = 35\ncold_requests = 4",
+    "requests = 35": "requests = 22\ncold_requests = 4",
     'to = ["gguf:q8_0", "onnx:fp32"]': 'to = ["gguf:q8_0"]',
 }
+# Longest clause that is trained on and asked here: 217 of 353 rows, half of the tokens.
+WORDS = 40
 
 
 def shingles(text: str, size: int = 3) -> set[tuple[str, ...]]:
@@ -77,7 +79,7 @@ def test_the_long_prompt_has_a_dozen_examples_of_every_class() -> None:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `make demo` with this Python on less work: no ONNX, few requests without cache; some minutes."""
+    """Runs `make demo` with this Python on less work: the shorter clauses, no ONNX, few requests without cache."""
     folder = tmp_path_factory.mktemp("demo") / "unshot-demo"
     copy_case(folder / "case")
     case = folder / "case" / "unshot.toml"
@@ -86,6 +88,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert full in text, full
         text = text.replace(full, less)
     case.write_text(text, encoding="utf-8")
+    data = folder / "case" / "data.jsonl"
+    rows = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    data.write_text(
+        "".join(r for r in rows if len(json.loads(r)["prompt"].split()) <= WORDS), encoding="utf-8"
+    )
     done = subprocess.run(
         ["make", "demo", f"PY={sys.executable}", f"OUT={folder}"],
         cwd=ROOT, capture_output=True, text=True, check=False,

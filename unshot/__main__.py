@@ -74,6 +74,9 @@ EXTRAS = {
 }  # fmt: skip
 
 
+LONGEST = 1000  # characters of a message that are shown from its beginning and its end
+
+
 def describe(error: BaseException) -> str:
     """One line for an error that no part of unshot foresaw."""
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -99,7 +102,13 @@ def describe(error: BaseException) -> str:
 
 
 def fail(out: Output, message: str, code: int) -> None:
-    """Print `message` as one line on stderr, in JSON mode also on stdout where no result is; exit with `code`."""
+    """Print `message` as one line on stderr, in JSON mode also on stdout where no result is; exit with `code`.
+
+    What it quotes may be of any length: its middle is cut.
+    """
+    if len(message) > 2 * LONGEST:
+        left_out = len(message) - 2 * LONGEST
+        message = f"{message[:LONGEST]} [... {left_out:,} characters ...] {message[-LONGEST:]}"
     if out.json_mode and not out.result_printed:
         sys.stdout.write(json_line({"error": message, "exit_code": code}))
     sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
