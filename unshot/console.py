@@ -59,10 +59,11 @@ class Output:
             self.result_printed = True
             return
         # Into a file or a pipe, tables get the width that they need rather than the 80 columns rich assumes.
-        piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-        out = plain_console(width=140 if piped else None)
+        piped = not sys.stdout.isatty()
+        out = plain_console(width=140 if piped and "COLUMNS" not in os.environ else None)
         for item in renderables:
-            out.print(item)
+            # A text may be a file's content, such as a crontab's line: it is not broken there.
+            out.print(item, soft_wrap=piped and isinstance(item, str))
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
