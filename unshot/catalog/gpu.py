@@ -99,7 +99,8 @@ class Precision(Struct, frozen=True):
     compute: str
     note: str = ""
     # What a matrix-vector kernel spends to unpack one weight, in units of q4_k's (llama.cpp on Metal and CPU), by the
-    # operations counted in ggml-metal.metal: q4_k 4.75, q4_0 3.6, q8_0 2.8; the others were not counted.
+    # operations of a weight: q4_0 3.6, counted in ggml-metal.metal; q4_k 4.75 and q8_0 2.8, estimated from how the
+    # types are packed, not read there; the others were not counted.
     unpack: float = 1.0
 
 
