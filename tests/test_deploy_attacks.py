@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("uvicorn")
 pytest.importorskip("aiohttp")
 
+from deploy.registry.store import Registry
 from deploy.serve import app
 from deploy.serve.check import Checker
 from deploy.serve.failure import Failure
@@ -26,12 +27,12 @@ from deploy.serve.parameters import DEEPEST, PASSED, checked, read_body
 from deploy.serve.request_log import LogSettings, RequestLog
 from deploy.serve.run import DeadlineProtocol, arm_specs, with_deadline
 from deploy.serve.schema import BadSchema, check_schema
-from deploy.serve.target import in_template, own_messages
+from deploy.serve.target import ArmSpec, Resolver, in_template, own_messages
 from tests.fuzz import send
 from tests.gateways import until
 from tests.inprocess import Served, http, serving, with_limits
 from tests.logs import request
-from unshot.case import TaskSettings
+from unshot.case import Case, TaskSettings
 from unshot.contracts.request_log import Feedback, read_requests
 from unshot.contracts.task import Task
 from unshot.data.prompts import Prompt
@@ -720,6 +721,18 @@ def test_the_known_prompt_is_found_exactly_or_not_at_all() -> None:
     assert in_template("Clause: abc\nAnswer:", "Clause: {{text}}\nAnswer:") == "abc"
     assert in_template("Clause: abc\nAnswer!", "Clause: {{text}}\nAnswer:") is None
     assert in_template("Sort.\n\nabc", "Sort.") == "abc"
+
+
+def test_a_slot_that_no_request_fills_is_said_or_refused(tmp_path: Path) -> None:
+    template = tmp_path / "prompt.txt"
+    template.write_text("Title: {{title}}\nText: {{text}}", encoding="utf-8")
+    registry = Registry(tmp_path / "store")
+    two = Resolver(Case(task=TaskSettings(examples=template)), registry, None, None)
+    with pytest.raises(InputError, match="has the slots title, text, and a user's message fills one"):
+        two.resolve("baseline", ArmSpec("http://127.0.0.1:9/v1"), None, registry.state())
+    dated = Resolver(Case(task=TaskSettings(system="Today is {{day}}.")), registry, None, None)
+    (line,) = dated.unfilled()
+    assert "the case's system prompt has the slot `{{day}}`" in line
 
 
 @pytest.mark.cli
