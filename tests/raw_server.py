@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 # What to write: bytes, or seconds to wait from the answer's begin. `None` closes the connection.
 Script = Sequence["bytes | float | None"]
+Client = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 EVENTS = "text/event-stream"
 
 
@@ -52,7 +53,7 @@ def raw_server(
     answer: Callable[[int, Any], Script], *, pages: Callable[[str], Script | None] = lambda path: None
 ) -> Iterator[str]:
     """Serve `answer(number, request)` to each POST and `pages(path)` (None: 404) to each GET; yields the base URL."""
-    loop, ready, port, count = asyncio.new_event_loop(), threading.Event(), [0], [0]
+    count = [0]
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -67,6 +68,7 @@ def raw_server(
                     script = answer(count[0] - 1, json.loads(body))
                 else:
                     script = pages(line.split(" ")[1]) or whole({}, 404)
+                loop = asyncio.get_running_loop()
                 begin = loop.time()
                 closing = b"Connection: close" in b"".join(s for s in script if isinstance(s, bytes))[:500]
                 for step in script:
@@ -81,6 +83,15 @@ def raw_server(
                 if closing:
                     break
         writer.close()
+
+    with listening(client) as port:
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+@contextmanager
+def listening(client: Client) -> Iterator[int]:
+    """Serve connections on a free port in a thread of its own; yields the port."""
+    loop, ready, port = asyncio.new_event_loop(), threading.Event(), [0]
 
     async def serve() -> None:
         server = await asyncio.start_server(client, "127.0.0.1", 0)
@@ -97,7 +108,7 @@ def raw_server(
     thread.start()
     assert ready.wait(10), "the server did not start"
     try:
-        yield f"http://127.0.0.1:{port[0]}/v1"
+        yield port[0]
     finally:
         loop.call_soon_threadsafe(lambda: [t.cancel() for t in asyncio.all_tasks(loop)])
         thread.join(10)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from bench.target import LoadOptions
 from bench.traffic import ServerOptions
 from tests.golden import certificate, golden_thread
 from tests.logs import run_here
+from tests.raw_server import listening
 from unshot.console import Output
 from unshot.contracts.report import LoadReport
 from unshot.engines.address import parse_url, through_proxy
@@ -29,7 +29,7 @@ Capture = pytest.CaptureFixture[str]
 @contextmanager
 def proxy(password: str | None = None, status: int = 200) -> Iterator[tuple[str, list[str]]]:
     """An HTTP proxy on a real socket; yields `HOST:PORT` and the request lines that it sees."""
-    loop, ready, port, seen = asyncio.new_event_loop(), threading.Event(), [0], list[str]()
+    seen: list[str] = []
     wanted = "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
 
     async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,25 +60,8 @@ def proxy(password: str | None = None, status: int = 200) -> Iterator[tuple[str,
                 await asyncio.gather(pipe(reader, far), pipe(far_reader, writer))
         writer.close()
 
-    async def serve() -> None:
-        server = await asyncio.start_server(client, "127.0.0.1", 0)
-        port[0] = server.sockets[0].getsockname()[1]
-        ready.set()
-        async with server:
-            await server.serve_forever()
-
-    def run() -> None:
-        with suppress(asyncio.CancelledError):
-            loop.run_until_complete(serve())
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(10), "the proxy did not start"
-    try:
-        yield f"127.0.0.1:{port[0]}", seen
-    finally:
-        loop.call_soon_threadsafe(lambda: [t.cancel() for t in asyncio.all_tasks(loop)])
-        thread.join(10)
+    with listening(client) as port:
+        yield f"127.0.0.1:{port}", seen
 
 
 @pytest.fixture(autouse=True)
