@@ -17,6 +17,11 @@ from unshot.secret import remember, without_credentials
 ENVIRONMENT = "env"
 
 
+def bracketed(host: str) -> str:
+    """The host as a URL has it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 @dataclass(frozen=True)
 class Proxy:
     """An HTTP proxy, and what it is told of who asks."""
@@ -28,7 +33,7 @@ class Proxy:
     @property
     def base(self) -> str:
         """Its URL without credentials."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return f"http://{bracketed(self.host)}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -82,7 +87,7 @@ class Address:
     @property
     def authority(self) -> str:
         """The Host header's value."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = bracketed(self.host)
         return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
 
 

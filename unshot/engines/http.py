@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
-from unshot.engines.address import Address, Proxy
+from unshot.engines.address import Address, Proxy, bracketed
 from unshot.engines.sse import EventParser
 from unshot.errors import InputError
 
@@ -340,8 +340,7 @@ class Pool:
         reader = asyncio.StreamReader()
         plain, _ = await self.loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), host, port)
         try:
-            server = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
-            place = f"{server}:{self.address.port}"
+            place = f"{bracketed(self.address.host)}:{self.address.port}"
             lines = [f"CONNECT {place} HTTP/1.1", f"Host: {place}"]
             lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
             plain.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
