@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,14 @@ class Prompt:
         """A sentence for each slot of the system prompt that some rows have no column for, and send as it stands."""
         lines = []
         for slot in dict.fromkeys(SLOT.findall(self.system or "")):
-            without = sum(slot not in _columns(row) for row in rows)
+            without = sum(row.extra.get(slot) is None for row in rows)
             if without:
                 lines.append(f"`{{{{{slot}}}}}` is sent as it stands: no column `{slot}` ({without} rows)")
         return lines
 
     def _around(self, row: Example) -> list[Message]:
-        own, columns = row.system, _columns(row)
+        own = row.system
+        columns = _columns(row, [*SLOT.findall(self.system or ""), *self.slots])
         asked = _fill(self.system, columns)
         turns = list(row.messages[bool(own) :])
         if not self.examples and self.template is None:
@@ -116,12 +117,12 @@ def load_prompt(path: Path | None, *, system: str | None = None) -> Prompt:
     return Prompt(system=system, template=text)
 
 
-def _columns(row: Example) -> dict[str, str]:
-    """The row's columns as texts; one without a value is none."""
+def _columns(row: Example, slots: Iterable[str]) -> dict[str, str]:
+    """The columns of the row that slots name, as texts; one without a value is none."""
     return {
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        for name, value in row.extra.items()
-        if value is not None
+        for name in slots
+        if (value := row.extra.get(name)) is not None
     }
 
 
