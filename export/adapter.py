@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from export.tensors import Shards
-from unshot.data.rows import read_text
+from unshot.data.files import read_object
 from unshot.errors import InputError
 
 PREFIX = "base_model.model."
@@ -91,12 +90,7 @@ class Adapter:
 
 def read_config(path: Path) -> LoraSettings:
     """A checked `adapter_config.json`; `InputError` for a kind or an option that cannot be merged."""
-    try:
-        config: LoraSettings = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a JSON object")
+    config = cast(LoraSettings, read_object(path))
     kind = str(config.get("peft_type") or "")
     if kind != "LORA":
         raise InputError(

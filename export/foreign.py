@@ -17,7 +17,7 @@ from typing import Any
 
 from export.adapter import CONFIG, PREFIX, WEIGHTS, LoraSettings, read_config
 from export.tensors import Shards
-from unshot.data.rows import read_text
+from unshot.data.files import read_object
 from unshot.errors import InputError
 from unshot.models import Source
 
@@ -126,13 +126,7 @@ def _raw_config(folder: Path) -> Any:
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder}: no {CONFIG} there; give the whole adapter directory as it was saved")
-    try:
-        found = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return found
+    return read_object(path)
 
 
 def _from_mlx(folder: Path, raw: Any) -> tuple[dict[str, Any], LoraSettings, list[str]]:

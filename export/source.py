@@ -20,8 +20,9 @@ from unshot.console import Output
 from unshot.contracts.manifest import NAME as MANIFEST
 from unshot.contracts.manifest import BaseModel, InputFile, describe_file, read_manifest
 from unshot.contracts.task import Task, read_task
+from unshot.data.files import read_object
 from unshot.data.prompts import Prompt
-from unshot.data.rows import Example, Message, read_examples, read_text
+from unshot.data.rows import Example, Message, read_examples
 from unshot.engines.base import one_or_more
 from unshot.errors import InputError
 from unshot.methods import METHODS
@@ -222,13 +223,7 @@ def generation_ends(path: Path, tokens: int) -> list[int]:
     """End tokens of a `generation_config.json`, none where there is no such file; `InputError` for a damaged one."""
     if not path.is_file():
         return []
-    try:
-        config = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error}); mend or remove it") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a JSON object; mend or remove it")
-    found = one_or_more(config.get("eos_token_id"))
+    found = one_or_more(read_object(path, advice="; mend or remove it").get("eos_token_id"))
     for token in found:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < tokens:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from unshot.case import TaskSettings
 from unshot.contracts.document import Document
 from unshot.data.example import normal
-from unshot.data.rows import Example, read_text
+from unshot.data.files import read_object
+from unshot.data.rows import Example
 from unshot.errors import InputError, OutsideError
 from unshot.metrics.answers import (
     INVALID,
@@ -235,12 +235,7 @@ def _hold(task: Task, section: TaskSettings, examples: Sequence[Example]) -> Non
 
 def read_schema(path: Path) -> JsonObject:
     """A JSON schema's content; `InputError` where the file holds none."""
-    try:
-        schema = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(schema, dict):
-        raise InputError(f"{path}: a JSON schema of an answer is an object")
+    schema = read_object(path, wanted="a JSON schema of an answer is an object")
     schema_check(schema, str(path))
     return schema
 

@@ -77,6 +77,17 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: {not_utf8(error.object, error.start)}") from None
 
 
+def read_object(path: Path, *, wanted: str = "expected a JSON object", advice: str = "") -> dict[str, Any]:
+    """A JSON file's object; `InputError` for anything else, with what was `wanted` and `advice` behind it."""
+    try:
+        found = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}){advice}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {wanted}{advice}")
+    return found
+
+
 def not_utf8(raw: bytes, at: int) -> str:
     """What to do about a text that is not UTF-8."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
