@@ -14,9 +14,9 @@ from deploy.ab.run import (
     Comparison,
     MetricFacts,
     Report,
-    Sample,
     track,
 )
+from deploy.ab.sequential import BURN_IN
 from unshot.contracts.request_log import Arm
 from unshot.report import charts, page
 
@@ -38,8 +38,7 @@ def tables(report: Report) -> list[RenderableType]:
     lines: list[RenderableType] = [shown, report["reason"], arms_line(report)]
     if report["stratified"]:
         lines.append(report["stratified"])
-    if report["sample"]:
-        lines.append(sample_line(report["sample"]))
+    lines.append(sample_line(report))
     return lines
 
 
@@ -110,15 +109,25 @@ def arms_line(report: Report) -> str:
     return "; ".join(parts)
 
 
-def sample_line(sample: Sample) -> str:
-    """What the plan needs."""
-    plan = f"planned for an effect of {sample['effect']:g} with power {sample['power']:g}: "
+def sample_line(report: Report) -> str:
+    """What the plan needs, and what that takes for granted."""
+    plan, sample = report["plan"], report["sample"]
+    line = f"planned for an effect of {plan.effect:g} with power {plan.power:g}: "
+    if sample is None:
+        return f"{line}how many answers that takes is not known before both arms have some with feedback"
     if sample["needed"] is not None:
-        return f"{plan}{sample['needed']} {sample['unit']}, {sample['seen']} seen"
-    return (
-        f"{plan}more answers of the same users do not get there, since a few users have most of them: it takes "
-        f"{sample['users_needed']} users of equal size in each arm, and those of the smaller one weigh as "
-        f"{sample['users']:.1f}"
+        line += f"{sample['needed']} {sample['unit']}, {sample['seen']} seen"
+    else:
+        line += (
+            f"more answers of the same users hardly get there, since a few users have most of them: it takes users "
+            f"who weigh as {sample['users_needed']} of equal size in each arm, {BURN_IN} at the least, and those of "
+            f"the smaller one weigh as {sample['users']:.1f}"
+        )
+    alike = sample["design_effect"]
+    return f"{line}; traffic is taken to go on as it has, and " + (
+        "answers as independent, since no user has two yet"
+        if alike is None
+        else f"the answers of one user are alike: {alike:.2f} times the variance of independent ones so far"
     )
 
 
@@ -190,6 +199,7 @@ def html(report: Report, analysed: Mapping[str, Comparison]) -> str:
                     "error rate over all looks": f"{plan.alpha:g}",
                     "margin": f"{plan.margin:g}",
                     "effect": f"{plan.effect:g} with power {plan.power:g}",
+                    "sample": sample_line(report),
                     "feedback": ", ".join(f"{n} by {k}" for k, n in report["feedback"].items()) or "none",
                 }
             ),

@@ -178,10 +178,11 @@ class MetricFacts(TypedDict):
 
 
 class Sample(TypedDict):
-    """What the plan needs and what there is.
+    """What the plan needs and what there is, estimated from what there is.
 
-    `needed` is None where more answers of the same users do not get there; it takes `users_needed` per arm then, and
-    those seen weigh as `users` of equal size.
+    `needed` is None where more answers of the same users hardly get there: it takes users who weigh as `users_needed`
+    of equal size per arm then, and those seen weigh as `users`. `design_effect` is how many times the answers' variance
+    is that of independent ones, None where no user has two.
     """
 
     unit: str
@@ -189,6 +190,7 @@ class Sample(TypedDict):
     needed: int | None
     users_needed: int
     users: float
+    design_effect: float | None
     effect: float
     power: float
 
@@ -351,13 +353,14 @@ def sample(c: Comparison, plan: TestPlan, *, pairs: bool) -> Sample | None:
     if not n or not math.isfinite(float(c.path.variance[-1])):
         return None
     alone = followed(c.seen, np.arange(n), pairs=pairs, last=True)
-    needed, users = outlook(c.path, alone, c.design.target_variance)
+    ahead = outlook(c.path, alone, c.design.target_variance)
     return {
         "unit": "pairs" if pairs else "answers with feedback, both arms together",
         "seen": n,
-        "needed": needed,
-        "users_needed": users,
+        "needed": ahead.needed,
+        "users_needed": ahead.users,
         "users": float(c.path.equal[-1]),
+        "design_effect": ahead.design_effect,
         "effect": plan.effect,
         "power": plan.power,
     }

@@ -24,6 +24,8 @@ from scipy.stats import norm
 BURN_IN, EQUAL = 30, 10
 # Looks and grid of the recursion for the planned power.
 LOOKS, GRID = 300, 400
+# Nearer to what is asked for than this, what never falls leaves no number of answers that could be told.
+NEAR = 0.8
 
 
 @dataclass(frozen=True)
@@ -243,24 +245,59 @@ def follow(path: Path, *, mixing: float, alpha: float, burn_in: int = BURN_IN) -
     )
 
 
-def outlook(path: Path, alone: Path, target: float) -> tuple[int | None, int]:
-    """Answers at which the variance comes down to `target` if traffic goes on as it has, and users that it takes.
+@dataclass(frozen=True)
+class Outlook:
+    """What a plan takes if traffic goes on as it has.
 
-    `alone` is the last look with every answer a unit of its own. What the answers of one user have in common does not
-    average out while the same users ask: of the variance a part (v - v_alone) goes with the sum of the users' squared
-    shares, which is taken as f + h / n from the second half of the path, and the rest as 1 / n. None: it stays above
-    the target however many answers these users give. The users are per arm, as many of equal size.
+    `needed` counts answers, both arms together; None: more of the same users hardly get there. `users` are those that
+    it takes per arm, as many of equal size. `design_effect`: the variance over that of as many independent answers;
+    None where no user has two.
     """
-    n, v = int(path.n[-1]), float(path.variance[-1])
-    squares = 1 / float(path.equal[-1])
-    common = max(v - float(alone.variance[-1]), 0.0)
-    shared = squares - 1 / float(alone.equal[-1])
-    half = int(np.searchsorted(path.n, n / 2))
-    per_share = common / shared if shared > 0 else 0.0
-    stays = min(max(2 * squares - 1 / max(float(path.equal[half]), 1.0), 0.0), squares)
+
+    needed: int | None
+    users: int
+    design_effect: float | None
+
+
+def outlook(path: Path, alone: Path, target: float) -> Outlook:
+    """When looks count and the variance is down to `target`. `alone`: the last look, every answer a unit of its own.
+
+    What the answers of one user have in common does not average out while the same users ask: of the variance a part
+    (v - v_alone) goes with the sum of the users' squared shares, and the rest as 1 / n.
+    """
+    n, v, independent = int(path.n[-1]), float(path.variance[-1]), float(alone.variance[-1])
+    common = max(v - independent, 0.0)
+    shared = 1 / float(path.equal[-1]) - 1 / float(alone.equal[-1])
+    if shared < 1e-9 / n:  # rounding: no user has two answers
+        shared = 0.0
+    per_share = common / shared if shared else 0.0
+    stays, falls = _onward(path.n, path.equal)
     floor = min(per_share * stays, v)
-    users = math.ceil(per_share / target)
-    return (math.ceil(n * (v - floor) / (target - floor)) if target > floor else None), users
+
+    def answers(stays: float, falls: float, asked: float) -> float:
+        """Where `stays + falls / answers` comes down to `asked`."""
+        met = stays + falls / n <= asked
+        if stays >= (asked if met else NEAR * asked):
+            return n if met else math.inf
+        return falls / (asked - stays)
+
+    needed = max(
+        answers(floor, n * (v - floor), target),
+        answers(stays, falls, 1 / EQUAL),
+        *(answers(*_onward(path.n, units), 1 / BURN_IN) for units in (path.baseline, path.candidate)),
+    )
+    return Outlook(
+        math.ceil(needed) if needed < math.inf else None,
+        max(math.ceil(per_share / target), EQUAL),
+        max(v / independent, 1.0) if shared else None,
+    )
+
+
+def _onward(n: np.ndarray, units: np.ndarray) -> tuple[float, float]:
+    """1 / units as f + h / n, through the last look and the one at half as many answers."""
+    last, half = (1 / max(float(units[at]), 1e-9) for at in (-1, int(np.searchsorted(n, n[-1] / 2))))
+    stays = min(max(2 * last - half, 0.0), last)
+    return stays, float(n[-1]) * (last - stays)
 
 
 @dataclass(frozen=True)
