@@ -7,8 +7,11 @@ import contextlib
 import json
 import random
 import re
+import resource
 import socket
+import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,8 @@ from tests.gateways import until
 from tests.inprocess import Served, http, serving, with_limits
 from tests.logs import request
 from unshot.case import Case, TaskSettings
-from unshot.contracts.request_log import Feedback, read_requests
+from unshot.child import command, environment
+from unshot.contracts.request_log import Feedback, Unreadable, read_requests
 from unshot.contracts.task import Task
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example
@@ -672,6 +676,36 @@ def test_the_log_counts_what_it_loses_and_goes_on(tmp_path: Path) -> None:
     assert counts["lost"] >= 1 and any("started again" in w for w in warned)
     log.close()
     assert len(list(read_requests(tmp_path))) == counts["written"]
+
+
+@pytest.mark.cli
+def test_lines_that_come_together_are_written_together_whole_or_not_at_all_and_each_is_counted(
+    tmp_path: Path,
+) -> None:
+    lines = [f"R{request(n, input='x' * 40).to_json()}\n".encode() for n in range(200)]
+    odd = [b"\n", b"R{}\n", b"R" + b"[" * 5000 + b"\n"]
+    torn = b'R{"id": "half'
+
+    def wrote(folder: Path, limit: int | None) -> Counter[str]:
+        """Every answer of a writer whose files may hold `limit` bytes."""
+        done = subprocess.run(
+            command("deploy.serve.log_worker", str(folder), "US"),
+            input=b"".join([*lines, *odd, torn]),
+            capture_output=True,
+            env=environment(),
+            preexec_fn=limit and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
+            check=True,
+        )
+        return Counter(done.stdout.decode().splitlines())
+
+    whole = wrote(tmp_path / "whole", None)
+    assert whole == {"written": 200, "failed RecordError": 3}
+    assert [r.id for r in read_requests(tmp_path / "whole")] == [f"r{n}" for n in range(200)]
+    (size,) = (p.stat().st_size for p in (tmp_path / "whole").glob("requests-*"))
+    full = wrote(tmp_path / "full", size // 2)
+    assert full["written"] + full["failed File too large"] == 200 and 90 < full["written"] < 110
+    unreadable = Unreadable()
+    assert len(list(read_requests(tmp_path / "full", unreadable))) == full["written"] and not unreadable.lines
 
 
 @pytest.mark.cli

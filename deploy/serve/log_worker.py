@@ -1,8 +1,9 @@
 """The process that redacts and writes the request log: `python -m deploy.serve.log_worker DIR REGION`.
 
 Redacting a long text takes time; here it takes none of the gateway's. An entry comes as a line on stdin: `R` or `F` and
-its JSON; each is answered by a line on stdout, `written` or `failed WHY`. The end of stdin ends it, when everything
-that was sent is written: a gateway that is killed loses no line that it had handed over.
+its JSON; each is answered by a line on stdout, `written` or `failed WHY`. Lines that came together are written together.
+The end of stdin ends it, when everything that was sent is written: a gateway that is killed loses no line that it had
+handed over.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from unshot.secret import hide
 # What a tag of the caller's may hold; it stands in reports and on terminals.
 NOT_IN_A_TAG = re.compile(r"[^\w .:/@+\[\]-]+")
 LONGEST_TAG = 64
+# What a pipe holds.
+AT_ONCE = 65_536
 
 
 def clean(entry: Request | Feedback, region: str) -> Request | Feedback:
@@ -51,17 +54,17 @@ def tag(value: str | None, region: str) -> str | None:
     return plain.lstrip("=+-@") or None
 
 
-def write(writer: Writer, region: str, line: bytes) -> str:
-    """Write one entry; the answer's line."""
-    kind = Request if line[:1] == b"R" else Feedback
-    try:
-        entry = kind.from_json(line[1:])
-        writer.write(clean(entry, region))
-    except OSError as error:
-        return f"failed {error.strerror or error}"
-    except (RecordError, ValueError, RecursionError) as error:
-        return f"failed {type(error).__name__}"
-    return "written"
+def write(writer: Writer, region: str, lines: list[bytes]) -> list[str]:
+    """Write what came together in one piece a file; an answer for each line, in no order."""
+    answers, placed = [], []
+    for line in lines:
+        kind = Request if line[:1] == b"R" else Feedback
+        try:
+            placed.append(writer.placed(clean(kind.from_json(line[1:]), region)))
+        except (RecordError, ValueError, RecursionError) as error:
+            answers.append(f"failed {type(error).__name__}")
+    failed = [f"failed {error.strerror or error}".replace("\n", " ") for error in writer.append(placed)]
+    return answers + failed + ["written"] * (len(placed) - len(failed))
 
 
 def main(folder: str, region: str) -> None:
@@ -70,15 +73,20 @@ def main(folder: str, region: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     writer = Writer(Path(folder))
     answers = True
-    for line in sys.stdin.buffer:
-        if not line.endswith(b"\n"):
-            break  # the gateway was killed in the middle of it
-        answer = write(writer, region, line)
-        if answers:
-            try:
-                os.write(1, answer.encode(errors="replace").replace(b"\n", b" ") + b"\n")
-            except OSError:
-                answers = False  # nobody is there to count; what was handed over is still written
+    begun: list[bytes] = []
+    # What is there is taken at once; half a line at the end is of a gateway that was killed in the middle of it.
+    while data := os.read(0, AT_ONCE):
+        whole, end, rest = data.rpartition(b"\n")
+        if end:
+            lines = b"".join([*begun, whole]).split(b"\n")
+            begun = []
+            told = write(writer, region, lines)
+            if answers:
+                try:
+                    os.write(1, "".join(f"{one}\n" for one in told).encode(errors="replace"))
+                except OSError:
+                    answers = False  # nobody is there to count; what was handed over is still written
+        begun.append(rest)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ LONGEST_TEXT = 32_768
 SALT_FILE = ".salt"
 RESTART_AFTER = 1.0
 CLOSE_LIMIT = 60.0
+# Bytes that go to the writing process in one piece: what a pipe holds.
+AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,18 @@ class RequestLog:
                 self._warn(f"the request log cannot be written ({why}); answers go on")
 
     def _feed(self) -> None:
-        while (data := self._queue.get()) is not None:
-            self._send(data)
+        last = False
+        while not last and (first := self._queue.get()) is not None:
+            batch, size = [first], len(first)
+            # What waits goes out in one piece.
+            with contextlib.suppress(queue.Empty):
+                while size < AT_ONCE:
+                    if (data := self._queue.get_nowait()) is None:
+                        last = True
+                        break
+                    batch.append(data)
+                    size += len(data)
+            self._send(batch)
         process = self._process
         assert process.stdin is not None
         with contextlib.suppress(OSError):
@@ -160,17 +172,16 @@ class RequestLog:
         while self._answered < self._sent and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, batch: list[bytes]) -> None:
         process = self._process
         assert process.stdin is not None
+        with self._lock:
+            self._sent += len(batch)
         try:
-            process.stdin.write(data)
+            process.stdin.write(b"".join(batch))
             process.stdin.flush()
-            with self._lock:
-                self._sent += 1
         except OSError:
             self._restart()
-            self._counted("lost")
 
     def _restart(self) -> None:
         """Begin again after the writing process ended; what it had not confirmed is lost and counted."""
@@ -183,7 +194,7 @@ class RequestLog:
         for _ in range(lost):
             self._counted("lost")
         self._warn(
-            f"the process that writes the request log ended; it is started again, {lost + 1} lines are lost"
+            f"the process that writes the request log ended; it is started again, up to {lost} lines are lost"
         )
         self._process = self._start()
 

@@ -108,7 +108,7 @@ E = TypeVar("E", Request, Feedback)
 
 
 class Writer:
-    """Appends entries, one whole line a write, among other writers of the same directory.
+    """Appends entries, whole lines a write, among other writers of the same directory.
 
     Raises `OSError` where the directory cannot be made. `cut` counts the torn last lines that were removed.
     """
@@ -123,12 +123,32 @@ class Writer:
 
         Not flushed to the disk: a power cut may lose the last seconds, a crash does not.
         """
+        for error in self.append([self.placed(entry)]):
+            raise error
+
+    def placed(self, entry: Request | Feedback) -> tuple[Path, bytes]:
+        """The file that an entry belongs to, and its line."""
         if isinstance(entry, Feedback):
             path = self.folder / FEEDBACK
         else:
             path = self.folder / f"requests-{datetime.fromtimestamp(entry.time, UTC):%Y%m%d}.jsonl"
-        line = (entry.changed(format=FORMAT).to_json() + "\n").encode("utf-8", "replace")
-        append_line(path, line)
+        return path, (entry.changed(format=FORMAT).to_json() + "\n").encode("utf-8", "replace")
+
+    def append(self, placed: Iterable[tuple[Path, bytes]]) -> list[OSError]:
+        """Append lines, those of a file in one piece; why those failed that did, each whole or not at all."""
+        files: dict[Path, list[bytes]] = {}
+        for path, line in placed:
+            files.setdefault(path, []).append(line)
+        failed = []
+        for path, lines in files.items():
+            try:
+                append_line(path, b"".join(lines))
+            except OSError as error:
+                if len(lines) == 1:
+                    failed.append(error)
+                else:  # a full disk may still hold some of them
+                    failed += [e for line in lines for e in self.append([(path, line)])]
+        return failed
 
 
 def files(folder: Path) -> list[Path]:
