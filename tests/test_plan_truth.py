@@ -15,7 +15,7 @@ from planner.interactive import with_values
 from planner.latency.measured import read_measured
 from planner.latency.replica import Load, replica
 from planner.latency.simulate import simulate
-from planner.latency.step import Draft, efficiency
+from planner.latency.step import Draft, StepCost, efficiency
 from planner.options import Shape
 from planner.prices import api_price
 from planner.run import gpu_prices
@@ -143,6 +143,27 @@ def test_geforce_cards_serve_at_half_their_fp16_rate() -> None:
     assert replica("llama-3-8b", card, "q4_k_m", load, engine="llamacpp").cost.sampled == pytest.approx(
         2 * one.arch.head_params / (330.3e12 * efficiency(card, catalog.engine("llamacpp")).compute)
     )
+
+
+def test_llamacpp_unpacks_quantised_weights_before_cublas_and_beside_apples_arithmetic() -> None:
+    load = Load(1.0, 512, 10)
+
+    def costs(card: str) -> list[StepCost]:
+        return [
+            replica("llama-2-7b", card, form, load, engine="llamacpp").cost for form in ("q4_k_m", "fp16")
+        ]
+
+    # CUDA: a pass that reads the quantised weights and writes fp16; the products are those of fp16.
+    quantised, plain = costs("a100-pcie-80")
+    arch = catalog.model("llama-2-7b")
+    rate = 4.83 / 8 * arch.linear_params / quantised.weights  # bytes/s at which weights are read
+    assert quantised.chunk - plain.chunk == pytest.approx(arch.linear_params * (4.83 / 8 + 2.0) / rate)
+    assert quantised.token == plain.token
+    # Metal: q4_k adds a fifth to a product, from M3 on as a second side of a right angle: sqrt(1 + 0.2^2).
+    for card, slower in (("m1-max", 1.2), ("m3-max", 1.0198), ("m4-pro", 1.0198)):
+        quantised, plain = costs(card)
+        assert quantised.token / plain.token == pytest.approx(slower, abs=1e-4)
+        assert quantised.chunk == plain.chunk
 
 
 def test_speculative_decoding_follows_its_acceptance() -> None:

@@ -37,7 +37,8 @@ class Response(Struct, frozen=True):
 
 def iteration(cost: StepCost, shape: Shape, sequences: Number, prompts: Number) -> Number:
     """Seconds of an iteration with `sequences` decoding and `prompts` whole prompts prefilled in it."""
-    chunks = np.maximum(prompts * shape.new / shape.chunk, np.minimum(prompts, 1.0))
+    left = np.maximum(shape.chunk - sequences, 1.0)  # decoding takes its share of a chunk
+    chunks = np.maximum(prompts * shape.new / left, np.minimum(prompts, 1.0))
     return cost.step(
         prompts * shape.new,
         prompts * shape.pairs,

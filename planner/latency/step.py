@@ -27,7 +27,7 @@ UBATCH_LAUNCHES = 10.0  # llama.cpp: prefill launches per ubatch and layer, in u
 WEIGHT_ONLY = (
     1.3  # time of a product whose weights are unpacked to fp16 first, in units of the plain fp16 product
 )
-QUANTISED_PREFILL = 0.2  # llama.cpp: what unpacking q4_k's weights adds to a prefill product, fp16's time = 1
+QUANTISED_PREFILL = 0.2  # Metal and CPU: what unpacking q4_k's weights adds to a prefill product, fp16's time = 1
 WORKSPACE = 2e9 / 4096  # bytes of activations and workspace by hidden size
 CORE_SMOOTH = 4.0  # exponent that joins the memory's and the cores' bandwidth limits
 ALLREDUCE_LATENCY = 12e-6  # s, NCCL small-message all-reduce inside one node
@@ -339,13 +339,21 @@ def _llamacpp(
         # Bytes in flight per SM bound what a matrix-vector kernel can draw (Little's law).
         bandwidth = (bandwidth**-CORE_SMOOTH + cores**-CORE_SMOOTH) ** (-1 / CORE_SMOOTH)
     half = gpu.peak("fp16") * eff.compute
+    slower, unpacked = 1.0, 0.0
+    if quantised and gpu.family in {"apple", "cpu"}:
+        # The product's own kernel unpacks: beside its arithmetic where integer pipelines run in parallel.
+        added = QUANTISED_PREFILL * precision.unpack
+        slower = math.hypot(1.0, added) if gpu.int_beside_float else 1.0 + added
+    elif quantised:
+        # A pass per ubatch reads the quantised weights and writes them as fp16, for cuBLAS to multiply with.
+        unpacked = arch.linear_params * (precision.weight + 2.0) / bandwidth
     return Kernels(
         weight=math.hypot(precision.weight / bandwidth, unpack),
-        operation=(1.0 + QUANTISED_PREFILL * precision.unpack if quantised else 1.0) / half,
+        operation=slower / half,
         head_byte=1.0 / bandwidth,
         context=cache_element / bandwidth,
         move=0.0,
-        chunk=UBATCH_LAUNCHES * eff.step * arch.layers,
+        chunk=UBATCH_LAUNCHES * eff.step * arch.layers + unpacked,
         reached=eff.compute,
     )
 

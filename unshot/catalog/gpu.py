@@ -42,6 +42,8 @@ class Gpu(Struct, frozen=True):
     aliases: tuple[str, ...] = ()
     # Share of the float peaks that is left when products are summed in fp32, as serving engines do (GeForce: half).
     fp32_sums: float = 1.0
+    # Whether integer and float instructions run side by side (Apple's GPUs from M3 on).
+    int_beside_float: bool = False
     # When the source was read, and what of the row no source that was read confirms.
     read: str = ""
     unconfirmed: str = ""
@@ -67,6 +69,7 @@ class Gpu(Struct, frozen=True):
             price_date=row.get("price_date", ""),
             aliases=tuple(row.get("aliases", ())),
             fp32_sums=row.get("fp32_sums", 1.0),
+            int_beside_float=row.get("int_beside_float", False),
             read=row.get("read", ""),
             unconfirmed=row.get("unconfirmed", ""),
         )
