@@ -103,20 +103,25 @@ def _soft_caps(name: str, config: Config) -> None:
 
 
 def _yarn(name: str, config: Config) -> None:
+    if differs := yarn_differs(config):
+        raise InputError(f"{name} with {differs}; use --to hf:bf16")
+
+
+def yarn_differs(config: Config) -> str | None:
+    """What llama.cpp computes of YaRN otherwise than the configuration says (`ggml_rope_yarn_corr_dims`), if anything.
+
+    gpt-oss's own configuration says it: its GGUF files are a little off the model everywhere.
+    """
     settings = rope(config)
     settings = settings.get("full_attention", settings)
     if (settings.get("rope_type") or "default").lower() != "yarn":
-        return
+        return None
     fast, slow = settings.get("beta_fast") or 32, settings.get("beta_slow") or 1
     if (float(fast), float(slow)) != (32.0, 1.0):
-        raise InputError(
-            f"{name} with YaRN's beta_fast {fast:g} and beta_slow {slow:g}: llama.cpp computes 32 and 1 there; use "
-            "--to hf:bf16"
-        )
+        return f"YaRN's beta_fast {fast:g} and beta_slow {slow:g}: llama.cpp computes 32 and 1 there"
     if settings.get("truncate") is False:
-        raise InputError(
-            f"{name} with YaRN's truncate off: llama.cpp rounds the corrected range; use --to hf:bf16"
-        )
+        return "YaRN's truncate off: llama.cpp rounds the corrected range"
+    return None
 
 
 def _window(name: str, config: Config) -> list[Boundary]:

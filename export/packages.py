@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from unshot.cache import cache_dir, making
 from unshot.errors import OutsideError
 
 
@@ -17,33 +18,23 @@ def folder_of(name: str, requirements: Sequence[str], holds: str, why: str, inst
     `holds` is a path in it that shows that it is whole. `why` it is needed and what to do `instead` stand in the
     messages; raises `OutsideError` where pip fails.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unshot"
-    folder = base / name
+    folder = cache_dir() / name
     if (folder / holds).exists():
         return folder
-    partial = base / f".{name}.{os.getpid()}"
-    print(f"{why}; installing {', '.join(requirements)} into {folder}, once", file=sys.stderr, flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-deps",
-        "--target",
-        str(partial),
-        *requirements,
-    ]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode or not (partial / holds).exists():
-        raise OutsideError(
-            f"{why}; {', '.join(requirements)} cannot be installed ({last_line(done.stderr)}); {instead}"
-        )
-    try:
+    with making(name) as folder:
+        if (folder / holds).exists():  # another export was faster
+            return folder
+        partial = folder.with_name(f".{name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        print(f"{why}; installing {', '.join(requirements)} into {folder}, once", file=sys.stderr, flush=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(partial)]
+        done = subprocess.run([*pip, *requirements], capture_output=True, check=False)
+        if done.returncode or not (partial / holds).exists():
+            raise OutsideError(
+                f"{why}; {', '.join(requirements)} cannot be installed ({last_line(done.stderr)}); {instead}"
+            )
+        shutil.rmtree(folder, ignore_errors=True)  # what is not whole
         partial.rename(folder)
-    except OSError:  # another export was faster
-        if not (folder / holds).exists():
-            raise
     return folder
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from export import fp8
-from export.boundaries import Boundary, boundaries, served_context
+from export.boundaries import Boundary, boundaries, served_context, yarn_differs
 from export.converter import known_pre
 from export.engines import Engine
 from export.expected import Expected, answer_tokens, context_for
@@ -80,6 +80,8 @@ def check(
         report.right_up_to = min(b.tokens for b in found)
         report.notes = [b.why for b in found]
         expected = [e for e in expected if len(e.ids) <= report.right_up_to]
+    if target.engine == "gguf" and (differs := yarn_differs(model.config)):
+        report.notes.append(f"the model has {differs}")
     if full is not None:
         report.against = str(full.target)
         if target.engine == "gguf":

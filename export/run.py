@@ -127,7 +127,8 @@ def _keep_parity(
         kept = final.parent / f"{final.name}.parity.json"
         found.write(kept)
         raise GateError(
-            f"{failed[0].target} is not the model that was evaluated: {'; '.join(failed[0].failures)} "
+            f"{failed[0].target} is not the model that was evaluated: "
+            f"{'; '.join(failed[0].failures + failed[0].notes)} "
             f"(figures in {kept}; --allow-drift keeps the file all the same)"
         )
     for report in failed:

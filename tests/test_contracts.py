@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from unshot.contracts import schemas
 from unshot.contracts.document import DOCUMENTS
 from unshot.contracts.manifest import BaseModel, Gate, Manifest, Score, read_manifest, staged
 from unshot.errors import InputError
+from unshot.locks import exclusive
 
 ROOT = Path(__file__).parent.parent
 OLD = {
@@ -140,3 +143,34 @@ def test_every_document_has_its_schema_in_the_docs() -> None:
     for name, schema in schemas.schemas().items():
         kept = json.loads((ROOT / "docs" / "schemas" / name).read_text(encoding="utf-8"))
         assert kept == schema, f"docs/schemas/{name} is stale; run `make docs`"
+
+
+def test_a_refused_run_leaves_the_lock_of_the_run_that_writes(tmp_path) -> None:
+    """The third run at once was let in, and deleted what the first had written so far."""
+    with staged(tmp_path / "a") as work:
+        (work / "file").write_text("whole")
+        for _ in range(2):
+            with pytest.raises(InputError, match="another unshot run is writing"), staged(tmp_path / "a"):
+                pass
+    assert (tmp_path / "a" / "file").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_lock_whose_file_was_removed_while_one_waited_counts_for_nothing(tmp_path) -> None:
+    """The lock's file goes with its holder: who waited for it takes the new one, not beside another who did."""
+    path, inside, most = tmp_path / "lock", [0], [0]
+
+    def hold() -> None:
+        for _ in range(50):
+            with exclusive(path, wait=True):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0)
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] and not path.exists()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("torch")
@@ -61,3 +65,34 @@ def test_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         embedded.ensure()
     assert not (tmp_path / "smollm2-135m-v2").exists()
+
+
+def test_three_processes_at_once_convert_it_once_and_all_get_it_whole(tmp_path) -> None:
+    """As the workers of a test run do on a fresh machine: a third once deleted the files of the first."""
+    code = "from unshot import embedded; from unshot.console import Output; print(embedded.ensure(Output()))"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            env=os.environ | {"UNSHOT_CACHE": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    said = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], said
+    (folder,) = tmp_path.iterdir()
+    assert {out.strip() for out, _ in said} == {str(folder)}
+    assert sum("converting" in noise for _, noise in said) == 1
+    assert {"config.json", "model.safetensors", "tokenizer.json"} < {path.name for path in folder.iterdir()}
+
+
+def test_a_cache_that_lost_a_file_is_made_again(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("UNSHOT_CACHE", str(tmp_path))
+    monkeypatch.setattr(embedded, "convert", lambda source, target: None)
+    folder = embedded.ensure()
+    assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+    monkeypatch.undo()
+    monkeypatch.setenv("UNSHOT_CACHE", str(tmp_path))
+    assert (embedded.ensure() / "config.json").is_file()

@@ -206,3 +206,26 @@ def test_other_families_go_through_llama_cpps_own_converter(tmp_path, converter,
     assert "converter" in full.made_by and "quantiser" in coarse.made_by
     fields = gguf.GGUFReader(tmp_path / "art" / "model-f32.gguf").fields
     assert fields["tokenizer.ggml.add_bos_token"].contents() is False
+
+
+@pytest.mark.slow
+def test_what_llama_cpp_computes_otherwise_is_named_where_the_gate_sees_it(tmp_path, converter) -> None:
+    """gpt-oss leaves YaRN's range unrounded, which llama.cpp cannot; where it is rounded the files are equal."""
+    from export.run import Settings, export_run
+    from tests.export_cases import make_run
+    from unshot.catalog.formats import parse_targets
+    from unshot.console import Output
+    from unshot.errors import GateError
+
+    yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+    targets, settings = parse_targets(["gguf:f32"]), Settings(llama_cpp=converter)
+    quiet = Output(verbosity=-1)
+    for truncate in (True, False):
+        base = make("gpt_oss", tmp_path / f"base-{truncate}", rope_scaling=yarn | {"truncate": truncate})
+        run = make_run(base, tmp_path / f"run-{truncate}")
+        if truncate:
+            (full,) = export_run(str(run), targets, tmp_path / "art", quiet, settings).parity
+            assert full.passed and full.figures.logits and full.figures.logits.kl < 1e-9
+        else:
+            with pytest.raises(GateError, match="truncate off: llama.cpp rounds"):
+                export_run(str(run), targets, tmp_path / "wrong", quiet, settings)

@@ -1,8 +1,8 @@
-"""Small results kept between runs in the user's cache directory, so that a repeated plan starts at once.
+"""The user's cache directory: what is made once, and small results, so that a repeated plan starts at once.
 
-Keys hold everything that a result depends on (versions, dates, the load). Written are their SHA-256 and the result:
-prices and simulated latencies, never a prompt. A cache that cannot be read or written changes nothing but the time.
-`UNSHOT_NO_CACHE=1` turns it off.
+The keys of results hold everything that a result depends on (versions, dates, the load). Written are their SHA-256
+and the result: prices and simulated latencies, never a prompt. A result that cannot be read or written changes nothing
+but the time. `UNSHOT_NO_CACHE=1` turns these off.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from unshot import __version__
+from unshot.locks import exclusive
 
 KEPT = 500
 
@@ -30,6 +31,15 @@ def cache_dir() -> Path:
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "unshot"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unshot"
+
+
+@contextlib.contextmanager
+def making(name: str) -> Iterator[Path]:
+    """The place of `name` in the cache while no other process makes it; waits for one that does."""
+    place = cache_dir() / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(place.parent / f".{name}.making", wait=True):
+        yield place
 
 
 def cached(kind: str, key: Any, compute: Callable[[], Any]) -> Any:

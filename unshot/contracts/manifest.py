@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import platform
@@ -31,6 +30,7 @@ from unshot.contracts.record import Record, RecordError
 from unshot.contracts.task import Task
 from unshot.data.files import data_files
 from unshot.errors import InputError
+from unshot.locks import exclusive
 from unshot.machine import usable_cores
 from unshot.secret import hidden
 
@@ -339,29 +339,27 @@ def staged(final: Path, *, overwrite: bool = False, resume: bool = False) -> Ite
         raise InputError(f"{final}: names no directory; choose another --out") from None
     if final.exists() and not final.is_dir():
         raise InputError(f"{final}: a file is in the way of the output directory; choose another --out")
-    old = final.parent / f".{final.name}.old"
-    if old.is_dir() and not final.exists():  # killed between the two renames below
-        old.rename(final)
-    if final.exists() and any(final.iterdir()):
-        if not overwrite:
-            raise InputError(f"{final}: already there; choose another --out or pass --overwrite")
-        refuse_foreign(final)
+    stack = contextlib.ExitStack()
+    work, old = (final.parent / f".{final.name}.{end}" for end in ("partial", "old"))
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        lock = (final.parent / f".{final.name}.lock").open("a+")
+        stack.enter_context(exclusive(final.parent / f".{final.name}.lock"))
+    except BlockingIOError:
+        raise InputError(
+            f"{final}: another unshot run is writing it; wait for that one or choose another --out"
+        ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         why = error.strerror or error
         raise InputError(f"{final.parent}: cannot make the output directory ({why})") from None
-    work = final.parent / f".{final.name}.partial"
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{final}: another unshot run is writing it; wait for that one or choose another --out"
-            ) from None
+    with stack:
+        if old.is_dir() and not final.exists():  # killed between the two renames below
+            old.rename(final)
+        if final.exists() and any(final.iterdir()):
+            if not overwrite:
+                raise InputError(f"{final}: already there; choose another --out or pass --overwrite")
+            refuse_foreign(final)
         if not resume:
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(exist_ok=True)
@@ -380,10 +378,6 @@ def staged(final: Path, *, overwrite: bool = False, resume: bool = False) -> Ite
         else:
             work.rename(final)
         _sync(final.parent)
-    finally:
-        with contextlib.suppress(OSError):
-            Path(lock.name).unlink()
-        lock.close()
 
 
 def _sync_tree(directory: Path) -> None:
