@@ -227,5 +227,5 @@ def test_what_llama_cpp_computes_otherwise_is_named_where_the_gate_sees_it(tmp_p
             (full,) = export_run(str(run), targets, tmp_path / "art", quiet, settings).parity
             assert full.passed and full.figures.logits and full.figures.logits.kl < 1e-9
         else:
-            with pytest.raises(GateError, match="truncate off: llama.cpp rounds"):
+            with pytest.raises(GateError, match=r"truncate off: llama\.cpp rounds"):
                 export_run(str(run), targets, tmp_path / "wrong", quiet, settings)

@@ -1,9 +1,9 @@
 """The process that redacts and writes the request log: `python -m deploy.serve.log_worker DIR REGION`.
 
 Redacting a long text takes time; here it takes none of the gateway's. An entry comes as a line on stdin: `R` or `F` and
-its JSON; each is answered by a line on stdout, `written` or `failed WHY`. Lines that came together are written together.
-The end of stdin ends it, when everything that was sent is written: a gateway that is killed loses no line that it had
-handed over.
+its JSON; each is answered by a line on stdout, `written` or `failed WHY`. Lines that came together are written
+together. The end of stdin ends it, when everything that was sent is written: a gateway that is killed loses no line
+that it had handed over.
 """
 
 from __future__ import annotations
