@@ -27,7 +27,9 @@ UBATCH_LAUNCHES = 10.0  # llama.cpp: prefill launches per ubatch and layer, in u
 WEIGHT_ONLY = (
     1.3  # time of a product whose weights are unpacked to fp16 first, in units of the plain fp16 product
 )
-QUANTISED_PREFILL = 0.2  # Metal and CPU: what unpacking q4_k's weights adds to a prefill product, fp16's time = 1
+QUANTISED_PREFILL = (
+    0.2  # Metal and CPU: what unpacking q4_k's weights adds to a prefill product, fp16's time = 1
+)
 WORKSPACE = 2e9 / 4096  # bytes of activations and workspace by hidden size
 CORE_SMOOTH = 4.0  # exponent that joins the memory's and the cores' bandwidth limits
 ALLREDUCE_LATENCY = 12e-6  # s, NCCL small-message all-reduce inside one node
