@@ -255,7 +255,6 @@ def divergence(net: Any, rows: Sequence[Encoded], device: str) -> np.ndarray:
 def save_answers(path: Path, answers: Sequence[TeacherAnswer]) -> None:
     """Keep a teacher's answers as safetensors, by way of a temporary name."""
     temporary = path.with_name(path.name + ".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
     lengths = np.array([len(a.ids) for a in answers], dtype=np.int64)
     save_file(
         {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tune.distil import Teaching, key
-from unshot.cache import cache_dir
+from unshot.cache import making
 from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.record import Record
@@ -78,24 +78,21 @@ def teach(source: Source, prompt: Prompt, rows: Sequence[Example], case: Case, o
             f"line {distinct[longest].line}: {len(prompts[longest])} tokens with the long prompt and {MAX_ANSWER} for "
             f"the answer, more than the {limit} of {source.name}; shorten the prompt or leave the row out"
         )
-    kept = (
-        cache_dir()
-        / "teacher"
-        / f"{json_digest([source.fingerprint().sha256, prompts, MAX_ANSWER])}.safetensors"
-    )
-    if kept.is_file():
-        out.log(f"the teacher's answers to these {len(distinct)} inputs are known from an earlier run")
-        found = load_answers(kept)
-    else:
-        out.log(f"asking {source.name} with the long prompt for the answers to {len(distinct)} inputs")
-        net = load_base(source, pick_device())
-        with out.progress() as bar:
-            task = bar.add_task("teacher", total=len(prompts), note="")
-            found = ask(
-                net, prompts, end=chat.end, max_tokens=MAX_ANSWER, progress=lambda n: bar.advance(task, n)
-            )
-        save_answers(kept, found)
-        del net
+    digest = json_digest([source.fingerprint().sha256, prompts, MAX_ANSWER])
+    with making(f"teacher/{digest}.safetensors") as kept:
+        if kept.is_file():
+            out.log(f"the teacher's answers to these {len(distinct)} inputs are known from an earlier run")
+            found = load_answers(kept)
+        else:
+            out.log(f"asking {source.name} with the long prompt for the answers to {len(distinct)} inputs")
+            net = load_base(source, pick_device())
+            with out.progress() as bar:
+                task = bar.add_task("teacher", total=len(prompts), note="")
+                found = ask(
+                    net, prompts, end=chat.end, max_tokens=MAX_ANSWER, progress=lambda n: bar.advance(task, n)
+                )
+            save_answers(kept, found)
+            del net
     answers = {key(row): a for row, a in zip(distinct, found, strict=True) if a.finished(chat.end)}
     unfinished = len(distinct) - len(answers)
     if unfinished:

@@ -38,7 +38,7 @@ def making(name: str) -> Iterator[Path]:
     """The place of `name` in the cache while no other process makes it; waits for one that does."""
     place = cache_dir() / name
     place.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(place.parent / f".{name}.making", wait=True):
+    with exclusive(place.with_name(f".{place.name}.making"), wait=True):
         yield place
 
 
