@@ -13,7 +13,7 @@ from planner.plan import Comparison, Plan
 from planner.serving import machine
 from planner.settings import Settings
 from planner.uncertainty import Uncertainty, analyse
-from planner.verdict import Economics, Rival, judge_case
+from planner.verdict import Absent, Economics, Rival, judge_case
 from unshot import catalog
 from unshot.case import Case
 
@@ -52,7 +52,11 @@ def judge(builder: Builder) -> Plan:
     shots = len(builder.counts.prompts["long"].examples or next(iter(usages.values())).examples)
     unfit = [o.notes[0] for o in builder.options if o.tuned and o.kind == "hosted" and not o.usable]
     verdict = judge_case(
-        case.task, shots=shots, economics=economics, unfit=unfit[0] if unfit and not tuned else ""
+        case.task,
+        shots=shots,
+        economics=economics,
+        unfit=unfit[0] if unfit and not tuned else "",
+        absent=_absent(builder, tuned) if keep is None and tuned is not None else None,
     )
     if uncertainty.cheaper is not None and 0.2 < uncertainty.cheaper < 0.8:
         builder.warnings.append(
@@ -115,6 +119,10 @@ def _economics(
     asked = any(v is not None for v in (builder.slo.ttft_ms, builder.slo.tpot_ms, builder.slo.e2e_ms))
     long_hosted = [o.usable for o in builder.options if not o.tuned and o.kind == "hosted"]
     below = min(float(keep.monthly(rate)), float(tuned.monthly(rate)))
+    # A model whose reasoning tokens are not known cannot be said to be cheaper.
+    unknown = builder.counts.uncounted
+    untuned = _cheaper(builder, below, lambda o: not o.tuned and not o.baseline and o.model not in unknown)
+    least = min((below, *(r.monthly for r in untuned)))
     return Economics(
         rate=rate,
         keep=keep.name,
@@ -129,15 +137,26 @@ def _economics(
         latency_met=True if asked else None,
         # An API's latency is not forecast, so only a self-hosted long prompt can be said to miss the SLO.
         prompt_latency_met=any(long_hosted) if asked and keep.kind == "hosted" else None,
-        # A model whose reasoning tokens are not known cannot be said to be cheaper.
-        untuned=_cheaper(
-            builder,
-            below,
-            lambda o: not o.tuned and not o.baseline and o.model not in builder.counts.uncounted,
-        ),
+        untuned=untuned,
+        uncounted=_cheaper(builder, least, lambda o: not o.tuned and not o.baseline and o.model in unknown),
         cheaper_tuned=_cheaper(
             builder, float(tuned.monthly(rate)), lambda o: o.tuned and (o.kind == "api" or o.shared_by > 1)
         ),
+    )
+
+
+def _absent(builder: Builder, tuned: Option) -> Absent:
+    """What can be said where no option with today's model and prompt is usable."""
+    today = next(o for o in builder.options if o.baseline)
+    rate = builder.case.traffic.rate
+    return Absent(
+        today=today.name,
+        why=today.notes[0],
+        slow=today.serving is not None and today.serving.slow,
+        tuned=tuned.name,
+        monthly=float(tuned.monthly(rate)),
+        once=float(tuned.once()),
+        untuned=_cheaper(builder, float("inf"), lambda o: not o.tuned and not o.baseline),
     )
 
 

@@ -37,7 +37,8 @@ SHARDS = (2, 4, 8)
 class Serving(Struct, frozen=True):
     """One replica of a model on a device under one prompt's requests.
 
-    `capacity` requests/s within the SLO (0 if `fits` is False, then `why` says why). `capacity_interval` and
+    `capacity` requests/s within the SLO (0 if `fits` is False, then `why` says why, and `slow` whether it is the SLO
+    alone that is missed). `capacity_interval` and
     `price_interval` are 90% factors.
     """
 
@@ -51,6 +52,7 @@ class Serving(Struct, frozen=True):
     price_interval: tuple[float, float]
     load: Load
     one: Replica
+    slow: bool = False
 
     def length_factor(self, prompt: Any, output: Any, cached: Any) -> Any:
         """Capacity with other mean lengths (tokens; numbers or arrays) over that with the load's own."""
@@ -176,6 +178,7 @@ def serve(
         price_interval=(1.0, 1.0) if price is not None else (PRICE_LOW, PRICE_HIGH),
         load=load,
         one=one,
+        slow=bool(sizing.reason) and not why and one.limit >= 1,
     )
 
 

@@ -87,8 +87,8 @@ def _cost_table(plan: Plan, file: PlanFile, rows: list[Row], hidden: int) -> Tab
             f"{dollars(option.per_month)}\n{interval(low, high)}",
             dollars(option.total_over_horizon or 0.0),
             gpus,
-            per_second(option.break_even_rate) if option.tuned else "",
-            months(option.payback_months) if option.tuned else "",
+            per_second(option.break_even_rate) if option.tuned and plan.keep else "",
+            months(option.payback_months) if option.tuned and plan.keep else "",
             style="bold" if option.key in marked else "",
         )
     return table

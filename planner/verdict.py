@@ -36,7 +36,8 @@ class Economics(Struct, frozen=True):
     `payback_months` None if tuning never pays back, `cheaper` the share of draws in which it is cheaper per month.
     `latency_met` says whether the best tuned option holds the SLO, `prompt_latency_met` the same for the best option
     with the long prompt (None: no SLO, or not known). `untuned` are other ways to keep the prompt that cost less than
-    both `keep` and `tuned` and whose quality is not known; `cheaper_tuned` other tuned options below `tuned`.
+    both `keep` and `tuned` and whose quality is not known; `cheaper_tuned` other tuned options below `tuned`;
+    `uncounted` those that cost less than all of these before their reasoning tokens, which are not known.
     """
 
     rate: float
@@ -53,6 +54,7 @@ class Economics(Struct, frozen=True):
     prompt_latency_met: bool | None = None
     untuned: tuple[Rival, ...] = ()
     cheaper_tuned: tuple[Rival, ...] = ()
+    uncounted: tuple[Rival, ...] = ()
 
     @property
     def saving(self) -> float:
@@ -70,6 +72,22 @@ class Economics(Struct, frozen=True):
         return self.payback_months is not None and self.payback_months <= self.horizon_months
 
 
+class Absent(Struct, frozen=True):
+    """There is no way to keep the prompt with today's model: `today` cannot serve the requests, and `why`.
+
+    `slow`: it misses the SLO (else it cannot run as described). `tuned` is the cheapest tuned option, dollars per month
+    and once; `untuned` are other usable options with the long prompt, cheapest first.
+    """
+
+    today: str
+    why: str
+    slow: bool
+    tuned: str
+    monthly: float
+    once: float
+    untuned: tuple[Rival, ...] = ()
+
+
 class Reason(NamedTuple):
     """Something that speaks for or against tuning: a short name, the sentence, and what would change it."""
 
@@ -78,11 +96,18 @@ class Reason(NamedTuple):
     change: str = ""
 
 
-def judge_case(task: TaskSettings, *, shots: int, economics: Economics | None, unfit: str = "") -> Verdict:
+def judge_case(
+    task: TaskSettings,
+    *,
+    shots: int,
+    economics: Economics | None,
+    unfit: str = "",
+    absent: Absent | None = None,
+) -> Verdict:
     """Judge from the questionnaire in `[task]`, the prompt's number of examples and the forecast.
 
-    `unfit` says why no tuned option can run on the GPUs asked for, if none can. Raises `InputError` for an unknown
-    kind of failure.
+    `unfit` says why no tuned option can run on the GPUs asked for, if none can; `absent` stands for `economics` where
+    today's model cannot serve the prompt. Raises `InputError` for an unknown kind of failure.
     """
     fails = _fails(task)
     against = _against(task, fails, shots, unfit)
@@ -103,6 +128,8 @@ def judge_case(task: TaskSettings, *, shots: int, economics: Economics | None, u
         changes = [r.change for r in against]
         text = f"{headline}. {_sentence(first.text)}"
         return Verdict("keep the prompt", headline, text, reasons, changes, unknown)
+    if absent is not None:
+        return _without_today(absent, grounds, unknown)
     if economics is None:
         headline = "Keep the prompt: nothing speaks for tuning so far"
         reason = "neither a failure of the prompt nor a saving was found"
@@ -121,12 +148,18 @@ def _by_money(task: TaskSettings, grounds: list[Reason], found: Economics, unkno
     reasons += [f"cheaper, if it answers as well: {_list(found.untuned)}"] * bool(found.untuned)
     reasons += [f"cheaper tuned options: {_list(found.cheaper_tuned)}"] * bool(found.cheaper_tuned)
     change = _changes(task, found)
+    if found.uncounted:
+        least = f"{_list(found.uncounted[:1])} without any"
+        change.insert(0, f"the reasoning tokens of what may be cheaper still: {least} (--reasoning-tokens)")
     horizon = f"over {found.horizon_months:g} months"
-    sure = f"cheaper in {found.cheaper:.0%} of the draws" if found.cheaper is not None else "no error bars"
     if found.break_even is None:
         since = "no rate makes tuning the cheaper one"
     else:
-        since = f"from {per_second(found.break_even)} on (now {per_second(found.rate, found.break_even)})"
+        now = per_second(found.rate, found.break_even)
+        since = f"tuning is cheaper from {per_second(found.break_even)} on (now {now})"
+    sure = "no error bars"
+    if found.cheaper is not None:
+        sure = f"at today's rate it is in {found.cheaper:.0%} of the draws"
     if found.untuned and not teaches:
         best = found.untuned[0]
         headline = f"Try {best.name} first"
@@ -134,13 +167,13 @@ def _by_money(task: TaskSettings, grounds: list[Reason], found: Economics, unkno
         beside = f"tuning would save {dollars(found.net)}" if found.net > 0 else "tuning saves nothing there"
         summary = (
             f"{headline}: {dollars(best.monthly)} a month instead of {dollars(found.keep_monthly)} for {found.keep}, "
-            f"{saves} saved {horizon} if it answers as well ({beside}). Tuning: {since}; {sure}. "
+            f"{saves} saved {horizon} if it answers as well ({beside}); {since}; {sure}. "
             f"{_would(change)}"
         )
         return Verdict("try first", headline, summary, reasons, change, unknown)
     if found.pays:
         headline = f"Tune: {dollars(found.net)} saved {horizon}"
-        summary = f"{headline} with {found.tuned} against {found.keep}, {since}; {sure}. {_would(change)}"
+        summary = f"{headline} with {found.tuned} against {found.keep}; {since}; {sure}. {_would(change)}"
         return Verdict("tune", headline, summary, reasons, change, unknown)
     if teaches:
         more = -found.net / found.horizon_months
@@ -160,6 +193,30 @@ def _by_money(task: TaskSettings, grounds: list[Reason], found: Economics, unkno
         f"{sure}. {_would(change)}"
     )
     return Verdict("keep the prompt", headline, summary, reasons, change, unknown)
+
+
+def _without_today(found: Absent, grounds: list[Reason], unknown: list[str]) -> Verdict:
+    """Where today's model cannot serve the prompt, nothing can be saved against it."""
+    beside = f"{found.tuned} at {dollars(found.monthly)} a month and {dollars(found.once)} once"
+    reasons = [f"{found.today} is not usable: {found.why}", f"tuned: {beside}", *(g.text for g in grounds)]
+    reasons += [f"usable, if it answers as well: {_list(found.untuned)}"] * bool(found.untuned)
+    if not found.slow:
+        headline = "No comparison: what runs today cannot serve this by the forecast"
+        change = ["[baseline] model, gpu and precision as they run, or requests that it takes"]
+        text = f"{headline} ({found.today}: {found.why}). {_would(change)}"
+        return Verdict("keep the prompt", headline, text, reasons, change, unknown)
+    change = ["a looser SLO, or a faster GPU for today's model"]
+    if found.untuned and not grounds:
+        best = found.untuned[0]
+        headline = f"Try {best.name} first"
+        text = (
+            f"{headline}: {dollars(best.monthly)} a month, if it answers as well; {found.today} misses the SLO "
+            f"({found.why}). Tuning: {beside}. {_would(change)}"
+        )
+        return Verdict("try first", headline, text, reasons, change, unknown)
+    headline = f"Tune: {found.today} misses the SLO"
+    text = f"{headline} ({found.why}), {beside} holds it. {_would(change)}"
+    return Verdict("tune", headline, text, reasons, change, unknown)
 
 
 def _against(task: TaskSettings, fails: set[str], shots: int, unfit: str) -> list[Reason]:
@@ -244,7 +301,12 @@ def _money(found: Economics) -> str:
     )
     if found.saving <= 0:
         return f"{beat}: {dollars(-found.saving)} a month more"
-    return f"{beat}: {dollars(found.saving)} a month less, paid back in {months(found.payback_months)}"
+    return f"{beat}: {dollars(found.saving)} a month less, {_paid_back(found.payback_months)}"
+
+
+def _paid_back(value: float | None) -> str:
+    text = months(value)
+    return f"paid back in {text}" if text.endswith("months") else f"paid back {text}"
 
 
 def _changes(task: TaskSettings, found: Economics) -> list[str]:
@@ -258,7 +320,7 @@ def _changes(task: TaskSettings, found: Economics) -> list[str]:
     if found.saving > 0:
         return ["a longer horizon, more traffic, or cheaper data and engineering"]
     if found.break_even is not None:
-        return [f"more than {per_second(found.break_even)} (now {per_second(found.rate, found.break_even)})"]
+        return [f"traffic above {per_second(found.break_even)}, where tuning costs less"]
     return ["a much cheaper GPU, fewer replicas, or a dearer API: at no rate does tuning win on cost"]
 
 

@@ -109,6 +109,33 @@ def test_without_an_slo_the_baseline_sets_it(run: Run) -> None:
     assert slow["verdict"]["answer"] == "keep the prompt"
 
 
+def test_what_misses_the_slo_today_is_not_what_to_keep(run: Run) -> None:
+    """A 70B prompt takes longer than 75 ms on idle H100s; the 8B model holds that on one."""
+    today = {"baseline": None, "baseline_model": "llama-3.1-70b", "cheaper_api": None}
+    found = planned(run(**today, gpu="h100-sxm", slo_ttft=75))
+    assert not any(o["usable"] for o in found["options"] if o["baseline"])
+    assert (
+        found["verdict"]["answer"] in ("try first", "tune")
+        and "misses the SLO" in found["verdict"]["summary"]
+    )
+    assert found["compared"]["saving_per_month"] is None
+
+
+def test_what_cannot_run_today_is_compared_with_nothing(run: Run) -> None:
+    found = planned(
+        run(baseline=None, baseline_model="llama-3.1-8b", cheaper_api=None, gpu="cpu", precision="int8")
+    )
+    assert found["verdict"]["headline"].startswith("No comparison")
+    assert "no int8 kernels" in found["verdict"]["summary"]
+
+
+def test_the_shipped_case_has_a_usable_option_today() -> None:
+    case = Path(__file__).resolve().parents[1] / "unshot" / "demo" / "unshot.toml"
+    found = planned(run_unshot("plan", "--case", case, "--json", "-q", cwd=case.parent))
+    assert all(o["usable"] for o in found["options"] if o["baseline"])
+    assert found["verdict"]["answer"] == "not for money" and "the format" in found["verdict"]["headline"]
+
+
 def test_a_request_over_the_context_makes_an_option_unusable(run: Run, tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m")
     found = planned(run(model="tinyllama-1.1b", tokenizer=f"tinyllama-1.1b={folder}"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from planner.verdict import Economics, Rival, judge_case
+from planner.verdict import Absent, Economics, Rival, judge_case
 from unshot.case import TaskSettings
+from unshot.contracts.plan import Verdict
 from unshot.errors import InputError
 
 PAYS = Economics(
@@ -82,6 +83,12 @@ def test_a_cheaper_way_without_tuning_comes_first() -> None:
     assert answer == "tune" and "mini" in reasons
 
 
+def test_a_sibling_whose_reasoning_is_not_counted_may_change_it() -> None:
+    other = replace(PAYS, untuned=(Rival("8b", 1_500.0),), uncounted=(Rival("luna", 700.0),))
+    found = judge_case(TaskSettings(), shots=10, economics=other)
+    assert "Try 8b first" in found.headline and "luna at $700 a month without any" in found.would_change[0]
+
+
 def test_never_breaking_even_is_said() -> None:
     never = replace(COSTS, break_even=None)
     assert "at no rate" in ask(economics=never)[3]
@@ -106,3 +113,37 @@ def test_a_model_that_fits_nowhere_is_said() -> None:
         and "cannot serve" in found.headline
         and "140 GB" in found.reasons[0]
     )
+
+
+MISSING = Absent(
+    "8b, long prompt",
+    "TTFT is 300 ms on an idle server; the target is 100 ms",
+    True,
+    "1b tuned",
+    900.0,
+    9_000.0,
+)
+
+
+def test_a_prompt_that_misses_the_slo_today_is_not_kept() -> None:
+    """No saving can be stated against an option that cannot serve; what can is named with its price."""
+
+    def given(absent: Absent, **task: object) -> Verdict:
+        return judge_case(TaskSettings.of(task), shots=10, economics=None, absent=absent)
+
+    found = given(MISSING)
+    assert found.answer == "tune" and found.headline == "Tune: 8b, long prompt misses the SLO"
+    for part in ("300 ms", "1b tuned at $900 a month and $9,000 once", "looser SLO"):
+        assert part in found.summary
+    other = replace(MISSING, untuned=(Rival("1b, long prompt", 500.0),))
+    found = given(other)
+    assert found.answer == "try first" and "1b, long prompt" in found.headline and "$500" in found.summary
+    assert given(other, fails=["format"], examples_at_hand=300).answer == "tune"
+    assert given(MISSING, fails=["facts"]).answer == "keep the prompt"
+
+
+def test_an_option_that_cannot_be_what_runs_today_gives_no_verdict() -> None:
+    impossible = replace(MISSING, why="llama.cpp has no int8 kernels for CPU", slow=False)
+    found = judge_case(TaskSettings(), shots=10, economics=None, absent=impossible)
+    assert found.answer == "keep the prompt" and found.headline.startswith("No comparison")
+    assert "no int8 kernels" in found.summary and "[baseline]" in found.summary
