@@ -19,7 +19,7 @@ from export.gguf_file import encode
 from export.merge import Merged
 from export.tensors import tail
 from unshot.catalog.formats import Target
-from unshot.data.files import write_text
+from unshot.data.files import optional_object, write_text
 from unshot.errors import InputError
 
 # our name -> safetensors dtype, bytes, torch's name in config.json
@@ -160,7 +160,7 @@ def copy_tokenizer(base: Path, folder: Path, *, ends: bool = True) -> None:
 def set_ends(folder: Path, ends: list[int]) -> None:
     """Write the tokens that end an answer into the folder's generation config."""
     path = folder / "generation_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = optional_object(path)
     config["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     write_text(path, json.dumps(config, indent=2) + "\n")
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from unshot.data.files import optional_object
 from unshot.errors import InputError
 from unshot.text import gguf as patterns
 
@@ -166,7 +167,7 @@ def _part(part: Step) -> str:
 
 def _prefix(folder: Path) -> bool | None:
     path = folder / "tokenizer_config.json"
-    value = json.loads(path.read_text(encoding="utf-8")).get("add_prefix_space") if path.is_file() else None
+    value = optional_object(path).get("add_prefix_space")
     return None if value is None else bool(value)
 
 

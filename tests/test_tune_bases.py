@@ -115,6 +115,37 @@ def test_a_missing_shard_and_a_long_row_are_refused_by_the_dry_run(tmp_path: Pat
     assert done.returncode == 2 and "longer than the model's context of 40" in done.stderr
 
 
+def test_a_file_of_the_base_that_is_none_is_one_line_and_never_taken_as_empty(
+    tmp_path: Path, rows: Path
+) -> None:
+    base = base_of(tmp_path / "base", "llama")
+    read = {
+        "config.json": ("hidden_act", "rope_theta", "num_key_value_heads"),
+        "tokenizer_config.json": ("chat_template",),
+        "special_tokens_map.json": (),
+        "generation_config.json": (),
+        "model.safetensors.index.json": ("weight_map",),
+    }
+    for name, keys in read.items():
+        path = base / name
+        was = path.read_bytes() if path.exists() else None
+        odd = [b"[]", b"null", b'"x"', b"", b"\xff\xfe\x00", b"[" * 100_000]
+        for key in keys:
+            found = json.loads(was or b"{}")
+            odd += [json.dumps(found | {key: value}).encode() for value in ([1], {"a": 3}, [["x"]])]
+        for content in odd:
+            path.write_bytes(content)
+            done = dry(base, rows)
+            assert done.returncode == 2 and name in done.stderr, (name, content[:40], done.stderr)
+        path.unlink()
+        path.symlink_to("nothing.json")
+        assert dry(base, rows).returncode == 2, name
+        path.unlink()
+        if was is not None:
+            path.write_bytes(was)
+    assert dry(base, rows).returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["lfm2", "gpt_oss", "gpt2"])
 def test_a_run_packs_where_it_may_and_says_where_not(tmp_path: Path, rows: Path, family: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tune.batches import Pack
 from tune.loss import core, pack_loss
 from tune.model import checkpoint_layers, fast_bf16, prepare_model
 from unshot.case import TuneSettings
+from unshot.errors import InputError
 from unshot.machine import free_memory
 from unshot.methods import METHODS
 from unshot.models import Source
@@ -225,7 +227,13 @@ def skeleton(config: Any, settings: TuneSettings, device: str, layers: int) -> A
         short.layer_types = types[:layers]
     dtype = torch.bfloat16 if fast_bf16(device) and not METHODS[settings.method].whole else torch.float32
     with torch.device("meta"):
-        net = AutoModelForCausalLM.from_config(short, dtype=dtype)
+        try:
+            net = AutoModelForCausalLM.from_config(short, dtype=dtype)
+        except Exception as error:  # models fail in as many ways as there are families
+            raise InputError(
+                f"{Path(config.name_or_path) / 'config.json'}: transformers makes no model of it "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            ) from None
         top = None if settings.layers is None or settings.layers > layers else settings.layers
         return prepare_model(net, settings.changed(layers=top))
 

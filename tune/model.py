@@ -12,6 +12,7 @@ from typing import Any
 
 from tune.base import check_weights
 from unshot.case import TuneSettings
+from unshot.data.files import optional_object
 from unshot.errors import InputError, OutsideError
 from unshot.methods import METHODS
 from unshot.models import Source, attention_of
@@ -257,7 +258,7 @@ def _write_end(folder: Path, chat: Chat) -> None:
     """Have a model directory stop where the tuned model ends its turn, before what the base stopped at."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        config = optional_object(path)
         old = config.get("eos_token_id")
         others = [i for i in (old if isinstance(old, list) else [old]) if i is not None and i != chat.end]
         config["eos_token_id"] = [chat.end, *others] if others else chat.end

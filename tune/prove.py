@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from unshot.data.example import without_tools
+from unshot.data.files import optional_object
 from unshot.data.rows import Example, Message
 from unshot.errors import InputError
 from unshot.models import Source
@@ -72,10 +73,7 @@ def _ends(chat: Chat, source: Source) -> list[str]:
     found: list[int] = []
     for name in ("generation_config.json", "config.json"):
         path = source.path / name
-        try:
-            ids = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        except (ValueError, AttributeError):
-            ids = None
+        ids = optional_object(path).get("eos_token_id")
         found += [i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
     if not found or chat.end in found:
         return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import Any
 from unshot import catalog, embedded
 from unshot.console import Output
 from unshot.contracts.manifest import BaseModel, sha256
+from unshot.data.files import optional_object, read_object
 from unshot.errors import InputError, OutsideError, nearest
 
 INDEX = "model.safetensors.index.json"
@@ -27,8 +28,7 @@ class Source:
 
     def config(self) -> dict[str, Any]:
         """The content of `config.json`."""
-        loaded: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        return loaded
+        return read_object(self.path / "config.json", advice="; copy the file again")
 
     def weight_files(self) -> list[Path]:
         """The safetensors files that belong to the model, in name order.
@@ -39,7 +39,7 @@ class Source:
         """
         index, whole = self.path / INDEX, self.path / "model.safetensors"
         there = sorted(self.path.glob("*.safetensors"))
-        if index.is_file():
+        if os.path.lexists(index):
             names = _index_files(index)
             missing = [name for name in names if not (self.path / name).is_file()]
             if missing:
@@ -81,11 +81,11 @@ class Source:
 def _index_files(index: Path) -> list[str]:
     """The files that an index names, sorted; `InputError` where it is none."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(read_object(index)["weight_map"].values()))
+    except (KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{index}: not an index of weights ({error}); copy or download it again") from None
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{index}: names the file `{name}`, which is outside the directory")
     return names
 
@@ -149,12 +149,10 @@ def _local(path: Path, need_weights: bool) -> Source:
     if not (path / "tokenizer.json").is_file():
         raise InputError(f"{path}: no tokenizer.json there; {_make_tokenizer(path)}")
     source = Source(path.name, path.resolve())
-    try:
-        config = source.config()
-    except ValueError as error:
-        raise InputError(f"{path / 'config.json'}: not valid JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path / 'config.json'}: expected a JSON object; copy the file again")
+    source.config()
+    # Read late, when a run has cost its hours; refused here.
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        optional_object(path / name)
     if need_weights and not source.weight_files():
         other = (
             "; pickled weights (*.bin) are not loaded, convert them to safetensors"

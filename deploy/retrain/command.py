@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from unshot.case import Case
     from unshot.console import Output
 
-# Timed requests of the bench where no case says how many.
-REQUESTS = 32
-
 
 @click.command()
 @click.argument("folder", metavar="LOGDIR", type=PATH, required=False)
@@ -61,7 +58,7 @@ REQUESTS = 32
     help="Rows of the export's parity gate.",
 )
 @click.option(
-    "--requests", type=whole(2), help=f"Timed requests of the bench; default: the case's, or {REQUESTS}."
+    "--requests", type=whole(2), help="Timed requests of the bench; default: the case's, or a case file's default."
 )
 @click.option(
     "--case",
@@ -135,10 +132,11 @@ def retrain(
 
 
 def completed(given: dict[str, Any], case: Case | None) -> dict[str, Any]:
-    """What the command line says, over the case where there is one, over the defaults."""
-    known = {"target": None, "margin": MARGIN.value, "requests": REQUESTS}
-    if case is not None:
-        known = {"target": case.task.target, "margin": case.bench.margin, "requests": case.bench.requests}
+    """What the command line says, over the case, over the defaults of a case file."""
+    from unshot.case import Case
+
+    case = case or Case()
+    known = {"target": case.task.target, "margin": case.bench.margin, "requests": case.bench.requests}
     return {**given, **{name: value for name, value in known.items() if given[name] is None}}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 from unshot.catalog.architecture import Architecture, architecture_from_config
 from unshot.catalog.gpu import GIB, PRECISIONS, Gpu, Precision, precision
 from unshot.catalog.tables import table
+from unshot.data.files import read_object
 from unshot.errors import InputError, nearest
 
 __all__ = [
@@ -175,12 +175,7 @@ def use_own(gpus: Mapping[str, Gpu], models: Mapping[str, Architecture]) -> None
 def read_architecture(path: Path) -> Architecture:
     """The architecture of a `config.json` or of the directory that holds it. Raises `InputError`."""
     file = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot read it ({error}); give a model's config.json") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{file}: not a JSON object; give a model's config.json")
+    config = read_object(file, wanted="not a JSON object", advice="; give a model's config.json")
     named = replace(architecture_from_config(config, name=str(file)), name=file.resolve().parent.name)
     return named
 

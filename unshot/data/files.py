@@ -88,6 +88,11 @@ def read_object(path: Path, *, wanted: str = "expected a JSON object", advice: s
     return found
 
 
+def optional_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object, empty where there is no such file; `InputError` for anything else that stands there."""
+    return read_object(path) if os.path.lexists(path) else {}
+
+
 def not_utf8(raw: bytes, at: int) -> str:
     """What to do about a text that is not UTF-8."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

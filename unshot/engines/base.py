@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from abc import ABC, abstractmethod
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from unshot.contracts.engine import EngineFacts
+from unshot.data.files import optional_object
 from unshot.data.rows import Message
 from unshot.engines.timing import tpot, ttft
 from unshot.errors import InputError
@@ -235,7 +235,7 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def directory_facts(folder: Path, *, vocabulary: int | None) -> ModelFacts:
     """Special tokens and template of a Hugging Face directory (the template may stand in two places)."""
     path = folder / "generation_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = optional_object(path)
     ends = one_or_more(config.get("eos_token_id"))
     try:
         template = load_template(folder).source

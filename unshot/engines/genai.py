@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime_genai as og
 
 from unshot.contracts.engine import EngineFacts
+from unshot.data.files import read_object
 from unshot.data.rows import Message
 from unshot.engines.base import Engine, ModelFacts, directory_facts, one_or_more
 from unshot.errors import InputError, OutsideError
@@ -50,7 +51,7 @@ class GenaiEngine(Engine):
         self._room = int(self._config.get("context_length") or 0)
 
     def _special_ids(self) -> frozenset[int]:
-        data = json.loads((self.path / "tokenizer.json").read_text(encoding="utf-8"))
+        data = read_object(self.path / "tokenizer.json")
         return frozenset(t["id"] for t in data.get("added_tokens", []) if t.get("special"))
 
     def facts(self) -> EngineFacts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from unshot.contracts.engine import EngineFacts
+from unshot.data.files import read_object
 from unshot.engines.base import DirectoryEngine, ModelFacts, directory_facts
 from unshot.errors import InputError, OutsideError
 from unshot.text.chat import Chat, load_tokenizer
@@ -52,7 +52,7 @@ class OnnxEngine(DirectoryEngine):
             )
         self._present = [n.replace("past_key_values.", "present.") for n in self._past]
         self._chat = Chat(load_tokenizer(self.path.parent))
-        self._config = json.loads((self.path.parent / "config.json").read_text(encoding="utf-8"))
+        self._config = read_object(self.path.parent / "config.json")
         self._empty = [self._empty_past(name) for name in self._past]
         self._room = int(self._config.get("max_position_embeddings") or 0)
         self._kv: list[Any] = self._empty

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unshot.data.files import optional_object
 from unshot.data.rows import Message
 from unshot.errors import InputError, OutsideError
 from unshot.text import gguf
 from unshot.text.repair import ANSWER, QUESTION, repaired
-from unshot.text.template import Template, load_template, read_json
+from unshot.text.template import Template, load_template
 
 
 class Tokenizer:
@@ -85,6 +86,8 @@ def load_tokenizer(path: Path, template: str | None = None) -> Tokenizer:
     try:
         backend = Backend.from_str(file.read_text(encoding="utf-8"))  # a fifth faster than from_file
         _configure(backend, folder)
+    except InputError:
+        raise
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(f"{file}: the tokenizer cannot be loaded ({error})") from None
     return Tokenizer(backend, load_template(folder, template), folder.name)
@@ -100,7 +103,7 @@ def _configure(backend: Any, folder: Path) -> None:
     """What `tokenizer_config.json` changes about `tokenizer.json`, as transformers' PreTrainedTokenizerFast has it."""
     from tokenizers import AddedToken, pre_tokenizers
 
-    config = read_json(folder / "tokenizer_config.json")
+    config = optional_object(folder / "tokenizer_config.json")
     known = {repr(t) for t in backend.get_added_tokens_decoder().values()}
     names = [
         v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token") and v

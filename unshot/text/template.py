@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unshot.data.example import without_tools
+from unshot.data.files import optional_object
 from unshot.errors import InputError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -155,8 +156,8 @@ def load_template(folder: Path, chosen: str | None = None) -> Template:
     a file. Special tokens come from `tokenizer_config.json` and `special_tokens_map.json`. Raises `InputError` where
     there is no such template.
     """
-    config = read_json(folder / "tokenizer_config.json")
-    tokens = special_tokens(config, read_json(folder / "special_tokens_map.json"))
+    config = optional_object(folder / "tokenizer_config.json")
+    tokens = special_tokens(config, optional_object(folder / "special_tokens_map.json"))
     found = _templates(folder, config)
     if chosen is not None and chosen not in found:
         file = Path(chosen).expanduser()
@@ -226,17 +227,6 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: not readable as UTF-8 text ({error})") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no such file; `InputError` for what is not JSON."""
-    if not path.is_file():
-        return {}
-    try:
-        loaded = json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error})") from None
-    return loaded if isinstance(loaded, dict) else {}
-
-
 def set_template(folder: Path, template: Template) -> None:
     """Put a run's own chat template into a model directory whose tokenizer was copied from the base."""
     from unshot.data.files import write_text
@@ -245,6 +235,6 @@ def set_template(folder: Path, template: Template) -> None:
         return
     write_text(folder / "chat_template.jinja", template.source)
     path = folder / "tokenizer_config.json"
-    config = read_json(path)
+    config = optional_object(path)
     if config.pop("chat_template", None) is not None:
         write_text(path, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
