@@ -193,7 +193,12 @@ def test_schedules_are_quarterly_and_parse(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_case_says_what_no_flag_does() -> None:
     none = {"target": None, "margin": None, "requests": None, "least": 4}
-    assert completed(none, None) == {"target": None, "margin": 0.02, "requests": BenchSettings().requests, "least": 4}
+    assert completed(none, None) == {
+        "target": None,
+        "margin": 0.02,
+        "requests": BenchSettings().requests,
+        "least": 4,
+    }
     case = Case(task=TaskSettings(target=0.7), bench=BenchSettings(margin=0.05, requests=50))
     assert completed(none, case) == {"target": 0.7, "margin": 0.05, "requests": 50, "least": 4}
     assert completed({**none, "margin": 0.0}, case)["margin"] == 0.0

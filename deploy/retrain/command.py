@@ -58,7 +58,9 @@ if TYPE_CHECKING:
     help="Rows of the export's parity gate.",
 )
 @click.option(
-    "--requests", type=whole(2), help="Timed requests of the bench; default: the case's, or a case file's default."
+    "--requests",
+    type=whole(2),
+    help="Timed requests of the bench; default: the case's, or a case file's default.",
 )
 @click.option(
     "--case",
