@@ -109,8 +109,7 @@ def read_config(path: Path) -> LoraSettings:
     if start.startswith(CHANGES_BASE):
         raise InputError(
             f"{path}: initialised by {start}, which changed the base's weights too, so that the adapter does not fit "
-            "the "
-            "base as published; convert it to plain LoRA with peft (`save_pretrained(..., "
+            "the base as published; convert it to plain LoRA with peft (`save_pretrained(..., "
             "path_initial_model_for_weight_conversion=INITIAL_ADAPTER)`) and export that"
         )
     if start not in PLAIN_STARTS:

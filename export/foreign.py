@@ -174,8 +174,7 @@ def _from_torchtune(tensors: dict[str, Any], base: Source, folder: Path) -> dict
     if name not in TORCHTUNE_PAIRS:
         raise InputError(
             f"{folder}: torchtune's own key names for {name} are not read; save with torchtune's Hugging Face "
-            "checkpointer, "
-            f"whose {WEIGHTS} has peft's names"
+            f"checkpointer, whose {WEIGHTS} has peft's names"
         )
     width = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
     found = {}
@@ -249,8 +248,7 @@ def _resolve(module: str, modules: dict[str, list[str]], folder: Path) -> str:
         return exact[0]
     raise InputError(
         f"{folder}: the adapter changes `{module}`, which the base does not have; it was trained on another base, or "
-        "its "
-        "key names are of a kind that is not known here"
+        "its key names are of a kind that is not known here"
     )
 
 

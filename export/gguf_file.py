@@ -59,8 +59,7 @@ def tensor_plan(model: Merged, family: Family, config: Config, precision: str) -
         if source == HEAD and not family.head:
             raise InputError(
                 f"the model has a head of its own (`{HEAD}`, tuned or untied), which llama.cpp's {family.arch} does "
-                "not "
-                "read: it always uses the embedding; use --to hf:bf16 or onnx:fp32"
+                "not read: it always uses the embedding; use --to hf:bf16 or onnx:fp32"
             )
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
         if name is None:
@@ -101,8 +100,7 @@ def encode(values: Any, kind: str, name: str = "") -> np.ndarray:
     if not values.isfinite().all():
         raise InputError(
             f"tensor `{name}` holds NaN or infinity, in the base's weights or after the merge; the file is damaged, or "
-            "the "
-            "run diverged"
+            "the run diverged"
         )
     if kind == "f32":
         return values.numpy().view(np.uint8)

@@ -19,8 +19,7 @@ EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "embed_in.weight"
 HEADS = ("lm_head.weight", "embed_out.weight")
 # Families whose configuration class ties the head where config.json does not say.
 TIED_BY_DEFAULT = ("gemma", "cohere", "falcon", "gpt2", "bloom", "mpt")
-# Rows are merged in pieces of about this many fp32 bytes: small enough to stay in a core's cache, which is 3
-# times
+# Rows are merged in pieces of about this many fp32 bytes: small enough to stay in a core's cache, which is three times
 # faster than 64 MiB pieces (measured on q8_0).
 CHUNK_BYTES = 4 * 1024 * 1024
 
@@ -97,17 +96,15 @@ class Merged:
                 if found == shape or (self._counts_tokens(name) and found[1:] == shape[1:]):
                     continue
                 raise InputError(
-                    f"the adapter's `{name}` has shape {list(found)}, the base's {list(shape)}; it was "
-                    "trained on "
+                    f"the adapter's `{name}` has shape {list(found)}, the base's {list(shape)}; it was trained on "
                     "another base"
                 )
 
     def _missing(self, name: str) -> str:
         if name in self.adapter.added:
             return (
-                f"the adapter was trained with lora_bias, and `{name}` has no place in the base, whose layer "
-                "has no bias; "
-                "tune without lora_bias, or take a base with biases"
+                f"the adapter was trained with lora_bias, and `{name}` has no place in the base, whose layer has no "
+                "bias; tune without lora_bias, or take a base with biases"
             )
         return f"the adapter changes `{name}`, which the base does not have; it was trained on another base"
 
@@ -119,15 +116,13 @@ class Merged:
         if self.resized:
             if self.shape(self.head)[0] != rows:
                 raise InputError(
-                    f"the adapter has {rows} rows in its embedding and {self.shape(self.head)[0]} in its "
-                    "head; it was "
+                    f"the adapter has {rows} rows in its embedding and {self.shape(self.head)[0]} in its head; it was "
                     "trained on another base, or saved without one of the two (`save_embedding_layers=True`)"
                 )
             self.config["vocab_size"] = rows
         elif rows != self.config["vocab_size"]:
             raise InputError(
-                f"config.json says vocab_size {self.config['vocab_size']}, and the embedding has {rows} "
-                "rows; put "
+                f"config.json says vocab_size {self.config['vocab_size']}, and the embedding has {rows} rows; put "
                 f"{rows} there if the tokenizer goes with the weights, else give the right weights"
             )
 

@@ -221,8 +221,7 @@ def how(result: Found) -> str:
                 "right before and wrong now, and the other way round."
             ),
             text(
-                "Rows: the run's test and validation splits. Both versions of the model answer the same "
-                "rows, so that "
+                "Rows: the run's test and validation splits. Both versions of the model answer the same rows, so that "
                 "rows by which the checkpoint was picked favour neither."
             ),
             text(
@@ -231,10 +230,8 @@ def how(result: Found) -> str:
                 "was passed over on the rows that its interval says. `--every-row` measures all on all."
             ),
             text(
-                f"Speed: medians of {rounds} rounds over all formats in turn, each in a process of its own; "
-                "prefill is "
-                "the prompt's tokens over the time to the first token, decode one over the median time "
-                "between "
+                f"Speed: medians of {rounds} rounds over all formats in turn, each in a process of its own; prefill is "
+                "the prompt's tokens over the time to the first token, decode one over the median time between "
                 "tokens, batch 1, nothing cached. search.json has each round and the peak memory."
             ),
             facts(

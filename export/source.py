@@ -150,8 +150,7 @@ def _open_run(path: Path, base: str | None, out: Output) -> Model:
     known = METHODS[method] if method else None
     if known is not None and known.virtual:
         raise InputError(
-            f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no "
-            "GGUF or "
+            f"{path}: tuned by prompt tuning, whose vectors stand before the prompt and are no weights: no GGUF or "
             "ONNX file holds them; serve the base with peft, or run `unshot tune --method lora`"
         )
     adapter = None if known is not None and known.whole else path / "adapter"
@@ -188,9 +187,8 @@ def _same_base(path: Path, source: Source, recorded: BaseModel, fingerprint: Bas
     for name, digest in recorded.sha256.items():
         if name not in stray and fingerprint.sha256.get(name) != digest:
             raise InputError(
-                f"{source.path / name}: not the file that {path} was tuned on; an adapter fits only its own "
-                "base, "
-                f"give that with --base (it was {recorded.name})"
+                f"{source.path / name}: not the file that {path} was tuned on; an adapter fits only its own base, give "
+                f"that with --base (it was {recorded.name})"
             )
 
 

@@ -45,14 +45,12 @@ class Source:
             if missing:
                 raise InputError(
                     f"{self.path}: {missing[0]} is missing ({len(missing)} of the {len(names)} files that {INDEX} "
-                    "names); "
-                    "copy or download it again"
+                    "names); copy or download it again"
                 )
             if whole in there and whole.name not in names:
                 raise InputError(
                     f"{whole}: lies beside {INDEX}, which does not name it; remove the one that is stale, since "
-                    "libraries "
-                    "differ in which they load"
+                    "libraries differ in which they load"
                 )
             return [self.path / name for name in names]
         if whole in there:
@@ -61,8 +59,7 @@ class Source:
         if there and not own:
             raise InputError(
                 f"{self.path}: {there[0].name} is no Hugging Face model (Mistral's own layout, or an adapter alone); "
-                "give the "
-                "directory with model*.safetensors"
+                "give the directory with model*.safetensors"
             )
         return _whole_set(own)
 
@@ -97,8 +94,7 @@ def _whole_set(files: list[Path]) -> list[Path]:
     if len(totals) > 1 or (totals and not all(numbers)):
         raise InputError(
             f"{files[0].parent}: several sets of weights lie there ({', '.join(f.name for f in files[:4])}), and no "
-            f"{INDEX} "
-            "says which belong together; keep one set"
+            f"{INDEX} says which belong together; keep one set"
         )
     for stem, total in totals:
         have = {int(n[2]) for n in numbers if n}
