@@ -21,9 +21,10 @@ from tune.curve import Point, fit, learning_curve, rows_for, sentence
 from tune.defaults import choose_defaults, learning_rate
 from tune.loss import pack_loss, soft_prompt, with_virtual
 from tune.memory import Load, estimate
-from tune.model import load_base, load_tuned, prepare_model
+from tune.model import load_base, load_tuned, prepare_model, uses_bf16
 from tune.train import Trainer
 from unshot.case import TuneSettings
+from unshot.contracts.manifest import read_manifest
 from unshot.contracts.task import Task
 from unshot.data.rows import read_examples
 from unshot.engines.server import free_port
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.slow
 QUICK = (
     *("--epochs", "2", "--instruction", "Classify the clause.", "--rank", "4"),
     *("--no-gates", "-q", "--json"),
+    *("--dtype", "fp32"),  # what one machine's bf16 rounds is no reason to differ
 )
 
 
@@ -105,7 +107,7 @@ def test_export_refuses_a_soft_prompt(runs: Any, unshot: Run, tmp_path: Path) ->
 
 def test_packed_soft_prompts_give_the_loss_of_peft_itself(tiny_model: Path, rows: list[Encoded]) -> None:
     settings = TuneSettings(method="prompt", virtual_tokens=5)
-    net = prepare_model(load_base(resolve(tiny_model), "cpu"), settings)
+    net = prepare_model(load_base(resolve(tiny_model), "cpu", bf16=False), settings)
     assert [n for n, p in net.named_parameters() if p.requires_grad] == [
         "prompt_encoder.default.embedding.weight"
     ]
@@ -122,7 +124,7 @@ def test_answers_after_a_soft_prompt_do_not_depend_on_the_batch(runs: Any, tiny_
     from tune.generate import answers
 
     folder, _ = runs("prompt", "--method", "prompt")
-    net = load_tuned(folder, resolve(tiny_model), "cpu")
+    net = load_tuned(folder, resolve(tiny_model), "cpu", bf16=False)
     assert soft_prompt(net) is not None
     chat = Chat(load_tokenizer(tiny_model))
     prompts = [[{"role": "user", "content": "word " * n}] for n in (1, 9, 30)]
@@ -141,22 +143,40 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(runs: Any, tiny_
     assert plain[1]["losses"] == pytest.approx(checked[1]["losses"], rel=1e-6)
     load = Load(tokens=384, targets=40, packs=2, prompt=100, batch=6)
     usual, less = (
-        estimate(*based(tiny_model), TuneSettings(rank=4), load, "cpu", checkpointing=flag)
+        estimate(*based(tiny_model), TuneSettings(rank=4, dtype="fp32"), load, "cpu", checkpointing=flag)
         for flag in (False, True)
     )
     assert less.activations < usual.activations
     assert (less.weights, less.adam) == (usual.weights, usual.adam)
 
 
+def test_the_precision_is_said_and_recorded_and_changes_the_losses(
+    unshot: Run, tiny_model: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """A CPU with bf16 products takes them by itself; the same case trained in fp32 elsewhere, without a word."""
+    losses = {}
+    for dtype in ("bf16", "fp32"):
+        final = tmp_path / dtype
+        flags = ("--no-gates", "--epochs", "1", "--rank", "4", "--dtype", dtype, "--json")
+        done = unshot("tune", small_data, "--base", tiny_model, "--out", final, *flags)
+        assert done.returncode == 0, done.stderr
+        assert f"on cpu in {dtype}" in done.stderr
+        assert read_manifest(final).config["dtype"] == dtype
+        losses[dtype] = json.loads(done.stdout)["losses"]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert not uses_bf16(TuneSettings(dtype="fp32"), "cuda") and uses_bf16(TuneSettings(), "cuda")
+
+
 def test_the_estimate_counts_parameters_as_the_method_trains_them(tiny_model: Path) -> None:
     load = Load(tokens=64, targets=8, packs=1, prompt=64, batch=4)
-    base = load_base(resolve(tiny_model), "cpu")
+    base = load_base(resolve(tiny_model), "cpu", bf16=False)
     count = sum(p.numel() for p in base.parameters())
     full = estimate(*based(tiny_model), TuneSettings(method="full"), load, "cpu", checkpointing=False)
     assert (full.weights, full.trained, full.gradients, full.adam) == (4 * count, 0, 4 * count, 8 * count)
-    net = prepare_model(base, TuneSettings(rank=4))
+    net = prepare_model(base, TuneSettings(rank=4, dtype="fp32"))
     moving = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    lora = estimate(*based(tiny_model), TuneSettings(rank=4), load, "cpu", checkpointing=False)
+    lora = estimate(*based(tiny_model), TuneSettings(rank=4, dtype="fp32"), load, "cpu", checkpointing=False)
     assert (lora.weights, lora.trained, lora.adam) == (4 * count, 4 * moving, 8 * moving)
     assert lora.activations > 0 and lora.answering > lora.weights
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--instruction", "--labels", "--answer-field", "--metric", "--judge", "--judge-model", "--judge-key-env",
     "--target", "--method", "--teacher", "--on-policy", "--rank",
     "--layers", "--virtual-tokens", "--learning-rate", "--epochs", "--patience", "--max-length",
-    "--gradient-checkpointing", "--init", "--schedule", "--loss-on", "--chat-template", "--mix",
+    "--gradient-checkpointing", "--dtype", "--init", "--schedule", "--loss-on", "--chat-template", "--mix",
     "--mix-share", "--rehearsal", "--augment-format",
     "--embedder", "--strict", "--group-by", "--time", "--shares", "--validation", "--test",
     seed="tune.seed",

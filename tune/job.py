@@ -176,7 +176,7 @@ def prepare(
     from tune import defaults as choices
     from tune.base import inspect_base
     from tune.loss import with_virtual
-    from tune.model import fast_bf16, pick_device
+    from tune.model import pick_device, uses_bf16
     from tune.train import TrainConfig
 
     logging.set_verbosity_error()
@@ -185,6 +185,7 @@ def prepare(
     device = pick_device()
     if device == "cuda" and world.size > 1:
         device = f"cuda:{world.local}"
+    bf16 = uses_bf16(settings, device)
     fingerprint = source.fingerprint()
     shape = inspect_base(source, settings.method)
     chat = Chat(load_tokenizer(source.path, settings.chat_template))
@@ -222,12 +223,12 @@ def prepare(
         schedule=settings.schedule,
         seed=settings.seed,
         rows=len(train_rows),
-        fingerprint=json_digest([fingerprint.sha256, [r.ids for r in train_rows], settings.plain()]),
+        fingerprint=json_digest([fingerprint.sha256, [r.ids for r in train_rows], settings.plain(), bf16]),
         target=case.task.target,
     )
     out.log(
         f"{settings.method} on {source.name}, learning rate {config.learning_rate:g}, {config.batch_rows} rows a step, "
-        f"at most {config.epochs} epochs, on {device}"
+        f"at most {config.epochs} epochs, on {device} in {'bf16' if bf16 else 'fp32'}"
         + (f", {world.size} processes" if world.size > 1 else "")
     )
     for key, reason in defaults.reasons.items():
@@ -235,7 +236,7 @@ def prepare(
         out.detail(f"{key}: {value}{reason}")
     return Job(
         source, fingerprint, cleaned, task, chat, case, device, train_rows, validation_rows, test_rows, defaults,
-        config, world, fast_bf16(device), extras, shape, template, teaching,
+        config, world, bf16, extras, shape, template, teaching,
     )  # fmt: skip
 
 

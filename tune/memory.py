@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tune.base import Shape
 from tune.batches import Pack
 from tune.loss import core, pack_loss
-from tune.model import checkpoint_layers, fast_bf16, prepare_model
+from tune.model import checkpoint_layers, prepare_model, uses_bf16
 from unshot.case import TuneSettings
 from unshot.errors import InputError
 from unshot.machine import free_memory
@@ -225,7 +225,11 @@ def skeleton(config: Any, settings: TuneSettings, device: str, layers: int) -> A
     short.num_hidden_layers = layers
     if types := vars(short).get("layer_types"):  # on transformers 5 some families only derive them
         short.layer_types = types[:layers]
-    dtype = torch.bfloat16 if fast_bf16(device) and not METHODS[settings.method].whole else torch.float32
+    dtype = (
+        torch.bfloat16
+        if uses_bf16(settings, device) and not METHODS[settings.method].whole
+        else torch.float32
+    )
     with torch.device("meta"):
         try:
             net = AutoModelForCausalLM.from_config(short, dtype=dtype)
@@ -287,7 +291,7 @@ def step_bytes(
         for step in range(2):  # the first makes Adam's moments
             live.peak = live.now
             for _ in range(min(2, load.packs)):
-                pack_loss(net, pack, device, bf16=fast_bf16(device)).backward()
+                pack_loss(net, pack, device, bf16=uses_bf16(settings, device)).backward()
             if step:
                 break
             optimizer.step()

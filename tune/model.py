@@ -25,18 +25,17 @@ NO_ADAPTER = {"out_proj", "conv1d"}
 ADAPTER, MODEL = "adapter", "model"  # what a run holds: a peft adapter, or for `full` the whole model
 
 
-def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
+def load_base(source: Source, device: str, *, bf16: bool, method: str = "lora") -> Any:
     """The base model, attention by sdpa.
 
-    bf16 where the device has fast bf16 products, else fp32; fp32 for `full`, whose weights Adam steps change by
-    less than bf16 resolves; NF4 with bf16 products for `qlora` (Dettmers et al. 2023, arXiv 2305.14314).
+    In bf16 or fp32; fp32 for `full`, whose weights Adam steps change by less than bf16 resolves; NF4 for `qlora`
+    (Dettmers et al. 2023, arXiv 2305.14314).
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {
-        "dtype": torch.bfloat16 if fast_bf16(device) and not METHODS[method].whole else torch.float32
-    }
+    products = torch.bfloat16 if bf16 else torch.float32
+    options: dict[str, Any] = {"dtype": torch.float32 if METHODS[method].whole else products}
     if METHODS[method].four_bit:
         from transformers import BitsAndBytesConfig
 
@@ -44,7 +43,7 @@ def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=products,
         )
         options["device_map"] = {"": device}
     try:
@@ -61,9 +60,11 @@ def load_base(source: Source, device: str, *, method: str = "lora") -> Any:
     return model if METHODS[method].four_bit else model.to(device)
 
 
-def fast_bf16(device: str) -> bool:
-    """Whether products in bf16 are faster than in fp32: any GPU of ours, a CPU with AVX512-BF16 or AMX."""
-    return device != "cpu" or cpu_has_bf16()
+def uses_bf16(settings: TuneSettings, device: str) -> bool:
+    """Whether products are in bf16: as asked, else where it is faster: on a GPU, a CPU with AVX512-BF16 or AMX."""
+    if settings.dtype == "auto":
+        return device != "cpu" or cpu_has_bf16()
+    return settings.dtype == "bf16"
 
 
 def cpu_has_bf16() -> bool:
@@ -213,7 +214,7 @@ def untouched(net: Any) -> str | None:
     )
 
 
-def round_weights(net: Any, source: Source, device: str) -> Any:
+def round_weights(net: Any, source: Source, *, bf16: bool) -> Any:
     """Fully tuned fp32 weights rounded to the base's precision, so that what is scored is what is kept."""
     import torch
 
@@ -221,7 +222,7 @@ def round_weights(net: Any, source: Source, device: str) -> Any:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(parameter.to(dtype))
-    return net.to(torch.bfloat16 if fast_bf16(device) else torch.float32)
+    return net.to(torch.bfloat16 if bf16 else torch.float32)
 
 
 def stored_dtype(source: Source) -> Any:
@@ -292,18 +293,18 @@ def has_tuned(run: Path) -> bool:
     return (run / ADAPTER).is_dir() or (run / MODEL).is_dir()
 
 
-def load_tuned(run: Path, base: Source, device: str, *, method: str = "lora") -> Any:
+def load_tuned(run: Path, base: Source, device: str, *, bf16: bool, method: str = "lora") -> Any:
     """The tuned model of a run directory, ready to answer; `base` is only read where the run holds an adapter.
 
     A `qlora` run's base is quantised again where that can be done, else it is loaded whole.
     """
     if (run / MODEL).is_dir():
-        return load_base(Source(base.name, run / MODEL), device)
+        return load_base(Source(base.name, run / MODEL), device, bf16=bf16)
     from peft import PeftModel
 
     nf4 = METHODS[method].four_bit and device != "cpu" and find_spec("bitsandbytes") is not None
     return PeftModel.from_pretrained(
-        load_base(base, device, method=method if nf4 else "lora"), str(run / ADAPTER)
+        load_base(base, device, bf16=bf16, method=method if nf4 else "lora"), str(run / ADAPTER)
     )
 
 

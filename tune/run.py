@@ -198,7 +198,7 @@ def _run_in(
         with manifest.timed("preference"):
             preference = prefer(job, net, trainer, out)
     if METHODS[settings.method].whole:
-        net = round_weights(net, job.source, job.device)
+        net = round_weights(net, job.source, bf16=job.bf16)
     # Recorded before the rows are answered: a reading that breaks off counts.
     seal = record_reading(cleaned.parts.test, "tune", final) if first else None
     if seal and (warning := seal.warning()):
@@ -244,10 +244,10 @@ def load_with_kernels(job: Job, out: Output) -> tuple[Any, list[str]]:
     from tune.model import load_base
 
     names, method = installed(job.device), job.case.tune.method
-    base = load_base(job.source, job.device, method=method)
+    base = load_base(job.source, job.device, bf16=job.bf16, method=method)
     taken, wrong = adopt(base, names, job.device, bf16=job.bf16)
     if wrong is not None:
-        base = load_base(job.source, job.device, method=method)
+        base = load_base(job.source, job.device, bf16=job.bf16, method=method)
         names = [name for name in names if name != LIGER]
         taken, _ = adopt(base, names, job.device, bf16=job.bf16)
         out.warn(f"{wrong} is installed and changes this model's logits; it is not used")
@@ -436,6 +436,7 @@ def configuration(job: Job) -> dict[str, Any]:
         "kernels": job.kernels,
         "chat_template": job.template,
         "device": job.device,
+        "dtype": "bf16" if job.bf16 else "fp32",
         "threads": torch.get_num_threads(),
     }
 

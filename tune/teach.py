@@ -60,7 +60,7 @@ def teach(source: Source, prompt: Prompt, rows: Sequence[Example], case: Case, o
     another run with the same base, prompt and rows does not ask again. Raises `InputError` without a prompt.
     """
     from tune.distil import ask, load_answers, save_answers
-    from tune.model import load_base, pick_device
+    from tune.model import load_base, pick_device, uses_bf16
 
     if not prompt.given:
         raise InputError("--teacher self needs the long prompt: give `system` or `examples` under [task]")
@@ -78,14 +78,16 @@ def teach(source: Source, prompt: Prompt, rows: Sequence[Example], case: Case, o
             f"line {distinct[longest].line}: {len(prompts[longest])} tokens with the long prompt and {MAX_ANSWER} for "
             f"the answer, more than the {limit} of {source.name}; shorten the prompt or leave the row out"
         )
-    digest = json_digest([source.fingerprint().sha256, prompts, MAX_ANSWER])
+    device = pick_device()
+    bf16 = uses_bf16(case.tune, device)
+    digest = json_digest([source.fingerprint().sha256, prompts, MAX_ANSWER, bf16])
     with making(f"teacher/{digest}.safetensors") as kept:
         if kept.is_file():
             out.log(f"the teacher's answers to these {len(distinct)} inputs are known from an earlier run")
             found = load_answers(kept)
         else:
             out.log(f"asking {source.name} with the long prompt for the answers to {len(distinct)} inputs")
-            net = load_base(source, pick_device())
+            net = load_base(source, device, bf16=bf16)
             with out.progress() as bar:
                 task = bar.add_task("teacher", total=len(prompts), note="")
                 found = ask(

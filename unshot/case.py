@@ -352,6 +352,13 @@ class TuneSettings(Record):
         bool | None,
         about("Less memory for a third more work; default: if the memory estimate asks for it.", sample=True),
     ] = None
+    dtype: Annotated[
+        Literal["auto", "bf16", "fp32"],
+        about(
+            "Precision of products and frozen weights; auto: bf16 where the device multiplies it in hardware, else "
+            "fp32. Scores differ a little between the two."
+        ),
+    ] = "auto"
     seed: Annotated[Whole, about("Seed of split, initialisation and order.")] = 0
 
 

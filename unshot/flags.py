@@ -81,6 +81,7 @@ FLAGS = {
     "--loss-on": "tune.loss_on",
     "--chat-template": "tune.chat_template",
     "--gradient-checkpointing": "tune.gradient_checkpointing",
+    "--dtype": "tune.dtype",
     "--mix": "tune.mix",
     "--mix-share": "tune.mix_share",
     "--rehearsal": "tune.rehearsal",

@@ -28,6 +28,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from unshot.case import TuneSettings
+
 ROOT = Path(__file__).parent.parent.parent
 SYSTEMS = ("ours", "trl-default", "trl-unpadded", "trl-packed")
 BATCH = 8
@@ -52,11 +54,12 @@ def rows(count: int) -> tuple[list[Any], list[Any]]:
 
 def network() -> Any:
     """The embedded model with a fresh LoRA adapter, rank 16 on all linear layers."""
-    from tune.model import load_base, pick_device, prepare_model
-    from unshot.case import TuneSettings
+    from tune.model import load_base, pick_device, prepare_model, uses_bf16
     from unshot.models import resolve
 
-    return prepare_model(load_base(resolve("smollm2-135m"), pick_device()), TuneSettings(seed=SEED))
+    settings, device = TuneSettings(seed=SEED), pick_device()
+    base = load_base(resolve("smollm2-135m"), device, bf16=uses_bf16(settings, device))
+    return prepare_model(base, settings)
 
 
 def rate() -> float:
@@ -69,12 +72,12 @@ def rate() -> float:
 def run_ours(train: list[Any], net: Any, work: Path) -> tuple[float, float, int]:
     """Seconds, CPU seconds and tokens of all steps but the first."""
     from tune.defaults import pack_capacity
-    from tune.model import fast_bf16, pick_device
+    from tune.model import pick_device, uses_bf16
     from tune.train import TrainConfig, Trainer
 
     device = pick_device()
     plan = TrainConfig(1, 1, BATCH, pack_capacity(2048, device), rate(), SEED, len(train), "bench")
-    trainer = Trainer(net, train, plan, work, device, bf16=fast_bf16(device))
+    trainer = Trainer(net, train, plan, work, device, bf16=uses_bf16(TuneSettings(), device))
     marks: list[tuple[float, float, int]] = []
     trainer.run(
         lambda _: {"score": 0.0, "loss": 0.0},
@@ -94,7 +97,7 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
 
     from tune.batches import epoch_order
     from tune.defaults import pack_capacity
-    from tune.model import fast_bf16, pick_device, rate_factor
+    from tune.model import pick_device, rate_factor, uses_bf16
     from unshot import embedded
 
     device = pick_device()
@@ -123,7 +126,7 @@ def run_trl(train: list[Any], net: Any, work: Path, system: str) -> tuple[float,
         output_dir=str(work),
         per_device_train_batch_size=batch,
         num_train_epochs=1,
-        bf16=fast_bf16(device),
+        bf16=uses_bf16(TuneSettings(), device),
         use_cpu=device == "cpu",
         completion_only_loss=True,
         report_to=[],

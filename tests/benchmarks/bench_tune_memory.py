@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from unshot.case import TuneSettings
+
 PEAKS = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "L4": 121e12}
 LLAMA_7B = {
     "vocab_size": 32000,
@@ -61,10 +63,10 @@ def network(shape: str, base: Any, method: str, device: str) -> Any:
     """Weights of the embedded model, or random ones."""
     import torch
 
-    from tune.model import load_base
+    from tune.model import load_base, uses_bf16
 
     if shape == "135m":
-        return load_base(base, device, method=method)
+        return load_base(base, device, bf16=uses_bf16(TuneSettings(), device), method=method)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device(device):
@@ -133,9 +135,8 @@ def main() -> None:
     from tune.defaults import pack_capacity
     from tune.generate import _greedy
     from tune.memory import Load, estimate, lean_malloc
-    from tune.model import checkpoint_layers, fast_bf16, pick_device, prepare_model
+    from tune.model import checkpoint_layers, pick_device, prepare_model, uses_bf16
     from tune.train import TrainConfig, Trainer
-    from unshot.case import TuneSettings
     from unshot.text.chat import Chat, Encoded, load_tokenizer
 
     if not args.keep_freed:
@@ -161,7 +162,7 @@ def main() -> None:
         if args.checkpointing:
             checkpoint_layers(net)
         plan = TrainConfig(1, 1, args.batch, capacity, 1e-5, 0, len(rows), "bench")
-        trainer = Trainer(net, rows, plan, folder, device, bf16=fast_bf16(device))
+        trainer = Trainer(net, rows, plan, folder, device, bf16=uses_bf16(settings, device))
         seconds: list[float] = []
         if device == "cpu":
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

@@ -16,6 +16,7 @@ from tune.evaluate.scores import compare, figures
 from tune.job import request
 from tune.meaning import by_meaning
 from tune.model import has_tuned
+from unshot.case import TuneSettings
 from unshot.console import Output
 from unshot.contracts.evaluation import Evaluation, Reading, Seen, Sheet, System, Unseen
 from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged
@@ -43,7 +44,7 @@ class Run:
     path: Path
     base: Source
     task: Task
-    method: str = "lora"
+    tune: TuneSettings
 
 
 def open_run(path: Path, base: str | None, out: Output) -> Run:
@@ -61,8 +62,7 @@ def open_run(path: Path, base: str | None, out: Output) -> Run:
                 f"{source.path / name}: not the file that {path} was tuned on; give that base with --base "
                 f"(it was {recorded.name})"
             )
-    method = manifest.tune.method if manifest.tune else "lora"
-    return Run(path, source, read_task(path / "task.json"), method)
+    return Run(path, source, read_task(path / "task.json"), manifest.tune or TuneSettings())
 
 
 def record_reading(run: Run, data: Path, against: Path | None) -> Reading:
@@ -100,7 +100,7 @@ def record_reading(run: Run, data: Path, against: Path | None) -> Reading:
 def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
     """The tuned model's greedy answers, in order."""
     from tune.generate import answers
-    from tune.model import load_tuned, pick_device
+    from tune.model import load_tuned, pick_device, uses_bf16
 
     device = pick_device()
 
@@ -108,7 +108,8 @@ def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    net = load_tuned(run.path, run.base, device, method=run.method)
+    bf16 = uses_bf16(run.tune, device)
+    net = load_tuned(run.path, run.base, device, bf16=bf16, method=run.tune.method)
     chat = Chat(load_tokenizer(run.base.path, run_template(run.path)))
     with out.progress() as progress:
         bar = progress.add_task("answering", total=len(rows), note=run.path.name)
