@@ -54,7 +54,7 @@ function capacity(s, prompt, output) {
   };
   const whole = (sequences, prompts) => {
     const tokens = prompts * fresh + sequences * s.wide;
-    const chunks = Math.max((prompts * fresh) / s.chunk, Math.min(prompts, 1));
+    const chunks = Math.max((prompts * fresh) / Math.max(s.chunk - sequences, 1), Math.min(prompts, 1));
     const read = s.weights + s.experts * (1 - (1 - s.routed) ** Math.max(tokens, 1));
     return s.fixed + Math.hypot(read, tokens * s.token) + Math.hypot(s.head, (sequences * s.wide + prompts) * s.sampled)
       + tokens * s.move + sequences * context * s.context + prompts * pairs * s.pair + chunks * s.chunk_extra
@@ -124,7 +124,7 @@ const money = (v) => (v < 0 ? "-$" : "$") + Math.abs(v).toLocaleString("en-US", 
 const perSecond = (v) => (v === null ? "never" : v === 0 ? "always" : v >= 0.1 ? `${Number(v.toPrecision(3))}/s` : `${Number((v * 3600).toPrecision(3))}/h`);
 
 function curve(w, hourly) {
-  const W = 640, H = 260, L = 84, B = 34, centre = Math.max(w.rate, 1e-4), points = 61;
+  const W = 640, H = 280, L = 84, B = 54, centre = Math.max(w.rate, 1e-4), points = 61;
   const rates = Array.from({ length: points }, (_, i) => centre * 10 ** (-1.5 + (2.5 * i) / (points - 1)));
   const lines = DATA.shown.map((key) => DATA.options.find((o) => o.key === key)).map((o) => ({
     name: o.name, y: rates.map((r) => Math.max(monthly(o, r, w, hourly), 1)),
@@ -137,7 +137,10 @@ function curve(w, hourly) {
   for (let e = Math.ceil(low); e <= high; e++) {
     ticks.push(`<path class="grid" d="M${L},${y(10 ** e)}H${W - 8}"/><text class="tick end" x="${L - 6}" y="${y(10 ** e) + 4}">${money(10 ** e)}</text>`);
   }
-  const marks = [[0, ""], [30, "middle"], [60, "end"]].map(([i, at]) => `<text class="tick ${at}" x="${x(rates[i])}" y="${H - 16}">${perSecond(rates[i])}</text>`);
+  const marks = [[0, ""], [30, "middle"], [60, "end"]].map(([i, at]) => `<text class="tick ${at}" x="${x(rates[i])}" y="${H - B + 18}">${perSecond(rates[i])}</text>`);
+  marks.push(`<text class="axislabel middle" x="${(L + W) / 2}" y="${H - 12}">mean requests per second</text>`,
+    `<text class="axislabel middle" transform="translate(13 ${(H - B) / 2}) rotate(-90)">$ per month</text>`,
+    `<text class="marklabel end" x="${x(w.rate) - 5}" y="${H - B - 6}">now ${perSecond(w.rate)}</text>`);
   const legend = lines.map((l, i) => `<li><svg viewBox="0 0 26 10"><path class="line s${(i % 8) + 1}" d="M0,5H26"/></svg>${l.name}</li>`);
   return `<ul class="legend">${legend.join("")}</ul><svg viewBox="0 0 ${W} ${H}" role="img" aria-label="Cost per month against request rate">${ticks.join("")}${marks.join("")}`
     + `<path class="mark" d="M${x(w.rate)},8V${H - B}"/>${lines.map((l, i) => `<path class="line s${(i % 8) + 1}" d="${path(l)}"/>`).join("")}</svg>`;

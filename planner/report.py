@@ -62,7 +62,7 @@ def _verdict(plan: Plan) -> str:
     reasons = [*verdict.reasons, *(f"Would change it: {text}" for text in verdict.would_change)]
     blocks = [page.verdict(verdict.summary, reasons, kind=kind)]
     if plan.warnings:
-        blocks.insert(0, page.verdict("Warnings", plan.warnings))
+        blocks.append(page.verdict("Warnings", plan.warnings))
     if verdict.unknown:
         blocks.append(
             page.details("Answers that would make the verdict surer", page.bullets(verdict.unknown))

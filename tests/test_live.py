@@ -19,6 +19,7 @@ from planner.options import Option, Shape, World
 from planner.payload import payload
 from planner.plan import Plan
 from planner.report import report, shown
+from tests.test_workbook import made
 from tests.test_workbook import plan as planned
 
 plan = planned  # the workbook's plan, as a fixture here
@@ -76,6 +77,31 @@ def test_the_controls_agree_with_the_planner_at_random_settings(plan: Plan, tmp_
         if w["varying"] == w["answer"] == w["api"] == w["gpu"] == 1:
             even = exact_break_even(moved(plan.tuned, w), moved(plan.keep, w))
             assert there["even"] == pytest.approx(even, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
+def test_other_lengths_at_an_engine_that_pays_for_each_chunk(tmp_path: Path) -> None:
+    """llama.cpp's launches and unpacking come with every chunk, and decoding takes its share of one."""
+    plan = made(
+        tmp_path, candidate__engine="llamacpp", candidate__precision="q4_k_m", candidate__gpu=["rtx-4090"]
+    )
+    w = {
+        "rate": 30.0,
+        "peak": 2.0,
+        "varying": 3.0,
+        "answer": 2.0,
+        "api": 1.0,
+        "gpu": 1.0,
+        "least": 1,
+        "horizon": 12,
+    }
+    found = in_chromium(tmp_path, live.script(plan, shown(plan)), f"figures({json.dumps(w)})")
+    hosted = [o for o in plan.options if o.usable and o.serving is not None]
+    assert isinstance(found, dict) and hosted
+    for option in hosted:
+        monthly = float(moved(option, w).monthly(w["rate"], World(varying=3.0, answer=2.0)))
+        assert found["options"][option.key]["monthly"] == pytest.approx(monthly, rel=1e-7)
 
 
 @pytest.mark.slow

@@ -28,14 +28,18 @@ OFFICE = shutil.which("soffice") or shutil.which("libreoffice")
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    folder = tmp_path_factory.mktemp("workbook")
+    return made(tmp_path_factory.mktemp("workbook"))
+
+
+def made(folder: Path, **more: object) -> Plan:
+    """A plan with an API baseline and a sibling; `more` are further keys of the case, `section__key`."""
     case = load_case(
         None,
         {
             "task.examples": few_shot(folder / "shots.jsonl", 40), "task.inputs": inputs(folder / "inputs.jsonl"),
             "traffic.rate": 3.0, "traffic.peak_factor": 2.5, "baseline.api": "claude-sonnet-4-5",
             "candidate.model": "llama-3.1-8b", "candidate.gpu": ["l4", "h100-sxm"],
-            "plan.cheaper_api": "claude-haiku-5-5",
+            "plan.cheaper_api": "claude-haiku-5-5", **{k.replace("__", "."): v for k, v in more.items()},
         },
     )  # fmt: skip
     settings = Settings(
@@ -53,6 +57,24 @@ def recalculated(book: Path) -> Workbook:
     command = [OFFICE, profile, "--headless", "--convert-to", "xlsx", "--outdir", str(out), str(book)]
     subprocess.run(command, check=True, capture_output=True, timeout=180)
     return load_workbook(out / book.name, data_only=True)
+
+
+def test_the_workbook_reads_as_one_for_finance(plan: Plan, tmp_path: Path) -> None:
+    """Every usable option on the first sheet, dollars as dollars, what may be changed set off, warnings not lost."""
+    path = tmp_path / "plan.xlsx"
+    write_workbook(plan, path)
+    book = load_workbook(path)
+    listed = {str(row[0].value): row for row in book["summary"].iter_rows()}
+    for option in (o for o in plan.options if o.usable):
+        assert (
+            str(listed[option.name][1].value).startswith("=") and "$" in listed[option.name][1].number_format
+        )
+    rate = book["inputs"]["B2"]
+    assert rate.font.color.rgb == "000000FF" and book["inputs"]["B8"].font.color.rgb != "000000FF"
+    assert book["api"]["E2"].number_format.startswith("$") and book["hosted"]["P2"].number_format == "0.0%"
+    assert book["api"]["A1"].font.b and book["api"].page_setup.orientation == "landscape"
+    said = [str(row[0]) for row in book["assumptions"].iter_rows(values_only=True)]
+    assert set(plan.warnings) <= set(said)
 
 
 def column(book: Workbook, sheet: str, heading: str) -> dict[str, float]:

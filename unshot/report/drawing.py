@@ -14,7 +14,7 @@ from html import escape
 # Labels of reference lines that are closer than this would run into each other.
 LABEL_GAP = 90.0
 WIDTH = 440
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 44
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "12 5", "4 2 1 2", "1 4", "14 3")
 COLOURS = 8
 

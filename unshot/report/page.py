@@ -43,10 +43,10 @@ font-variant-numeric:tabular-nums}.card .d{color:var(--soft);font-size:.82rem}
 table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
 .caption{font-weight:600;margin:.9rem 0 .3rem}
 th,td{padding:.4rem .55rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
-th{color:var(--soft);font-weight:600;background:var(--panel);white-space:nowrap}
+th{color:var(--soft);font-weight:600;background:var(--panel);vertical-align:bottom}
 td:first-child{min-width:13rem;overflow-wrap:anywhere}td.w{min-width:15rem}
 tr:last-child td{border-bottom:0}
-.r{text-align:right;white-space:nowrap}
+.r{text-align:right}td.r{white-space:nowrap}
 tr.strong td{font-weight:650;background:var(--panel)}
 tr.faint td{color:var(--soft)}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,430px),1fr));gap:16px;align-items:start}
