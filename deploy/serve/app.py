@@ -386,9 +386,21 @@ class Api:
                     "token", "`by` other than `user` needs the reviewers' key (--reviewer-key-env)", 403
                 )
         by = (given.by or "reviewer") if reviewer else USER
-        log.put(Feedback(given.id, time.time(), given.correct, given.correction, by))
-        self.gateway.metrics.feedback.labels(str(given.correct).lower()).inc()
-        return answer({"id": given.id, "recorded": True})
+        correct, correction, said = given.correct, given.correction, {}
+        if correction is not None and not log.settings.texts:
+            correction = self._known_label(correction)
+            if correction is None:  # a text, and what it says of the answer is all that may be kept of it
+                correct = False if correct is None else correct
+                said = {"correction": "not kept: it is none of the task's labels, and texts are not logged"}
+        log.put(Feedback(given.id, time.time(), correct, correction, by))
+        self.gateway.metrics.feedback.labels(str(correct).lower()).inc()
+        return answer({"id": given.id, "recorded": True, **said})
+
+    def _known_label(self, text: str) -> str | None:
+        """The one of the task's own labels that a text states; None where it states none, or the task has none."""
+        routing = self.gateway.routing
+        arms = [b.target.checker for b in (routing.baseline, routing.candidate) if b is not None]
+        return next((label for c in arms if c.closed and (label := c.check(text)[1]) is not None), None)
 
     async def show_metrics(self, request: Request) -> Response:
         """GET /metrics."""

@@ -260,8 +260,11 @@ class Backend:
         if server is not None:
             await asyncio.to_thread(server.end, grace=3.0)
 
-    def body(self, asked: Outgoing, *, stream: bool) -> bytes:
-        """The request as the back end gets it: the arm's prompt in front, greedy where the user asks for nothing."""
+    def body(self, asked: Outgoing, *, stream: bool, options: bool = True) -> bytes:
+        """The request as the back end gets it: the arm's prompt in front, greedy where the user asks for nothing.
+
+        `options`: a stream is asked for with its usage.
+        """
         target, request = self.target, asked.request
         sent: Json = dict(request.parameters)
         if target.passes_through:
@@ -278,7 +281,7 @@ class Backend:
             sent["logprobs"] = True
         if stream:
             sent["stream"] = True
-            if self._stream_options:
+            if options:
                 sent["stream_options"] = {"include_usage": True}
         messages = target.encoded(request.messages if target.passes_through else asked.own_messages)
         rest = encode({**head, **sent})
@@ -346,8 +349,8 @@ class Backend:
     ) -> AsyncGenerator[list[Chunk], None]:
         """The chunks of a streamed answer, as many together as came together. Raises `Failure`, also in mid-answer.
 
-        `deadline` holds up to the first byte, then each gap may last `timeout`. No timeout spans a `yield`: another
-        task may ask for the rest.
+        `deadline` holds up to the answer's first token, then each gap may last `timeout`. No timeout spans a `yield`:
+        another task may ask for the rest.
         """
         response: aiohttp.ClientResponse | None = None
         entered = False
@@ -359,14 +362,16 @@ class Backend:
                 response = await self._open_stream(asked)
             self.reachable = True
             if response.content_type == "application/json":
-                async with asyncio.timeout(self.timeout):
+                async with asyncio.timeout_at(deadline):
                     raw = await read_bounded(response)
                 yield in_one_piece(raw)
                 return
-            async for chunks in self._events(response):
+            async for chunks in self._events(response, deadline):
                 yield chunks
         except TimeoutError:
-            raise Failure("timeout", f"nothing came for {self.timeout:g} s", status=504) from None
+            raise Failure(
+                "timeout", f"nothing of the answer came for {self.timeout:g} s", status=504
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
             raise self._broken(error) from None
         except NotAnAnswer as error:
@@ -380,33 +385,42 @@ class Backend:
 
     async def _open_stream(self, asked: Outgoing) -> aiohttp.ClientResponse:
         """A response with status 200; without `stream_options` where the server does not take them."""
-        for with_options in (self._stream_options, False):
-            response = await self._post(self.body(asked, stream=True), asked)
+        for with_options in (True, False) if self._stream_options else (False,):
+            response = await self._post(self.body(asked, stream=True, options=with_options), asked)
             if response.status == 200:
+                # Where it refused the request without them too, they were not to blame.
+                self._stream_options = with_options
                 return response
             async with response:
                 failure = failed(response, await read_bounded(response))
-            if not (with_options and response.status in (400, 422)):
+            if response.status not in (400, 422):
                 break
-            self._stream_options = False
-        else:
-            self._stream_options = True  # refused without them too: they were not to blame
         raise failure
 
-    async def _events(self, response: aiohttp.ClientResponse) -> AsyncGenerator[list[Chunk], None]:
-        parser, finished = EventParser(), False
+    async def _events(
+        self, response: aiohttp.ClientResponse, deadline: float
+    ) -> AsyncGenerator[list[Chunk], None]:
+        parser, size, loop = EventParser(), 0, asyncio.get_running_loop()
+        begun = finished = answered = False
         while True:
-            async with asyncio.timeout(self.timeout):
+            async with asyncio.timeout_at(deadline):
                 data = await response.content.readany()
             # The end of the stream ends its last event too, as far as a back end's last `[DONE]` goes.
             chunks, done = read_events(parser.feed(data or b"\n\n"))
+            begun = begun or any(c.begun or c.finished for c in chunks)
             finished = finished or any(c.finished for c in chunks)
+            answered = answered or any(c.has_choices for c in chunks)
+            if begun and chunks:  # comments and empty chunks are no answer
+                deadline = loop.time() + self.timeout
+            if done and not answered:
+                raise NotAnAnswer("no choices")
             if chunks:
                 yield chunks
             if done:
                 return
-            if parser.pending > LARGEST:
-                raise NotAnAnswer("an event without an end")
+            size += len(data)
+            if max(parser.pending, size) > LARGEST:
+                raise NotAnAnswer("it does not end")
             if not data:
                 if finished:
                     return

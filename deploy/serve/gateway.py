@@ -11,7 +11,7 @@ from deploy.serve.backend import Backend, Outgoing
 from deploy.serve.exchange import Asked, Attempt, Routing, Shown, abandoned
 from deploy.serve.failure import Failure
 from deploy.serve.metrics import Metrics
-from deploy.serve.parameters import Json, text_of
+from deploy.serve.parameters import LONGEST_KEY, Json, text_of
 from deploy.serve.reply import Chunk, as_chunks, mean
 from deploy.serve.request_log import RequestLog
 from deploy.serve.target import encode
@@ -157,6 +157,10 @@ class Gateway:
             attempt.queued = sent[0] - begin if sent else None
             attempt.e2e = time.perf_counter() - begin
         attempt.ttft = attempt.e2e
+        if (
+            "n" not in asked.request.parameters
+        ):  # more answers than one were not asked for, and are not checked
+            del completion.raw["choices"][1:]  # type: ignore[attr-defined]
         attempt.completion, attempt.text = completion, completion.text
         attempt.usage, attempt.logprob = completion.usage, completion.logprob
         if self.logprobs and not asked.request.parameters.get("logprobs"):
@@ -189,7 +193,7 @@ class Gateway:
             attempt.backend.breaker.failure()
 
     async def _open(self, asked: Asked, arm: Arm, backend: Backend, begin: float) -> tuple[Attempt, Chunks]:
-        """Start a streamed answer up to its first text: until then it can still be the baseline's."""
+        """Start a streamed answer up to its first token: until then it can still be the baseline's."""
         attempt = Attempt(arm, backend, begin)
         sent: list[float] = []
         deadline = asyncio.get_running_loop().time() + backend.timeout
@@ -198,7 +202,7 @@ class Gateway:
         try:
             async for batch in chunks:
                 first += batch
-                if any(c.text or c.finished for c in batch):
+                if any(c.begun or c.finished for c in batch):
                     break
             attempt.ttft = time.perf_counter() - begin
         except Failure as failure:
@@ -250,6 +254,8 @@ class Gateway:
         """Make a chunk the gateway's own; whether the user gets it."""
         raw = chunk.raw
         raw["id"], raw["model"], raw["object"] = asked.id, self._model(asked), "chat.completion.chunk"
+        if "n" not in asked.request.parameters:
+            raw["choices"] = [c for c in raw["choices"] if c["index"] == 0]  # type: ignore[attr-defined]
         if self.logprobs and not asked.request.parameters.get("logprobs"):
             for choice in raw["choices"]:  # type: ignore[attr-defined]
                 choice.pop("logprobs", None)
@@ -328,7 +334,9 @@ class Gateway:
             return
         messages = None
         if self.record:
-            messages = [LoggedMessage(str(m["role"]), text_of(m)) for m in asked.request.messages]
+            messages = [
+                LoggedMessage(str(m["role"])[:LONGEST_KEY], text_of(m)) for m in asked.request.messages
+            ]
         line = Request(
             id=asked.id,
             time=asked.at,

@@ -42,7 +42,9 @@ def clean(entry: Request | Feedback, region: str) -> Request | Feedback:
         slice=tag(entry.slice, region),
         messages=None
         if entry.messages is None
-        else [m.changed(content=text(m.content) or "") for m in entry.messages],
+        else [
+            m.changed(role=tag(m.role, region) or "_", content=text(m.content) or "") for m in entry.messages
+        ],
     )
 
 

@@ -47,10 +47,11 @@ class Completion:
 
 @dataclass
 class Chunk:
-    """A piece of a stream: `raw` is what goes on to the client."""
+    """A piece of a stream: `raw` is what goes on to the client. `begun`: it holds some of the answer, of any kind."""
 
     raw: Json
     text: str = ""
+    begun: bool = False
     finished: bool = False
     has_choices: bool = False
     usage: Usage | None = None
@@ -71,8 +72,9 @@ def decode(raw: bytes) -> Json:
 
 
 def read_completion(raw: bytes) -> Completion:
-    """A whole answer. Raises `NotAnAnswer`."""
+    """A whole answer. Raises `NotAnAnswer`, and `Failure` for an error that the server reports."""
     value = decode(raw)
+    _error(value)
     choices = value.get("choices")
     if not isinstance(choices, list) or not choices or not all(isinstance(c, dict) for c in choices):
         raise NotAnAnswer("no choices")
@@ -106,8 +108,7 @@ def read_completion(raw: bytes) -> Completion:
 def read_chunk(data: bytes) -> Chunk:
     """A chunk of a stream. Raises `NotAnAnswer`, and `Failure` for an error that the server reports."""
     value = decode(data)
-    if value.get("error"):
-        raise Failure("server error", str(value["error"])[:200])
+    _error(value)
     choices = value.get("choices")
     if choices is None:
         choices = value["choices"] = []
@@ -131,7 +132,7 @@ def read_chunk(data: bytes) -> Chunk:
             chunk.text += delta.get("content") or ""
             chunk.logprobs += logprobs_of(choice)
         chunk.finished = chunk.finished or choice.get("finish_reason") is not None
-        chunk.finished = chunk.finished or bool(delta.get("tool_calls"))
+        chunk.begun = chunk.begun or any(part for name, part in delta.items() if name != "role")
     chunk.usage = take_usage(value)
     return chunk
 
@@ -166,6 +167,8 @@ def read_events(events: Sequence[Event]) -> tuple[list[Chunk], bool]:
     chunks: list[Chunk] = []
     for event in events:
         data = event.data.strip()
+        if event.type == "error":
+            raise Failure("server error", data[:200] or "the back end's stream reports an error")
         if data == DONE:
             return chunks, True
         if data:
@@ -216,8 +219,16 @@ def _content(message: Json) -> None:
         raise NotAnAnswer("an odd content")
 
 
+def _error(value: Json) -> None:
+    """Raise `Failure` for what says that it is an error, whatever else it holds."""
+    if value.get("error") or value.get("object") == "error":
+        raise Failure("server error", str(value.get("error") or value.get("message"))[:200])
+
+
 def _finish(choice: Json) -> None:
     finish = choice.get("finish_reason")
+    if finish == "error":
+        raise Failure("server error", str(choice.get("error") or "the answer ended in an error")[:200])
     choice["finish_reason"] = finish if isinstance(finish, str) else None
 
 

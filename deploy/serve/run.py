@@ -458,6 +458,12 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._unread.cancel()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # What begins no request keeps no connection.
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._set(self.read_timeout)
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._set(self.read_timeout)

@@ -28,24 +28,25 @@ class EventParser:
     """
 
     def __init__(self) -> None:
-        self._tail = b""
+        # The line that is not complete yet, in the pieces in which it came, and bytes of the whole event so far.
+        self._tail: list[bytes] = []
+        self.pending = 0
         self._began = False
         self._after_cr = False
         self._data: list[bytes] = []
         self._type = b""
         self._id = b""
 
-    @property
-    def pending(self) -> int:
-        """Bytes of the event that is not complete yet."""
-        return len(self._tail) + sum(map(len, self._data))
-
     def feed(self, piece: bytes) -> list[Event]:
-        """Events that end in `piece`."""
-        text = self._tail + piece if self._tail else piece
+        """Events that end in `piece`. `pending` counts the bytes of the one that is not complete yet."""
+        self.pending += len(piece)
+        if self._began and not self._after_cr and b"\n" not in piece and b"\r" not in piece:
+            self._tail.append(piece)
+            return []
+        text = b"".join([*self._tail, piece])
         if not self._began:
             if len(text) < len(BOM) and BOM.startswith(text):
-                self._tail = text
+                self._tail = [text]
                 return []
             self._began = True
             text = text.removeprefix(BOM)
@@ -55,13 +56,17 @@ class EventParser:
         if b"\r" in text:
             self._after_cr = text.endswith(b"\r")
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        *lines, self._tail = text.split(b"\n")
+        *lines, tail = text.split(b"\n")
+        self._tail = [tail]
         events = []
         for line in lines:
             if line:
                 self._field(line)
             elif (event := self._dispatch()) is not None:
                 events.append(event)
+        if b"" in lines:
+            last = len(lines) - lines[::-1].index(b"")
+            self.pending = len(tail) + sum(map(len, lines[last:]))
         return events
 
     def _field(self, line: bytes) -> None:
