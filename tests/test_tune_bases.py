@@ -147,14 +147,17 @@ def test_a_file_of_the_base_that_is_none_is_one_line_and_never_taken_as_empty(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", ["lfm2", "gpt_oss", "gpt2"])
-def test_a_run_packs_where_it_may_and_says_where_not(tmp_path: Path, rows: Path, family: str) -> None:
+def test_a_run_packs_where_it_may_and_says_where_not(
+    tmp_path: Path, rows: Path, family: str, dtype: str
+) -> None:
     if config_of(family) is None:
         pytest.skip(f"the installed transformers has no {family}")
     base = base_of(tmp_path / family, family)
     done = run_unshot(
         "tune", rows, "--base", base, "--out", tmp_path / "run", "--epochs", "1", "--no-gates", "--rank", "2",
-        "--instruction", "Classify it.", "--json",
+        "--instruction", "Classify it.", "--json", "--dtype", dtype,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
