@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from bench.usage import count, counts_of
 from unshot.engines.http import Exchange
 from unshot.engines.openai import CHAT, COMPLETIONS
 from unshot.engines.sse import BOM, DONE, Event, EventParser
@@ -17,15 +19,21 @@ Json = Any
 PieceKind = Literal["answer", "reasoning", "tool"]
 # Where servers put the model's reasoning: vLLM and SGLang, newer vLLM and OpenRouter, Ollama, OpenRouter's parts.
 REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
-# Finish reasons of an answer that the model itself ended (TGI and Anthropic's proxies have words of their own), and
-# of one that is none: given up by the server, or held back.
-STOPPED = ("stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn")
-FAILED = {"abort": "server error", "error": "server error", "content_filter": "content filter"}
-# Where the count of cached prompt tokens stands: OpenAI and vLLM, DeepSeek, Moonshot, LiteLLM in front of Anthropic.
-CACHED = ("prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens", "prompt_cache_hit_tokens",
-          "cached_tokens", "cache_read_input_tokens")  # fmt: skip
-THOUGHT = ("completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens",
-           "reasoning_tokens")  # fmt: skip
+# Others call it otherwise (`reasoning_text`, `thought`, `thinking_blocks`); what stands beside it is no text of it.
+THOUGHTS = re.compile(r"reasoning|think|thought")
+BESIDE = re.compile(r"(^|_)(id|index|type|tokens|signature|effort|status|time|duration|encrypted)$")
+# Finish reasons, in small letters, of an answer that the model itself ended (TGI, Anthropic's and Cohere's proxies have
+# words of their own), of one that reached its limit, and of one that is none: given up by the server, or held back.
+STOPPED = ("stop", "tool_calls", "function_call", "eos", "eos_token", "end_turn", "stop_sequence", "complete")
+LIMITED = ("max_tokens", "max_length", "model_length", "length_limit")
+FAILED = {
+    **dict.fromkeys(
+        ("abort", "error", "failed", "cancelled", "canceled", "timeout", "network_error", "server_error",
+         "insufficient_system_resource", "overloaded"), "server error"),
+    **dict.fromkeys(
+        ("content_filter", "content_filtered", "safety", "sensitive", "recitation", "blocklist",
+         "prohibited_content", "guardrail_intervened"), "content filter"),
+}  # fmt: skip
 # Pieces and tokens that differ in number by more than this share are not one to one.
 APART = 0.05
 
@@ -65,10 +73,12 @@ class Answer:
     golden: Json = None
     # How many pieces there were when the output was last counted: a count from before the end is not the answer's.
     counted: int = 0
+    # Whether a later count was no greater than one before, though more had come: each chunk may count itself.
+    apart: bool = False
 
     def text_of(self, kind: PieceKind) -> str:
         """The text of all pieces of one kind."""
-        return "".join(piece.text for piece in self.pieces if piece.kind == kind)
+        return _characters("".join(piece.text for piece in self.pieces if piece.kind == kind))
 
     @property
     def text(self) -> str:
@@ -100,7 +110,7 @@ class Answer:
     def fail(self, error: str, detail: str) -> None:
         """Note the first failure; later ones are its consequences."""
         if self.error is None:
-            self.error, self.detail = error, detail[:300]
+            self.error, self.detail = error, _characters(detail[:300])
 
 
 def read_answer(exchange: Exchange, kind: str) -> Answer:
@@ -130,10 +140,16 @@ def _hold_together(answer: Answer) -> None:
         answer.fail(FAILED[answer.finish], f"the answer ended with the finish reason `{answer.finish}`")
     if answer.counted < len(answer.pieces) or not answer.output_tokens:
         answer.output_tokens = None
+    if answer.apart and (answer.output_tokens or 0) < len(answer.pieces):
+        answer.output_tokens = None
+    answer.prompt_tokens = answer.prompt_tokens or None
     if answer.cached_tokens is not None and answer.cached_tokens > (answer.prompt_tokens or 0):
         answer.cached_tokens = None
     if answer.error is None and not answer.pieces:
-        if answer.finish in STOPPED and answer.ended:
+        seen = (answer.output_tokens or 0) - (answer.reasoning_tokens or 0)
+        if seen > 1:
+            answer.fail("empty", f"the server counted {seen} tokens and sent none")
+        elif answer.finish in STOPPED and answer.ended:
             # The model's first token was its last: an answer, and its time is known.
             answer.pieces.append(Piece(answer.ended, "answer", ""))
         else:
@@ -197,14 +213,18 @@ def read_chunk(event: Event, when: float, kind: str, answer: Answer) -> None:
         answer.fail("server error", error)
     else:
         if isinstance(chunk.get("model"), str):
-            answer.model = chunk["model"]
+            answer.model = _characters(chunk["model"])
         if "golden" in chunk:
             answer.golden = chunk["golden"]
         choices = chunk.get("choices") or []
         if not isinstance(choices, list):
             raise TypeError(f"`choices` is no list: {event.data[:80]!r}")
+        _only_one(choices, answer)
         for choice in choices:
-            _read_choice(choice, choice.get("delta") if kind == CHAT else choice, when, kind, answer)
+            part = choice.get("delta") if kind == CHAT else choice
+            if not answer.pieces:
+                _elsewhere(choice, kind)
+            _read_choice(choice, part, when, kind, answer)
         _read_counts(chunk, answer)
 
 
@@ -212,8 +232,27 @@ def _error_of(chunk: Mapping[str, Json]) -> str | None:
     """What an object that reports a failure says; None where it is no such object."""
     if chunk.get("error"):
         return str(chunk["error"])
-    told = next((chunk[name] for name in ("message", "detail") if chunk.get(name)), None)
-    return str(told) if told is not None and "choices" not in chunk else None
+    if "choices" in chunk:
+        return None
+    told = next((chunk[name] for name in ("message", "detail", "msg", "error_msg") if chunk.get(name)), None)
+    code = next((n for name in ("code", "status", "status_code") if (n := count(chunk, name)) is not None), 0)
+    failed = (
+        code >= 400 or chunk.get("success") is False or "error" in (chunk.get("type"), chunk.get("object"))
+    )
+    return str(told) if told is not None else json.dumps(chunk) if failed else None
+
+
+def _only_one(choices: Sequence[Json], answer: Answer) -> None:
+    if len(choices) > 1:
+        answer.fail("bad stream", "the answer holds several choices; ask for one")
+
+
+def _elsewhere(choice: Mapping[str, Json], kind: str) -> None:
+    """Raises `TypeError` where a chunk has its text in another API's field: it would read as an empty answer."""
+    due = "delta" if kind == CHAT else "text"
+    for name in ("message", "text", "delta"):
+        if name != due and choice.get(name) and choice.get(due) is None:
+            raise TypeError(f"a chunk has its text in `{name}`, where `{due}` is due")
 
 
 def _read_choice(choice: Json, part: Json, when: float, kind: str, answer: Answer) -> None:
@@ -225,8 +264,10 @@ def _read_choice(choice: Json, part: Json, when: float, kind: str, answer: Answe
     finish = choice.get("finish_reason")
     if isinstance(finish, dict):  # SGLang's own form
         finish = finish.get("type")
-    if finish:
-        answer.finish, answer.ended = str(finish), when
+    if choice.get("error"):
+        answer.fail("server error", str(choice["error"]))
+    if finish and (word := _characters(str(finish)).lower()) not in ("null", "none"):
+        answer.finish, answer.ended = "length" if word in LIMITED else word, when
 
 
 def _parts(part: Mapping[str, Json], kind: str) -> list[tuple[PieceKind, str]]:
@@ -235,14 +276,14 @@ def _parts(part: Mapping[str, Json], kind: str) -> list[tuple[PieceKind, str]]:
         text = _text(part.get("text"), "text")
         return [("answer", text)] if text else []
     found: list[tuple[PieceKind, str]] = []
-    reasoning = next((part[name] for name in REASONING if part.get(name)), None)
-    if text := _text(reasoning, "reasoning"):
+    if text := _reasoning(part):
         found.append(("reasoning", text))
     content = part.get("content")
     # A list of typed parts, as Mistral and Anthropic have it.
     for value in content if isinstance(content, list) else [{"type": "text", "text": content}]:
-        if text := _text(value["text" if "text" in value else "thinking"], "content"):
-            found.append(("reasoning" if value.get("type") in REASONING else "answer", text))
+        thought = THOUGHTS.search(str(value.get("type")))
+        if text := _text(value, "content"):
+            found.append(("reasoning" if thought else "answer", text))
     if text := _text(part.get("refusal"), "refusal"):
         found.append(("answer", text))
     calls = list(part.get("tool_calls") or [])
@@ -253,13 +294,29 @@ def _parts(part: Mapping[str, Json], kind: str) -> list[tuple[PieceKind, str]]:
     return found
 
 
+def _reasoning(part: Mapping[str, Json]) -> str:
+    """The text of the first field that holds reasoning; servers may send it under two names at once."""
+    others = (name for name in part if THOUGHTS.search(name) and not BESIDE.search(name))
+    for name in (*REASONING, *others):
+        value = part.get(name)
+        if value and (name in REASONING or isinstance(value, str | list | dict)):
+            return _text(value, name)
+    return ""
+
+
+def _characters(text: str) -> str:
+    """Two halves of a UTF-16 pair made one character, and a half alone the replacement character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _text(value: Json, name: str) -> str:
     """A text, or the texts of typed parts. Raises `TypeError`."""
     if isinstance(value, list):
         return "".join(_text(part, name) for part in value)
     if isinstance(value, dict):
         # A part of another type (encrypted reasoning) has no text.
-        value = next((value[key] for key in ("text", "thinking", "summary") if key in value), None)
+        keys = ("text", "thinking", "reasoning", "summary", "refusal")
+        return _text(next((value[key] for key in keys if key in value), None), name)
     if value is not None and not isinstance(value, str):
         raise TypeError(f"`{name}` is {type(value).__name__}, not a text")
     return value or ""
@@ -277,77 +334,25 @@ def _read_whole(exchange: Exchange, kind: str, answer: Answer) -> None:
     if error := _error_of(loaded):
         answer.fail("server error", error)
         return
+    _only_one(loaded["choices"], answer)
     for choice in loaded["choices"]:
         part = choice if kind == COMPLETIONS else choice["message"]
         _read_choice(choice, part, exchange.pieces[-1][0], kind, answer)
-    answer.model = loaded["model"] if isinstance(loaded.get("model"), str) else None
+    answer.model = _characters(loaded["model"]) if isinstance(loaded.get("model"), str) else None
     answer.ended, answer.streamed = exchange.pieces[-1][0], False
     _read_counts(loaded, answer)
 
 
 def _read_counts(chunk: Mapping[str, Json], answer: Answer) -> None:
-    """The counts of a chunk, wherever it has them; what it does not have stays as it was."""
-    choices = chunk.get("choices") or [{}]
-    groq = chunk.get("x_groq")
-    places = [
-        chunk.get("usage"),
-        choices[-1].get("usage"),
-        groq.get("usage") if isinstance(groq, dict) else None,
-    ]
-    usage = next((u for u in places if isinstance(u, dict)), {})
-    # llama.cpp's own counts: of the prompt, those taken from its cache and those computed.
-    timings = chunk.get("timings")
-    own: Mapping[str, Json] = timings if isinstance(timings, dict) else {}
-    cached, computed = _count(own, "cache_n"), _count(own, "prompt_n")
-    prompt = _count(usage, "prompt_tokens", "input_tokens")
-    if prompt is None and cached is not None and computed is not None:
-        prompt = cached + computed
-    output = _count(usage, "completion_tokens", "output_tokens")
-    output = _count(own, "predicted_n") if output is None else output
-    found = _count(usage, *CACHED)
-    thought = _count(usage, *THOUGHT)
-    prompt, output, thought = _completed(usage, prompt, output, found, thought)
-    if output is not None:
-        answer.output_tokens, answer.counted = output, len(answer.pieces)
-    answer.prompt_tokens = answer.prompt_tokens if prompt is None else prompt
-    answer.cached_tokens = next((c for c in (found, cached) if c is not None), answer.cached_tokens)
-    answer.reasoning_tokens = answer.reasoning_tokens if thought is None else thought
-
-
-def _completed(
-    usage: Mapping[str, Json], prompt: int | None, output: int | None, cached: int | None, thought: int | None
-) -> tuple[int | None, int | None, int | None]:
-    """`(prompt, output, reasoning)` with what a server counts apart: in the total only, or beside its input tokens.
-
-    xAI's and Gemini's thoughts are in `total_tokens` and not in `completion_tokens`; a total that holds the cached
-    tokens besides has a prompt without them, as Anthropic's `input_tokens` always is.
-    """
-    if prompt is None or output is None:
-        return prompt, output, thought
-    if "prompt_tokens" not in usage:
-        apart = (
-            _count(usage, name) or 0 for name in ("cache_read_input_tokens", "cache_creation_input_tokens")
-        )
-        return prompt + sum(apart), output, thought
-    more = (_count(usage, "total_tokens") or 0) - prompt - output
-    if more > 0 and more == cached:
-        return prompt + more, output, thought
-    if more > 0 and thought in (None, more):
-        return prompt, output + more, more
-    return prompt, output, thought
-
-
-def _count(counts: Mapping[str, Json], *paths: str) -> int | None:
-    """The first whole number of 0 or more at one of the paths (`outer.inner`)."""
-    for path in paths:
-        value: Json = counts
-        for name in path.split("."):
-            value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return value
-    return None
+    """The counts of a chunk; what it does not have stays as it was."""
+    counts = counts_of(chunk)
+    if counts.output is not None:
+        more = len(answer.pieces) > answer.counted
+        answer.apart = answer.apart or (more and 0 < counts.output <= (answer.output_tokens or 0))
+        answer.output_tokens, answer.counted = counts.output, len(answer.pieces)
+    answer.prompt_tokens = counts.prompt or answer.prompt_tokens
+    answer.cached_tokens = answer.cached_tokens if counts.cached is None else counts.cached
+    answer.reasoning_tokens = answer.reasoning_tokens if counts.reasoning is None else counts.reasoning
 
 
 def tokens_after_first(answer: Answer, arrived: int | None, first: int | None = None) -> int | None:

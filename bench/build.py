@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,14 @@ from bench.measure import Measurement, pairs
 from bench.quality import judge
 from bench.records import SIDES, RequestRecord, summarise
 from bench.sides import CACHE_OFF, CACHE_ON, System, client_facts
-from bench.traffic import cache_warning, cut_warning, shared_share, side_warnings
+from bench.traffic import (
+    cache_warning,
+    cut_warning,
+    limit_warning,
+    shared_share,
+    side_warnings,
+    warm_warning,
+)
 from unshot.case import Case
 from unshot.contracts.figures import Figures
 from unshot.contracts.manifest import hardware
@@ -70,7 +78,7 @@ def build(
         if len(pairs(chosen)[0]) >= 2 or not measured.interrupted:
             modes[mode] = builder.build(mode, chosen, measured)
     verdict, reasons = claims.overall({m: f.claim for m, f in modes.items()}, quality.gate, quality.why)
-    warnings = _warnings(job, rows, modes, facts)
+    warnings = _warnings(job, rows, modes, facts, measured.warm, systems[0].max_tokens)
     reasons += [words for m, f in modes.items() if (words := claims.length_words(m, f))]
     doubts = _doubts(measured, facts, modes)
     if doubts:
@@ -118,8 +126,9 @@ def side_prices(job: Job, systems: Sequence[System]) -> dict[SideName, SidePrice
 
 def _prefix_fill(measured: Measurement, side: SideName) -> float | None:
     """What the first warm-up request took with an empty cache, milliseconds; None where it was not run."""
-    first = (r for r in measured.warm if r.side == side and r.mode == CACHE_ON and r.ok)
-    return next((r.seconds * 1000 for r in first), None)
+    # Where it failed, the second may have found what it had filled.
+    first = next((r for r in measured.warm if r.side == side and r.mode == CACHE_ON), None)
+    return first.seconds * 1000 if first and first.ok else None
 
 
 def _conditions(
@@ -150,13 +159,22 @@ def _conditions(
 
 
 def _warnings(
-    job: Job, rows: Sequence[Example], modes: dict[str, Mode], facts: dict[SideName, SystemFacts]
+    job: Job,
+    rows: Sequence[Example],
+    modes: dict[str, Mode],
+    facts: dict[SideName, SystemFacts],
+    warm: Sequence[RequestRecord],
+    limit: int,
 ) -> list[str]:
     """What a reader must know before the figures."""
     found = []
+    for side in SIDES:
+        warmed = [r for r in warm if r.side == side]
+        found.append(warm_warning(side, Counter(r.error for r in warmed if r.error), len(warmed)))
     for mode, figures in modes.items():
         for side in SIDES:
             mine = figures.side(side)
+            found.append(limit_warning(f"{side}, {mode}", mine, limit))
             requests = [job.prompts[side].request(row) for row in rows]
             asked = shared_share(requests) if mode == CACHE_ON else 0.0
             in_process = facts[side].engine != "server" and mode == CACHE_ON
@@ -260,6 +278,11 @@ class _ModeBuilder:
         level = measured.levels.get(mode, LEVEL)
         clusters = claims.Clusters.of(a)
         old, new = money["baseline"], money["candidate"]
+        free = [side for side, each in money.items() if each and min(each) <= 0]
+        if free:
+            old = new = None
+            names = " and of the ".join(free)
+            no_cost += f"{'; ' if no_cost else ''}requests of the {names} cost nothing at its price: there is no ratio"
         speed = claims.ratio_of(
             (old_seconds := [r.seconds for r in a]),
             (new_seconds := [r.seconds for r in b]),

@@ -212,6 +212,12 @@ def bench(
     data, task_path = rows_and_task(baseline, candidate, data, task_path, case, out)
     prices, servers = {}, {}
     for side, given in sides.items():
+        own = given.flag.startswith(f"--{side}")
+        if given.price is not None and (own or given.machines > 1):
+            other = given.flag if own else f"--{side}-machines"
+            raise InputError(
+                f"--{side}-price is a price per token, and {other} goes with one per hour; give one of the two"
+            )
         tokens = given.price.of(given.model) if given.price is not None else None
         if tokens is None and plan and side == "baseline" and baseline.startswith("http"):
             tokens = plan_token_price(plan) if given.per_hour is None else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.records import RequestRecord, machine_seconds
+from bench.sides import CACHE_ON
 from unshot.contracts.figures import Cost
 from unshot.contracts.plan import PlanFile
 from unshot.contracts.report import SideName, SidePrice, SystemFacts
@@ -108,6 +109,12 @@ def dollars(
             return None, (
                 f"the {good[0].side}'s tokens are not known for {len(good) - len(known)} of {len(good)} requests: its "
                 "server reports no usage; give --tokenizer"
+            )
+        told = any(r.cached_tokens is not None for r in good) or good[0].mode != CACHE_ON
+        if price.tokens.cached not in (None, price.tokens.input) and not told:
+            return None, (
+                f"the {good[0].side}'s cached tokens are not known, since its server reports none: with the price of "
+                "cached input nobody knows its cost; give the price without it to count all input in full"
             )
         return known, None
     if price.per_hour is None:

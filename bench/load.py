@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import gc
 import math
 import signal
@@ -343,14 +344,28 @@ class Driver:
 
 
 def retry_after(exchange: Exchange) -> float:
-    """Seconds a 429 or 503 asks to wait (RFC 9110, 10.2.3, the form in seconds), at most half a minute; else 0."""
+    """Seconds a 429 or 503 asks to wait, at most half a minute; else 0 (RFC 9110, 10.2.3; OpenAI's in milliseconds)."""
     if exchange.status not in (429, 503):
         return 0.0
     try:
-        asked = float(exchange.headers.get("retry-after", "0"))
+        if "retry-after-ms" in exchange.headers:
+            asked = float(exchange.headers["retry-after-ms"]) / 1000
+        else:
+            asked = float(exchange.headers.get("retry-after", "0"))
     except ValueError:
-        return 0.0
+        asked = _until(exchange)
     return min(max(asked, 0.0), MAX_BACK_OFF) if math.isfinite(asked) else 0.0
+
+
+def _until(exchange: Exchange) -> float:
+    """Seconds to the date of Retry-After, by the server's own clock where it tells it; 0 where it is no date."""
+    try:
+        at = email.utils.parsedate_to_datetime(exchange.headers.get("retry-after", "")).timestamp()
+        date = exchange.headers.get("date")
+        now = email.utils.parsedate_to_datetime(date).timestamp() if date else time.time()
+    except (ValueError, OverflowError):
+        return 0.0
+    return at - now
 
 
 @contextmanager

@@ -40,16 +40,21 @@ def run_processes(
         loads = [Load("trace", times=tuple(arrivals[i::processes].tolist())) for i in range(processes)]
         if load.kind == "trace":
             payloads = payloads[: len(arrivals)]
+        parts = [list(payloads[i::processes]) for i in range(processes)]
     else:
         shares = [
             load.concurrency // processes + (i < load.concurrency % processes) for i in range(processes)
         ]
         loads = [Load("closed", concurrency=share) for share in shares if share]
         processes = len(loads)
+        # By their streams, so that all are over at the same time.
+        owners = [i for i, share in enumerate(shares) for _ in range(share)]
+        parts = [[] for _ in loads]
+        for number, payload in enumerate(payloads):
+            parts[owners[number % len(owners)]].append(payload)
     # One clock for all: perf_counter is the machine's monotonic clock on Linux. The start is set when all are ready.
     context = get_context("spawn")
     start = _Start(context.Barrier(processes + 1), context.Event(), context.Value("d"))  # type: ignore[arg-type]
-    parts = [list(payloads[i::processes]) for i in range(processes)]
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_join, initargs=(start,)) as pool:
         futures = [
             pool.submit(_child, api, part, one, timeout) for part, one in zip(parts, loads, strict=True)

@@ -27,8 +27,11 @@ from unshot.engines.timing import itl, tpot, ttft
 from unshot.metrics.ratios import percentile_interval
 
 PERCENTILES = (50, 90, 95, 99)
+ODD = ("untimed", "cut_prompts", "cached_known", "one_piece", "past_limit", "ended_early", "held_open")
 # Fewer prompt tokens than this share of the words (or of our count): the server cut the prompt.
 CUT = 0.9
+# Seconds that a response stayed open after its answer's end: the client waited for nothing, and sent nothing meanwhile.
+OPEN = 0.45
 SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
@@ -61,6 +64,9 @@ class RequestRecord(Record, kw_only=True):
     prompt_tokens: int | None = None
     # The fewest tokens that the prompt can have: by our tokenizer, else its words.
     least_prompt: int | None = None
+    # The most and (asked to go on past its end) the fewest tokens that the answer was asked to have.
+    most_tokens: int | None = None
+    least_tokens: int | None = None
     # The model that the server says the answer is of.
     model: str | None = None
     output_tokens: int | None = None
@@ -119,6 +125,36 @@ class RequestRecord(Record, kw_only=True):
         return known and (self.prompt_tokens or 0) < CUT * (self.least_prompt or 0)
 
     @property
+    def one_piece(self) -> bool:
+        """Whether an answer of several tokens had one arrival: nobody knows when its first token was there."""
+        tokens = self.output_tokens or len(self.text.split())
+        # A token, and the stop token.
+        return len(self.token_times) == 1 and tokens > 2
+
+    @property
+    def _shown_tokens(self) -> int | None:
+        """The server's own count where there are two, without reasoning, which limits may not count."""
+        count = self.output_tokens if self.server_tokens is None else self.server_tokens
+        return None if count is None else count - (self.reasoning_tokens or 0)
+
+    @property
+    def past_limit(self) -> bool:
+        """Whether it is longer than was asked for; a stop token is allowed."""
+        count = self._shown_tokens
+        return None not in (count, self.most_tokens) and (count or 0) > (self.most_tokens or 0) + 1
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether it ended before the length that it was asked to go on to."""
+        count = self._shown_tokens
+        return None not in (count, self.least_tokens) and (count or 0) < (self.least_tokens or 0) - 1
+
+    @property
+    def held_open(self) -> bool:
+        """Whether the response stayed open after the answer's end."""
+        return self.elapsed - self.seconds > OPEN
+
+    @property
     def queue(self) -> float:
         """Time between the scheduled and the actual start."""
         return max(0.0, self.start - self.scheduled)
@@ -159,14 +195,18 @@ def summarise(
     slo: Slo | None = None,
     *,
     asked: int | None = None,
+    flow: Sequence[RequestRecord] | None = None,
 ) -> Figures:
     """Figures of one side in one mode; `seconds` is the time the load took (default: the sum of service times).
 
-    `asked` is the concurrency of a closed loop, held against what the timestamps say.
+    `asked` is the concurrency of a closed loop, held against what the timestamps say. `flow` are the requests that
+    ended within `seconds`, where those are not all of `records`: what is counted per second.
     """
     good = [r for r in records if r.ok]
     busy = seconds if seconds is not None else sum(r.seconds for r in good)
+    passed = good if flow is None else [r for r in flow if r.ok]
     prompt, output = total([r.prompt_tokens for r in good]), total([r.output_tokens for r in good])
+    flowed = [total([getattr(r, name) for r in passed]) for name in ("prompt_tokens", "output_tokens")]
     theirs = [
         r.server_tokens - r.output_tokens
         for r in good
@@ -183,7 +223,7 @@ def summarise(
             len(good),
             prompt,
             output,
-            total([r.cached_tokens for r in good]),
+            cached_total([r.cached_tokens for r in good]),
             total([r.reasoning_tokens for r in good]),
         ),
         ttft_ms=distribution(r.ttft for r in good),
@@ -193,15 +233,20 @@ def summarise(
         e2e_ms=distribution(r.seconds for r in good),
         queue_ms=distribution(r.queue for r in good),
         connect_ms=distribution(r.connect for r in records if r.connect is not None),
-        requests_per_second=rate(len(good), busy),
-        input_tokens_per_second=rate(prompt, busy),
-        output_tokens_per_second=rate(output, busy),
-        untimed=sum(len(r.token_times) > 1 and math.isnan(r.tpot) for r in good),
-        cut_prompts=sum(r.cut_prompt for r in good),
+        requests_per_second=rate(len(passed), busy),
+        input_tokens_per_second=rate(flowed[0], busy),
+        output_tokens_per_second=rate(flowed[1], busy),
+        **odd_counts(good),  # type: ignore[arg-type]
         models=dict(Counter(r.model for r in good if r.model)),
         stopped_at_limit=sum(r.finish == "length" for r in good),
         server_minus_our_tokens=token_difference(len(theirs), sum(theirs), sum(t != 0 for t in theirs)),
-        goodput=goodput(sum(meets(r, bounds) for r in records), len(records), busy, bounds)
+        goodput=goodput(
+            sum(meets(r, bounds) for r in records),
+            len(records),
+            busy,
+            bounds,
+            flow=None if flow is None else sum(meets(r, bounds) for r in flow),
+        )
         if bounds
         else None,
         in_flight=in_flight(records, asked) if asked is not None else None,
@@ -212,6 +257,24 @@ def total(counts: Sequence[int | None]) -> int | None:
     """The sum of counts that are all known; None where one is not, or there are none."""
     known = [c for c in counts if c is not None]
     return sum(known) if known and len(known) == len(counts) else None
+
+
+def cached_total(counts: Sequence[int | None]) -> int | None:
+    """The sum of the counts that were given; None without any. vLLM leaves out one that is zero."""
+    known = [c for c in counts if c is not None]
+    return sum(known) if known else None
+
+
+def odd_counts(good: Iterable[RequestRecord]) -> dict[str, int]:
+    """How many answers have what the warnings tell of, by the name that `Figures` has for it."""
+    found = dict.fromkeys(ODD, 0)
+    for r in good:
+        found["untimed"] += len(r.token_times) > 1 and math.isnan(r.tpot)
+        found["cut_prompts"] += r.cut_prompt
+        found["cached_known"] += r.cached_tokens is not None
+        for name in ("one_piece", "past_limit", "ended_early", "held_open"):
+            found[name] += getattr(r, name)
+    return found
 
 
 def answered_tokens(records: Iterable[RequestRecord]) -> int:
@@ -255,9 +318,11 @@ def meets(record: RequestRecord, bounds: dict[str, float]) -> bool:
     )
 
 
-def goodput(met: int, requests: int, seconds: float, bounds: dict[str, float]) -> Goodput:
-    """Requests that met every bound per second, and their share."""
-    return Goodput(bounds, rate(met, seconds), met / requests if requests else None)
+def goodput(
+    met: int, requests: int, seconds: float, bounds: dict[str, float], *, flow: int | None = None
+) -> Goodput:
+    """Requests that met every bound per second (`flow`: of those that ended in `seconds`), and their share."""
+    return Goodput(bounds, rate(met if flow is None else flow, seconds), met / requests if requests else None)
 
 
 def in_flight(records: Sequence[RequestRecord], asked: int) -> InFlight:

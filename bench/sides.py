@@ -253,7 +253,7 @@ class ServerSystem:
             item = items[number]
             record = make_record(
                 exchange, self.api, side=self.side, row=item.row, mode=mode, block=block, clock=clock,
-                counter=self.counter, messages=messages[number],
+                counter=self.counter, messages=messages[number], limit=self.api.limit(self.max_tokens),
             )  # fmt: skip
             record.request = item.request
             records[number] = record
@@ -315,8 +315,9 @@ def make_record(
     clock: float,
     counter: TemplateCounter | None = None,
     messages: Sequence[Message] | None = None,
+    limit: int | None = None,
 ) -> RequestRecord:
-    """Read an exchange; all latencies count from its scheduled time.
+    """Read an exchange; all latencies count from its scheduled time. `limit` is the longest answer asked for, tokens.
 
     A server's stop token is in its count and has no arrival: `timed_tokens` is without it, `output_tokens` with it.
     """
@@ -359,6 +360,8 @@ def make_record(
         prompt_tokens=prompt,
         least_prompt=least,
         model=answer.model,
+        most_tokens=limit,
+        least_tokens=limit if api.extra.get("ignore_eos") else None,
         output_tokens=output,
         timed_tokens=tokens_after_first(answer, arrived, first) if answer.streamed else None,
         cached_tokens=answer.cached_tokens,

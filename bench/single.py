@@ -14,10 +14,12 @@ from bench.schedule import Load, parse_load
 from bench.summary import number
 from bench.target import LoadOptions, Target
 from unshot.console import Output, jsonable
+from unshot.contracts.figures import Figures
 from unshot.contracts.manifest import Manifest, hardware, staged
 from unshot.contracts.report import Knee, LoadConditions, LoadReport, SloKnee, Step, SweepReport
 from unshot.data.files import write_text
 from unshot.errors import InputError
+from unshot.metrics.thresholds import ERROR_RATE
 from unshot.secret import hidden
 
 # The automatic sweep ends where doubling the streams brings less than this.
@@ -26,6 +28,8 @@ WORTH = 0.05
 REQUESTS = 100
 # A rate is within the SLO where so many of its requests are; the search ends where the rates are this close.
 WITHIN, CLOSE, MOST_RATES = 0.99, 1.1, 20
+# Requests under way on average, below which they hardly meet.
+ALONE = 0.1
 
 
 @dataclass(frozen=True)
@@ -94,16 +98,14 @@ def load_run(job: LoadJob, out: Output) -> LoadReport:
             url=job.target.url,
             model=job.target.server.model,
             load=wanted.text,
-            warnings=got.warnings,
+            warnings=[*([target.cold] if target.cold else []), *got.warnings],
             partial=got.interrupted,
             figures=got.figures,
             turns=got.turns,
             failure=_failure(got.records),
             client=got.client,
             resources=got.resources,
-            conditions=_conditions(
-                target, got.figures.requests, job.warm_up, steady=job.duration is not None
-            ),
+            conditions=_conditions(target, got.figures.requests, job.warm_up, steady=got.steady),
         )
         _write(work, report, got.records)
         if "mlperf" in job.formats and got.figures.answered:
@@ -122,7 +124,7 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
         manifest.inputs = target.inputs
         target.warm_up(job.warm_up)
         everything: list[RequestRecord] = []
-        warnings: list[str] = []
+        warnings = [target.cold] if target.cold else []
         interrupted = False
         for load in loads:
             # Three rounds of every stream; ten seconds of a rate.
@@ -134,6 +136,8 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
             facts = got.figures
             rate = load.rate if load.open else None
             points.append(Step(load.concurrency, facts, got.client, got.resources, rate))
+            if doubt := _doubt(points[-1]):
+                warnings.append(f"{load.text}: {doubt}: this step does not count for the knee")
             p50 = facts.e2e_ms.p50.value if facts.e2e_ms.p50 else float("nan")
             out.log(
                 f"{points[-1].label}: {number(facts.requests_per_second, '.2f')} requests/s, e2e p50 {p50:.0f} ms"
@@ -187,7 +191,9 @@ def _rising(points: Sequence[Step]) -> Iterator[float]:
             low = rate
         else:
             high = rate
-        if high <= low * CLOSE:
+        # Where requests hardly meet, sending fewer of them cannot help.
+        alone = rate * (points[-1].figures.e2e_ms.mean or math.inf) / 1000 < ALONE
+        if high <= low * CLOSE or (not low and alone):
             return
         rate = 2 * rate if high == math.inf else rate / 2 if not low else round(math.sqrt(low * high), 3)
 
@@ -229,22 +235,37 @@ def _doubling(most: int, points: Sequence[Step]) -> Iterator[int]:
     step = 1
     while step <= most:
         yield step
-        rates = [p.figures.requests_per_second or 0.0 for p in points]
+        rates = [0.0 if _failing(p.figures) else p.figures.requests_per_second or 0.0 for p in points]
         # Two steps in a row that bring nothing: one alone may be chance.
         if len(rates) > 3 and max(rates[-2:]) < (1 + WORTH) * max(rates[:-2]):
             return
         step *= 2
 
 
+def _failing(facts: Figures) -> bool:
+    # Those that Ctrl-C ended did not fail.
+    failed = sum(n for kind, n in facts.errors.items() if kind != "interrupted")
+    return failed > ERROR_RATE.value * facts.requests
+
+
+def _doubt(point: Step) -> str | None:
+    """Why a step says nothing of the knee: it failed more often than is allowed, or the client was late."""
+    facts = point.figures
+    if _failing(facts):
+        return f"{facts.requests - facts.answered} of {facts.requests} requests failed"
+    return None if point.client.valid else f"the client itself was late ({'; '.join(point.client.reasons)})"
+
+
 def knee(points: Sequence[Step]) -> Knee | None:
     """The step of greatest power, throughput / mean latency (Kleinrock 1979), and the greatest throughput.
 
-    None below three steps. Past the knee more load brings latency and little throughput.
+    Steps that failed, or in which the client was late, do not count. None below three steps that do. Past the knee
+    more load brings latency and little throughput, or failures.
     """
     usable = [
         (p.figures.requests_per_second, p.figures.e2e_ms.mean, p)
         for p in points
-        if p.figures.requests_per_second and p.figures.e2e_ms.mean
+        if p.figures.requests_per_second and p.figures.e2e_ms.mean and not _doubt(p)
     ]
     if len(usable) < 3:
         return None
@@ -257,7 +278,8 @@ def knee(points: Sequence[Step]) -> Knee | None:
         e2e_p50_ms=p50.value if p50 else float("nan"),
         most_requests_per_second=most,
         share_of_most=rate / most,
-        saturated=best is not usable[-1][2],
+        saturated=best is not usable[-1][2]
+        or any(p.concurrency > best.concurrency and _failing(p.figures) for p in points),
     )
 
 

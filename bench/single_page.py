@@ -153,7 +153,7 @@ def knee_words(report: SweepReport) -> str:
 
 def _knee(knee: Knee | None) -> str:
     if knee is None:
-        return "too few steps for a knee; three are needed"
+        return "too few steps for a knee; three that count are needed"
     if not knee.saturated:
         return (
             f"No knee up to concurrency {knee.concurrency}: throughput still rises as fast as latency "

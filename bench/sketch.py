@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bench.records import (
+    ODD,
     PERCENTILES,
     RequestRecord,
     bounds_of,
     goodput,
     meets,
+    odd_counts,
     rate,
     token_difference,
     token_means,
@@ -133,6 +135,8 @@ class Tally:
     compared: int = 0
     compared_total: int = 0
     compared_differ: int = 0
+    odd: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ODD, 0))
+    models: dict[str, int] = field(default_factory=dict)
     began: float = math.inf
     ended: float = -math.inf
     sketches: dict[str, Sketch] = field(default_factory=lambda: {name: Sketch() for name in FIGURES})
@@ -146,6 +150,7 @@ class Tally:
         tally.met = sum(meets(r, tally.bounds) for r in records)
         tally.limited = sum(r.finish == "length" for r in good)
         tally.errors = dict(Counter(r.error for r in records if r.error))
+        tally.odd, tally.models = odd_counts(good), dict(Counter(r.model for r in good if r.model))
         for name in COUNTS:
             counts = [c for r in good if (c := getattr(r, f"{name}_tokens")) is not None]
             tally.tokens[name], tally.known[name] = sum(counts), len(counts)
@@ -175,8 +180,13 @@ class Tally:
             "compared_differ",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for kind, count in other.errors.items():
-            self.errors[kind] = self.errors.get(kind, 0) + count
+        for mine, theirs in (
+            (self.errors, other.errors),
+            (self.odd, other.odd),
+            (self.models, other.models),
+        ):
+            for kind, count in theirs.items():
+                mine[kind] = mine.get(kind, 0) + count
         for name in COUNTS:
             self.tokens[name] += other.tokens[name]
             self.known[name] += other.known[name]
@@ -192,6 +202,8 @@ class Tally:
             name: self.tokens[name] if self.answered and self.known[name] == self.answered else None
             for name in COUNTS
         }
+        if self.known["cached"]:
+            counts["cached"] = self.tokens["cached"]
         spread = {f"{name}_ms": sketch.distribution() for name, sketch in self.sketches.items()}
         figures = Figures(
             requests=self.requests,
@@ -204,6 +216,8 @@ class Tally:
             input_tokens_per_second=rate(counts["prompt"], seconds),
             output_tokens_per_second=rate(counts["output"], seconds),
             stopped_at_limit=self.limited,
+            **self.odd,  # type: ignore[arg-type]
+            models=dict(self.models),
             server_minus_our_tokens=token_difference(
                 self.compared, self.compared_total, self.compared_differ
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from bench.conversation import Conversation, Talk, of_log, of_rows, parse_think,
 from bench.counters import counted, read_counters
 from bench.load import Driver, LoadResult, drive
 from bench.processes import run_processes
-from bench.records import RequestRecord, answered_tokens, summarise
+from bench.records import RequestRecord, answered_tokens, in_flight, summarise
 from bench.resources import Monitor, energy_per_request
 from bench.schedule import Load
 from bench.sides import first_adapted, make_record
@@ -30,7 +31,9 @@ from bench.traffic import (
     shared_share,
     side_warnings,
     uncached,
+    warm_warning,
 )
+from bench.window import steady_window
 from unshot.case import Slo
 from unshot.console import Output
 from unshot.contracts.figures import Client, Figures, Resources
@@ -74,6 +77,8 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     # Of conversations, the figures of each turn.
     turns: list[Figures] = field(default_factory=list)
+    # Whether the figures are of the steady state.
+    steady: bool = False
 
 
 class Target:
@@ -99,6 +104,8 @@ class Target:
         self._replayed: tuple[str | list[Message], ...] = ()
         self._first = 0
         self._talk: Talk | None = None
+        # What to say of the warm-up.
+        self.cold: str | None = None
 
     @property
     def repeats(self) -> int:
@@ -183,9 +190,8 @@ class Target:
             return found if options.repeat else replace(found, first=fresh_input(found.first, words))
 
         def request(messages: Sequence[Message], number: int, turn: int) -> bytes:
-            lengths = random.Random(f"{options.seed}:{number}:{turn}")
             prompt = prompt_of(self.api, messages, self.counter)
-            return self.api.wrap(self.api.body(prompt, lengths.randint(*self._lengths)))
+            return self.api.wrap(self.api.body(prompt, self._length(number, turn)))
 
         what = "the log" if logged else "the rows" if said else "random words"
         pause = "as in the log" if logged and not timed else f"{options.think_time or 0} s"
@@ -194,11 +200,15 @@ class Target:
             return load, len(load.times) or None
         return load, self._talk.count(requests, len(said) if logged else None)
 
+    def _length(self, number: int, turn: int = 0) -> int:
+        """The longest answer to a request, drawn by the seed."""
+        which = f"{number}:{turn}" if turn else f"{number}"
+        return random.Random(f"{self.options.seed}:{which}").randint(*self._lengths)
+
     def body(self, number: int) -> bytes:
-        """The JSON of request `number`; its length is drawn by the seed."""
-        lengths = random.Random(f"{self.options.seed}:{number}")
+        """The JSON of request `number`."""
         prompt = prompt_of(self.api, self.messages(number), self.counter)
-        return self.api.body(prompt, lengths.randint(*self._lengths))
+        return self.api.body(prompt, self._length(number))
 
     def bodies(self, count: int) -> list[bytes]:
         """The next `count` requests without their headers."""
@@ -219,6 +229,8 @@ class Target:
                 raise KeyboardInterrupt
             other = first_adapted(self.api, records)
             if other is None:
+                failed = Counter(r.error for r in records if r.error)
+                self.cold = warm_warning("warm-up", failed, count)
                 return
             self.api = other
 
@@ -242,29 +254,40 @@ class Target:
         with Monitor({"the client": os.getpid()}) as monitor:
             run, records = self.run(load, count, processes=processes, duration=duration)
         after = read_counters(self.api.address) if before else {}
-        chosen, seconds = steady_window(records, load, run.seconds) if steady else (records, run.seconds)
+        window = steady_window(records, load) if steady else None
+        chosen, flow, seconds = window or (records, records, run.seconds)
+        facts = summarise(chosen, seconds, self.options.slo, flow=flow)
         # Who thinks has nothing in flight.
-        asked = None if load.open or (self._talk and self._talk.think[1]) else load.concurrency
-        facts = summarise(chosen, seconds, self.options.slo, asked=asked)
+        if not load.open and not (self._talk and self._talk.think[1]):
+            facts.in_flight = in_flight(records, load.concurrency) if records else None
         facts.server = counted(before, after, least=answered_tokens(records))
         facts.energy = energy_per_request(monitor, records, "candidate", load.text, run.began)
-        turns = self._by_turn(chosen, seconds)
+        turns = self._by_turn(chosen, flow, seconds)
+        warnings = self._warnings(load, facts, turns)
+        if steady and window is None:
+            warnings.append(
+                f"{load.text}: {duration:g} s are too short for a steady state (each stream answers once more after "
+                "its first answer): these are all requests, ramp-up and drain with them; give a longer --duration"
+            )
         return Outcome(
             facts,
             run.client(),
             records,
             run.interrupted,
             monitor.facts(),
-            self._warnings(load, facts, turns),
+            warnings,
             turns,
+            steady=window is not None,
         )
 
-    def _by_turn(self, records: Sequence[RequestRecord], seconds: float) -> list[Figures]:
-        groups: dict[int, list[RequestRecord]] = {}
-        for record in records:
-            if record.turn is not None:
-                groups.setdefault(record.turn, []).append(record)
-        return [summarise(groups[turn], seconds, self.options.slo) for turn in sorted(groups)]
+    def _by_turn(
+        self, records: Sequence[RequestRecord], flow: Sequence[RequestRecord], seconds: float
+    ) -> list[Figures]:
+        def of(group: Sequence[RequestRecord], turn: int) -> list[RequestRecord]:
+            return [r for r in group if r.turn == turn]
+
+        turns = sorted({r.turn for r in records if r.turn is not None})
+        return [summarise(of(records, t), seconds, self.options.slo, flow=of(flow, t)) for t in turns]
 
     def _warnings(self, load: Load, facts: Figures, turns: Sequence[Figures] = ()) -> list[str]:
         reported, repeated = facts.tokens.cached_share, bool(self.repeats)
@@ -315,9 +338,10 @@ class Target:
     def _record(self, exchange: Exchange, run: LoadResult, load: Load, first: int, row: int) -> RequestRecord:
         number = first + (exchange.origin if self._talk else row)
         messages = self._talk.messages(number, exchange.turn) if self._talk else self.messages(number)
+        limit = self.api.limit(self._length(number, exchange.turn))
         record = make_record(
             exchange, self.api, side="candidate", row=row, mode=load.text, block=0, clock=run.began,
-            counter=self.counter, messages=messages,
+            counter=self.counter, messages=messages, limit=limit,
         )  # fmt: skip
         record.request = first + row
         if self._talk:
@@ -341,24 +365,6 @@ class Target:
         tally, client, records, interrupted = run_ray(shares, address, out)
         facts = tally.figures()
         return Outcome(facts, client, records, interrupted, warnings=self._warnings(load, facts))
-
-
-def steady_window(
-    records: Sequence[RequestRecord], load: Load, seconds: float
-) -> tuple[list[RequestRecord], float]:
-    """The requests of the steady state and its length: from the first answer of every stream to the last request sent.
-
-    Counted are the requests scheduled in that window; its throughput is theirs over its length. In open loop it
-    begins when as many requests have ended as were under way at the first one's end.
-    """
-    if not records:
-        return list(records), seconds
-    ends = sorted(r.end for r in records)
-    under_way = load.concurrency or sum(r.scheduled <= ends[0] for r in records)
-    begin = ends[min(under_way, len(ends)) - 1]
-    end = max(r.scheduled for r in records)
-    chosen = [r for r in records if begin <= r.scheduled <= end]
-    return (chosen, end - begin) if chosen and end > begin else (list(records), seconds)
 
 
 def parse_slo(text: str | None) -> Slo:

@@ -34,6 +34,8 @@ UNNAMED = "default"
 TOLERANCE = 0.1
 # Tokens of a template that every prompt begins with, and the block that a cache rounds them up to.
 TEMPLATE = 40
+# So many answers in one piece are not those that were too fast for two reads.
+ONE_PIECE = 0.1
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def side_warnings(where: str, model: str, figures: Figures) -> list[str | None]:
     """What a reader must know of one side's figures: tokens, times, prompts and models that are not what they seem."""
     return [
         token_warning(where, figures),
+        piece_warning(where, figures),
+        *asked_warnings(where, figures),
         cut_warning(where, figures),
         model_warning(where, model, figures.models),
     ]
@@ -165,13 +169,54 @@ def token_warning(where: str, figures: Figures) -> str | None:
             f"{where}: {which}no time per token, since the server sends several tokens at once, or other pieces than "
             "tokens, and nobody knows how many the first ones were; give --tokenizer"
         )
-    # A token, and the stop token.
-    if not figures.itl_ms.count and figures.tokens.output > 2:
-        return (
-            f"{where}: the answers came in one piece: their time to first token is that of the whole answer, and there "
-            "is no time per token"
-        )
     return None
+
+
+def piece_warning(where: str, figures: Figures) -> str | None:
+    """What to say of answers that came in one piece; a few may have been too short and fast for two reads."""
+    if figures.one_piece < max(1, ONE_PIECE * figures.answered):
+        return None
+    which = "the" if figures.one_piece == figures.answered else f"{figures.one_piece} of {figures.answered}"
+    return (
+        f"{where}: {which} answers came in one piece: their time to first token is that of the whole answer, and there "
+        "is no time per token"
+    )
+
+
+def asked_warnings(where: str, figures: Figures) -> list[str]:
+    """What to say of a server that does otherwise than it was asked, or leaves out what it was asked for."""
+    f, every = figures, figures.answered
+    counts = (
+        (f.past_limit, "answers are longer than was asked for (--max-tokens): the server ignores the limit, and their "
+         "times and cost are of more work"),
+        (f.ended_early, "answers ended before the length that was asked for (--ignore-eos): the server ignores it"),
+        (f.held_open, "responses stayed open after their answer's end: the client waited half a second each time, and "
+         "requests/s is lower by that"),
+        (f.cached_known if f.cached_known < every else 0, "answers say how many of their prompt tokens were cached; "
+         "the others count as none"),
+    )  # fmt: skip
+    return [f"{where}: {count} of {every} {words}" for count, words in counts if count]
+
+
+def limit_warning(where: str, figures: Figures, limit: int) -> str | None:
+    """What to say of answers to labelled rows that the limit cut."""
+    if not figures.stopped_at_limit:
+        return None
+    return (
+        f"{where}: {figures.stopped_at_limit} of {figures.answered} answers were cut at the limit of {limit} tokens "
+        "(--max-tokens): their scores, times and cost are of a part of them"
+    )
+
+
+def warm_warning(where: str, failed: Mapping[str, int], requests: int) -> str | None:
+    """What to say of a warm-up whose requests failed, by their errors."""
+    if not failed:
+        return None
+    kinds = ", ".join(f"{n} {kind}" for kind, n in failed.items())
+    return (
+        f"{where}: {sum(failed.values())} of {requests} warm-up requests failed ({kinds}): the first measured ones may "
+        "have found a server that was not ready"
+    )
 
 
 def cut_warning(where: str, figures: Figures) -> str | None:

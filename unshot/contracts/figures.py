@@ -127,6 +127,15 @@ class Figures(Record, kw_only=True):
     untimed: int = 0
     # Answers to prompts of which the server counted fewer tokens than it was sent.
     cut_prompts: int = 0
+    # Answers that say how many of their prompt tokens were cached; the others count as none.
+    cached_known: int = 0
+    # Answers of several tokens that came in one piece.
+    one_piece: int = 0
+    # Answers longer than was asked for, and such as ended before the length that they were asked to go on to.
+    past_limit: int = 0
+    ended_early: int = 0
+    # Responses that stayed open after their answer's end, while the client waited.
+    held_open: int = 0
     # The models that the answers say they are of.
     models: dict[str, int] = field(default_factory=dict)
     server_minus_our_tokens: TokenDifference | None = None

@@ -24,6 +24,8 @@ from unshot.errors import InputError
 MAX_HEADER = 64 * 1024
 # After `[DONE]` the end of the response is due; a server that never sends it does not hold the answer back.
 GRACE = 0.5
+# A connection that closes within this, or twice what it took to open, was closed while idle; later, over the request.
+RACE = 0.1
 DONE = b"[DONE]"
 
 
@@ -92,6 +94,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._requests = 0
+        # Seconds that it took to open.
+        self.opening = 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -200,7 +204,8 @@ class Connection(asyncio.Protocol):
                 raise ValueError("negative chunk")
             begin, end = line + 2, line + 2 + size
             if size == 0:
-                if data.find(b"\r\n", begin) < 0:
+                # Trailers may follow, up to an empty line.
+                if not data.startswith(b"\r\n", begin) and data.find(b"\r\n\r\n", begin) < 0:
                     break
                 self._buffer = b""
                 return b"".join(parts), True
@@ -240,7 +245,8 @@ class Connection(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange is None or exchange.ended:
             return
-        if self._requests > 1 and not exchange.status and not self._buffer and not exchange.resent:
+        early = time.perf_counter() - exchange.started < max(RACE, 2 * self.opening)
+        if self._requests > 1 and early and not exchange.status and not self._buffer and not exchange.resent:
             # The server closed an idle connection just as it was used again (RFC 9112, 9.3.1): not its failure.
             exchange.resent = True
             self._pool.send(exchange)
@@ -319,6 +325,7 @@ class Pool:
         name = self.address.host if self.address.tls else None
         failure: OSError | None = None
         for address in addresses:
+            began = time.perf_counter()
             try:
                 if self.address.proxy and self._context:
                     connection = await self._tunnel(self.address.proxy, *address)
@@ -329,6 +336,7 @@ class Pool:
             except OSError as error:
                 failure = failure or error
             else:
+                connection.opening = time.perf_counter() - began
                 self._all.add(connection)
                 return connection
         raise failure or OSError(f"{self.address.hop[0]} has no address")

@@ -53,6 +53,11 @@ class Api:
             return replace(self, ask_usage=False)
         return None
 
+    def limit(self, max_tokens: int) -> int | None:
+        """The longest answer that is asked for, tokens: what `extra` says by any name, else `max_tokens`."""
+        asked = next((self.extra[name] for name in LIMITS if name in self.extra), max_tokens)
+        return asked if isinstance(asked, int) else None
+
     def request(self, prompt: Sequence[Message] | str, max_tokens: int) -> bytes:
         """A greedy streaming request: messages for chat, a text for completions."""
         return self.wrap(self.body(prompt, max_tokens))

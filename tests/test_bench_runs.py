@@ -1,0 +1,232 @@
+"""Runs whose course is awkward: too short, failing as they rise, cold at first, priced at nothing. Truth stated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.records import RequestRecord, summarise
+from bench.schedule import parse_load
+from bench.single import LoadJob, SweepJob, _rising, knee, load_run, sweep_run
+from bench.target import LoadOptions
+from bench.traffic import ServerOptions
+from bench.window import steady_window
+from tests.golden import golden_thread
+from tests.logs import run_here
+from tests.raw_server import Script, head, last, listening, raw_server, usage, whole
+from tests.test_bench_awkward import END, QUIET, WORDS
+from unshot.contracts.figures import Client
+from unshot.contracts.report import Step
+
+ANSWER = b"".join([*WORDS, END, last(usage(99, 6))])
+GOOD: Script = [head(length=len(ANSWER)) + ANSWER]
+Capture = pytest.CaptureFixture[str]
+
+
+def records(spans: list[tuple[float, float]]) -> list[RequestRecord]:
+    """Answered requests from when to when."""
+    return [
+        RequestRecord(
+            side="candidate", mode="m", row=i, block=0, scheduled=a, start=a, token_times=[b - a],
+            e2e=b - a, elapsed=b - a, prompt_tokens=10, output_tokens=1,
+        )
+        for i, (a, b) in enumerate(spans)
+    ]  # fmt: skip
+
+
+# Steady state
+
+
+@pytest.mark.parametrize("streams", [1, 4, 16])
+@pytest.mark.parametrize("cycles", [3, 5, 50])
+def test_the_steady_throughput_is_the_servers_however_short_the_run(streams: int, cycles: int) -> None:
+    """Each stream has an answer every 0.1 s: 10 a second each, in a window of 2 cycles as in one of 50."""
+    jitter = [0.00001 * i for i in range(streams)]
+    spans = [(0.1 * c + j, 0.1 * (c + 1) + j) for c in range(cycles) for j in jitter]
+    window = steady_window(records(spans), parse_load(f"closed:{streams}"))
+    assert window is not None
+    sent, ended, seconds = window
+    rate = summarise(sent, seconds, flow=ended).requests_per_second
+    assert rate == pytest.approx(10 * streams, rel=0.001)
+
+
+def test_a_duration_without_a_steady_state_is_told(tmp_path: Path) -> None:
+    """One request of 0.25 s in 0.1 s; and two, of which none was sent and answered after the first."""
+    script: Script = [head(), 0.25, *WORDS, END, last(usage(99, 6))]
+    for name, duration in (("one", 0.1), ("two", 0.3)):
+        with raw_server(lambda n, body: script) as url:
+            job = LoadJob(LoadOptions(url), tmp_path / name, "closed:1", None, warm_up=0, duration=duration)
+            report = load_run(job, QUIET)
+        assert report.conditions.window == "all requests" and (report.figures.requests_per_second or 0) < 4.1
+        assert any("too short for a steady state" in w for w in report.warnings), report.warnings
+
+
+# Processes
+
+
+def test_streams_that_do_not_divide_evenly_are_all_busy_to_the_end(tmp_path: Path) -> None:
+    """Three streams on two processes: one has two of them and must have two thirds of the requests."""
+    with golden_thread(ttft_ms=50, itl_ms=0, tokens=1) as url:
+        job = LoadJob(LoadOptions(url), tmp_path / "r", "closed:3", 60, warm_up=0, processes=2)
+        report = load_run(job, QUIET)
+    flying = report.figures.in_flight
+    assert report.figures.answered == 60 and flying is not None and flying.mean > 2.7
+
+
+# Failing as it rises
+
+
+@contextmanager
+def limited(most: int, seconds: float) -> Iterator[str]:
+    """A server that answers `most` requests at once, each after `seconds`, and refuses the others."""
+    active = 0
+
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal active
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while line := (await reader.readuntil(b"\r\n")).decode():
+                length = 0
+                while (field := (await reader.readuntil(b"\r\n")).decode().strip()) != "":
+                    name, _, value = field.partition(":")
+                    length = int(value) if name.lower() == "content-length" else length
+                await reader.readexactly(length)
+                if line.startswith("POST") and active < most:
+                    active += 1
+                    await asyncio.sleep(seconds)
+                    active -= 1
+                    writer.write(GOOD[0])  # type: ignore[arg-type]
+                else:
+                    writer.write(whole({"error": "busy"}, 429 if line.startswith("POST") else 404)[0])
+
+    with listening(client) as port:
+        yield f"http://127.0.0.1:{port}/v1"
+
+
+def test_a_step_that_fails_is_no_knee(tmp_path: Path) -> None:
+    """Four at once is all that the server takes: with eight it refuses most, and those that it takes are as fast."""
+    with limited(4, 0.05) as url:
+        target = LoadOptions(url, ServerOptions("m", timeout=10))
+        report = sweep_run(SweepJob(target, tmp_path / "r", "1,2,4,8,16", 16, 40, warm_up=0), QUIET)
+    failing = [p.concurrency for p in report.points if p.figures.errors]
+    assert failing == [8, 16]
+    assert report.knee is None or report.knee.concurrency <= 4
+    told = [w for w in report.warnings if "requests failed: this step does not count" in w]
+    assert len(told) == 2, report.warnings
+
+
+def step(concurrency: int, rate: float, mean: float, failed: int = 0, **client: Any) -> Step:
+    figures = summarise(records([(0, mean)] * (100 - failed)), 1.0)
+    figures = figures.changed(requests_per_second=rate, requests=100, error_rate=failed / 100)
+    return Step(concurrency, figures, Client(**{"valid": True, "reasons": [], **client}), None)
+
+
+def test_the_knee_is_of_steps_that_hold() -> None:
+    rising = [step(1, 10, 0.1), step(2, 20, 0.1), step(4, 40, 0.1)]
+    found = knee([*rising, step(8, 80, 0.1, failed=50), step(16, 90, 0.1, failed=90)])
+    assert found is not None and (found.concurrency, found.saturated) == (4, True)
+    late = knee([*rising, step(8, 80, 0.1, valid=False, reasons=["late"])])
+    assert late is not None and (late.concurrency, late.saturated) == (4, False)
+    assert knee(rising[:2]) is None
+
+
+def test_a_search_that_no_rate_can_help_ends() -> None:
+    """An answer takes 50 ms and may take 1: at a request a second they hardly meet, and fewer would not help."""
+    points: list[Step] = []
+    for rate in _rising(points):
+        points.append(step(0, rate, 0.05).changed(rate=rate))
+    assert [p.rate for p in points] == [1.0]
+
+
+# Cold at first
+
+
+def test_a_warm_up_that_failed_is_told(tmp_path: Path, capsys: Capture) -> None:
+    def answer(number: int, body: Any) -> Script:
+        return whole({"error": "loading"}, 503) if number < 2 else GOOD
+
+    with raw_server(answer) as url:
+        report = load_run(LoadJob(LoadOptions(url), tmp_path / "l", "closed:1", 3, warm_up=3), QUIET)
+    assert any("2 of 3 warm-up requests failed (2 http 503)" in w for w in report.warnings), report.warnings
+    with raw_server(answer) as url:
+        job = SweepJob(LoadOptions(url), tmp_path / "s", "1", 1, 3, warm_up=2)
+        assert any("2 of 2 warm-up" in w for w in sweep_run(job, QUIET).warnings)
+
+
+def ab(tmp_path: Path, capsys: Capture, url: str, *more: str | Path, name: str = "r") -> dict[str, Any]:
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(f'{{"prompt": "q {i}", "completion": "word"}}\n' for i in range(8)))
+    done = run_here(
+        capsys, "bench", "--baseline", url, "--candidate", url, "--data", data, "--requests", "8",
+        "--cache", "on", "--out", tmp_path / name, "-q", *more,
+    )  # fmt: skip
+    if done.code == 2:
+        return {"refused": done.err}
+    assert done.code == 1, done.err
+    found: dict[str, Any] = json.loads((tmp_path / name / "report.json").read_text())
+    return found
+
+
+def test_a_warm_up_that_failed_is_told_of_a_side_and_fills_no_prefix(tmp_path: Path, capsys: Capture) -> None:
+    def answer(number: int, body: Any) -> Script:
+        return whole({"error": "loading"}, 503) if number == 0 else GOOD
+
+    with raw_server(answer) as url:
+        report = ab(tmp_path, capsys, url, "--price-per-hour", "1")
+    assert any(w.startswith("baseline: 1 of 2 warm-up requests failed") for w in report["warnings"])
+    assert report["prefix_fill_ms"]["baseline"] is None and report["prefix_fill_ms"]["candidate"] is not None
+
+
+# Prices and limits
+
+
+@pytest.mark.parametrize("side", ["baseline", "candidate"])
+def test_a_price_of_nothing_has_no_ratio(tmp_path: Path, capsys: Capture, side: str) -> None:
+    other = "candidate" if side == "baseline" else "baseline"
+    with raw_server(lambda n, body: GOOD) as url:
+        report = ab(tmp_path, capsys, url, f"--{side}-price", "0,0", f"--{other}-price-per-hour", "1")
+    mode = report["modes"]["cache on"]
+    assert mode["claim"]["cost"] is None and f"the {side} cost nothing" in mode["claim"]["no_cost"]
+    assert mode[side]["cost"]["per_1000_requests"] == 0 and report["verdict"] != "met"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ("--baseline-price", "1,2", "--baseline-price-per-hour", "3"),
+            "--baseline-price-per-hour goes with",
+        ),
+        (("--candidate-price", "1,2", "--candidate-machines", "2"), "--candidate-machines goes with"),
+    ],
+)
+def test_two_kinds_of_price_for_one_side_are_refused(
+    tmp_path: Path, capsys: Capture, more: tuple[str, ...], words: str
+) -> None:
+    assert words in ab(tmp_path, capsys, "http://127.0.0.1:9/v1", *more)["refused"]
+
+
+def test_cached_input_at_its_own_price_needs_the_count_of_it(tmp_path: Path, capsys: Capture) -> None:
+    """Counted in full, a baseline whose server says nothing of its cache would look ten times dearer than it is."""
+    told = b"".join([*WORDS, END, last(usage(99, 6, prompt_tokens_details={"cached_tokens": 50}))])
+    for name, body, cost in (("untold", ANSWER, None), ("told", told, (49 * 2 + 50 * 0.2 + 60) / 1000)):
+        with raw_server(lambda n, b, body=body: [head(length=len(body)) + body]) as url:  # type: ignore[misc]
+            report = ab(
+                tmp_path, capsys, url, "--baseline-price", "2,10,0.2", "--candidate-price-per-hour", "1",
+                name=name,
+            )  # fmt: skip
+        mode = report["modes"]["cache on"]
+        assert mode["baseline"]["cost"]["per_1000_requests"] == (cost and pytest.approx(cost))
+        assert ("cached tokens are not known" in (mode["claim"]["no_cost"] or "")) == (cost is None)
+
+
+def test_answers_that_the_limit_cut_are_told(tmp_path: Path, capsys: Capture) -> None:
+    with golden_thread(ttft_ms=1, itl_ms=0, tokens=5) as url:
+        report = ab(tmp_path, capsys, url, "--price-per-hour", "1", "--max-tokens", "2")
+    told = [w for w in report["warnings"] if "8 of 8 answers were cut at the limit of 2 tokens" in w]
+    assert len(told) == 2, report["warnings"]
