@@ -122,7 +122,7 @@ def test_a_step_that_fails_is_no_knee(tmp_path: Path) -> None:
 
 def step(concurrency: int, rate: float, mean: float, failed: int = 0, **client: Any) -> Step:
     figures = summarise(records([(0, mean)] * (100 - failed)), 1.0)
-    figures = figures.changed(requests_per_second=rate, requests=100, error_rate=failed / 100)
+    figures = figures.changed(requests_per_second=rate, requests=100, errors={"http 500": failed})
     return Step(concurrency, figures, Client(**{"valid": True, "reasons": [], **client}), None)
 
 
