@@ -9,10 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import RenderableType
 
 from bench.cost import busy_seconds, dollars
-from bench.pull_request import junit
 from bench.records import RequestRecord, bounds_of, meets
 from unshot.case import Slo
 from unshot.contracts.manifest import Manifest, read_manifest
@@ -27,11 +25,15 @@ LEVEL = 0.95
 # Means of so many stretches of a run, one after the other: the widest interval of these counts, since nobody knows how
 # long the machine's moods last (batch means, Law and Kelton 2000, sect. 9.5.3).
 BATCHES = (4, 8, 16)
+# With the mean of the whole run, which is shown where the requests are too few for stretches.
+WHOLE_TOO = (1, *BATCHES)
 REGRESSION, IMPROVEMENT, SAME, UNKNOWN = "regression", "improvement", "no change shown", "not comparable"
-# Figure, and whether more of it is better.
+# Only compared where reasoning came before it in one of the reports.
+THOUGHT = "first answer token"
 TIMES: dict[str, Callable[[RequestRecord], float]] = {
     "end to end": lambda r: r.seconds,
     "TTFT": lambda r: r.ttft,
+    THOUGHT: lambda r: r.ttft_answer,
     "TPOT": lambda r: r.tpot,
 }
 LENGTHS_DIFFER = 0.10
@@ -170,6 +172,9 @@ def _conditions(a: _Measured, b: _Measured, side: str) -> list[str]:
     slos = [_slos(run, side) for run in (a, b)]
     if all(slos):
         pairs.append(("SLO", slos[0], slos[1]))
+    models = [_models(run.report, side) for run in (a, b)]
+    if all(models):
+        pairs.append(("model that answered", models[0], models[1]))
     pairs.append(("version of unshot", a.manifest.tool.get("version"), b.manifest.tool.get("version")))
     # By contents and in order: the same rows under another name are the same rows.
     inputs = [[i.sha256[:12] for i in r.manifest.inputs] for r in (a, b)]
@@ -199,6 +204,17 @@ def _facts(report: AnyReport, side: str) -> dict[str, object]:
     return {"model": report.model}
 
 
+def _models(report: AnyReport, side: str) -> str:
+    """The models that the answers say they are of; empty where they say nothing."""
+    if isinstance(report, BenchReport):
+        figures = [mode.side(side) for mode in report.modes.values()]  # type: ignore[arg-type]
+    elif isinstance(report, LoadReport):
+        figures = [report.figures]
+    else:
+        figures = [p.figures for p in report.points]
+    return ", ".join(sorted({model for f in figures for model in f.models}))
+
+
 def _valid(report: AnyReport) -> bool:
     if isinstance(report, BenchReport):
         return report.valid
@@ -208,20 +224,32 @@ def _valid(report: AnyReport) -> bool:
 
 
 def _lengths(mode: str, a: Sequence[RequestRecord], b: Sequence[RequestRecord]) -> list[str]:
-    means = []
-    for group in (a, b):
-        known = [r.output_tokens for r in group if r.ok and r.output_tokens]
-        means.append(sum(known) / len(known) if known else 0.0)
-    if not all(means) or abs(math.log(means[1] / means[0])) <= math.log1p(LENGTHS_DIFFER):
-        return []
-    return [f"{mode}: the answers have {means[0]:.1f} tokens in OLD and {means[1]:.1f} in NEW"]
+    """Other lengths of prompts or answers, or another share of cached tokens, in words."""
+    found = []
+    sums: dict[str, list[float]] = {}
+    for name in ("prompt_tokens", "output_tokens", "cached_tokens"):
+        known = [[c for r in group if r.ok and (c := getattr(r, name)) is not None] for group in (a, b)]
+        sums[name] = [sum(k) / len(k) if k else math.nan for k in known]
+    for name, words in (("prompt_tokens", "prompts"), ("output_tokens", "answers")):
+        old, new = sums[name]
+        if old > 0 and new > 0 and abs(math.log(new / old)) > math.log1p(LENGTHS_DIFFER):
+            found.append(f"{mode}: the {words} have {old:.1f} tokens in OLD and {new:.1f} in NEW")
+    old, new = (
+        c / p if p else math.nan for c, p in zip(sums["cached_tokens"], sums["prompt_tokens"], strict=True)
+    )
+    if abs(new - old) > LENGTHS_DIFFER:
+        found.append(f"{mode}: {old:.0%} of the prompt tokens are from the cache in OLD and {new:.0%} in NEW")
+    return found
 
 
 def _mode(mode: str, a: _Measured, b: _Measured, side: str, threshold: float, alpha: float) -> list[Change]:
     old, new = a.modes[mode], b.modes[mode]
     good = [[r for r in group if r.ok] for group in (old, new)]
     rows = []
+    thought = any(r.reasoning_tokens or r.ttft_answer != r.ttft for group in good for r in group)
     for name, value in TIMES.items():
+        if name == THOUGHT and not thought:
+            continue
         pair = [_batches(group, value) for group in good]
         rows.append(_ratio(f"{name}, {mode}", pair, 1000.0, "ms", threshold, alpha, more_is_better=False))
     rates = [_throughput(group) for group in (old, new)]
@@ -261,17 +289,17 @@ def _batches(records: Sequence[RequestRecord], value: Callable[[RequestRecord], 
     known = [r for r in _ordered(records) if math.isfinite(value(r))]
     return {
         count: np.array([np.mean([value(r) for r in part]) for part in _split(known, count)])
-        for count in BATCHES
-        if len(known) >= 2 * count
+        for count in WHOLE_TOO
+        if len(known) >= (2 * count if count > 1 else 1)
     }
 
 
 def _throughput(records: Sequence[RequestRecord]) -> Batches:
     """Answered requests a second, in stretches of the run."""
     found: Batches = {}
-    for count in BATCHES:
+    for count in WHOLE_TOO:
         parts = _split(_ordered(records), count)
-        if len(records) < 2 * count:
+        if len(records) < (2 * count if count > 1 else 1):
             continue
         rates = []
         for part, after in zip(parts, [*parts[1:], None], strict=True):
@@ -308,7 +336,7 @@ def _ratio(
     more_is_better: bool,
 ) -> Change:
     """NEW / OLD of means over stretches, with the widest of the intervals."""
-    shared = sorted(pair[0].keys() & pair[1].keys())
+    shared = sorted(pair[0].keys() & pair[1].keys() & set(BATCHES))
     means = [float(p[max(p)].mean()) if p else None for p in pair]
     shown = [None if m is None else m * scale for m in means]
     if not shared:
@@ -392,42 +420,3 @@ def _scores(a: AnyReport, b: AnyReport, side: str) -> list[Change]:
     old, new = a.quality.side(side), b.quality.side(side)
     verdict = REGRESSION if new.high < old.low else IMPROVEMENT if new.low > old.high else SAME
     return [Change(a.quality.metric, old.score, new.score, "score", verdict)]
-
-
-FORMS = {"ms": "{:.1f} ms", "per second": "{:.2f}/s", "$": "${:.4f}", "share": "{:.1%}", "score": "{:.3f}"}
-HEADERS = ("figure", "old", "new", "change, 95%", "verdict")
-
-
-def _cells(row: Change) -> list[str]:
-    old, new = ("-" if v is None else FORMS[row.unit].format(v) for v in (row.old, row.new))
-    r = row.ratio
-    change = f"{r.value - 1:+.1%} [{r.low - 1:+.1%}, {r.high - 1:+.1%}]" if r else row.note
-    return [row.name, old, new, change, f"{row.verdict} ({row.note})" if r and row.note else row.verdict]
-
-
-def compare_summary(result: Comparison) -> list[RenderableType]:
-    """The comparison as a rich table."""
-    from rich.table import Table
-
-    table = Table(title=f"{result.side}: {result.old} -> {result.new}", title_justify="left")
-    for header in HEADERS:
-        table.add_column(header, justify="left" if header in ("figure", "verdict") else "right")
-    for row in result.rows:
-        table.add_row(*_cells(row))
-    return [*(f"warning: {w}" for w in result.warnings), table]
-
-
-def to_markdown(result: Comparison) -> str:
-    """The comparison as a Markdown table."""
-    lines = [*(f"> Warning: {w}\n" for w in result.warnings)]
-    lines += ["| " + " | ".join(HEADERS) + " |", "|---|--:|--:|--:|---|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in result.rows]
-    return "\n".join([*lines, ""]) + "\n"
-
-
-def to_junit(result: Comparison) -> str:
-    """The comparison as JUnit XML: a regression is a failure."""
-    return junit(
-        "unshot bench compare",
-        [(row.name, " ".join(_cells(row)) if row.verdict == REGRESSION else None) for row in result.rows],
-    )

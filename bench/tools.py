@@ -297,7 +297,8 @@ def compare(
     old: Path, new: Path, side: str, threshold: float, junit: Path | None, markdown: Path | None, out: Output
 ) -> None:
     """Compare two report directories: exit code 1 if NEW is slower, dearer, fails more or is worse than OLD."""
-    from bench.compare import compare_reports, compare_summary, to_junit, to_markdown
+    from bench.compare import compare_reports
+    from bench.compare_words import compare_summary, to_junit, to_markdown
     from unshot.data.files import write_text
     from unshot.errors import GateError
 

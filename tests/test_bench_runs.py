@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.compare import Comparison, compare_reports
 from bench.records import RequestRecord, summarise
 from bench.schedule import parse_load
 from bench.single import LoadJob, SweepJob, _rising, knee, load_run, sweep_run
@@ -19,8 +20,8 @@ from bench.traffic import ServerOptions
 from bench.window import steady_window
 from tests.golden import golden_thread
 from tests.logs import run_here
-from tests.raw_server import Script, head, last, listening, raw_server, usage, whole
-from tests.test_bench_awkward import END, QUIET, WORDS
+from tests.raw_server import Script, delta, event, head, last, listening, raw_server, usage, whole
+from tests.test_bench_awkward import END, QUIET, WORDS, timed
 from unshot.contracts.figures import Client
 from unshot.contracts.report import Step
 
@@ -230,3 +231,53 @@ def test_answers_that_the_limit_cut_are_told(tmp_path: Path, capsys: Capture) ->
         report = ab(tmp_path, capsys, url, "--price-per-hour", "1", "--max-tokens", "2")
     told = [w for w in report["warnings"] if "8 of 8 answers were cut at the limit of 2 tokens" in w]
     assert len(told) == 2, report["warnings"]
+
+
+# Compare
+
+
+def run(folder: Path, *pieces: bytes, counts: Any, model: str | None = None, count: int = 40) -> Path:
+    named = event({"model": model, "choices": []}) if model else b""
+    script = [head(), named, *timed(*pieces, END), last(counts)]
+    with raw_server(lambda n, body: script) as url:
+        load_run(LoadJob(LoadOptions(url), folder, "closed:4", count, warm_up=0), QUIET)
+    # The machine may have been busy.
+    report, manifest = (json.loads((folder / n).read_text()) for n in ("report.json", "manifest.json"))
+    report["client"]["valid"] = True
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "outputs": {}}))
+    return folder
+
+
+def compared(old: Path, new: Path) -> Comparison:
+    return compare_reports(old, new, side="candidate", threshold=0.05)
+
+
+def test_compare_sees_thoughts_before_the_answer(tmp_path: Path) -> None:
+    """The first token comes as early as before and is of a thought now: the answer begins three steps later."""
+    old = run(tmp_path / "old", *WORDS, counts=usage(99, 6))
+    thoughts = [delta(reasoning_content=f"r{i}") for i in range(3)]
+    new = run(tmp_path / "new", *thoughts, *WORDS[:2], counts=usage(99, 6))
+    found = compared(old, new)
+    assert "first answer token, closed:4" in found.worse and "TTFT, closed:4" not in found.worse
+    assert not any("first answer token" in r.name for r in compared(old, old).rows)
+
+
+def test_compare_names_other_answers_than_were_asked_for_before(tmp_path: Path) -> None:
+    cached = usage(99, 6, prompt_tokens_details={"cached_tokens": 10})
+    old = run(tmp_path / "old", *WORDS, counts=cached, model="a")
+    assert not [w for w in compared(old, old).warnings if "OLD" in w or "different" in w]
+    more = usage(99, 6, prompt_tokens_details={"cached_tokens": 60})
+    new = compared(old, run(tmp_path / "new", *WORDS, counts=more, model="b")).warnings
+    assert "different model that answered: a / b" in new
+    assert any("10% of the prompt tokens are from the cache in OLD and 61% in NEW" in w for w in new), new
+    new = compared(old, run(tmp_path / "fewer", *WORDS, counts=usage(70, 6), model="a")).warnings
+    assert any("the prompts have 99.0 tokens in OLD and 70.0 in NEW" in w for w in new), new
+
+
+def test_compare_says_that_requests_are_too_few(tmp_path: Path) -> None:
+    old = run(tmp_path / "old", *WORDS, counts=usage(99, 6))
+    rows = compared(old, run(tmp_path / "new", *WORDS, counts=usage(99, 6), count=4)).rows
+    times = [r for r in rows if not r.name.startswith("errors")]
+    assert {(r.verdict, r.note) for r in times} == {("not comparable", "too few requests")}
+    assert all(r.new for r in times)
