@@ -9,13 +9,13 @@ from msgspec.structs import replace
 from planner import oneoff, price_data, prices
 from planner.count import Counts, Label
 from planner.latency.replica import Replica
-from planner.options import IDLE, Option, Shape
+from planner.options import HOURS_PER_MONTH, IDLE, Option, Shape
 from planner.serving import Serving, calibration_note, describe, draft_of, exchanged, machine, serve
 from planner.settings import Settings
 from planner.usage import Usage
 from unshot import catalog
 from unshot.case import Case, Slo
-from unshot.catalog.gpu import GIB
+from unshot.catalog.gpu import GIB, Gpu
 from unshot.errors import InputError, nearest
 
 PRECISIONS = ("fp16", "fp8", "int4")
@@ -44,6 +44,7 @@ class Builder:
         self.slo = case.traffic.slo
         self.slo_source = "your targets"
         self.price: prices.ApiPrice | None = None
+        self.devices = _devices(case)
         self.now = datetime.now(UTC)
 
     # API options
@@ -55,7 +56,11 @@ class Builder:
         """
         usage = self.counts.usage(model, "long", api=True)
         price = prices.api_price(
-            model, input_tokens=usage.input.mean, overrides=self.settings.prices, baseline=baseline
+            model,
+            input_tokens=usage.input.mean,
+            samples=usage.samples,
+            overrides=self.settings.prices,
+            baseline=baseline,
         )
         self._lifetime(price, baseline=baseline)
         self.notes.append(price.describe())
@@ -85,6 +90,11 @@ class Builder:
         self.options += [first, self._cached(first, price)]
         if price.batch_input is not None:
             late = () if self.case.traffic.offline else ("answers may take 24 hours: not for live traffic",)
+            if price.batch_cached is not None and self.options[-1].caches():
+                late = (
+                    *late,
+                    "its prefix is taken to be cached as often as in live traffic, which no batch promises",
+                )
             self.options.append(
                 replace(
                     first,
@@ -125,6 +135,10 @@ class Builder:
         if found is None:
             return
         end = price_data.retirement(found, price.model)
+        if found.deprecated and end is None:
+            self.warnings.append(
+                f"{price.model}: the price data marks it as deprecated; its last day is not known"
+            )
         lines = self.alarms if baseline else self.warnings
         if end is None:
             maker = price_data.maker_retirement(found)
@@ -197,7 +211,7 @@ class Builder:
         usage = self.counts.usage(model, label, api=False)
         served = serve(
             model,
-            gpu,
+            self.devices[gpu],
             precision,
             usage,
             prefix_cache=prefix_cache,
@@ -308,8 +322,15 @@ class Builder:
                 f"speculative decoding: {draft.tokens} tokens drafted per iteration, {draft.acceptance:.0%} accepted "
                 f"as you gave it; a drafted token takes {draft.share:.0%} of an iteration (`candidate.draft_share`)"
             )
-        for device in {found.name: found for found in map(catalog.gpu, wanted.gpu)}.values():
-            gpu = device.name
+        stored = catalog.model(wanted.model).stored
+        if stored and catalog.precision(wanted.precision).weight >= 2.0:
+            self.warnings.append(
+                f"{wanted.model}: its config.json says that its weights are stored as {stored}, and {wanted.precision} is "
+                "planned: give --precision"
+            )
+        for gpu in dict.fromkeys(catalog.gpu(name).name for name in wanted.gpu):
+            device = self.devices[gpu]
+            self._instance(device)
             if told := exchanged(device, wanted.engine):
                 self.warnings.append(told)
             if self.settings.calibration is not None:
@@ -335,6 +356,22 @@ class Builder:
                         notes=(f"only where {count} tasks share the GPUs",),
                     )
                 )
+
+    def _instance(self, device: Gpu) -> None:
+        """Say what a cloud instance's price does not say."""
+        own = self.gpu_price(device.name)
+        if device.instance and own is None and device.instance not in device.price_source:
+            self.warnings.append(
+                f"the catalog has no price of {device.instance}: another provider's for {device.name} is taken "
+                f"({device.price_source}); set it with --gpu-price {device.instance}=DOLLARS for the whole instance"
+            )
+        if device.per_instance > 1:
+            hour = machine(device, own, self.case.candidate.price_factor).dollars_per_hour
+            self.warnings.append(
+                f"{device.instance} is rented whole, with {device.per_instance} GPUs, and a replica is charged for those "
+                f"it uses: where nothing else runs on the rest, each instance costs "
+                f"${hour * device.per_instance * HOURS_PER_MONTH:,.0f} a month"
+            )
 
     def gpu_price(self, gpu: str) -> float | None:
         """The user's dollars per hour of a GPU, None where there is none."""
@@ -451,6 +488,19 @@ class Builder:
             )
         named = "/" in price.model or price.provider == "aws"
         return [f"{price.provider}/{s.id}" if named else s.id for s in found]
+
+
+def _devices(case: Case) -> dict[str, Gpu]:
+    """The case's devices by the catalog's names, at the price of the cloud instance where one was named."""
+    found: dict[str, Gpu] = {}
+    for name in filter(None, [*case.candidate.gpu, case.baseline.gpu]):
+        device = catalog.gpu(name)
+        if found.setdefault(device.name, device) != device:
+            raise InputError(
+                f"{name} and {found[device.name].instance or device.name} are one device at two prices: plan one at a "
+                "time"
+            )
+    return found
 
 
 def data_sheets(one: Replica) -> list[str]:

@@ -62,7 +62,7 @@ def judge(builder: Builder) -> Plan:
         builder.warnings.append(
             f"the cost answer is uncertain: tuning is cheaper in {uncertainty.cheaper:.0%} of the draws"
         )
-    first = catalog.gpu(case.candidate.gpu[0])
+    first = builder.devices[catalog.gpu(case.candidate.gpu[0]).name]
     return Plan(
         case=case,
         rate=rate,

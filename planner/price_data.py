@@ -51,6 +51,7 @@ class Found(Struct, frozen=True):
     by_hour: bool
     standard: dict[str, Tiers]
     batch: dict[str, Tiers]
+    deprecated: bool = False
 
 
 class Retirement(Struct, frozen=True):
@@ -68,10 +69,8 @@ class Retirement(Struct, frozen=True):
 
     def gone(self) -> str:
         """What is said of a model that has been shut down."""
-        return (
-            f"shut down on {self.date} ({self.source}, read {self.read}); plan with a living model: its successor is "
-            f"{self.successor}"
-        )
+        then = "requests go on at its successor's prices" if self.routed else "plan with a living model"
+        return f"shut down on {self.date} ({self.source}, read {self.read}); {then}: its successor is {self.successor}"
 
 
 class Family(Struct, frozen=True):
@@ -305,6 +304,7 @@ def _look_up(model: str, when: datetime) -> Found | None:
         by_hour=any(hasattr(item.constraint, "start_time") for item in _conditions(info)),
         standard={key: _tiers(plain, name) for key, name in STANDARD.items()},
         batch={key: _tiers(batch, name) for key, name in BATCH.items()},
+        deprecated=bool(info.deprecated),
     )
 
 

@@ -7,6 +7,7 @@ rests on.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -125,11 +126,14 @@ def api_price(
     model: str,
     *,
     input_tokens: float = 0,
+    samples: Sequence[tuple[float, float]] = (),
     overrides: Overrides | None = None,
     baseline: bool = True,
     when: datetime | None = None,
 ) -> ApiPrice:
     """The price of an API model for requests of `input_tokens` (tiers apply), at `when` (default now).
+
+    With `samples`, (input, output tokens) of requests, each is priced at its own tier and the mean is given.
 
     `provider/model` names the provider where several sell a model. Raises `InputError` for unknown models, with the
     nearest names; a model that only the user's prices know is fine when they hold `input` and `output`.
@@ -138,7 +142,9 @@ def api_price(
     when = when or datetime.now(UTC)
     try:
         found = price_data.look_up(model, when)
-        price = _makers_cache(_published(found, model, input_tokens), found, input_tokens, when)
+        price = _makers_cache(
+            _published(found, model, samples or [(input_tokens, 1.0)]), found, input_tokens, when
+        )
     except InputError:
         if not ("input" in given and "output" in given):
             raise
@@ -213,13 +219,36 @@ def _check_units(model: str, given: dict[str, float], price: ApiPrice) -> None:
         )
 
 
-def _published(found: Found, model: str, tokens: float) -> ApiPrice:
-    values = {key: price_data.tier(found.standard[key], tokens) for key in price_data.STANDARD}
+def _tiered(tiers: price_data.Tiers, key: str, samples: Sequence[tuple[float, float]]) -> float | None:
+    """A price over requests of several sizes: the mean by the tokens that it is paid for."""
+    if tiers is None:
+        return None
+    paid = [o if key.endswith("output") else n if key.endswith("input") else 1.0 for n, o in samples]
+    each = [price_data.tier(tiers, n) or 0.0 for n, _ in samples]
+    if len(set(each)) == 1 or not sum(paid):
+        return each[0]
+    return sum(p * w for p, w in zip(each, paid, strict=True)) / sum(paid)
+
+
+def _above(found: Found, model: str, samples: Sequence[tuple[float, float]]) -> tuple[str, ...]:
+    """What is said where some requests reach a dearer tier."""
+    starts = [start for start, _ in (found.standard["input"] or [])[1:]]
+    over = sum(n > starts[0] for n, _ in samples) / len(samples) if starts else 0.0
+    if not 0 < over < 1:
+        return ()
+    return (
+        f"{model}: {over:.1%} of the requests are above {starts[0]:,.0f} tokens, where it costs more; each is priced "
+        "at its own size",
+    )
+
+
+def _published(found: Found, model: str, samples: Sequence[tuple[float, float]]) -> ApiPrice:
+    values = {key: _tiered(found.standard[key], key, samples) for key in price_data.STANDARD}
     into, out = values["input"], values["output"]
     if into is None or out is None:
         raise InputError(f"{model}: genai-prices has no token price for it; pass --price input=..,output=..")
     facts = table("api")["provider"].get(found.provider, {})
-    batch = {key: price_data.tier(found.batch[key], tokens) for key in price_data.BATCH}
+    batch = {key: _tiered(found.batch[key], key, samples) for key in price_data.BATCH}
     batch_source = f"{found.source}, batch rate"
     if batch["batch_input"] == into:
         off = facts.get("batch_discount")
@@ -248,6 +277,7 @@ def _published(found: Found, model: str, tokens: float) -> ApiPrice:
         batch_source=batch_source,
         context=found.context,
         id=found.id,
+        notes=_above(found, model, samples),
     )
 
 

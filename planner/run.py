@@ -79,7 +79,7 @@ def plan_run(
 
 
 # More requests per second than any one task of anybody gets.
-BUSIEST = 1e6
+BUSIEST = 1e5
 
 
 def check_names(case: Case, settings: Settings) -> None:
@@ -91,6 +91,15 @@ def check_names(case: Case, settings: Settings) -> None:
         )
     if case.candidate.engine is not None:
         catalog.engine(case.candidate.engine)
+    for device in map(catalog.gpu, case.candidate.gpu):
+        if "" in settings.gpu_prices and device.name not in settings.gpu_prices:
+            _check_hourly(f"{settings.gpu_prices['']:g}", settings.gpu_prices[""], device)
+    for name, target in case.traffic.slo.plain().items():
+        if name.endswith("_ms") and target is not None and target < 1:
+            raise InputError(
+                f"[traffic.slo] {name} is {target:g}: milliseconds are needed, and nothing answers that fast; did you "
+                f"mean {target * 1e3:g}?"
+            )
     names = [case.candidate.model, case.baseline.model]
     for name in filter(None, names):
         catalog.model(name)
@@ -121,8 +130,11 @@ def gpu_prices(values: Sequence[str]) -> dict[str, float]:
             price = math.nan
         if not (math.isfinite(price) and price >= 0):
             raise InputError(f"--gpu-price {value}: give dollars per hour, as 2.10 or h100-sxm=2.10")
-        _check_hourly(value, price, catalog.gpu(name) if name else None)
-        found[catalog.gpu(name).name if name else ""] = price
+        device = catalog.gpu(name) if name else None
+        if device is not None:
+            price /= device.per_instance  # an instance's price is that of the whole
+        _check_hourly(value, price, device)
+        found[device.name if device else ""] = price
     return found
 
 
@@ -136,7 +148,11 @@ def _check_hourly(value: str, price: float, device: catalog.Gpu | None) -> None:
     low, high = (listed / 25, 25 * listed) if listed else (0.003, DEAREST_HOUR)
     if price == 0 or low <= price <= high:
         return
-    factor, period = (12 / 8760, "month") if price > high else (3600.0, "second")
+    units = (
+        (("month", 12 / 8760), ("day", 1 / 24)) if price > high else (("second", 3600.0), ("minute", 60.0))
+    )
+    aim = listed or math.sqrt(low * high)
+    period, factor = min(units, key=lambda unit: abs(math.log(price * unit[1] / aim)))
     per = (
         f"{device.name} costs about ${listed:g} per hour"
         if device and listed

@@ -117,7 +117,7 @@ def load_of(usage: Usage, rate: float, arrival_cv: float, *, cached: int) -> Loa
 
 def serve(
     model: str,
-    gpu: str,
+    device: Gpu,
     precision: str,
     usage: Usage,
     *,
@@ -133,7 +133,6 @@ def serve(
     If one GPU does not hold the model and a request's cache, two, four or eight share it (tensor parallelism), unless
     `setup` says how many. `setup` also gives engine, KV-cache precision and the engine's limits.
     """
-    device = catalog.gpu(gpu)
     arch = catalog.model(model)
     engine = engine_on(device, setup.engine)
     cached = usage.prefix // engine.block * engine.block if prefix_cache else 0

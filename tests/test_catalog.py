@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from unshot import catalog
+from unshot.catalog.architecture import architecture_from_config
 from unshot.errors import InputError
 
 
@@ -51,7 +52,50 @@ def test_cloud_instances_are_their_devices_at_their_price() -> None:
     eighth = catalog.gpu("p5.48xlarge")
     assert eighth.name == "h100-sxm" and eighth.price == pytest.approx(55.04 / 8)
     assert "p5.48xlarge" in eighth.price_source and eighth.price_date == "2026-11-09"
-    assert catalog.gpu("g6.xlarge").name == "l4" and catalog.gpu("a3-highgpu-8g") == catalog.gpu("h100-sxm")
+    assert catalog.gpu("g6.xlarge").name == "l4" and catalog.gpu("a3-highgpu-8g").name == "h100-sxm"
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256, "intermediate_size": 14336,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"model_type": "jamba", "mamba_d_state": 16, "attn_layer_period": 8}, "mamba_d_state"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"] * 16}, "mamba"),
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"] * 16}, "conv"),
+        (
+            {"model_type": "recurrent_gemma", "block_types": ["recurrent", "recurrent", "attention"]},
+            "recurrent",
+        ),
+        ({"model_type": "xlm-roberta"}, "encoder"),
+    ],
+)
+def test_layers_that_are_not_forecast_are_refused(more: dict[str, object], said: str) -> None:
+    """They were counted as attention: Jamba came out at 92 billion weights where it has 52, its cache 8 times too big."""
+    with pytest.raises(InputError, match=said):
+        architecture_from_config({**LLAMA, **more})
+
+
+def test_linear_attention_is_read_from_its_interval() -> None:
+    """Qwen3-Next's file gives an interval, not a list: 12 of 48 layers keep keys and values, 2 heads of 256 each."""
+    linear = {
+        "linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_num_value_heads": 32, "linear_value_head_dim": 128,
+    }  # fmt: skip
+    own = {"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "num_hidden_layers": 48}
+    arch = architecture_from_config(
+        {**LLAMA, "model_type": "qwen3_next", "full_attention_interval": 4, **own, **linear}
+    )
+    assert arch.kv_elements * arch.cached_tokens(10_000) == pytest.approx(
+        12 * 2 * 2 * 256 * 10_000, rel=0.001
+    )
+
+
+def test_the_format_of_stored_weights_is_read() -> None:
+    assert architecture_from_config({**LLAMA, "quantization_config": {"quant_method": "awq"}}).stored == "awq"
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,46 @@ def test_without_an_slo_the_baseline_sets_it(run: Run) -> None:
     assert slow["verdict"]["answer"] == "keep the prompt"
 
 
+def test_an_instance_is_charged_at_its_own_price(run: Run) -> None:
+    """Two replicas at an eighth of $55.04 an hour: 2 x 730 x 6.88; the device's own price elsewhere is 3.99."""
+    found = planned(run(gpu="p5.48xlarge"))
+    tuned = next(o for o in found["options"] if o["tuned"] and o["kind"] == "hosted")
+    assert tuned["replicas"] == 2
+    assert tuned["parts_per_month"]["GPU hours"] == pytest.approx(2 * 730 * 55.04 / 8)
+    assert any("rented whole, with 8 GPUs" in w and "$40,179 a month" in w for w in found["warnings"])
+    own = planned(run("--gpu-price", "p5.48xlarge=40", gpu="p5.48xlarge"))
+    assert own["price_per_hour"] == pytest.approx(5.0)
+    other = planned(run(gpu="a3-highgpu-8g"))
+    assert any("no price of a3-highgpu-8g" in w for w in other["warnings"])
+    done = run("--gpu", "h100-sxm", gpu="p5.48xlarge")
+    assert done.returncode == 2 and "two prices" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--gpu-price", "0.01"), ("minute", "0.60")),
+        (("--gpu-price", "86.4"), ("day", "3.60")),
+        (("--slo-ttft", "0.2"), ("milliseconds", "200")),
+        (("--peak-factor", "30"), ("<= 24",)),
+        (("--price-factor", "40"), ("<= 10",)),
+        (("--baseline", "gemini-1.5-pro"), ("2025-09-24",)),
+        (("--baseline", "grok-4-fast-reasoning"), ("2026-05-15", "grok-4.3", "prices")),
+        (("--baseline", "claude-opus-4-1-20250805"), ("2026-08-05",)),
+        (("--baseline", "claude-3-5-haiku-20241022"), ("2026-02-19", "claude-haiku-4-5")),
+        (("--baseline", "claude-2.1"), ("2025-07-21",)),
+    ],
+)
+def test_figures_that_cannot_be_meant_and_models_that_are_gone(
+    run: Run, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    changed = {flags[0].strip("-").replace("-", "_"): flags[1]}
+    done = run(gpu="l40s", **changed)
+    assert done.returncode == 2, done.stdout[-200:]
+    for word in words:
+        assert word in done.stderr
+
+
 def test_what_misses_the_slo_today_is_not_what_to_keep(run: Run) -> None:
     """A 70B prompt takes longer than 75 ms on idle H100s; the 8B model holds that on one."""
     today = {"baseline": None, "baseline_model": "llama-3.1-70b", "cheaper_api": None}

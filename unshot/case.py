@@ -177,9 +177,7 @@ class TrafficSettings(Record):
     """Requests and what is expected of them."""
 
     rate: Annotated[Positive, about("Mean requests per second.", init=5.0)] = 1.0
-    peak_factor: Annotated[
-        float, Meta(ge=1, le=LARGEST), about("Rate of the busiest hour over the mean.")
-    ] = 2.0
+    peak_factor: Annotated[float, Meta(ge=1, le=24), about("Rate of the busiest hour over the mean.")] = 2.0
     arrival_cv: Annotated[
         Positive,
         about("Coefficient of variation of the gaps between requests: 1 is Poisson, more is bursty."),
@@ -256,7 +254,9 @@ class CandidateSettings(Record):
         Share, about("Time of one drafted token over that of an iteration of the model.")
     ] = 0.1
     price_factor: Annotated[
-        Positive, about("Factor on GPU prices: 0.6 for a reservation at 40% off, say, or your spot price.")
+        float,
+        Meta(gt=0, le=10),
+        about("Factor on GPU prices: 0.6 for a reservation at 40% off, say, or your spot price."),
     ] = 1.0
 
 

@@ -127,7 +127,7 @@ def _highest(grid: np.ndarray, curve: dict[str, np.ndarray], scale: dict[str, fl
 def _missed(name: str, slo: Slo, ratio: float) -> str:
     title = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end-to-end time"}[name]
     target = slo.targets[name]
-    return f"{title} is {ratio * target * 1e3:.0f} ms on an idle server; the target is {target * 1e3:.0f} ms"
+    return f"{title} is {ratio * target * 1e3:.3g} ms on an idle server; the target is {target * 1e3:.3g} ms"
 
 
 class Latency(NamedTuple):

@@ -152,7 +152,7 @@ def gpu(name: str) -> Gpu:
 def _of_instance(name: str) -> Gpu:
     """One device of a cloud instance, at its share of the instance's price where the catalog has that."""
     row = table("instances")[name]
-    device = gpus()[row["gpu"]]
+    device = replace(gpus()[row["gpu"]], instance=name, per_instance=row["count"])
     if "price" not in row:
         return device
     region, price = next(iter(row["price"].items()))

@@ -42,6 +42,7 @@ class Architecture(Struct, frozen=True):
     published_params: int = 0
     source: str = ""
     unconfirmed: str = ""
+    stored: str = ""  # the format its checkpoint's weights are quantised to, by its config.json
 
     @classmethod
     def from_catalog(cls, key: str, row: Mapping[str, Any]) -> Architecture:
@@ -119,6 +120,12 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
     if isinstance(config.get("text_config"), Mapping):
         outer = {k: config[k] for k in ("tie_word_embeddings",) if k in config}
         config = {**outer, "model_type": config.get("model_type", ""), **config["text_config"]}
+    if config.get("full_attention_interval") and not config.get("layer_types"):
+        every, count = config["full_attention_interval"], config.get("num_hidden_layers")
+        if isinstance(every, int) and isinstance(count, int):
+            kinds = ["full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(count)]
+            config = {**config, "layer_types": kinds}
+    _refuse(config, name)
 
     def number(*keys: str, default: int | None = None) -> int:
         for key in keys:
@@ -169,9 +176,39 @@ def architecture_from_config(config: Mapping[str, Any], *, name: str = "config.j
         attention=attention,
         cache=cache,
         unconfirmed=_coarse(config) if experts else "",
+        stored=_stored(config),
         gated=kind
         not in {"gpt2", "gpt_neox", "gptj", "opt", "falcon", "phi", "bloom", "starcoder2", "gpt_bigcode"},
     )
+
+
+KNOWN_LAYERS = {"full_attention", "sliding_attention", "linear_attention", "chunked_attention", "attention"}
+STATE_SPACE = ("mamba_d_state", "ssm_state_size", "state_size", "ssm_cfg", "hybrid_override_pattern")
+ENCODERS = ("bert", "roberta", "electra", "mpnet", "longformer", "xlnet")
+
+
+def _refuse(config: Mapping[str, Any], name: str) -> None:
+    """Refuse what the formulas do not cover: state-space layers, encoders. Raises `InputError`."""
+    kind = str(config.get("model_type", ""))
+    types = config.get("layer_types") or config.get("layers_block_type") or config.get("block_types")
+    other = sorted({str(t) for t in types} - KNOWN_LAYERS) if isinstance(types, list) else []
+    if not isinstance(types, list):
+        other = [key for key in STATE_SPACE if config.get(key)]
+    if other:
+        raise InputError(
+            f"{name}: layers that are neither attention nor linear attention (`{other[0]}`) are not forecast; plan with "
+            "a model without them"
+        )
+    if any(word in kind for word in ENCODERS):
+        raise InputError(
+            f"{name}: `{kind}` is an encoder; give the config.json of a decoder-only language model"
+        )
+
+
+def _stored(config: Mapping[str, Any]) -> str:
+    """The format that `quantization_config` names; empty where there is none."""
+    found = config.get("quantization_config")
+    return str(found.get("quant_method", "quantised")) if isinstance(found, Mapping) else ""
 
 
 # Families whose MLP is four times the hidden size where the file does not say (transformers 4.57.6).

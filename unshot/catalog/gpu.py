@@ -47,6 +47,9 @@ class Gpu(Struct, frozen=True):
     # When the source was read, and what of the row no source that was read confirms.
     read: str = ""
     unconfirmed: str = ""
+    # The cloud instance that it is part of, and how many such devices that has.
+    instance: str = ""
+    per_instance: int = 1
 
     @classmethod
     def from_catalog(cls, key: str, row: Mapping[str, Any]) -> Gpu:
