@@ -10,7 +10,16 @@ from planner import oneoff, price_data, prices
 from planner.count import Counts, Label
 from planner.latency.replica import Replica
 from planner.options import HOURS_PER_MONTH, IDLE, Option, Shape
-from planner.serving import Serving, calibration_note, describe, draft_of, exchanged, machine, serve
+from planner.serving import (
+    Serving,
+    calibrated,
+    calibration_note,
+    describe,
+    draft_of,
+    exchanged,
+    machine,
+    serve,
+)
 from planner.settings import Settings
 from planner.usage import Usage
 from unshot import catalog
@@ -293,6 +302,9 @@ class Builder:
         rows = overhead.rows or one.eff.rows
         what = f"{one.engine.title} on {one.gpu.family}"
         band = f"90% band of its speed {low:.2f} to {high:.2f} times the forecast"
+        if calibrated(self.settings.calibration, one.gpu):
+            what, measured = f"{one.engine.title} on {one.gpu.name} (your report)", True
+            rows = one.eff.rows
         if measured:
             self.notes.append(f"speed of {what}: {rows} measured rows; {band}")
         else:

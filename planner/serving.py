@@ -156,8 +156,8 @@ def serve(
 
     one = sized(setup.tensor_parallel or 1)
     if setup.tensor_parallel is None and engine.kernels == "batched":
-        tried = (sized(shards) for shards in SHARDS if one.limit < 1)
-        one = next((r for r in tried if r.limit >= 1), one)
+        for shards in SHARDS:
+            one = one if one.limit >= 1 else sized(shards)
     why = _too_long(arch, usage)
     if arch.heads % one.tensor_parallel:
         why = f"{arch.name}'s {arch.heads} heads do not divide among {one.tensor_parallel} devices"
@@ -235,6 +235,11 @@ def _calibrated(path: Path) -> Calibration:
     from planner.latency.calibrate import calibrate
 
     return calibrate(path)
+
+
+def calibrated(path: Path | None, device: Gpu) -> bool:
+    """Whether a bench report, if there is one, is about a device."""
+    return path is not None and _calibrated(path).holds_for(device)
 
 
 def calibration_note(path: Path, device: Gpu) -> str:

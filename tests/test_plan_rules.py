@@ -149,6 +149,18 @@ def test_figures_that_cannot_be_meant_and_models_that_are_gone(
         assert word in done.stderr
 
 
+def test_a_calibrated_device_is_not_said_to_be_unmeasured(run: Run, tmp_path: Path) -> None:
+    side = {
+        "side": "baseline", "mode": "cache off", "model": "llama-3.1-8b", "precision": "fp16",
+        "prompt_tokens": [2900] * 3, "output_tokens": [20] * 3, "ttft_s": [0.3] * 3, "tpot_s": [0.024] * 3,
+    }  # fmt: skip
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"gpu": "l40s", "engine": "vllm", "sides": [side]}))
+    found = planned(run(calibrate=report, gpu="l40s"))
+    assert not any("no measured rows" in w for w in found["warnings"])
+    assert any("vLLM on l40s (your report)" in a for a in found["assumptions"])
+
+
 def test_what_misses_the_slo_today_is_not_what_to_keep(run: Run) -> None:
     """A 70B prompt takes longer than 75 ms on idle H100s; the 8B model holds that on one."""
     today = {"baseline": None, "baseline_model": "llama-3.1-70b", "cheaper_api": None}

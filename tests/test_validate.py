@@ -73,6 +73,36 @@ def test_stored_spread_is_honest() -> None:
 HEADER = "model,gpu,precision,tensor_parallel,input_tokens,output_tokens,output_tokens_per_s\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "model,MODEL,gpu,precision,input_tokens,output_tokens,output_tokens_per_s\na,b,h100,fp16,1,1,1\n",
+            "two columns",
+        ),
+        (
+            "model,gpu,precision,prompt_tokens,input_tokens,output_tokens,ttft_ms\na,h100,fp16,1,1,1,9\n",
+            "`input_tokens`",
+        ),
+        (
+            "model,gpu,precision,input_tokens,output_tokens,concurrency,ttft_ms\n"
+            "llama-3.1-8b,h100,fp16,1000,128,4,0.064\n",
+            "did you mean 64",
+        ),
+        (
+            "model,gpu,precision,input_tokens,output_tokens,concurrency,itl_ms\n"
+            "llama-3.1-8b,h100,fp16,1000,128,4,0.0074\n",
+            "did you mean 7.4",
+        ),
+    ],
+)
+def test_columns_twice_and_times_in_seconds_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_measured(path)
+
+
 def test_new_file_of_the_same_columns(tmp_path: Path) -> None:
     path = tmp_path / "new.csv"
     path.write_text(

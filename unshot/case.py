@@ -183,7 +183,7 @@ class TrafficSettings(Record):
         about("Coefficient of variation of the gaps between requests: 1 is Poisson, more is bursty."),
     ] = 1.0
     output_tokens: Annotated[
-        Positive | None, about("Answer length in tokens where no answers are at hand.", sample=40)
+        Positive | None, about("Answer length in tokens; default: that of the answers at hand.", sample=40)
     ] = None
     reasoning_tokens: Annotated[
         NotNegative | None,

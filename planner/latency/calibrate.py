@@ -104,7 +104,7 @@ def _errors(side: Side, device: Gpu, engine: Engine, eff: Efficiency, overhead: 
         0.0,
         0.0,
         prompts=1 / chunks,
-        chunks=side.new / engine.chunk / chunks,
+        chunks=1.0,
     )
     found = [math.log((chunks * float(each) + overhead.request + overhead.accept) / side.ttft)]
     if side.tpot:

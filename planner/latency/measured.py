@@ -28,6 +28,8 @@ FIGURES = {
     "prompt_tokens_per_s": "prefill",
     "generated_tokens_per_s": "decode",
 }
+# Below these a time in milliseconds was meant in seconds.
+FASTEST = {"ttft": 1.0, "itl": 0.1}
 UNITS = {"ttft": "ms", "itl": "ms"}  # all others: tokens/s
 # A request's columns by the names that tables use for them.
 ALIASES = {
@@ -99,8 +101,11 @@ def read_measured(path: Path, *, skipped: list[Skipped] | None = None) -> list[O
     reader = csv.DictReader(text.splitlines(), delimiter=";" if semicolons else ",")
     # Where one number has a decimal comma, all have: "7,385" is then 7.385.
     commas = semicolons and bool(re.search(r"(?m)(?:^|;)\s*[\d.]*\d,(?:\d{1,2}|\d{4,})\s*(?:;|$)", text))
-    header = [ALIASES.get(name.strip(), name.strip()) for name in reader.fieldnames or []]
+    header = [ALIASES.get(name, name) for name in (n.strip().lower() for n in reader.fieldnames or [])]
     reader.fieldnames = header
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}:1: two columns for `{twice[0]}`; which is meant? leave one out")
     missing = [name for name in COMMON if name not in header]
     if missing or not set(FIGURES) & set(header):
         needed = f"{', '.join(COMMON)} and one of {', '.join(FIGURES)}"
@@ -190,6 +195,11 @@ class _Row:
             measured = self.number(column)
             if measured is None:
                 continue
+            if measured < FASTEST.get(quantity, 0.0):
+                raise InputError(
+                    f"{self.where}: `{column}` is {measured:g}; milliseconds are needed, and nothing is that fast: did you "
+                    f"mean {measured * 1e3:g}?"
+                )
             quantity = "decode" if batch and quantity == "throughput" else quantity
             found.append(
                 Observation(

@@ -195,9 +195,11 @@ class Replica(Struct, frozen=True):
             return ""
         weights = weight_bytes(self.arch, self.precision)
         memory = self.gpu.memory * self.tensor_parallel
+        several = self.tensor_parallel > 1
+        devices = f"{self.tensor_parallel} x {self.gpu.name} have" if several else f"{self.gpu.name} has"
         return (
             f"{self.arch.name} in {self.precision.name} needs {weights / 1e9:.1f} GB for weights, and a request's "
-            f"cache beside them; {self.gpu.name} has {memory / 1e9:.1f} GB"
+            f"cache beside them; {devices} {memory / 1e9:.1f} GB"
         )
 
 

@@ -16,6 +16,7 @@ from planner.latency.closed_form import Response, capacity, respond
 from planner.latency.replica import Load, Replica, Slo
 from planner.latency.simulate import Run, simulate
 from unshot.cache import cached
+from unshot.report.formats import milliseconds
 
 # Requests of the simulations that search the rate, and of the one whose percentiles are shown.
 SEARCHED, SHOWN = 3_000, 10_000
@@ -127,7 +128,7 @@ def _highest(grid: np.ndarray, curve: dict[str, np.ndarray], scale: dict[str, fl
 def _missed(name: str, slo: Slo, ratio: float) -> str:
     title = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end-to-end time"}[name]
     target = slo.targets[name]
-    return f"{title} is {ratio * target * 1e3:.3g} ms on an idle server; the target is {target * 1e3:.3g} ms"
+    return f"{title} is {milliseconds(ratio * target * 1e3)} on an idle server; the target is {milliseconds(target * 1e3)}"
 
 
 class Latency(NamedTuple):
