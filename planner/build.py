@@ -140,7 +140,8 @@ class Builder:
 
     def _lifetime(self, price: prices.ApiPrice, *, baseline: bool) -> None:
         """Refuse a model that has been shut down; warn of one that ends within the horizon."""
-        found = price_data.look_up(price.model, self.now) if price_data.known(price.model) else None
+        named = next((n for n in (price.model, price.id) if n and price_data.known(n)), None)
+        found = price_data.look_up(named, self.now) if named else None
         if found is None:
             return
         end = price_data.retirement(found, price.model)
@@ -337,8 +338,8 @@ class Builder:
         stored = catalog.model(wanted.model).stored
         if stored and catalog.precision(wanted.precision).weight >= 2.0:
             self.warnings.append(
-                f"{wanted.model}: its config.json says that its weights are stored as {stored}, and {wanted.precision} is "
-                "planned: give --precision"
+                f"{wanted.model}: its config.json says that its weights are stored as {stored}, and "
+                f"{wanted.precision} is planned: give --precision"
             )
         for gpu in dict.fromkeys(catalog.gpu(name).name for name in wanted.gpu):
             device = self.devices[gpu]
@@ -380,8 +381,8 @@ class Builder:
         if device.per_instance > 1:
             hour = machine(device, own, self.case.candidate.price_factor).dollars_per_hour
             self.warnings.append(
-                f"{device.instance} is rented whole, with {device.per_instance} GPUs, and a replica is charged for those "
-                f"it uses: where nothing else runs on the rest, each instance costs "
+                f"{device.instance} is rented whole, with {device.per_instance} GPUs, and a replica is charged for "
+                f"those it uses: where nothing else runs on the rest, each instance costs "
                 f"${hour * device.per_instance * HOURS_PER_MONTH:,.0f} a month"
             )
 

@@ -146,9 +146,10 @@ def api_price(
             _published(found, model, samples or [(input_tokens, 1.0)]), found, input_tokens, when
         )
     except InputError:
-        if not ("input" in given and "output" in given):
+        own = _tuned_here(model)
+        if own is None and not ("input" in given and "output" in given):
             raise
-        price = ApiPrice(
+        price = own or ApiPrice(
             model, "custom", 0.0, 0.0, None, None, None, None, None, None, None, None, "no published price", "",
             id=price_data.plain_id(model),
         )  # fmt: skip
@@ -169,6 +170,19 @@ def api_price(
     base = f"{price.source}, {price.date or 'not dated'}" if price.input else "no published price"
     changed = replace(price, **changes, source=f"{where} (over {base})", date=when.date().isoformat())
     return with_rule(changed, given)
+
+
+def _tuned_here(model: str) -> ApiPrice | None:
+    """The catalog's price of a fine-tuned model by OpenAI's name (`ft:gpt-4.1-2025-04-14:org::id`); None for others."""
+    base = price_data.undated(price_data.plain_id(model))
+    facts = table("api")["finetune"].get(base) if model.lower().startswith("ft:") else None
+    if facts is None:
+        return None
+    one, provider = msgspec.convert(facts, FineTunePrice), table("api")["provider"]["openai"]
+    return ApiPrice(
+        model, "openai", one.input, one.output, one.cached, None, None, None, None, None, None, _latency(provider),
+        one.source, one.date, id=base,
+    )  # fmt: skip
 
 
 def _check_used(model: str, given: dict[str, float], price: ApiPrice) -> None:

@@ -75,15 +75,16 @@ LLAMA = {
     ],
 )
 def test_layers_that_are_not_forecast_are_refused(more: dict[str, object], said: str) -> None:
-    """They were counted as attention: Jamba came out at 92 billion weights where it has 52, its cache 8 times too big."""
+    """They were counted as attention: Jamba had 92 billion weights instead of 52, and 8 times its cache."""
     with pytest.raises(InputError, match=said):
         architecture_from_config({**LLAMA, **more})
 
 
 def test_linear_attention_is_read_from_its_interval() -> None:
-    """Qwen3-Next's file gives an interval, not a list: 12 of 48 layers keep keys and values, 2 heads of 256 each."""
+    """Qwen3-Next's file gives an interval: 12 of 48 layers keep keys and values, 2 heads of 256 each."""
     linear = {
-        "linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_num_value_heads": 32, "linear_value_head_dim": 128,
+        "linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_num_value_heads": 32,
+        "linear_value_head_dim": 128,
     }  # fmt: skip
     own = {"num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "num_hidden_layers": 48}
     arch = architecture_from_config(

@@ -130,6 +130,15 @@ def test_requests_of_several_sizes_are_each_priced_at_their_tier() -> None:
     assert api_price("gemini-2.5-pro", samples=mixed[:9], when=NOW).notes == ()
 
 
+def test_a_fine_tuned_model_that_the_price_data_lacks_has_the_catalogs_price() -> None:
+    """gpt-4.1, fine-tuned: $3 in, $0.75 cached, $12 out."""
+    price = api_price("ft:gpt-4.1-2025-04-14:acme::abc", when=NOW)
+    assert (price.input, price.cached, price.output) == (3.0, 0.75, 12.0)
+    assert price.rule is not None and price.rule.minimum == 1024
+    with pytest.raises(InputError, match="unknown API model"):
+        api_price("ft:gpt-9:acme::abc", when=NOW)
+
+
 def test_overrides_scale_the_published_discounts(tmp_path: Path) -> None:
     mine = api_price("gpt-4o", overrides=Overrides(["input=2,output=8"]), when=NOW)
     assert (mine.input, mine.output, mine.cached) == (2, 8, 1.0)

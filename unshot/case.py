@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from msgspec import Meta, field
 
 from unshot.catalog import formats
-from unshot.contracts.record import LARGEST, NotNegative, Positive, Record, Share
+from unshot.contracts.record import NotNegative, Positive, Record, Share
 from unshot.data.example import normal
 from unshot.data.prompts import Prompt, load_prompt
 from unshot.data.rows import Columns, RowOptions

@@ -197,8 +197,8 @@ class _Row:
                 continue
             if measured < FASTEST.get(quantity, 0.0):
                 raise InputError(
-                    f"{self.where}: `{column}` is {measured:g}; milliseconds are needed, and nothing is that fast: did you "
-                    f"mean {measured * 1e3:g}?"
+                    f"{self.where}: `{column}` is {measured:g}; milliseconds are needed, and nothing is that fast: did "
+                    f"you mean {measured * 1e3:g}?"
                 )
             quantity = "decode" if batch and quantity == "throughput" else quantity
             found.append(

@@ -128,7 +128,8 @@ def _highest(grid: np.ndarray, curve: dict[str, np.ndarray], scale: dict[str, fl
 def _missed(name: str, slo: Slo, ratio: float) -> str:
     title = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "end-to-end time"}[name]
     target = slo.targets[name]
-    return f"{title} is {milliseconds(ratio * target * 1e3)} on an idle server; the target is {milliseconds(target * 1e3)}"
+    seen, wanted = milliseconds(ratio * target * 1e3), milliseconds(target * 1e3)
+    return f"{title} is {seen} on an idle server; the target is {wanted}"
 
 
 class Latency(NamedTuple):

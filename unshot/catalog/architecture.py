@@ -196,8 +196,8 @@ def _refuse(config: Mapping[str, Any], name: str) -> None:
         other = [key for key in STATE_SPACE if config.get(key)]
     if other:
         raise InputError(
-            f"{name}: layers that are neither attention nor linear attention (`{other[0]}`) are not forecast; plan with "
-            "a model without them"
+            f"{name}: layers that are neither attention nor linear attention (`{other[0]}`) are not forecast; plan "
+            "with a model without them"
         )
     if any(word in kind for word in ENCODERS):
         raise InputError(
