@@ -16,7 +16,7 @@ from typing import Any
 
 from bench.load import Driver, LoadResult, run_loop
 from bench.records import RequestRecord
-from bench.schedule import Load
+from bench.schedule import Load, deal_out
 from bench.sides import make_record
 from bench.sketch import Tally
 from bench.traffic import open_tokenizer
@@ -137,23 +137,12 @@ def deal(
     """
     if api.address.proxy and api.address.proxy.authorization:
         raise InputError("--ray sends no proxy's password to other machines; give a proxy without one")
-    if load.open:
-        arrivals = load.arrivals(len(bodies), seed=seed)
-        bodies = bodies[: len(arrivals)]
-        loads = [
-            Load("trace", times=tuple(arrivals[i::workers].tolist()), text=load.text) for i in range(workers)
-        ]
-    else:
-        streams = [load.concurrency // workers + (i < load.concurrency % workers) for i in range(workers)]
-        loads = [Load("closed", concurrency=n, text=load.text) for n in streams if n]
-    loads = loads[: max(1, len(bodies))]
-    count = len(loads)
+    shares = deal_out(load, bodies, workers, seed=seed)
     return [
         Share(
-            replace(api, key=None), key_env, list(bodies[i::count]), one, timeout, tokenizer, slo,
-            sample=-(-SAMPLE // count),
+            replace(api, key=None), key_env, part, one, timeout, tokenizer, slo, sample=-(-SAMPLE // len(shares))
         )
-        for i, one in enumerate(loads)
+        for one, part in shares
     ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from threading import BrokenBarrierError
 import numpy as np
 
 from bench.load import Driver, LoadResult, run_loop
-from bench.schedule import Load
+from bench.schedule import Load, deal_out
 from unshot.engines.http import Exchange
 from unshot.engines.openai import Api
 from unshot.errors import OutsideError
@@ -35,30 +35,13 @@ def run_processes(
     Exchanges are merged whole, so every percentile is exact and means what it means for one process. Ctrl-C stops all
     clients, and what each has measured is kept.
     """
-    if load.open:
-        arrivals = load.arrivals(len(payloads), seed=seed)
-        loads = [Load("trace", times=tuple(arrivals[i::processes].tolist())) for i in range(processes)]
-        if load.kind == "trace":
-            payloads = payloads[: len(arrivals)]
-        parts = [list(payloads[i::processes]) for i in range(processes)]
-    else:
-        shares = [
-            load.concurrency // processes + (i < load.concurrency % processes) for i in range(processes)
-        ]
-        loads = [Load("closed", concurrency=share) for share in shares if share]
-        processes = len(loads)
-        # By their streams, so that all are over at the same time.
-        owners = [i for i, share in enumerate(shares) for _ in range(share)]
-        parts = [[] for _ in loads]
-        for number, payload in enumerate(payloads):
-            parts[owners[number % len(owners)]].append(payload)
+    shares = deal_out(load, payloads, processes, seed=seed)
+    processes = len(shares)
     # One clock for all: perf_counter is the machine's monotonic clock on Linux. The start is set when all are ready.
     context = get_context("spawn")
     start = _Start(context.Barrier(processes + 1), context.Event(), context.Value("d"))  # type: ignore[arg-type]
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_join, initargs=(start,)) as pool:
-        futures = [
-            pool.submit(_child, api, part, one, timeout) for part, one in zip(parts, loads, strict=True)
-        ]
+        futures = [pool.submit(_child, api, part, one, timeout) for one, part in shares]
         try:
             start.ready.wait(timeout=START_LIMIT)
         except BrokenBarrierError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,32 @@ class Load:
         intervals = generator.gamma(shape, 1 / (self.rate * shape), size=count)
         times: np.ndarray = np.concatenate([[0.0], np.cumsum(intervals)[:-1]])
         return times
+
+
+def deal_out(
+    load: Load, payloads: Sequence[bytes], clients: int, *, seed: int
+) -> list[tuple[Load, list[bytes]]]:
+    """The load dealt out to `clients`, each with its requests; together they are the one schedule.
+
+    A closed loop's requests go by the streams, so that all of these are busy to the end. Who would have nothing to
+    send is left out.
+    """
+    if load.open:
+        arrivals = load.arrivals(len(payloads), seed=seed)
+        loads = [
+            Load("trace", times=tuple(arrivals[i::clients].tolist()), text=load.text) for i in range(clients)
+        ]
+        owners = list(range(clients))
+        payloads = payloads[: len(arrivals)]
+    else:
+        streams = [load.concurrency // clients + (i < load.concurrency % clients) for i in range(clients)]
+        loads = [Load("closed", concurrency=n, text=load.text) for n in streams if n]
+        owners = [i for i, n in enumerate(streams) for _ in range(n)]
+    parts: list[list[bytes]] = [[] for _ in loads]
+    for number, payload in enumerate(payloads):
+        parts[owners[number % len(owners)]].append(payload)
+    found = [(one, part) for one, part in zip(loads, parts, strict=True) if part]
+    return found or [(loads[0], [])]
 
 
 def parse_load(text: str) -> Load:

@@ -13,7 +13,7 @@ import pytest
 
 from bench.compare import Comparison, compare_reports
 from bench.records import RequestRecord, summarise
-from bench.schedule import parse_load
+from bench.schedule import deal_out, parse_load
 from bench.single import LoadJob, SweepJob, _rising, knee, load_run, sweep_run
 from bench.target import LoadOptions
 from bench.traffic import ServerOptions
@@ -71,13 +71,30 @@ def test_a_duration_without_a_steady_state_is_told(tmp_path: Path) -> None:
 # Processes
 
 
-def test_streams_that_do_not_divide_evenly_are_all_busy_to_the_end(tmp_path: Path) -> None:
-    """Three streams on two processes: one has two of them and must have two thirds of the requests."""
-    with golden_thread(ttft_ms=50, itl_ms=0, tokens=1) as url:
-        job = LoadJob(LoadOptions(url), tmp_path / "r", "closed:3", 60, warm_up=0, processes=2)
-        report = load_run(job, QUIET)
-    flying = report.figures.in_flight
-    assert report.figures.answered == 60 and flying is not None and flying.mean > 2.7
+@pytest.mark.parametrize(
+    ("load", "clients", "requests"),
+    [
+        # Two of three streams have two thirds of the requests: all are busy to the end.
+        ("closed:3", 2, [40, 20]),
+        ("closed:5", 3, [24, 24, 12]),
+        ("closed:2", 8, [30, 30]),
+        ("constant:10", 3, [20, 20, 20]),
+    ],
+)
+def test_clients_get_as_many_requests_as_their_streams_take(
+    load: str, clients: int, requests: list[int]
+) -> None:
+    payloads = [b"%d" % i for i in range(60)]
+    dealt = deal_out(parse_load(load), payloads, clients, seed=0)
+    assert [len(part) for _, part in dealt] == requests
+    assert sorted(p for _, part in dealt for p in part) == sorted(payloads)
+
+
+def test_clients_without_a_request_are_left_out(tmp_path: Path) -> None:
+    with golden_thread(ttft_ms=1, itl_ms=0, tokens=1) as url:
+        job = LoadJob(LoadOptions(url), tmp_path / "r", "constant:50", 3, warm_up=0, processes=5)
+        assert load_run(job, QUIET).figures.answered == 3
+    assert len(deal_out(parse_load("poisson:5"), [b"a"], 4, seed=0)) == 1
 
 
 # Failing as it rises
