@@ -188,6 +188,8 @@ class Builder:
             fee_per_mtok=tuned.training,
         )
         self.notes.append(tuned.describe())
+        if tuned.date < OLD_PRICE:
+            self.doubts[f"{model} fine-tuned"] = f"its prices, of {tuned.date}"
         self.options.append(
             Option(
                 key=f"api:{model}:tuned",
@@ -343,7 +345,6 @@ class Builder:
             )
         for gpu in dict.fromkeys(catalog.gpu(name).name for name in wanted.gpu):
             device = self.devices[gpu]
-            self._instance(device)
             if told := exchanged(device, wanted.engine):
                 self.warnings.append(told)
             if self.settings.calibration is not None:
@@ -411,6 +412,8 @@ class Builder:
 
     def build(self) -> None:
         """Count, price and forecast every option."""
+        for device in self.devices.values():
+            self._instance(device)
         api, model = _baseline(self.case)
         if api is not None:
             self.price = self.api(api, baseline=True)

@@ -78,6 +78,10 @@ class Counts:
         output = self.case.traffic.output_tokens
         found = measure(self.prompts[label], self.inputs, self._counter(model, api=api), output_tokens=output)
         self.notes.append(f"tokens of {model}: counted with {found.described()}")
+        if output is not None and any(row.answer for row in self.inputs):
+            self.notes.append(
+                f"answers: {output:g} tokens each, as given; those of the inputs are not counted"
+            )
         self.usages[name] = self._with_reasoning(model, found) if api else found
         return self.usages[name]
 

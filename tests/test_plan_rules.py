@@ -161,6 +161,16 @@ def test_a_calibrated_device_is_not_said_to_be_unmeasured(run: Run, tmp_path: Pa
     assert any("vLLM on l40s (your report)" in a for a in found["assumptions"])
 
 
+def test_a_plan_says_that_a_given_length_stands_for_the_answers(run: Run) -> None:
+    found = planned(run(output_tokens=50))
+    assert sum("answers: 50 tokens each, as given" in a for a in found["assumptions"]) == 1
+
+
+def test_prices_of_fine_tuning_that_were_not_read_again_are_said(run: Run) -> None:
+    warnings = planned(run(baseline="gpt-4.1"))["warnings"]
+    assert any("gpt-4.1 fine-tuned: its prices, of 2025-09-30" in w for w in warnings)
+
+
 def test_what_misses_the_slo_today_is_not_what_to_keep(run: Run) -> None:
     """A 70B prompt takes longer than 75 ms on idle H100s; the 8B model holds that on one."""
     today = {"baseline": None, "baseline_model": "llama-3.1-70b", "cheaper_api": None}
