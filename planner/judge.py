@@ -138,6 +138,7 @@ def _economics(
         # An API's latency is not forecast, so only a self-hosted long prompt can be said to miss the SLO.
         prompt_latency_met=any(long_hosted) if asked and keep.kind == "hosted" else None,
         untuned=untuned,
+        keep_counted=keep.model not in unknown,
         uncounted=_cheaper(builder, least, lambda o: not o.tuned and not o.baseline and o.model in unknown),
         cheaper_tuned=_cheaper(
             builder, float(tuned.monthly(rate)), lambda o: o.tuned and (o.kind == "api" or o.shared_by > 1)

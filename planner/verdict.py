@@ -37,7 +37,8 @@ class Economics(Struct, frozen=True):
     `latency_met` says whether the best tuned option holds the SLO, `prompt_latency_met` the same for the best option
     with the long prompt (None: no SLO, or not known). `untuned` are other ways to keep the prompt that cost less than
     both `keep` and `tuned` and whose quality is not known; `cheaper_tuned` other tuned options below `tuned`;
-    `uncounted` those that cost less than all of these before their reasoning tokens, which are not known.
+    `uncounted` those that cost less than all of these before their reasoning tokens, which are not known;
+    `keep_counted` is False where that holds of `keep` itself.
     """
 
     rate: float
@@ -55,6 +56,7 @@ class Economics(Struct, frozen=True):
     untuned: tuple[Rival, ...] = ()
     cheaper_tuned: tuple[Rival, ...] = ()
     uncounted: tuple[Rival, ...] = ()
+    keep_counted: bool = True
 
     @property
     def saving(self) -> float:
@@ -148,6 +150,10 @@ def _by_money(task: TaskSettings, grounds: list[Reason], found: Economics, unkno
     reasons += [f"cheaper, if it answers as well: {_list(found.untuned)}"] * bool(found.untuned)
     reasons += [f"cheaper tuned options: {_list(found.cheaper_tuned)}"] * bool(found.cheaper_tuned)
     change = _changes(task, found)
+    if not found.keep_counted and not found.pays:
+        change.insert(
+            0, f"the reasoning tokens of {found.keep}, of which none is counted (--reasoning-tokens)"
+        )
     if found.uncounted:
         least = f"{_list(found.uncounted[:1])} without any"
         change.insert(0, f"the reasoning tokens of what may be cheaper still: {least} (--reasoning-tokens)")
@@ -189,7 +195,7 @@ def _by_money(task: TaskSettings, grounds: list[Reason], found: Economics, unkno
         else "Keep the prompt: tuning pays back too late"
     )
     summary = (
-        f"{headline}: tuning would lose {dollars(-found.net)} {horizon} ({found.tuned} against {found.keep}); {since}; "
+        f"{headline}. Tuning would lose {dollars(-found.net)} {horizon} ({found.tuned} against {found.keep}); {since}; "
         f"{sure}. {_would(change)}"
     )
     return Verdict("keep the prompt", headline, summary, reasons, change, unknown)

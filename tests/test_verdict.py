@@ -89,6 +89,14 @@ def test_a_sibling_whose_reasoning_is_not_counted_may_change_it() -> None:
     assert "Try 8b first" in found.headline and "luna at $700 a month without any" in found.would_change[0]
 
 
+def test_reasoning_that_is_not_counted_may_make_the_prompt_the_dearer_one() -> None:
+    cheap = replace(COSTS, keep_counted=False)
+    assert "the reasoning tokens of api, cached" in ask(economics=cheap)[3]
+    found = judge_case(TaskSettings(), shots=10, economics=cheap)
+    assert "Would change it: the reasoning tokens of api, cached" in found.summary
+    assert "reasoning" not in ask(economics=replace(PAYS, keep_counted=False))[3]
+
+
 def test_never_breaking_even_is_said() -> None:
     never = replace(COSTS, break_even=None)
     assert "at no rate" in ask(economics=never)[3]
