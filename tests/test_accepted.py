@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -15,7 +16,7 @@ from planner.oneoff import example_cost
 from planner.verdict import judge_case
 from tests.conftest import ROOT, run_unshot
 from tests.planner_files import few_shot, inputs, model_folder
-from tune.model import default_alpha, rate_factor
+from tune.model import default_alpha, rate_factor, uses_bf16
 from unshot import catalog, models
 from unshot.case import PlanSettings, TaskSettings, TuneSettings
 from unshot.case_file import keys, load_case
@@ -53,6 +54,13 @@ def metric(name: str) -> object:
 def method(name: str) -> object:
     entry = METHODS[name]
     return (entry.trains, entry.implementation, entry.four_bit, entry.whole)
+
+
+def precision(name: str) -> object:
+    """On which devices products are in bf16, where the CPU has none in hardware."""
+    settings = TuneSettings(dtype=name)  # type: ignore[arg-type]
+    with mock.patch("tune.model.cpu_has_bf16", return_value=False):
+        return [uses_bf16(settings, device) for device in ("cpu", "cuda")]
 
 
 def beginning(name: str) -> object:
@@ -94,6 +102,7 @@ EFFECTS: dict[str, Callable[[str], object]] = {
     "tune.method": method,
     "tune.init": beginning,
     "tune.loss_on": loss_tokens,
+    "tune.dtype": precision,
     "tune.schedule": lambda v: [rate_factor(step, 100, v) for step in (0, 6, 30, 99)],
 }
 PLANNED = {"candidate.engine": "--engine", "candidate.kv_cache": "--kv-cache"}
