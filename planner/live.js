@@ -134,8 +134,11 @@ function curve(w, hourly) {
   const y = (v) => 10 + ((H - B - 10) * (high - Math.log10(v))) / Math.max(high - low, 1e-9);
   const path = (l) => l.y.map((v, i) => `${i ? "L" : "M"}${x(rates[i]).toFixed(1)},${y(v).toFixed(1)}`).join("");
   const ticks = [];
-  for (let e = Math.ceil(low); e <= high; e++) {
-    ticks.push(`<path class="grid" d="M${L},${y(10 ** e)}H${W - 8}"/><text class="tick end" x="${L - 6}" y="${y(10 ** e) + 4}">${money(10 ** e)}</text>`);
+  for (let e = Math.floor(low); e <= high; e++) {
+    for (const v of (high - low < 2 ? [1, 2, 5] : [1]).map((m) => m * 10 ** e)) {
+      if (Math.log10(v) < low || Math.log10(v) > high) continue;
+      ticks.push(`<path class="grid" d="M${L},${y(v)}H${W - 8}"/><text class="tick end" x="${L - 6}" y="${y(v) + 4}">${money(v)}</text>`);
+    }
   }
   const marks = [[0, ""], [30, "middle"], [60, "end"]].map(([i, at]) => `<text class="tick ${at}" x="${x(rates[i])}" y="${H - B + 18}">${perSecond(rates[i])}</text>`);
   marks.push(`<text class="axislabel middle" x="${(L + W) / 2}" y="${H - 12}">mean requests per second</text>`,
