@@ -163,6 +163,13 @@ def test_a_long_line_in_small_pieces_is_read_in_linear_work() -> None:
     assert event_.data == "x" * 100_000 and parser.pending == 0
 
 
+def test_no_path_leads_elsewhere(tmp_path: Path) -> None:
+    with serving(tmp_path, saying(http(completion("low"))), task=FREE, log=False) as served:
+        for path in ("/v1/chat/completions/", "/healthz/", "/v1/models/case/"):
+            status, body, raw = ask(served, None, "Host: evil.example", path=path)
+            assert status in (404, 405, 421) and body["error"]["message"] and b"evil.example/" not in raw
+
+
 def test_blank_lines_keep_no_connection(tmp_path: Path) -> None:
     with (
         serving(

@@ -128,7 +128,9 @@ class Api:
             Route("/healthz", self._guarded(self.healthz)),
         ]
         handlers: dict[Any, Any] = {404: self._not_found, 405: self._not_found}
-        return Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+        app = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+        app.router.redirect_slashes = False  # it would lead to whatever host a request names
+        return app
 
     def stop(self) -> None:
         """Give up on requests whose body has not come yet: the gateway is about to end."""
