@@ -106,6 +106,34 @@ def test_the_compose_specification_takes_the_file(capsys: Capture, case: Path, m
     jsonschema.validate(written(capsys, case, *more)[0], json.loads(Path(schema).read_text()))
 
 
+ODD = "a\x7f\x85b\u2028\ufeff\U0001f600 c: # d\n---\n\te"
+
+
+def test_every_text_of_the_case_gets_there_as_it_is(capsys: Capture, case: Path) -> None:
+    (case.parent / "long.txt").write_text(ODD, encoding="utf-8", newline="")
+    (case.parent / "slots.txt").write_text("{{prompt}}")
+    case.write_bytes(
+        b"\xef\xbb\xbf"
+        + f'{CASE}system = "@long.txt"\n[rows]\ninput_template = "./slots.txt"\n# {ODD!r}\n'.encode()
+    )
+    _, objects = written(capsys, case, "--model", "m")
+    (found,) = (o["data"] for o in objects if o["kind"] == "ConfigMap")
+    assert set(found) == {"unshot.toml", "few.jsonl", "short.txt", "long.txt", "slots.txt"}
+    assert found["long.txt"] == ODD
+
+
+def test_a_long_text_of_any_script_is_a_text(capsys: Capture, case: Path) -> None:
+    case.write_text(CASE + 'system = "' + "\u8bf7" * 200 + '"\n', encoding="utf-8")
+    assert written(capsys, case, "--model", "m")
+
+
+def test_a_name_that_no_config_map_holds_is_refused(capsys: Capture, case: Path) -> None:
+    (case.parent / "few.jsonl").rename(case.parent / "w\u00f6rter.jsonl")
+    case.write_text(CASE.replace("few", "w\u00f6rter"), encoding="utf-8")
+    done = run_here(capsys, "deploy", "init", case.parent / "out", "--case", case, "--model", "m")
+    assert done.code == 2 and "ConfigMap" in done.err and not (case.parent / "out").exists()
+
+
 def test_what_cannot_be_written_is_said(capsys: Capture, case: Path) -> None:
     def said(*more: object) -> str:
         done = run_here(capsys, "deploy", "init", case.parent / "x", "--model", "m", *map(str, more))

@@ -196,8 +196,9 @@ def _checked(raw: dict[str, Any], where: str) -> Case:
 
 
 class FileText(str):
-    """A text that was read from a file; `origin` says which."""
+    """A text that was read from the file `path`; `origin` says so."""
 
+    path: Path = Path()
     origin: str = ""
 
 
@@ -239,5 +240,5 @@ def text_or_file(value: str, folder: Path = Path()) -> str:
     text = FileText(read_text(path).strip())
     if not text:
         raise InputError(f"{path}: empty; it needs a text")
-    text.origin = f"read from {path} ({len(text):,} characters)"
+    text.path, text.origin = path, f"read from {path} ({len(text):,} characters)"
     return text

@@ -8,13 +8,15 @@ is told to end, and that one finishes its requests.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unshot.case_file import FileText, keys, text_or_file
 from unshot.console import Output
-from unshot.data.files import write_text
+from unshot.data.files import read_text, write_text
 from unshot.errors import InputError
 
 Yaml = str | int | bool | Mapping[str, "Yaml"] | Sequence["Yaml"]
@@ -24,6 +26,9 @@ GRACE, LEAVE = 75, 5
 KEY = "UNSHOT_GATEWAY_KEY"
 BASELINE_KEY = "BASELINE_API_KEY"
 LARGEST_CONFIG = 1 << 20
+CONFIG_NAME = re.compile(r"[-._a-zA-Z0-9]{1,253}")
+# What JSON leaves as it is, and YAML takes for a line's end or for nothing that may stand in a file.
+UNPRINTED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 DOCKERFILE = """\
 # The gateway. Build it beside the wheel (`make wheel`, or `pip download unshot`), or leave the wheel out of both lines.
 FROM python:3.12-slim
@@ -299,15 +304,22 @@ def to_yaml(value: Yaml, indent: int = 0) -> str:
             text = to_yaml(inner, indent + 1)
             items.append(f"{pad}- {text.lstrip()}")
         return "\n".join(items)
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, Mapping) else "{}"
+    if isinstance(value, Mapping):
+        return "{}"
+    text = json.dumps(value, ensure_ascii=False)
+    return UNPRINTED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def texts_in_files(case: Path) -> list[Path]:
-    """Files that a case gives in place of its prompts."""
-    task = tomllib.loads(case.read_text(encoding="utf-8")).get("task", {})
-    given = (task.get(name) for name in ("system", "instruction"))
-    short = [text for text in given if isinstance(text, str) and "\n" not in text and len(text) < 250]
-    return [case.parent / text for text in short if (case.parent / text).is_file()]
+    """Files that a case gives in place of its texts: without them it is not read."""
+    found, raw = [], tomllib.loads(read_text(case))
+    for name in (name for name, key in keys().items() if key.text_or_file):
+        value: object = raw
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, str) and isinstance(text := text_or_file(value, case.parent), FileText):
+            found.append(text.path)
+    return found
 
 
 def files_of(case: Path, named: Sequence[Path]) -> dict[str, str]:
@@ -319,15 +331,14 @@ def files_of(case: Path, named: Sequence[Path]) -> dict[str, str]:
     for path in (case, *named):
         try:
             name = path.resolve().relative_to(case.resolve().parent).as_posix()
-            if "/" in name:
-                raise ValueError
-            found[name] = path.read_text(encoding="utf-8")
         except ValueError:
+            name = ""
+        if not CONFIG_NAME.fullmatch(name):
             raise InputError(
-                f"{path}: put it beside {case.name}; a ConfigMap holds plain text files only"
-            ) from None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+                f"{path}: put it beside {case.name}, under a name of letters, digits, `-`, `_` and `.`; a ConfigMap "
+                "holds such files only"
+            )
+        found[name] = read_text(path)
     if sum(len(text.encode()) for text in found.values()) > LARGEST_CONFIG - 4096:
         raise InputError(
             f"{case}: the case and its files are larger than a ConfigMap (1 MiB); mount them yourself"
