@@ -138,10 +138,8 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
             points.append(Step(load.concurrency, facts, got.client, got.resources, rate))
             if doubt := _doubt(points[-1]):
                 warnings.append(f"{load.text}: {doubt}: this step does not count for the knee")
-            p50 = facts.e2e_ms.p50.value if facts.e2e_ms.p50 else float("nan")
-            out.log(
-                f"{points[-1].label}: {number(facts.requests_per_second, '.2f')} requests/s, e2e p50 {p50:.0f} ms"
-            )
+            p50 = f"e2e p50 {facts.e2e_ms.p50.value:.0f} ms" if facts.e2e_ms.p50 else "none answered"
+            out.log(f"{points[-1].label}: {number(facts.requests_per_second, '.2f')} requests/s, {p50}")
             interrupted = got.interrupted
             if interrupted or not facts.answered:
                 break
