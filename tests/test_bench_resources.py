@@ -15,6 +15,7 @@ import pytest
 
 from bench.records import RequestRecord
 from bench.resources import Gpus, Monitor, Rapl, Unreadable, energy_per_request, power_words
+from tests.conftest import measured
 
 
 def package(root: Path, number: int, microjoules: int) -> Path:
@@ -134,16 +135,19 @@ class Heater:
 
 
 def test_energy_of_alternating_blocks_goes_to_the_side_that_ran() -> None:
-    heater = Heater()
-    with Monitor({}, interval=0.01, sources=[lambda: heater]) as monitor:
-        time.sleep(0.45)
-    # Two requests of the baseline in the first 0.2 s, two of the candidate after it.
-    records = [record("baseline", 0, 0.0, 0.1), record("baseline", 0, 0.1, 0.1)]
-    records += [record("candidate", 0, 0.22, 0.1), record("candidate", 0, 0.32, 0.1)]
-    joules = {
-        s: energy_per_request(monitor, records, s, "on", heater.start) for s in ("baseline", "candidate")
-    }
-    assert joules["baseline"] is not None and joules["candidate"] is not None
-    assert joules["baseline"].joules == pytest.approx(10, rel=0.15)
-    assert joules["candidate"].joules == pytest.approx(2, rel=0.15)
-    assert monitor.facts().mean_power_w["heater"] > 20
+    def check() -> None:
+        heater = Heater()
+        with Monitor({}, interval=0.01, sources=[lambda: heater]) as monitor:
+            time.sleep(0.45)
+        # Two requests of the baseline in the first 0.2 s, two of the candidate after it.
+        records = [record("baseline", 0, 0.0, 0.1), record("baseline", 0, 0.1, 0.1)]
+        records += [record("candidate", 0, 0.22, 0.1), record("candidate", 0, 0.32, 0.1)]
+        joules = {
+            s: energy_per_request(monitor, records, s, "on", heater.start) for s in ("baseline", "candidate")
+        }
+        assert joules["baseline"] is not None and joules["candidate"] is not None
+        assert joules["baseline"].joules == pytest.approx(10, rel=0.15)
+        assert joules["candidate"].joules == pytest.approx(2, rel=0.15)
+        assert monitor.facts().mean_power_w["heater"] > 20
+
+    measured(check)  # a reading may come late

@@ -26,6 +26,7 @@ from bench.sides import BlockResult
 from bench.single import LoadJob, SweepJob, load_run, sweep_run
 from bench.target import LoadOptions, Target
 from bench.traffic import ServerOptions
+from tests.conftest import measured
 from tests.golden import certificate, golden_server, golden_thread, wait_for_requests
 from tests.logs import run_here
 from unshot.console import Output
@@ -142,14 +143,17 @@ def test_the_tokenizer_of_the_model_that_the_server_lists_is_found_on_this_machi
 
 
 def test_the_first_token_is_a_reasoning_token_and_both_first_tokens_are_told(tmp_path: Path) -> None:
+    def check() -> None:
+        job = LoadJob(options(url), tmp_path / "r", "closed:1", 5, overwrite=True)
+        f = load_run(job, QUIET).figures
+        assert (f.tokens.reasoning, f.tokens.output) == (15, 21)
+        assert f.ttft_ms.p50 and f.ttft_answer_ms.p50 and f.tpot_ms.p50
+        assert f.ttft_ms.p50.value == pytest.approx(30, abs=15)
+        assert f.ttft_answer_ms.p50.value - f.ttft_ms.p50.value == pytest.approx(150, abs=20)
+        assert f.tpot_ms.p50.value == pytest.approx(10, abs=2)
+
     with golden_thread(ttft_ms=30, itl_ms=10, tokens=20, reasoning=15, stop_token="counted") as url:
-        report = load_run(LoadJob(options(url), tmp_path / "r", "closed:1", 5), QUIET)
-    f = report.figures
-    assert f.ttft_ms.p50 and f.ttft_answer_ms.p50 and f.tpot_ms.p50
-    assert f.ttft_ms.p50.value == pytest.approx(30, abs=15)
-    assert f.ttft_answer_ms.p50.value - f.ttft_ms.p50.value == pytest.approx(150, abs=20)
-    assert f.tpot_ms.p50.value == pytest.approx(10, abs=2)
-    assert (f.tokens.reasoning, f.tokens.output) == (15, 21)
+        measured(check)
 
 
 @pytest.mark.parametrize("script", [{"reasoning": 9}, {"tools": True}])
@@ -162,18 +166,21 @@ def test_an_answer_of_reasoning_or_tool_calls_alone_is_an_answer(tmp_path: Path,
 @pytest.mark.parametrize("stop_token", ["uncounted", "counted", "timed"])
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5])
 def test_time_per_token_is_the_scripts_with_a_stop_token_of_any_kind(tokens: int, stop_token: str) -> None:
-    with golden_thread(ttft_ms=10, itl_ms=20, tokens=tokens, stop_token=stop_token) as url:
+    def check() -> None:
         _, records = Target(options(url)).run(parse_load("closed:1"), 3)
-    # Fewer where one read held the first ones together.
-    assert all(r.ok and 1 <= (r.timed_tokens or 0) <= tokens for r in records)
-    assert all(r.output_tokens == tokens + (stop_token != "uncounted") for r in records)
-    for r in records:
-        sent = r.golden["sent"] if r.golden else []
-        if tokens > 1 and len(r.token_times) == 1:  # one read held them all: no time between them
-            assert math.isnan(r.tpot)
-            continue
-        truth = (sent[-1] - sent[0]) / (tokens - 1) if tokens > 1 else math.nan
-        assert r.tpot == pytest.approx(truth, abs=0.015, nan_ok=True)
+        # Fewer where one read held the first ones together.
+        assert all(r.ok and 1 <= (r.timed_tokens or 0) <= tokens for r in records)
+        assert all(r.output_tokens == tokens + (stop_token != "uncounted") for r in records)
+        for r in records:
+            sent = r.golden["sent"] if r.golden else []
+            if tokens > 1 and len(r.token_times) == 1:  # one read held them all: no time between them
+                assert math.isnan(r.tpot)
+                continue
+            truth = (sent[-1] - sent[0]) / (tokens - 1) if tokens > 1 else math.nan
+            assert r.tpot == pytest.approx(truth, abs=0.015, nan_ok=True)
+
+    with golden_thread(ttft_ms=10, itl_ms=20, tokens=tokens, stop_token=stop_token) as url:
+        measured(check)
 
 
 # 5. Concurrency
