@@ -13,6 +13,7 @@ import pytest
 from unshot.contracts import schemas
 from unshot.contracts.document import DOCUMENTS
 from unshot.contracts.manifest import BaseModel, Gate, Manifest, Score, read_manifest, staged
+from unshot.contracts.registry import State
 from unshot.errors import InputError
 from unshot.locks import exclusive
 
@@ -174,3 +175,10 @@ def test_a_lock_whose_file_was_removed_while_one_waited_counts_for_nothing(tmp_p
     for thread in threads:
         thread.join()
     assert most == [1] and not path.exists()
+
+
+def test_half_a_surrogate_pair_in_a_document_is_one_line(tmp_path: Path) -> None:
+    """JSON may hold one as an escape; a registry with it was read, and every change of it an internal error."""
+    (tmp_path / "registry.json").write_text('{"version": 2, "aliases": {"champion": "\\ud800"}}')
+    with pytest.raises(InputError, match="half of a surrogate pair"):
+        State.read(tmp_path)

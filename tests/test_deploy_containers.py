@@ -151,3 +151,12 @@ def test_what_cannot_be_written_is_said(capsys: Capture, case: Path) -> None:
     assert "larger than a ConfigMap" in said("--case", case, "--overwrite")
     case.write_text(CASE.replace("few.jsonl", f"{ROOT}/unshot/demo/few_shot.jsonl"))
     assert "beside" in said("--case", case, "--overwrite")
+
+
+def test_a_file_that_is_a_link_to_itself_is_one_line(capsys: Capture, case: Path) -> None:
+    examples = case.parent / "few.jsonl"
+    examples.unlink(missing_ok=True)
+    examples.symlink_to("few.jsonl")
+    case.write_text('[task]\nexamples = "few.jsonl"\n')
+    done = run_here(capsys, "deploy", "init", case.parent / "out", "--case", case, "--model", "m")
+    assert done.code == 2 and "few.jsonl: cannot be read" in done.err

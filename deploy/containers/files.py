@@ -329,6 +329,7 @@ def files_of(case: Path, named: Sequence[Path]) -> dict[str, str]:
     """
     found = {}
     for path in (case, *named):
+        text = read_text(path)
         try:
             name = path.resolve().relative_to(case.resolve().parent).as_posix()
         except ValueError:
@@ -338,7 +339,7 @@ def files_of(case: Path, named: Sequence[Path]) -> dict[str, str]:
                 f"{path}: put it beside {case.name}, under a name of letters, digits, `-`, `_` and `.`; a ConfigMap "
                 "holds such files only"
             )
-        found[name] = read_text(path)
+        found[name] = text
     if sum(len(text.encode()) for text in found.values()) > LARGEST_CONFIG - 4096:
         raise InputError(
             f"{case}: the case and its files are larger than a ConfigMap (1 MiB); mount them yourself"

@@ -66,6 +66,12 @@ class Document(Record, kw_only=True):
         """The record of a loaded JSON value. Raises `InputError` that begins with `where`."""
         if not isinstance(raw, dict):
             raise InputError(f"{where}: expected a JSON object; run {cls.WRITTEN_BY} again")
+        try:
+            json.dumps(raw, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{where}: holds half of a surrogate pair, which is no text; run {cls.WRITTEN_BY} again"
+            ) from None
         version = raw.get("version", raw.get("format", 0))
         if not isinstance(version, int) or isinstance(version, bool):
             raise InputError(f"{where}: `version` is {version!r}; expected a whole number")
