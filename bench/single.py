@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
         manifest.inputs = target.inputs
         target.warm_up(job.warm_up)
         everything: list[RequestRecord] = []
-        warnings = [target.cold] if target.cold else []
+        warnings: list[tuple[str, str]] = []
         interrupted = False
         for load in loads:
             # Three rounds of every stream; ten seconds of a rate.
@@ -132,12 +133,13 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
             with manifest.timed(load.text):
                 got = target.measure(load, max(job.requests, least), out)
             everything += got.records
-            warnings += got.warnings
             facts = got.figures
             rate = load.rate if load.open else None
             points.append(Step(load.concurrency, facts, got.client, got.resources, rate))
+            label = points[-1].label
+            warnings += [(label, w.removeprefix(f"{load.text}: ")) for w in got.warnings]
             if doubt := _doubt(points[-1]):
-                warnings.append(f"{load.text}: {doubt}: this step does not count for the knee")
+                warnings.append((label, f"{doubt}: this step does not count for the knee"))
             p50 = f"e2e p50 {facts.e2e_ms.p50.value:.0f} ms" if facts.e2e_ms.p50 else "none answered"
             out.log(f"{points[-1].label}: {number(facts.requests_per_second, '.2f')} requests/s, {p50}")
             interrupted = got.interrupted
@@ -146,7 +148,7 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
         report = SweepReport(
             url=job.target.url,
             model=job.target.server.model,
-            warnings=warnings,
+            warnings=[*([target.cold] if target.cold else []), *gathered(warnings)],
             partial=interrupted,
             points=points,
             knee=knee(points) if job.rates is None else None,
@@ -157,6 +159,18 @@ def sweep_run(job: SweepJob, out: Output) -> SweepReport:
         _write(work, report, everything)
         manifest.finish(work)
     return report
+
+
+def gathered(found: Sequence[tuple[str, str]]) -> list[str]:
+    """The warnings of steps, `(step, words)`: those that differ in their numbers alone are one, in the last's words."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for label, words in found:
+        kinds.setdefault(re.sub(r"[\d.]+", "#", words), []).append((label, words))
+    lines = []
+    for group in kinds.values():
+        labels = ", ".join(label for label, _ in group)
+        lines.append(f"{labels}: {'at the last, ' if len(group) > 1 else ''}{group[-1][1]}")
+    return lines
 
 
 def _loads(job: SweepJob, points: Sequence[Step]) -> Iterator[Load]:
@@ -212,7 +226,10 @@ def slo_knee(points: Sequence[Step]) -> SloKnee:
         goodput=best.figures.goodput.requests_per_second if best and best.figures.goodput else None,
         share=WITHIN,
         next_rate=worse.rate if worse else None,
-        next_share=worse.figures.goodput.share if worse and worse.figures.goodput else None,
+        # Where the client was late the share is not the server's.
+        next_share=worse.figures.goodput.share
+        if worse and worse.client.valid and worse.figures.goodput
+        else None,
     )
 
 

@@ -24,7 +24,7 @@ from bench.summary import (
     token_words,
 )
 from unshot.contracts.figures import Client, Distribution, Figures, Resources
-from unshot.contracts.report import Knee, LoadReport, SweepReport
+from unshot.contracts.report import Knee, LoadReport, SloKnee, SweepReport
 from unshot.report import charts, page
 
 # Distributions in the order of a request's life; each is shown by its percentiles.
@@ -135,14 +135,15 @@ def _client(client: Client, resources: Resources | None) -> dict[str, str]:
 
 def knee_words(report: SweepReport) -> str:
     """The knee of throughput against latency, or the greatest rate within the SLO."""
-    found = report.slo_knee
-    if found is None:
-        return _knee(report.knee)
-    after = (
-        f"; at {found.next_rate:g}/s it is {number(found.next_share, '.1%')}"
-        if found.next_rate is not None
-        else ""
-    )
+    return _knee(report.knee) if report.slo_knee is None else slo_words(report.slo_knee)
+
+
+def slo_words(found: SloKnee) -> str:
+    """The greatest rate within the SLO, and what is known of the next."""
+    after = ""
+    if found.next_rate is not None:
+        share = "the client itself was late" if found.next_share is None else f"it is {found.next_share:.1%}"
+        after = f"; at {found.next_rate:g}/s {share}"
     if found.rate is None:
         return f"No rate had {found.share:.0%} of its requests within the SLO{after}"
     return (
@@ -153,7 +154,7 @@ def knee_words(report: SweepReport) -> str:
 
 def _knee(knee: Knee | None) -> str:
     if knee is None:
-        return "too few steps for a knee; three that count are needed"
+        return "Too few steps for a knee; three that count are needed"
     if not knee.saturated:
         return (
             f"No knee up to concurrency {knee.concurrency}: throughput still rises as fast as latency "
@@ -234,7 +235,11 @@ def _load_parts(report: LoadReport, records: Sequence[RequestRecord]) -> Parts:
     )
     table = page.table(["", ""], table_rows(COUNTS, [facts])) + page.table(
         ["", *SHOWN],
-        [[label, *(_interval(find(facts), p) for p in SHOWN)] for label, find in TIMES.items()],
+        [
+            [label, *(_interval(find(facts), p) for p in SHOWN)]
+            for label, find in TIMES.items()
+            if find(facts).count
+        ],
         caption="Percentiles with their 95% intervals",
     )
     if report.turns:
@@ -280,7 +285,7 @@ def _interval(facts: Distribution, name: str) -> str:
 def _value(value: object) -> str:
     """A condition in words."""
     if isinstance(value, dict):
-        return ", ".join(f"{k.replace('_', ' ')} {_value(v)}" for k, v in value.items())
+        return ", ".join(f"{k.replace('_', ' ')} {_value(v)}" for k, v in value.items()) or "-"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "-"
     return "-" if value is None else str(value)

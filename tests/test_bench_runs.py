@@ -14,7 +14,8 @@ import pytest
 from bench.compare import Comparison, compare_reports
 from bench.records import RequestRecord, summarise
 from bench.schedule import deal_out, parse_load
-from bench.single import LoadJob, SweepJob, _rising, knee, load_run, sweep_run
+from bench.single import LoadJob, SweepJob, _rising, gathered, knee, load_run, slo_knee, sweep_run
+from bench.single_page import slo_words
 from bench.target import LoadOptions
 from bench.traffic import ServerOptions
 from bench.window import steady_window
@@ -22,7 +23,7 @@ from tests.golden import golden_thread
 from tests.logs import run_here
 from tests.raw_server import Script, delta, event, head, last, listening, raw_server, usage, whole
 from tests.test_bench_awkward import END, QUIET, WORDS, timed
-from unshot.contracts.figures import Client
+from unshot.contracts.figures import Client, Goodput
 from unshot.contracts.report import Step
 
 ANSWER = b"".join([*WORDS, END, last(usage(99, 6))])
@@ -135,7 +136,7 @@ def test_a_step_that_fails_is_no_knee(tmp_path: Path) -> None:
     assert failing == [8, 16]
     assert report.knee is None or report.knee.concurrency <= 4
     told = [w for w in report.warnings if "requests failed: this step does not count" in w]
-    assert len(told) == 2, report.warnings
+    assert len(told) == 1 and told[0].startswith("8 at once, 16 at once: at the last, "), report.warnings
 
 
 def step(concurrency: int, rate: float, mean: float, failed: int = 0, **client: Any) -> Step:
@@ -151,6 +152,19 @@ def test_the_knee_is_of_steps_that_hold() -> None:
     late = knee([*rising, step(8, 80, 0.1, valid=False, reasons=["late"])])
     assert late is not None and (late.concurrency, late.saturated) == (4, False)
     assert knee(rising[:2]) is None
+
+
+def test_a_rate_at_which_the_client_was_late_says_nothing_of_the_server() -> None:
+    slo = Goodput({"ttft": 60.0}, 1.0, 0.26)
+    late = step(0, 5, 0.1, valid=False, reasons=["late"])
+    found = slo_knee([late.changed(rate=5.0, figures=late.figures.changed(goodput=slo))])
+    assert (found.rate, found.next_rate, found.next_share) == (None, 5.0, None)
+    assert slo_words(found).endswith("at 5/s the client itself was late")
+
+
+def test_warnings_of_steps_that_say_the_same_are_one() -> None:
+    said = [("1 at once", "5 of 30 in one"), ("2 at once", "late"), ("4 at once", "7 of 30 in one")]
+    assert gathered(said) == ["1 at once, 4 at once: at the last, 7 of 30 in one", "2 at once: late"]
 
 
 def test_a_search_that_no_rate_can_help_ends() -> None:

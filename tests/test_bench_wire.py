@@ -260,3 +260,10 @@ def test_answers_that_come_whole_among_streamed_ones_are_told(tmp_path: Path) ->
         report = load_run(LoadJob(LoadOptions(url), tmp_path / "r", "closed:1", 6, warm_up=0), QUIET)
     assert any("3 of 6 answers came in one piece" in w for w in report.warnings), report.warnings
     assert math.isclose(report.figures.tokens.output or 0, 6)
+
+
+def test_what_came_at_once_has_no_time_between(tmp_path: Path) -> None:
+    """Pairs of tokens, 20 ms apart: there is nothing to wait for inside a pair, and no latency of 0."""
+    pairs = [b"".join(WORDS[i : i + 2]) for i in (0, 2)]
+    r = ask([head(), *timed(*pairs, WORDS[4], END), last(usage(99, 6))])
+    assert len(r.token_times) == 5 and len(r.gaps) <= 2 and all(gap > 0 for gap in r.gaps)

@@ -25,5 +25,5 @@ def tpot(times: Sequence[float], tokens: int | None) -> float:
 
 
 def itl(times: Sequence[float]) -> list[float]:
-    """Inter-token latencies: the time between arrivals that follow each other."""
-    return [after - before for before, after in itertools.pairwise(times)]
+    """Inter-token latencies: the time between arrivals that follow each other; what came at once is one arrival."""
+    return [after - before for before, after in itertools.pairwise(times) if after > before]
