@@ -84,7 +84,7 @@ def errors_against_truth(records: list[RequestRecord]) -> dict[str, np.ndarray]:
         ttft.append(record.ttft - (sent[0] - truth["received"]))
         e2e.append(record.seconds - (sent[-1] - truth["received"]))
         if len(record.token_times) == len(sent):  # else one read held them all, and there are no gaps
-            itl.append(np.median(np.asarray(record.gaps) - np.diff(sent)))
+            itl.append(np.median(np.diff(record.token_times) - np.diff(sent)))
     return {k: np.asarray(v) * 1000 for k, v in (("ttft", ttft), ("e2e", e2e), ("itl", itl))}
 
 
