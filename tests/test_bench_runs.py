@@ -289,8 +289,19 @@ def test_compare_sees_thoughts_before_the_answer(tmp_path: Path) -> None:
     old = run(tmp_path / "old", *WORDS, counts=usage(99, 6))
     thoughts = [delta(reasoning_content=f"r{i}") for i in range(3)]
     new = run(tmp_path / "new", *thoughts, *WORDS[:2], counts=usage(99, 6))
-    found = compared(old, new)
-    assert "first answer token, closed:4" in found.worse and "TTFT, closed:4" not in found.worse
+    # By the script's times, whatever the machine did.
+    for folder, first in ((old, 0), (new, 3)):
+        lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+        for n, line in enumerate(lines):
+            times = [0.02 * (i + 1) + 0.0001 * (n % 3) for i in range(5)]
+            line |= {
+                "token_times": times,
+                "first_answer": times[first],
+                "e2e": times[-1],
+                "scheduled": 0.1 * n,
+            }
+        (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert compared(old, new).worse == ["first answer token, closed:4"]
     assert not any("first answer token" in r.name for r in compared(old, old).rows)
 
 
