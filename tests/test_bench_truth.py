@@ -188,20 +188,25 @@ def test_time_per_token_is_the_scripts_with_a_stop_token_of_any_kind(tokens: int
 
 def test_as_many_requests_are_in_flight_as_were_asked_for(tmp_path: Path, capsys: Capture) -> None:
     data = rows(tmp_path / "d.jsonl", 8)
-    with golden_thread(ttft_ms=60, itl_ms=1, tokens=2, echo=True) as url:
-        run_here(
-            capsys, "bench", "--baseline", url, "--candidate", url, "--data", data, "--requests", "64", "--block", "4",
-            "--concurrency", "8", "--cold-requests", "32", "--price-per-hour", "3600", "--out", tmp_path / "r", "-q",
-        )  # fmt: skip
-    report = BenchReport.read(tmp_path / "r")
-    for mode in report.modes.values():
-        for side in (mode.baseline, mode.candidate):
-            assert side.in_flight is not None and side.in_flight.peak == 8
-            assert side.in_flight.mean > 7
-            # Eight share the machine: a request costs an eighth of its time and not all of it.
-            assert side.cost is not None and side.cost.machine_seconds_per_request is not None
-            assert side.e2e_ms.mean is not None
-            assert side.cost.machine_seconds_per_request < 0.4 * side.e2e_ms.mean / 1000
+
+    def check() -> None:
+        with golden_thread(ttft_ms=60, itl_ms=1, tokens=2, echo=True) as url:
+            run_here(
+                capsys, "bench", "--baseline", url, "--candidate", url, "--data", data, "--requests", "64",
+                "--block", "4", "--concurrency", "8", "--cold-requests", "32", "--price-per-hour", "3600",
+                "--out", tmp_path / "r", "-q", "--overwrite",
+            )  # fmt: skip
+        report = BenchReport.read(tmp_path / "r")
+        for mode in report.modes.values():
+            for side in (mode.baseline, mode.candidate):
+                assert side.in_flight is not None and side.in_flight.peak == 8
+                assert side.in_flight.mean > 7
+                # Eight share the machine: a request costs an eighth of its time and not all of it.
+                assert side.cost is not None and side.cost.machine_seconds_per_request is not None
+                assert side.e2e_ms.mean is not None
+                assert side.cost.machine_seconds_per_request < 0.4 * side.e2e_ms.mean / 1000
+
+    measured(check)
 
 
 def test_machine_time_is_shared_by_what_is_under_way() -> None:
@@ -526,14 +531,18 @@ def test_a_server_that_knows_no_stream_options_is_measured_without(tmp_path: Pat
 
 
 def test_a_duration_ends_the_load_and_the_steady_state_is_what_counts(tmp_path: Path) -> None:
-    with golden_thread(ttft_ms=40, itl_ms=0, tokens=1) as url:
-        report = load_run(LoadJob(options(url), tmp_path / "r", "closed:4", None, duration=1.5), QUIET)
-    f = report.figures
-    assert "steady state" in report.conditions.window
-    assert f.in_flight is not None and f.in_flight.mean > 3.5
-    assert f.requests_per_second is not None and f.requests_per_second < 4 / 0.040 * 1.1
-    lines = (tmp_path / "r" / "records.jsonl").read_text().splitlines()
-    assert f.requests < len(lines)  # the ramp-up is cut off
+    def check() -> None:
+        with golden_thread(ttft_ms=40, itl_ms=0, tokens=1) as url:
+            job = LoadJob(options(url), tmp_path / "r", "closed:4", None, duration=1.5, overwrite=True)
+            report = load_run(job, QUIET)
+        f = report.figures
+        assert "steady state" in report.conditions.window
+        assert f.in_flight is not None and f.in_flight.mean > 3.5
+        assert f.requests_per_second is not None and f.requests_per_second < 4 / 0.040 * 1.1
+        lines = (tmp_path / "r" / "records.jsonl").read_text().splitlines()
+        assert f.requests < len(lines)  # the ramp-up is cut off
+
+    measured(check)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-1"])
