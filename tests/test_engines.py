@@ -138,3 +138,21 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     damaged.write_bytes(b"GGUF" + struct.pack("<I", 3) + b"\xff" * 64)
     with pytest.raises(InputError, match="cannot load"):
         open_engine(f"gguf:{damaged}")
+
+
+@pytest.mark.parametrize("family", ["lfm2", "gemma3_vision"])
+def test_a_state_that_cannot_be_cut_back_is_computed_anew_and_counted_so(tmp_path: Path, family: str) -> None:
+    """LFM2's convolutions have a state beside attention; a model that takes images has its sizes in its text part."""
+    pytest.importorskip("torch")
+    from tests.tiny_models import make
+
+    ids = list(range(5, 45))
+    with open_engine(f"torch:{make(family, tmp_path / family)}", threads=1) as engine:
+        first = engine.generate(ids, max_tokens=6)
+        engine.generate([*ids[:20], 99, 98, 97, 96], max_tokens=5)
+        again = engine.generate(ids, max_tokens=6)
+        assert again.ids == first.ids and again.cached == (0 if family == "lfm2" else 20)
+        longer = [*ids, *first.ids[:-1], 7]
+        on = engine.generate(longer, max_tokens=3)
+        assert on.cached == len(longer) - 1
+        assert on.ids == engine.generate(longer, max_tokens=3, prefix_cache=False).ids

@@ -148,7 +148,7 @@ def _local(path: Path, need_weights: bool) -> Source:
     source.config()
     # Read late, when a run has cost its hours; refused here.
     for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
-        optional_object(path / name)
+        optional_object(path / name, advice="; mend it or copy the model again")
     if need_weights and not source.weight_files():
         other = (
             "; pickled weights (*.bin) are not loaded, convert them to safetensors"

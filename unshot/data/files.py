@@ -88,9 +88,9 @@ def read_object(path: Path, *, wanted: str = "expected a JSON object", advice: s
     return found
 
 
-def optional_object(path: Path) -> dict[str, Any]:
+def optional_object(path: Path, *, advice: str = "") -> dict[str, Any]:
     """A JSON file's object, empty where there is no such file; `InputError` for anything else that stands there."""
-    return read_object(path) if os.path.lexists(path) else {}
+    return read_object(path, advice=advice) if os.path.lexists(path) else {}
 
 
 def not_utf8(raw: bytes, at: int) -> str:

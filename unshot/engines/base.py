@@ -128,8 +128,15 @@ class Engine(ABC):
         """Free the model. The engine is not used after that."""
 
     @abstractmethod
-    def _prefill(self, ids: Sequence[int], keep: int) -> int:
-        """Keep the first `keep` cached positions, run the rest of `ids`, return the greedy next id."""
+    def _rewind(self, keep: int) -> int:
+        """Cut the cache back to its first `keep` positions, fewer than it holds; how many there are then.
+
+        0 where the model keeps a state that cannot be cut back, as convolutions and state spaces do.
+        """
+
+    def _prefill(self, ids: Sequence[int]) -> int:
+        """Run a prompt's `ids` behind what the cache holds, return the greedy next id."""
+        return self._run(ids)
 
     @abstractmethod
     def _run(self, ids: Sequence[int]) -> int:
@@ -168,7 +175,9 @@ class Engine(ABC):
         else:
             self.reset()
             keep = 0
-        token = self._prefill(ids, keep)
+        if keep < len(self._ids):
+            keep = self._rewind(keep)
+        token = self._prefill(ids[keep:])
         out, times = [token], [time.perf_counter()]
         while token not in stops and len(out) < max_tokens:
             token = self._run([token])

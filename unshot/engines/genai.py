@@ -110,14 +110,13 @@ class GenaiEngine(Engine):
         self.reset()
         return table
 
-    def _prefill(self, ids: Sequence[int], keep: int) -> int:
-        if keep < len(self._ids):
-            if keep:
-                self._generator.rewind_to(keep)
-                self._ids = self._ids[:keep]
-            else:
-                self.reset()
-        return self._run(ids[keep:])
+    def _rewind(self, keep: int) -> int:
+        if keep:
+            self._generator.rewind_to(keep)
+            self._ids = self._ids[:keep]
+        else:
+            self.reset()
+        return keep
 
     def _run(self, ids: Sequence[int]) -> int:
         try:

@@ -278,14 +278,17 @@ class GgufEngine(Engine):
             lib.llama_batch_free(batch)
         return rows
 
-    def _prefill(self, ids: Sequence[int], keep: int) -> int:
+    def _rewind(self, keep: int) -> int:
         if not lib.llama_memory_seq_rm(self._memory, 0, keep, -1):
             # A recurrent memory cannot drop its tail: nothing of it can be kept.
             self.reset()
-            keep = 0
-        self._ids = list(ids[:keep])
+            return 0
+        self._ids = self._ids[:keep]
+        return keep
+
+    def _prefill(self, ids: Sequence[int]) -> int:
         token = -1
-        for begin in range(keep, len(ids), BATCH):
+        for begin in range(0, len(ids), BATCH):
             token = self._run(ids[begin : begin + BATCH])
         return token
 

@@ -90,14 +90,14 @@ class OnnxEngine(DirectoryEngine):
         table = self._forward(list(ids))[0]
         return np.asarray(table, dtype=np.float32)
 
-    def _prefill(self, ids: Sequence[int], keep: int) -> int:
-        if keep < len(self._ids):
-            snapshot_ids, snapshot = self._snapshot
-            if len(snapshot_ids) != keep or snapshot_ids != list(ids[:keep]):
-                snapshot = [self._value(_crop(v.numpy(), keep)) for v in self._kv] if keep else self._empty
-                self._snapshot = (list(ids[:keep]), snapshot)
-            self._kv, self._ids = snapshot, list(ids[:keep])
-        return self._run(ids[keep:])
+    def _rewind(self, keep: int) -> int:
+        kept = self._ids[:keep]
+        snapshot_ids, snapshot = self._snapshot
+        if snapshot_ids != kept:
+            snapshot = [self._value(_crop(v.numpy(), keep)) for v in self._kv] if keep else self._empty
+            self._snapshot = (list(kept), snapshot)
+        self._kv, self._ids = snapshot, kept
+        return keep
 
     def _run(self, ids: Sequence[int]) -> int:
         return int(self._forward(list(ids))[0, -1].argmax())

@@ -13,8 +13,12 @@ import transformers
 
 from unshot.contracts.engine import EngineFacts
 from unshot.engines.base import DirectoryEngine, ModelFacts, directory_facts
+from unshot.errors import InputError
 from unshot.models import attention_of, resolve
 from unshot.text.chat import Chat, load_tokenizer
+
+# Layers whose cache can be cut back to any length (`layer_types`, without `_attention`).
+ATTENTION = {"full", "sliding", "chunked"}
 
 
 class TorchEngine(DirectoryEngine):
@@ -47,9 +51,13 @@ class TorchEngine(DirectoryEngine):
             self._model.generation_config = ends
         self._model = self._model.to(self.device).eval()
         self._chat = Chat(load_tokenizer(self._folder))
-        self.vocabulary = int(self._model.config.vocab_size)
-        self._room = int(getattr(self._model.config, "max_position_embeddings", 0) or 0)
-        self._cache: Any = transformers.DynamicCache()
+        text = self._model.config.get_text_config()
+        self.vocabulary = int(text.vocab_size)
+        self._room = int(getattr(text, "max_position_embeddings", 0) or 0)
+        kinds = {str(kind).removesuffix("_attention") for kind in getattr(text, "layer_types", None) or ()}
+        self._stateful = bool(kinds - ATTENTION) or bool(getattr(self._model, "_is_stateful", False))
+        self._cache: Any = None
+        self.reset()
 
     def facts(self) -> EngineFacts:
         weights = list(self._model.parameters())
@@ -79,15 +87,14 @@ class TorchEngine(DirectoryEngine):
         table: np.ndarray = out.logits[0].float().cpu().numpy()
         return table
 
-    def _prefill(self, ids: Sequence[int], keep: int) -> int:
-        if keep < len(self._ids):
-            if keep:
-                # A negative count is what both transformers 4 and 5 take: how many tokens to drop.
-                self._cache.crop(keep - len(self._ids))
-                self._ids = self._ids[:keep]
-            else:
-                self.reset()
-        return self._run(ids[keep:])
+    def _rewind(self, keep: int) -> int:
+        if not keep or self._stateful:
+            self.reset()
+            return 0
+        # A negative count is what both transformers 4 and 5 take: how many tokens to drop.
+        self._cache.crop(keep - len(self._ids))
+        self._ids = self._ids[:keep]
+        return keep
 
     def _run(self, ids: Sequence[int]) -> int:
         with torch.inference_mode():
@@ -97,12 +104,19 @@ class TorchEngine(DirectoryEngine):
                 use_cache=True,
                 logits_to_keep=1,
             )
+        self._cache = getattr(out, "past_key_values", None)
+        if self._cache is None:
+            raise InputError(
+                f"{self.target}: {type(self._model).__name__} keeps its state otherwise than transformers' caches do; "
+                "run a GGUF file of it, or a server"
+            )
         self._ids.extend(ids)
         # .item() waits for the device, so that the time read after it is the token's.
         return int(out.logits[0, -1].argmax().item())
 
     def reset(self) -> None:
-        self._cache = transformers.DynamicCache()
+        # A state beside attention needs the model's own kind of cache.
+        self._cache = None if self._stateful else transformers.DynamicCache()
         self._ids = []
 
     def close(self) -> None:
