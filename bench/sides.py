@@ -333,7 +333,9 @@ def make_record(
         first = counter.text(first_arrival(answer.pieces))
         # Reasoning that the server counts and keeps to itself is generated and paid for too.
         hidden = 0 if thought else reasoning or 0
-        output = arrived + (answer.finish in STOPPED) + hidden
+        # Servers may call an answer stopped that reached its limit: there was no room for a stop token.
+        stopped = answer.finish in STOPPED and (limit is None or arrived < limit)
+        output = arrived + stopped + hidden
         reasoning = thought or reasoning
     prompt, least = answer.prompt_tokens, None
     if messages is not None:

