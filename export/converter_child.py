@@ -29,6 +29,7 @@ def main() -> int:
         return 0 if _knows(script, base, arguments[0]) else 2
     settings = json.loads(given)
     _special_tokens(settings)
+    _older_keys(getattr(base, "ModelBase", None) or base.Model)
     usual = kind.get_vocab_base_pre
 
     def named(self, tokenizer):  # type: ignore[no-untyped-def]
@@ -57,6 +58,17 @@ def _name_what_is_missing(folder: str) -> None:
         ):
             if not hasattr(getattr(gguf, kind), name):
                 setattr(getattr(gguf, kind), name, None)
+
+
+def _older_keys(kind) -> None:  # type: ignore[no-untyped-def]
+    """Keys of config.json that transformers 5 has renamed and no longer says (GPT-NeoX's `rotary_pct`)."""
+    usual = kind.load_hparams
+
+    def load(folder, *more):  # type: ignore[no-untyped-def]
+        written = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+        return {**written, **usual(folder, *more)}
+
+    kind.load_hparams = staticmethod(load)
 
 
 def _special_tokens(settings) -> None:  # type: ignore[no-untyped-def]

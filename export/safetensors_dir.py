@@ -180,6 +180,7 @@ def older_config(folder: Path) -> None:
             config.setdefault("rope_local_base_freq", local)
         if main.get("partial_rotary_factor") is not None:
             config.setdefault("partial_rotary_factor", main["partial_rotary_factor"])
+            config.setdefault("rotary_pct", main["partial_rotary_factor"])  # as GPT-NeoX has it
         if main.get("rope_type", "default") != "default":
             config.setdefault("rope_scaling", main)
     write_text(path, json.dumps(whole, indent=2) + "\n")

@@ -80,6 +80,8 @@ def make(family: str, folder: Path, *, seed: int = 0, dtype: str = "float32", **
     plain = {k: v for k, v in settings.items() if k not in ("rope_scaling", "text_config")}
     scaling = {"rope_scaling": dict(rope)} if rope else {}
     own = {"vocab_size": size, "bos_token_id": 1, "eos_token_id": 2}
+    if "hidden_size_per_layer_input" in settings:
+        own["vocab_size_per_layer_input"] = size
     if "text_config" in settings:  # a model with images, of which the text part is looked at
         config = getattr(transformers, kind)(
             text_config={**settings["text_config"], **scaling, **own}, **plain
@@ -270,9 +272,13 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "spm-bare",
     ),
     "smollm3": ("SmolLM3Config", {"pad_token_id": 0}, "llama-bpe"),
-    "cohere2": ("Cohere2Config", {"logit_scale": 0.25, "sliding_window": 16, "head_dim": 16}, "llama-bpe"),
-    "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}, "llama-bpe"),
-    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2}, "llama-bpe"),
+    "cohere2": (
+        "Cohere2Config",
+        {"logit_scale": 0.25, "sliding_window": 16, "head_dim": 16, "rotary_pct": 1.0},
+        "llama-bpe",
+    ),
+    "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_ctx": 256}, "llama-bpe"),
+    "olmoe": ("OlmoeConfig", {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4}, "llama-bpe"),
     "lfm2": (
         "Lfm2Config",
         {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96, "block_auto_adjust_ff_dim": False,
@@ -280,5 +286,5 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
         "llama-bpe",
     ),
     "starcoder2": ("Starcoder2Config", {"sliding_window": None}, "llama-bpe"),
-    "phi": ("PhiConfig", {"pad_token_id": 0}, "llama-bpe"),
+    "phi": ("PhiConfig", {"pad_token_id": 0, "num_key_value_heads": 4, "intermediate_size": 256}, "llama-bpe"),
 }  # fmt: skip
