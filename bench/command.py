@@ -201,7 +201,6 @@ def bench(
     from bench.sides import CACHE_OFF, CACHE_ON, MODES
     from bench.summary import summary
     from unshot.data.files import write_text
-    from unshot.data.prompts import load_prompt
     from unshot.errors import GateError, InputError
 
     if baseline is None or candidate is None or final is None:
@@ -233,7 +232,7 @@ def bench(
         final=final,
         rows_as=rows_as,
         prompts={
-            "baseline": load_prompt(case.task.examples, system=case.task.system),
+            "baseline": case.long_prompt(),
             "candidate": case.short_prompt(),
         },
         task_path=task_path,

@@ -46,7 +46,7 @@ class Counts:
         task, long = self.case.task, self.prompts["long"]
         path = task.inputs or task.data
         if path is not None:
-            rows, said = load_inputs(path, long, self.case.rows_as())
+            rows, said = load_inputs(path, long, self.case.rows_as(), instruction=task.instruction)
             self.notes += [f"inputs: {line}" for line in said]
             return rows
         if long.examples:

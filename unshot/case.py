@@ -473,18 +473,26 @@ class Case(Record):
 
     def long_prompt(self) -> Prompt:
         """The few-shot prompt of `[task]`."""
-        return load_prompt(self.task.examples, system=self.task.system)
+        columns = self.rows_as().columns
+        return load_prompt(self.task.examples, system=self.task.system, columns=columns)
 
-    def rows_as(self, given: RowOptions | None = None) -> RowOptions:
-        """How rows are read: what the command line `given` says, else what `[rows]` does."""
-        given, own = given or RowOptions(), self.rows
-        columns = Columns(
-            given.columns.input or tuple(own.input_column),
-            given.columns.output or own.output_column,
-            given.columns.template or own.input_template,
-            given.columns.system or own.system_column,
+    def rows_as(self) -> RowOptions:
+        """How rows are read."""
+        own = self.rows
+        columns = Columns(tuple(own.input_column), own.output_column, own.input_template, own.system_column)
+        return RowOptions(columns, own.keep_system)
+
+    def take_rows(self, given: RowOptions) -> None:
+        """Put what the command line says of reading rows over `[rows]`: an input of its own in place of the file's."""
+        own, columns = self.rows, given.columns
+        asked = bool(columns.asked)
+        self.rows = RowSettings(
+            list(columns.input) if asked else own.input_column,
+            columns.template if asked else own.input_template,
+            columns.output or own.output_column,
+            columns.system or own.system_column,
+            given.keep_system or own.keep_system,
         )
-        return RowOptions(columns, given.keep_system or own.keep_system)
 
     def short_prompt(self) -> Prompt:
         """The tuned model's prompt of `[task]`."""

@@ -328,7 +328,8 @@ def row_options(function: Command) -> Command:
 
         rows_as = RowOptions(Columns(input_column, output_column, input_template, system_column), keep_system)
         if "case" in kwargs:
-            rows_as = kwargs["case"].rows_as(rows_as)
+            kwargs["case"].take_rows(rows_as)
+            rows_as = kwargs["case"].rows_as()
         return function(*args, rows_as=rows_as, **kwargs)
 
     return wrapper

@@ -20,7 +20,7 @@ from unshot.case import SplitSettings
 from unshot.console import Output, dumps
 from unshot.contracts.manifest import Manifest, describe_data, staged
 from unshot.contracts.task import Task
-from unshot.data.files import write_text
+from unshot.data.files import is_split, split_parts, write_text
 from unshot.data.load import load_rows
 from unshot.data.messages import missing_words, scalar
 from unshot.data.prompts import Prompt
@@ -151,13 +151,13 @@ class Loaded:
 
 def load_parts(data: Path, splitting: Splitting, read: Callable[[Path], list[Example]]) -> Loaded:
     """Read DATA and the files of its own parts. A directory of `unshot data split` brings all three."""
-    if (data / "train.jsonl").is_file() and (data / "test.jsonl").is_file():
+    if is_split(data):
         if splitting != Splitting():
             raise InputError(
                 f"{data}: is split already; leave out --group-by, --time, --shares, --validation, --test"
             )
-        splitting = Splitting(validation=data / "validation.jsonl", test=data / "test.jsonl")
-        data = data / "train.jsonl"
+        data, validation, test = split_parts(data)
+        splitting = Splitting(validation=validation, test=test)
     splitting.check()
     rows = read(data)
     files = {"validation": splitting.validation, "test": splitting.test}

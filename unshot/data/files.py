@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,7 @@ def write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def data_files(path: Path) -> list[Path]:
-    """The files that a path names: itself, those that match it as a pattern, or a `datasets` directory's.
+    """The files that a path names: itself, those that match it as a pattern, those of a split or of `datasets`.
 
     Raises `InputError` where there is none.
     """
@@ -129,8 +129,24 @@ def data_files(path: Path) -> list[Path]:
     return [plain_file(path)]  # which says why it is none
 
 
+def split_parts(folder: Path) -> list[Path]:
+    """Train, validation and test rows in a directory of `data split`."""
+    return [folder / f"{name}.jsonl" for name in ("train", "validation", "test")]
+
+
+def is_split(folder: Path) -> bool:
+    """Whether a directory holds rows that are split already, as `data split` leaves them."""
+    train, _, test = split_parts(folder)
+    return train.is_file() and test.is_file()
+
+
 def _dataset_files(folder: Path) -> list[Path]:
-    """The Arrow files of a directory that `datasets` saved; `InputError` for any other directory."""
+    """The parts of a directory of `data split`, the Arrow files of one that `datasets` saved.
+
+    `InputError` for any other directory.
+    """
+    if is_split(folder):
+        return [path for path in split_parts(folder) if path.is_file()]
     if (folder / "dataset_dict.json").is_file():
         names = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise InputError(
@@ -152,6 +168,12 @@ def kind_of(path: Path) -> str:
     if kind in ("arrow", "feather"):
         return "arrow"
     return kind if kind in ("csv", "tsv", "json", "parquet") else "jsonl"
+
+
+def column_names(path: Path) -> Collection[str]:
+    """The columns of a file's first row; none where that is no object or is a conversation."""
+    _, first = next(raw_rows(path), (None, None))
+    return first.keys() if isinstance(first, dict) and "messages" not in first else ()
 
 
 def raw_rows(path: Path) -> Iterator[Raw]:
@@ -225,6 +247,8 @@ def _jsonl(path: Path, handle: IO[bytes]) -> Iterator[Raw]:
         if number == 1:
             if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{path}: {not_utf8(raw, 0)}")
+            if raw.startswith(b"PK\x03\x04"):
+                raise InputError(f"{path}: a workbook or another ZIP archive; save its sheet as CSV (UTF-8)")
             raw = raw.removeprefix(codecs.BOM_UTF8)
         if not raw.strip():
             continue

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from unshot.data.example import Example, Message
@@ -53,6 +53,21 @@ class Columns:
     template: str | None = None
     system: str | None = None
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The columns of the input: those of the template's slots, where there is a template."""
+        return tuple(dict.fromkeys(SLOT.findall(self.template))) if self.template is not None else self.input
+
+    def fitting(self, names: Collection[str]) -> Columns:
+        """What of this holds for a file with columns of these names: the input's columns all together or not at all."""
+        has = all(name in names for name in self.asked)
+        return Columns(
+            self.input if has else (),
+            self.output if self.output in names else None,
+            self.template if has else None,
+            self.system if self.system in names else None,
+        )
+
 
 @dataclass(frozen=True)
 class Format:
@@ -85,6 +100,10 @@ def read_row(place: Place, row: object, columns: Columns, *, answers: bool = Tru
             is_missing(row[name]) or row[name] in ("", [], {}) or isinstance(row[name], int) or name == "file"
         ):
             raise Problem(f"holds {media_name(name)} (`{name}`); unshot reads text only")
+    named = {*columns.asked, columns.output, columns.system} - {None}
+    whole = "messages" in row and named and not named & row.keys()
+    if whole:  # as unshot writes rows: what the columns were is in the messages
+        columns = Columns()
     form = next((f for f in FORMATS if f.matches(row, columns)), None)
     if form is None:
         raise Problem(
@@ -92,6 +111,8 @@ def read_row(place: Place, row: object, columns: Columns, *, answers: bool = Tru
             "`completion` (name other columns with --input-column / --output-column)"
         )
     parsed = form.parse(row, columns)
+    if whole:
+        parsed.notes.add("holds `messages` and none of the named columns: the messages are read as they are")
     _add_system(parsed, row, columns)
     _take_tools(parsed, row)
     first = parsed.messages[0] if parsed.messages else None
@@ -329,8 +350,7 @@ def _usual_columns(row: Row, columns: Columns) -> Parsed:
 
 def _named_columns(row: Row, columns: Columns) -> Parsed:
     """Input columns by name, one below the other or in the slots of a template."""
-    slots = list(dict.fromkeys(SLOT.findall(columns.template))) if columns.template is not None else []
-    names = list(dict.fromkeys([*columns.input, *slots]))
+    names = columns.asked
     parsed = Parsed([], used=set(names))
     for name in names:
         _named(row, name)

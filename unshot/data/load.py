@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unshot.console import Output
 from unshot.data.example import Example, Message
-from unshot.data.files import raw_rows
+from unshot.data.files import column_names
 from unshot.data.old_prompt import PromptsInRows, take_out_prompt
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Columns, RowOptions, Summary, read_rows
@@ -37,23 +37,25 @@ def load_rows(
     replaces = prompt is not None or instruction is not None
     rows, prompts = take_out_prompt(rows, prompt, keep=options.keep_system or not replaces)
     if out:
+        asked = [prompt or Prompt(), Prompt(instruction)]
+        used = [*used, *(name for one in asked for name in one.columns)]
         announce(summary, prompts, out, used=used, instruction=instruction, count=count)
-        for line in (prompt or Prompt(instruction)).unfilled(rows):
+        for line in dict.fromkeys(line for one in asked for line in one.unfilled(rows)):
             out.warn(f"{summary.path}: {line}")
     return rows
 
 
 def load_inputs(
-    path: Path, prompt: Prompt, options: RowOptions | None = None
+    path: Path, prompt: Prompt, options: RowOptions | None = None, *, instruction: str | None = None
 ) -> tuple[list[Example], list[str]]:
-    """Inputs that `prompt` is put round, themselves without it, and what a user must know of the reading.
+    """Inputs that `prompt` (or `instruction`) is put round, themselves without it, and what a user must know of the
+    reading.
 
     Where the prompt is a text with slots, the column of the last slot that the file has is the input.
     """
     options = options or RowOptions()
     columns = options.columns
-    _, first = next(raw_rows(path), (None, None))
-    names = first.keys() if isinstance(first, dict) and "messages" not in first else ()
+    names = column_names(path)
     if columns.output is not None and columns.output not in names:  # inputs need no answers
         columns = replace(columns, output=None)
     if prompt.template is not None and columns == Columns():
@@ -61,8 +63,10 @@ def load_inputs(
         columns = Columns(input=(column,)) if column else columns
     rows, summary = read_rows(path, columns, answers=False)
     rows, prompts = take_out_prompt(rows, prompt, keep=options.keep_system)
-    said = [f"{len(rows)} rows of {path}, {summary.format()}", *summary.lines(prompt.slots), *prompts.lines()]
-    said += prompt.unfilled(rows)
+    asked = [prompt, Prompt(instruction)]
+    used = [name for one in asked for name in one.columns]
+    said = [f"{len(rows)} rows of {path}, {summary.format()}", *summary.lines(used), *prompts.lines()]
+    said += dict.fromkeys(line for one in asked for line in one.unfilled(rows))
     if carrying := sum(bool(row.tools) for row in rows):
         said.append(
             f"{carrying} rows carry function definitions: a chat template's own form of them is counted, a provider's "

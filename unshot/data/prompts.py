@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from unshot.data.example import with_tools
-from unshot.data.files import kind_of
-from unshot.data.rows import Example, Message, read_examples, read_text
+from unshot.data.files import column_names, kind_of
+from unshot.data.rows import Columns, Example, Message, read_examples, read_text
 from unshot.errors import InputError
 
-SLOT = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+# A column's name; JSON in doubled braces is none.
+SLOT = re.compile(r"\{\{\s*(\w[^{}\":\n]*?)\s*\}\}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Prompt:
     def slots(self) -> list[str]:
         """The columns that the template names."""
         return SLOT.findall(self.template or "")
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that fill slots anywhere in it."""
+        return [*SLOT.findall(self.system or ""), *self.slots]
 
     def static(self) -> list[Message]:
         """The messages that are the same in every request (the cacheable prefix), template aside."""
@@ -82,7 +88,7 @@ class Prompt:
 
     def _around(self, row: Example) -> list[Message]:
         own = row.system
-        columns = _columns(row, [*SLOT.findall(self.system or ""), *self.slots])
+        columns = _columns(row, self.columns)
         asked = _fill(self.system, columns)
         turns = list(row.messages[bool(own) :])
         if not self.examples and self.template is None:
@@ -102,15 +108,18 @@ class Prompt:
         return [*before, *turns[:last], self.messages(row.text, columns)[-1], *turns[last + 1 :]]
 
 
-def load_prompt(path: Path | None, *, system: str | None = None) -> Prompt:
+def load_prompt(path: Path | None, *, system: str | None = None, columns: Columns | None = None) -> Prompt:
     """Read a few-shot file: JSONL/JSON/CSV rows become chat turns, any other text a template.
+
+    Rows are read by `columns` as far as they have them, so that examples have the form of the inputs.
 
     Raises `InputError` for a missing, empty or malformed file.
     """
     if path is None:
         return Prompt(system=system)
-    if kind_of(path) != "jsonl" or ".jsonl" in path.suffixes:
-        return Prompt(system=system, examples=tuple(read_examples(path)))
+    if kind_of(path) != "jsonl" or {".jsonl", ".ndjson"} & {suffix.lower() for suffix in path.suffixes}:
+        fitting = columns and columns.fitting(column_names(path))
+        return Prompt(system=system, examples=tuple(read_examples(path, fitting)))
     text = read_text(path)
     if not text.strip():
         raise InputError(f"{path}: empty; it needs the few-shot prompt")

@@ -1,0 +1,194 @@
+"""What one room reads of a user's file, prompt or setting, the next one reads alike: no model is loaded here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run
+from unshot.case_file import load_case
+from unshot.data.load import load_inputs
+from unshot.data.prompts import load_prompt
+from unshot.data.rows import Columns, RowOptions, read_rows
+from unshot.errors import InputError
+
+PLAN = (
+    "--approximate",
+    "--baseline",
+    "gpt-5.4",
+    "--model",
+    "llama-3.1-8b",
+    "--gpu",
+    "h100-sxm",
+    "--rate",
+    "5",
+)
+
+
+def jsonl(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def text(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def rows(count: int = 60) -> list[dict[str, str]]:
+    """Labelled rows that are not like one another."""
+    words = [
+        "fee",
+        "refund",
+        "notice",
+        "breach",
+        "penalty",
+        "supplier",
+        "liability",
+        "term",
+        "clause",
+        "invoice",
+        "late",
+        "customer",
+    ]
+    return [
+        {
+            "prompt": f"{words[i % 12]} {words[i // 5 % 12]} {i * 7919 % 997} {words[i // 3 % 12]}",
+            "completion": c,
+        }
+        for i in range(count)
+        for c in [("low", "high")[i % 2]]
+    ]
+
+
+COLUMNS = Columns(input=("title", "body"), output="topic", system="rules")
+
+
+def test_rows_that_unshot_wrote_are_read_beside_named_columns_and_that_is_said(tmp_path: Path) -> None:
+    own = jsonl(
+        tmp_path / "test.jsonl",
+        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}]}],
+    )
+    found, summary = read_rows(own, COLUMNS)
+    assert (found[0].text, found[0].answer) == ("a", "x")
+    assert "columns" in " ".join(summary.lines())
+    other = jsonl(tmp_path / "other.jsonl", [{"prompt": "a", "completion": "x"}])
+    with pytest.raises(InputError, match="no column `title`"):
+        read_rows(other, COLUMNS)
+
+
+def test_one_case_with_columns_goes_through_split_check_and_tune(tmp_path: Path, unshot: Run) -> None:
+    lines = [f"T{i},{r['prompt']},{r['completion']}" for i, r in enumerate(rows())]
+    text(tmp_path / "data.csv", "title,body,topic\n" + "\n".join(lines) + "\n")
+    case = text(
+        tmp_path / "unshot.toml",
+        '[rows]\ninput_column = ["title", "body"]\noutput_column = "topic"\n',
+    )
+    done = unshot("data", "split", "data.csv", "--case", case, "--out", "split", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in ("train", "test"):
+        checked = unshot("data", "check", f"split/{part}.jsonl", "--case", case, "--json", cwd=tmp_path)
+        assert json.loads(checked.stdout)["malformed"] == [], checked.stdout
+
+
+@pytest.mark.parametrize("name", ["few.jsonl", "few.ndjson", "few.jsonl.gz", "few.NDJSON"])
+def test_rows_are_examples_whatever_their_file_is_called(name: str, tmp_path: Path) -> None:
+    import gzip
+
+    content = "".join(json.dumps(r) + "\n" for r in rows(3)).encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    prompt = load_prompt(tmp_path / name)
+    assert prompt.template is None
+    assert [e.answer for e in prompt.examples] == ["low", "high", "low"]
+
+
+def test_examples_stand_in_the_prompt_in_the_form_of_the_inputs(tmp_path: Path) -> None:
+    text(tmp_path / "data.csv", "title,text,topic,label\nT,body of it,low,9\nU,another body,high,9\n")
+    text(tmp_path / "few.csv", "title,text,topic,label\nX,example body,low,9\n")
+    text(
+        tmp_path / "unshot.toml",
+        '[task]\nexamples = "few.csv"\ndata = "data.csv"\n[rows]\n'
+        'input_template = "Title: {{title}}\\nText: {{text}}"\noutput_column = "topic"\n',
+    )
+    case = load_case(tmp_path / "unshot.toml")
+    assert case.task.data
+    inputs, _ = load_inputs(case.task.data, case.long_prompt(), case.rows_as())
+    assert [m["content"] for m in case.long_prompt().request(inputs[0])] == [
+        "Title: X\nText: example body",
+        "low",
+        "Title: T\nText: body of it",
+    ]
+    jsonl(tmp_path / "few.csv.jsonl", [{"prompt": "shown as it is", "completion": "low"}])
+    other = load_prompt(tmp_path / "few.csv.jsonl", columns=case.rows_as().columns)
+    assert other.examples[0].text == "shown as it is"
+
+
+def test_a_slot_is_a_column_of_any_name_in_prompts_as_in_templates(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "data.jsonl", [{"text": "hello", "customer name": "ACME", "label": "low"}])
+    prompt = load_prompt(
+        text(tmp_path / "long.txt", 'For {{ customer name }}: {{text}} as {{"risk": "low"}}')
+    )
+    inputs, _ = load_inputs(data, prompt)
+    assert prompt.request(inputs[0])[-1]["content"] == 'For ACME: hello as {{"risk": "low"}}'
+
+
+def test_input_columns_on_the_flag_stand_over_the_template_of_the_case(tmp_path: Path) -> None:
+    data = text(tmp_path / "data.csv", "title,body,topic\nT,B,low\n")
+    case = load_case(
+        text(
+            tmp_path / "unshot.toml", '[rows]\ninput_template = "Title: {{title}}"\noutput_column = "topic"\n'
+        )
+    )
+    case.take_rows(RowOptions(Columns(input=("body",))))
+    assert read_rows(data, case.rows_as().columns)[0][0].text == "B"
+    both = Columns(input=("body",), template="Title: {{title}}", output="topic")
+    found, summary = read_rows(data, both)
+    assert found[0].text == "Title: T"
+    assert summary.unused == {"body": 1}
+
+
+def test_a_split_directory_is_data_for_every_stage(tmp_path: Path, unshot: Run) -> None:
+    jsonl(tmp_path / "data.jsonl", rows())
+    jsonl(tmp_path / "few.jsonl", rows(2))
+    assert unshot("data", "split", "data.jsonl", "--out", "split", cwd=tmp_path).returncode == 0
+    checked = unshot("data", "check", "split", "--json", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+    assert json.loads(checked.stdout)["rows"] == 60
+    text(
+        tmp_path / "unshot.toml",
+        '[task]\nexamples = "few.jsonl"\ninstruction = "Classify."\ndata = "split"\n',
+    )
+    planned = unshot("plan", *PLAN, "--json", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stdout
+    assert "60 rows of split" in planned.stdout
+
+
+@pytest.mark.parametrize("name", ["data.xlsx", "data.ods", "data.jsonl"])
+def test_a_workbook_is_called_one(name: str, tmp_path: Path, unshot: Run) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04\x14\x00\x06\x00\xff\xfe\n\n")
+    done = unshot("data", "check", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "CSV" in done.stderr
+    assert "not UTF-8" not in done.stderr
+
+
+def test_an_unfilled_slot_of_the_instruction_is_said_beside_a_long_prompt(
+    tmp_path: Path, unshot: Run
+) -> None:
+    jsonl(tmp_path / "data.jsonl", rows())
+    jsonl(tmp_path / "few.jsonl", rows(2))
+    text(
+        tmp_path / "unshot.toml",
+        '[task]\nexamples = "few.jsonl"\ninstruction = "Classify for {{client}}."\ndata = "data.jsonl"\n',
+    )
+    planned = unshot("plan", *PLAN, "--json", cwd=tmp_path)
+    assert "{{client}}` is sent as it stands" in planned.stdout
+    filled = jsonl(tmp_path / "data.jsonl", [{**row, "client": "ACME"} for row in rows()])
+    planned = unshot("plan", *PLAN, "--inputs", filled, "--json", cwd=tmp_path)
+    assert "as it stands" not in planned.stdout
+    assert "not used" not in planned.stdout
