@@ -192,3 +192,55 @@ def test_an_unfilled_slot_of_the_instruction_is_said_beside_a_long_prompt(
     planned = unshot("plan", *PLAN, "--inputs", filled, "--json", cwd=tmp_path)
     assert "as it stands" not in planned.stdout
     assert "not used" not in planned.stdout
+
+
+def schema_case(folder: Path, schema: dict[str, Any], answer: str) -> Path:
+    jsonl(folder / "data.jsonl", [{**row, "completion": answer} for row in rows()])
+    text(folder / "answer.schema.json", json.dumps(schema))
+    return text(folder / "unshot.toml", '[task]\ndata = "data.jsonl"\nanswer_schema = "answer.schema.json"\n')
+
+
+@pytest.mark.parametrize("answer", ['["low"]', '"low"', "7", '```json\n["low"]\n```'])
+def test_an_answer_fits_a_schema_of_any_type_in_every_room(answer: str, tmp_path: Path, unshot: Run) -> None:
+    from deploy.serve.check import Checker
+    from tune.data.label import LabelSettings
+
+    schema: dict[str, Any] = {"anyOf": [{"type": "array", "maxItems": 1}, {"type": ["string", "number"]}]}
+    schema_case(tmp_path, schema, answer)
+    checked = unshot("data", "check", "data.jsonl", "--json", cwd=tmp_path)
+    assert json.loads(checked.stdout)["malformed"] == []
+    assert Checker(None, schema).check(answer) == (True, None)
+    assert LabelSettings(schema=schema).fault(answer) is None
+    schema_case(tmp_path, schema, '["low", "high"]')
+    checked = unshot("data", "check", "data.jsonl", "--json", cwd=tmp_path)
+    assert "does not fit" in json.loads(checked.stdout)["malformed"][0]["problem"]
+    assert Checker(None, schema).check('["low", "high"]') == (False, None)
+    assert LabelSettings(schema=schema).fault('["low", "high"]') is not None
+
+
+@pytest.mark.parametrize("target", ["#/$defs/nope", "http://127.0.0.1:9/answer.json", "other.schema.json"])
+def test_a_schema_that_refers_to_nothing_is_refused_by_every_stage(
+    target: str, tmp_path: Path, unshot: Run
+) -> None:
+    schema_case(tmp_path, {"type": "object", "properties": {"a": {"$ref": target}}}, '{"a": "x"}')
+    checked = unshot("data", "check", "data.jsonl", cwd=tmp_path)
+    assert checked.returncode == 1
+    served = unshot("deploy", "serve", "--baseline", "http://127.0.0.1:9/v1", "--port", "1", cwd=tmp_path)
+    assert served.returncode == 2
+    for said in (checked.stdout, served.stderr):
+        assert "answer.schema.json" in said
+        assert target in said
+
+
+def test_a_version_is_held_to_the_schema_that_it_was_tuned_by() -> None:
+    from deploy.serve.check import Checker
+    from unshot.contracts.task import Task
+
+    task = Task(answer_schema={"type": "object", "required": ["risk"]})
+    assert Checker(task).active
+    assert Checker(task).check('{"risk": 1}') == (True, None)
+    assert Checker(task).check("{}") == (False, None)
+    assert Checker(task).with_schema({"type": "object", "required": ["why"]}).check('{"risk": 1}') == (
+        False,
+        None,
+    )

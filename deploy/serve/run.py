@@ -20,7 +20,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from deploy.registry.locate import open_registry
 from deploy.serve.app import LOOPBACK, Api, Limits
 from deploy.serve.backend import Settings
-from deploy.serve.check import read_schema
 from deploy.serve.gateway import Gateway
 from deploy.serve.metrics import Metrics
 from deploy.serve.options import ArmOptions, ServeOptions
@@ -33,6 +32,7 @@ from deploy.serve.workers import Order, Workers
 from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.request_log import Arm
+from unshot.contracts.task import read_schema
 from unshot.data.personal import check_region
 from unshot.engines.address import read_key
 from unshot.errors import InputError, OutsideError

@@ -211,9 +211,10 @@ class Resolver:
         task = self.task_of(place, state)
         second = self.task_of(other, state) if other is not None else task
         labelled = task.labels is not None or task.answer_field is not None
+        schema = self.schema or task.answer_schema or second.answer_schema
         common: _Common = {
             "prompt": self._prompt(place, task),
-            "checker": Checker(task if labelled else second, self.schema),
+            "checker": Checker(task if labelled else second, schema),
             "price": place.price,
             "max_tokens": self.max_tokens or task.max_answer_tokens or second.max_answer_tokens,
         }

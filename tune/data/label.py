@@ -79,13 +79,8 @@ class LabelSettings:
 
     def fault(self, text: str) -> str | None:
         """What is wrong with an answer, in words for the teacher; None for a valid one."""
-        if self.schema is not None:
-            try:
-                value = json.loads(text)
-            except (ValueError, RecursionError):
-                return "it is not JSON"
-            if problem := schema_check(dict(self.schema))(value):
-                return f"it does not fit the schema ({problem})"
+        if self.schema is not None and (problem := schema_check(dict(self.schema))(text)):
+            return f"it does not fit the schema ({problem})"
         if self.labels and parse_answer(text, labels=self.labels, field=self.answer_field) == INVALID:
             where = f" as `{self.answer_field}`" if self.answer_field else ""
             return f"it must be one of{where}: {', '.join(self.labels)}"

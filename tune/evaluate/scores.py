@@ -83,11 +83,11 @@ def _json(task: Task, answers: Answers) -> JsonFigures:
         [
             g is not None
             and (
-                fault(g) is None
+                fault(text) is None
                 if fault
                 else all(k in g and json_type(g[k]) is json_type(v) for k, v in t.items())
             )
-            for t, g in zip(answers.objects, answers.given_objects, strict=True)
+            for t, g, text in zip(answers.objects, answers.given_objects, answers.texts, strict=True)
         ],
         dtype=float,
     )

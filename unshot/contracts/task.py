@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ from unshot.metrics.answers import (
     Tools,
     find_label,
     json_object,
+    json_value,
     parse_answer,
 )
 from unshot.metrics.registry import NAMES, MetricName
@@ -221,7 +222,7 @@ def _hold(task: Task, section: TaskSettings, examples: Sequence[Example]) -> Non
     fault = schema_check(task.answer_schema) if task.answer_schema else None
     for example in examples:
         answer, where = example.answer or "", example.where or f"line {example.line}"
-        if fault and (problem := fault(json_object(answer))):
+        if fault and (problem := fault(answer)):
             raise InputError(f"{where}: the answer does not fit {section.answer_schema} ({problem})")
         if task.label(answer) == INVALID:
             known = f"; labels: {', '.join(task.labels[:8])}" if task.labels else ""
@@ -240,10 +241,15 @@ def read_schema(path: Path) -> JsonObject:
     return schema
 
 
-def schema_check(schema: JsonObject, where: str = "answer_schema") -> Callable[[Any], str | None]:
-    """What is wrong with a value under a schema, in a few words; None for a value that fits. Nothing is fetched."""
+def schema_check(schema: JsonObject, where: str = "answer_schema") -> Callable[[str], str | None]:
+    """What is wrong with an answer under a schema, in a few words; None for one that fits.
+
+    Nothing is fetched. Raises `InputError` for what is no schema, or refers to something that it does not hold.
+    """
     try:
         import jsonschema
+        import referencing
+        from jsonschema_specifications import REGISTRY
     except ImportError as error:
         raise OutsideError(
             f"checking an answer_schema needs jsonschema ({error}); run `pip install 'unshot[tune]'`"
@@ -253,13 +259,38 @@ def schema_check(schema: JsonObject, where: str = "answer_schema") -> Callable[[
         kind.check_schema(schema)
     except jsonschema.SchemaError as error:
         raise InputError(f"{where}: not a JSON schema ({error.message})") from None
-    validator = kind(schema)
+    validator = kind(schema, registry=REGISTRY)
+    for target in _references(schema):
+        try:
+            validator._resolver.lookup(target)
+        except referencing.exceptions.Unresolvable:
+            raise InputError(
+                f"{where}: `$ref` {target!r:.80} leads nowhere; nothing is fetched: put what it means under `$defs`"
+            ) from None
 
-    def problem(value: Any) -> str | None:
-        found = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    def problem(answer: str) -> str | None:
+        try:
+            found = jsonschema.exceptions.best_match(validator.iter_errors(json_value(answer)))
+        except RecursionError:
+            return "it is nested too deep"
+        except ValueError:
+            return "it is not JSON"
         return None if found is None else f"{found.json_path}: {found.message[:120]}"
 
     return problem
+
+
+def _references(value: Any) -> Iterator[str]:
+    """What a schema refers to; nothing where it holds parts with names of their own (`$id`)."""
+    rest, found = [value], []
+    while rest:
+        one = rest.pop()
+        if isinstance(one, dict):
+            if one is not value and isinstance(one.get("$id"), str):
+                return
+            found += [one["$ref"]] if isinstance(one.get("$ref"), str) else []
+        rest += one.values() if isinstance(one, dict) else one if isinstance(one, list) else []
+    yield from found
 
 
 def read_task(path: Path) -> Task:

@@ -53,12 +53,20 @@ def parse_answer(text: str, *, labels: Sequence[str] | None = None, field: str |
     return find_label(value, labels)
 
 
-def json_object(text: str) -> JsonObject | None:
-    """The JSON object a text is (a Markdown fence around it is forgiven), else None."""
+def json_value(text: str) -> Any:
+    """The JSON value a text is (a Markdown fence around it is forgiven). Raises `ValueError` if it is none."""
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text.strip(), flags=re.DOTALL)
     try:
-        value = json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):
+        return json.loads(fenced[1] if fenced else text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def json_object(text: str) -> JsonObject | None:
+    """The JSON object a text is (a Markdown fence around it is forgiven), else None."""
+    try:
+        value = json_value(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
