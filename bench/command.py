@@ -208,7 +208,7 @@ def bench(
         raise InputError(
             f"missing {', '.join(k for k, v in missing.items() if v is None)}; see `unshot bench --help`"
         )
-    data, task_path = rows_and_task(baseline, candidate, data, task_path, case, out)
+    asked = rows_and_task(baseline, candidate, data, task_path, case, out)
     prices, servers = {}, {}
     for side, given in sides.items():
         own = given.flag.startswith(f"--{side}")
@@ -228,14 +228,15 @@ def bench(
     job = Job(
         baseline=baseline,
         candidate=candidate,
-        data=data,
+        data=asked.data,
         final=final,
-        rows_as=rows_as,
+        rows_as=asked.rows_as,
         prompts={
             "baseline": case.long_prompt(),
             "candidate": case.short_prompt(),
         },
-        task_path=task_path,
+        task=asked.task,
+        task_path=asked.task_path,
         plan=plan,
         block=block,
         warm_up=warm_up,
@@ -249,7 +250,7 @@ def bench(
         server_args={"baseline": arguments, "candidate": arguments},
         prices=prices,  # type: ignore[arg-type]
         modes={"both": MODES, "on": (CACHE_ON,), "off": (CACHE_OFF,)}[cache],
-        inputs=[p for p in (case.task.examples, task_path) if p is not None],
+        inputs=[p for p in (case.task.examples, asked.task_path) if p is not None],
     )
     report = bench_run(job, case, out, overwrite=overwrite)
     if junit:

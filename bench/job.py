@@ -11,9 +11,9 @@ from bench.sides import CACHE_OFF, CACHE_ON, MODES
 from bench.traffic import ServerOptions
 from unshot.case import BenchSettings, Case
 from unshot.console import Output
-from unshot.contracts.manifest import NAME, Manifest, read_manifest, verify_file
+from unshot.contracts.artifact import artifact_of
 from unshot.contracts.report import SideName
-from unshot.contracts.task import read_task
+from unshot.contracts.task import Task, read_task
 from unshot.data.prompts import Prompt
 from unshot.data.rows import RowOptions
 from unshot.errors import InputError
@@ -36,6 +36,7 @@ class Job:
     data: Path
     final: Path
     prompts: dict[SideName, Prompt]
+    task: Task | None = None
     task_path: Path | None = None
     plan: Path | None = None
     block: int = 4
@@ -80,68 +81,49 @@ class Job:
         return ModeSettings(mode, ends, block, self.warm_up if warm else 0, self.repeat, COLD_SECONDS)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The rows that both sides are asked, how they are read, and the task of the candidate (None: of the rows).
+
+    `task_path` is the task's file, where it has one.
+    """
+
+    data: Path
+    rows_as: RowOptions
+    task: Task | None = None
+    task_path: Path | None = None
+
+
 def rows_and_task(
     baseline: str, candidate: str, data: Path | None, task_path: Path | None, case: Case, out: Output
-) -> tuple[Path, Path | None]:
-    """The rows to ask and the task: what was given, else what the run behind the candidate left."""
-    artifact_manifest(baseline)
-    unseen = held_out(artifact_manifest(candidate))
+) -> Asked:
+    """The rows to ask and the task: what was given, else what the artifact and the run behind it left.
+
+    The case (and the flags over it) stands over the task, whose instruction the case gets.
+    """
+    artifact_of(baseline)
+    artifact = artifact_of(candidate)
+    unseen = artifact.held_out() if artifact else None
+    made_from = artifact.manifest.run if artifact else None
+    gone = (
+        f"the run behind the candidate, {made_from}, is gone or was tuned again"
+        if made_from and not unseen
+        else ""
+    )
+    rows_as = case.rows_as()
     if data is None and unseen is not None:
-        data, task_path = unseen.data, task_path or unseen.task
+        data, rows_as = unseen.data, RowOptions(keep_system=rows_as.keep_system)
         out.log(f"rows: the test split of the candidate's run, {data}")
     elif data is None and case.task.data is not None:
         data = case.task.data
         out.warn(f"{data}: the candidate may have been tuned on these rows; --data gives others")
+        if gone:
+            out.warn(gone)
     if data is None:
-        raise InputError("no data; give --data, or `data` under [task] in the case file")
-    if case.task.instruction is None and task_path is not None:
-        case.task.instruction = read_task(task_path).instruction
-    return data, task_path
-
-
-# What `unshot export` writes; a Hugging Face directory is tune's or nobody's.
-EXPORTED = ("gguf", "onnx", "genai")
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The test split of the run that made an artifact, and its task."""
-
-    data: Path
-    task: Path
-
-
-def artifact_manifest(spec: str) -> Manifest | None:
-    """The manifest of `unshot export` beside the artifact of a SPEC, None where there is none.
-
-    Raises `InputError` where the artifact's files do not match their hashes.
-    """
-    kind, _, target = spec.removeprefix("serve:").partition(":")
-    path = Path(target)
-    if kind not in EXPORTED or not path.exists():
-        return None
-    folder = path.parent
-    if not (folder / NAME).is_file():
-        return None
-    manifest = read_manifest(folder, stage="export", verify=False)
-    for name, facts in manifest.outputs.items():
-        if name == path.name or name.startswith(f"{path.name}/"):
-            verify_file(folder / name, facts)
-    return manifest
-
-
-def held_out(manifest: Manifest | None) -> HeldOut | None:
-    """Where the run behind an exported artifact keeps its test rows; None where it had none or is gone.
-
-    Raises `InputError` where they were changed since.
-    """
-    run = manifest.run if manifest else None
-    if not run or not (Path(run) / NAME).is_file():
-        return None
-    written = read_manifest(Path(run), stage="tune", verify=False)
-    names = ("splits/test.jsonl", "task.json")
-    for name in names:
-        if name not in written.outputs:
-            raise InputError(f"{run}: its manifest lists no {name}; run `unshot tune` again")
-        verify_file(Path(run) / name, written.outputs[name])
-    return HeldOut(*(Path(run) / name for name in names))
+        raise InputError(f"{gone or 'no data'}; give --data, or `data` under [task] in the case file")
+    task_path = task_path or (unseen.task if unseen else None)
+    task = read_task(task_path) if task_path else artifact.manifest.task if artifact else None
+    if task is not None:
+        task = task.under(case.task, out.warn)
+        case.task.instruction = task.instruction
+    return Asked(data, rows_as, task, task_path)

@@ -20,7 +20,7 @@ from unshot.case import Case
 from unshot.console import Output, jsonable
 from unshot.contracts.manifest import Gate, Manifest, describe_data, describe_file, staged
 from unshot.contracts.report import BenchReport
-from unshot.contracts.task import Task, derive_task, hold_metric, read_task
+from unshot.contracts.task import Task, derive_task, hold_metric
 from unshot.data.files import write_text
 from unshot.data.load import load_rows
 from unshot.data.rows import Example
@@ -37,13 +37,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
     Raises `InputError` for bad input. The caller turns the verdict into an exit code.
     """
     rows = _rows(job, case, out)
-    task = (
-        read_task(job.task_path)
-        if job.task_path
-        else derive_task(case.task, rows, out.log, embedder=case.tune.embedder)
-    )
-    named = {k: getattr(case.task, k) for k in ("metric", "judge", "judge_model", "judge_key_env")}
-    task = task.changed(**{k: v for k, v in named.items() if v is not None})
+    task = job.task or derive_task(case.task, rows, out.log, embedder=case.tune.embedder)
     for row in rows:
         if task.label(row.answer or "") == "(invalid)":
             raise InputError(f"{row.where}: the answer {row.answer!r:.60} is none of the task's labels")

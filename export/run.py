@@ -162,7 +162,7 @@ def _record(
         "device": as_dict(device, needs) if device else None,
     }
     manifest.base, manifest.task = model.fingerprint, model.task
-    manifest.run = str(model.run) if model.run else None
+    manifest.run = str(model.run.resolve()) if model.run else None
     manifest.gates = result.gates
     adapter = model.adapter_path if model.run else None
     manifest.inputs = model.inputs + (

@@ -141,7 +141,7 @@ def search_run(
         manifest.result = {
             k: v for k, v in result.plain().items() if k not in ("timings", "candidates", "out")
         }
-        manifest.base, manifest.run = model.fingerprint, str(model.run) if model.run else None
+        manifest.base, manifest.run = model.fingerprint, str(model.run.resolve()) if model.run else None
         manifest.finish(work)
     if picked is None:
         raise GateError(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from unshot.contracts.artifact import Artifact
 from unshot.contracts.gates import Gate, read_gates
 from unshot.contracts.manifest import NAME, Manifest, read_manifest
 from unshot.contracts.registry import Alias, Answer, Origin, Scores, Version, Waiver
@@ -45,11 +46,10 @@ def collect(artifact: Path, run: Path | None, bench: Path | None) -> Evidence:
     manifest = read_manifest(artifact, stage="export", verify=False)
     found.gates["export"] = gates_of(artifact)
     found.lineage["export"] = _origin(artifact, manifest)
-    made_from = manifest.run
     if run is not None:
-        _same_run(artifact, run, made_from)
-    elif made_from and (Path(made_from) / NAME).is_file():
-        run = Path(made_from)
+        _same_run(artifact, run, manifest)
+    else:
+        run = Artifact(artifact, manifest).run()
     if run is not None:
         tuned = read_manifest(run, stage="tune", verify=False)
         found.gates["tune"] = gates_of(run)
@@ -78,14 +78,18 @@ def gates_of(directory: Path) -> list[Gate]:
     return list(read_gates(directory).values())
 
 
-def _same_run(artifact: Path, run: Path, made_from: str | None) -> None:
-    """Refuse a run that is not the one behind the artifact, told by the adapter's hashes."""
-    exported = read_manifest(artifact, verify=False)
+def _same_run(artifact: Path, run: Path, exported: Manifest) -> None:
+    """Refuse a run that is not the one behind the artifact, told by its manifest's hash, else by its adapter's."""
     tuned = read_manifest(run, stage="tune", verify=False)
+    known = {item.sha256 for item in exported.inputs if Path(item.path).name == NAME}
     adapter = {f.sha256 for name, f in tuned.outputs.items() if name.startswith("adapter/")}
     inputs = {item.sha256 for item in exported.inputs}
-    if adapter and not adapter & inputs and (not made_from or Path(made_from).resolve() != run.resolve()):
-        raise InputError(f"{run}: not the run that {artifact} was exported from ({made_from or 'no run'})")
+    same = digest(run) in known if known else not adapter or bool(adapter & inputs)
+    if not same:
+        made_from = exported.run or "no run"
+        raise InputError(
+            f"{run}: not the run that {artifact} was exported from ({made_from}), or tuned again since"
+        )
 
 
 def _same_artifact(artifact: Path, bench: Path, report: Manifest) -> None:

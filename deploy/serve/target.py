@@ -13,6 +13,7 @@ from deploy.registry.store import Registry
 from deploy.serve.check import Checker
 from deploy.serve.parameters import Json, text_of
 from unshot.case import Case
+from unshot.contracts.artifact import artifact_of
 from unshot.contracts.registry import State, Version
 from unshot.contracts.request_log import Arm
 from unshot.contracts.task import Task
@@ -174,6 +175,7 @@ class Resolver:
         self.verifies = verifies
         self.long = case.long_prompt()
         self._verified: set[tuple[int, str]] = set()
+        self._beside: dict[str, Task | None] = {}
 
     @property
     def task(self) -> Task:
@@ -196,12 +198,21 @@ class Resolver:
         ]
 
     def task_of(self, place: ArmSpec, state: State) -> Task:
-        """The task as a version was tuned for it, else the case's."""
+        """The task as a version or an exported file was tuned for it, else the case's."""
         if place.follows:
-            own = _find(place, state)
-            if own is not None and own.task:
-                return own.task
-        return self.task
+            version = _find(place, state)
+            own = version.task if version is not None else None
+        else:
+            own = self._exported(place.spec)
+        return own or self.task
+
+    def _exported(self, spec: str) -> Task | None:
+        """The task in the manifest beside a GGUF file, with the case over it; its hashes are checked once."""
+        if spec not in self._beside:
+            artifact = artifact_of(spec, verify=self.verifies)
+            task = artifact.manifest.task if artifact is not None else None
+            self._beside[spec] = task.under(self.case.task) if task is not None else None
+        return self._beside[spec]
 
     def resolve(self, arm: Arm, place: ArmSpec, other: ArmSpec | None, state: State) -> Target | None:
         """The target of an arm; None where its alias names no version now. Raises `InputError`.

@@ -62,6 +62,28 @@ class Task(Document):
         """Before version 1 the file had none; its fields are today's."""
         return raw if version == 0 else None
 
+    def under(self, section: TaskSettings, say: Say = lambda line: None) -> Task:
+        """The task with what a case says over it; what differs from the task as the model was tuned for is said."""
+        given: dict[str, Any] = {}
+        for name in (
+            "instruction",
+            "labels",
+            "answer_field",
+            "metric",
+            "judge",
+            "judge_model",
+            "judge_key_env",
+        ):
+            value, own = getattr(section, name), getattr(self, name)
+            if value is None or value == own or (name == "labels" and _same_labels(value, own)):
+                continue
+            given[name] = value
+            if not name.startswith("judge"):
+                say(
+                    f"{name}: {value!r:.80} by the case or the command line, where the model was tuned for {own!r:.80}"
+                )
+        return self.changed(**given)
+
     def label(self, answer: str) -> str:
         """The label (or the whole text) an answer states, `INVALID` if it states none."""
         return parse_answer(answer, labels=self.labels, field=self.answer_field)
@@ -158,6 +180,10 @@ def hold_metric(name: str, answers: Answers, *, training: bool = False) -> None:
     problem = found.problem(answers) or (found.blind(answers) if training else None)
     if problem:
         raise InputError(f"metric {name}: {problem}; choose another by --metric ({', '.join(NAMES)})")
+
+
+def _same_labels(one: Sequence[str], other: Sequence[str] | None) -> bool:
+    return other is not None and set(map(normal, one)) == set(map(normal, other))
 
 
 def _label_field(section: TaskSettings, objects: Sequence[JsonObject], say: Say) -> str | None:
