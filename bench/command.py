@@ -200,6 +200,7 @@ def bench(
     from bench.run import bench_run
     from bench.sides import CACHE_OFF, CACHE_ON, MODES
     from bench.summary import summary
+    from bench.traffic import UNNAMED
     from unshot.data.files import write_text
     from unshot.errors import GateError, InputError
 
@@ -217,7 +218,8 @@ def bench(
             raise InputError(
                 f"--{side}-price is a price per token, and {other} goes with one per hour; give one of the two"
             )
-        tokens = given.price.of(given.model) if given.price is not None else None
+        named = None if given.model == UNNAMED else given.model
+        tokens = given.price.of(named) if given.price is not None else None
         if tokens is None and plan and side == "baseline" and baseline.startswith("http"):
             tokens = plan_token_price(plan) if given.per_hour is None else None
         prices[side] = PriceOptions(given.per_hour, given.flag, given.machines, tokens)

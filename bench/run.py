@@ -18,7 +18,7 @@ from bench.sides import System, open_system
 from bench.traffic import ServerOptions
 from unshot.case import Case
 from unshot.console import Output, jsonable
-from unshot.contracts.manifest import Gate, Manifest, describe_data, describe_file, staged
+from unshot.contracts.manifest import Gate, Manifest, describe_data, describe_there, staged
 from unshot.contracts.report import BenchReport
 from unshot.contracts.task import Task, derive_task, hold_metric
 from unshot.data.files import write_text
@@ -48,7 +48,7 @@ def bench_run(job: Job, case: Case, out: Output, *, overwrite: bool = False) -> 
         rows = random.Random(case.bench.seed).sample(rows, job.rows)
     with staged(job.final, overwrite=overwrite) as work:
         manifest = Manifest("bench", seeds={"seed": case.bench.seed})
-        manifest.inputs = [describe_file(p) for p in job.inputs if p.is_file()]
+        manifest.inputs = describe_there(job.inputs)
         manifest.inputs.insert(0, describe_data(job.data))
         with manifest.timed("load"):
             systems = _open(job, task, out)

@@ -144,6 +144,7 @@ def write(
         Settings(
             base=base,
             data=data,
+            case=case,
             overwrite=overwrite,
             allow_drift=allow_drift,
             check_rows=check_rows,

@@ -28,6 +28,7 @@ from export.write import (
     write,
     write_importance,
 )
+from unshot.case import Case
 from unshot.catalog.formats import Target
 from unshot.console import Output
 from unshot.contracts.manifest import Gate, Manifest, describe_file, staged
@@ -44,6 +45,7 @@ class Settings:
 
     base: str | None = None
     data: Path | None = None
+    case: Case | None = None
     overwrite: bool = False
     allow_drift: bool = False
     check_rows: int = CHECK_ROWS
@@ -81,7 +83,7 @@ def export_run(
     settings = settings or Settings()
     manifest = Manifest("export")
     with manifest.timed("open"):
-        model = open_source(source, settings.base, out, settings.data)
+        model = open_source(source, settings.base, out, settings.data, settings.case)
     merged = model.merged()
     converter = refuse(targets, model, merged, settings.with_imatrix, settings.llama_cpp)
     needs = check_fits(settings.device, list(targets), merged, settings.context) if settings.device else []

@@ -31,7 +31,7 @@ from export.speed import measure_speed
 from export.write import Job, refuse, room, size_of, write, write_importance
 from unshot.catalog.formats import Target, parse_targets
 from unshot.console import Output
-from unshot.contracts.manifest import Manifest, describe_file, staged
+from unshot.contracts.manifest import Manifest, describe_data, staged
 from unshot.contracts.parity import FileReport
 from unshot.data.files import write_text
 from unshot.data.rows import Example, read_examples
@@ -137,7 +137,7 @@ def search_run(
             "every_row": every_row,
             "device": as_dict(device, needs) if device else None,
         }
-        manifest.inputs = model.inputs + ([describe_file(data)] if data else [])
+        manifest.inputs = model.inputs + ([describe_data(data)] if data else [])
         manifest.result = {
             k: v for k, v in result.plain().items() if k not in ("timings", "candidates", "out")
         }

@@ -16,11 +16,13 @@ from export.foreign import bring_in, is_adapter, named_base
 from export.merge import Merged
 from export.peft_check import check
 from export.reference import Reference, effective_config, evaluated
+from unshot.case import Case
 from unshot.console import Output
 from unshot.contracts.manifest import NAME as MANIFEST
-from unshot.contracts.manifest import BaseModel, InputFile, describe_file, read_manifest
+from unshot.contracts.manifest import BaseModel, InputFile, describe_data, describe_file, read_manifest
 from unshot.contracts.task import Task, read_task
 from unshot.data.files import read_object
+from unshot.data.load import load_rows
 from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, Message, read_examples
 from unshot.engines.base import one_or_more
@@ -103,12 +105,14 @@ class Model:
         return Prompt(system=self.task.instruction if self.task else None)
 
 
-def open_source(text: str, base: str | None, out: Output, data: Path | None = None) -> Model:
+def open_source(
+    text: str, base: str | None, out: Output, data: Path | None = None, case: Case | None = None
+) -> Model:
     """Open a run directory, an adapter directory, or a whole model by name or directory.
 
     `base` overrides where the adapter's base model lies; `data` are rows to check on in place of the run's
-    test split. Raises `InputError` for a damaged run, or a base whose files differ from those that were
-    tuned.
+    test split, read as `case` says. Raises `InputError` for a damaged run, or a base whose files differ from
+    those that were tuned.
     """
     path = Path(text)
     if (path / MANIFEST).is_file() and not (path / "config.json").is_file():
@@ -127,8 +131,17 @@ def open_source(text: str, base: str | None, out: Output, data: Path | None = No
             source.name, source, source.fingerprint(), None, None, Chat(load_tokenizer(source.path))
         )
     if data is not None:
-        model.rows = read_examples(data, answers=False)
-        model.inputs.append(describe_file(data))
+        case = case or Case()
+        long, instruction = case.long_prompt(), model.prompt.system
+        model.rows = load_rows(
+            data,
+            case.rows_as(),
+            out,
+            prompt=long if long.given else None,
+            instruction=instruction,
+            answers=False,
+        )
+        model.inputs.append(describe_data(data))
     elif not model.rows:
         model.rows = [
             Example(({"role": "user", "content": t},), None, n) for n, t in enumerate(built_in(), start=1)

@@ -14,7 +14,7 @@ from unshot import catalog
 from unshot.case import Case
 from unshot.catalog.gpu import own_gpu
 from unshot.console import Output
-from unshot.contracts.manifest import Manifest, describe_file, staged
+from unshot.contracts.manifest import Manifest, describe_there, staged
 from unshot.contracts.plan import PlanFile
 from unshot.data.files import write_text
 from unshot.errors import InputError
@@ -172,9 +172,7 @@ def write_plan(found: Plan, file: PlanFile, final: Path, manifest: Manifest, *, 
 
     task = found.case.task
     with staged(final, overwrite=overwrite) as work:
-        for path in (task.examples, task.inputs, task.data):
-            if path is not None and path.is_file():
-                manifest.inputs.append(describe_file(path))
+        manifest.inputs += describe_there((task.examples, task.inputs, task.data))
         with manifest.timed("report"):
             file.write(work)
             write_text(work / "report.html", report(found, file))

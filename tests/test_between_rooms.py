@@ -244,3 +244,113 @@ def test_a_version_is_held_to_the_schema_that_it_was_tuned_by() -> None:
         False,
         None,
     )
+
+
+SPLITS: dict[str, tuple[str, Any, str]] = {
+    "labels in two spellings": (
+        'labels = ["low", "high"]',
+        lambda i, c: c.upper() if i % 3 else c,
+        "",
+    ),
+    "one JSON field": ("", lambda i, c: json.dumps({"risk": c}), ""),
+    "a named JSON field": ('answer_field = "risk"', lambda i, c: json.dumps({"risk": c, "why": f"{i}"}), ""),
+    "JSON of several fields": ("", lambda i, c: json.dumps({"risk": c, "why": f"{i}"}), ""),
+    "free text": ("", lambda i, c: f"{c} because of {i}", ""),
+    "a seed": ("", lambda i, c: c, "[tune]\nseed = 7\n"),
+    "a test file": ("", lambda i, c: c, '[split]\ntest = "test.jsonl"\n'),
+    "by group": ("", lambda i, c: c, '[split]\ngroup_by = "who"\nshares = "60/20/20"\n'),
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_the_parts_of_data_split_are_those_of_tune(name: str, tmp_path: Path, unshot: Run) -> None:
+    from tune.data.split import NAMES, Splitting, load_parts
+    from tune.run import separate_split
+    from unshot.console import Output
+    from unshot.contracts.task import derive_task
+    from unshot.data.load import load_rows
+
+    keys, answer, more = SPLITS[name]
+    old = {"role": "system", "content": "The old prompt."}
+    written = [
+        {
+            "messages": [
+                old,
+                {"role": "user", "content": row["prompt"]},
+                {"role": "assistant", "content": answer(i, row["completion"])},
+            ],
+            "who": f"c{i % 9}",
+        }
+        for i, row in enumerate(rows(100))
+    ]
+    jsonl(tmp_path / "data.jsonl", written[:80])
+    jsonl(tmp_path / "test.jsonl", written[80:])
+    path = text(tmp_path / "unshot.toml", f'[task]\ninstruction = "Classify."\n{keys}\n{more}')
+    done = unshot("data", "split", "data.jsonl", "--out", "split", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    case, quiet = load_case(path), Output(verbosity=-1)
+
+    def read(file: Path) -> list[Any]:
+        return load_rows(file, case.rows_as(), None, instruction=case.task.instruction)
+
+    loaded = load_parts(tmp_path / "data.jsonl", Splitting.of(case.split), read)
+    cleaned = separate_split(loaded, derive_task(case.task, loaded.all), case.tune, quiet)
+    for part in NAMES:
+        there = [row.text for row in read_rows(tmp_path / "split" / f"{part}.jsonl")[0]]
+        assert there == [row.text for row in getattr(cleaned.parts, part)], part
+    # The same case goes on with the directory, whose parts are made.
+    again = load_parts(tmp_path / "split", Splitting.of(case.split), read)
+    assert len(again.rows) == len(cleaned.parts.train)
+
+
+def test_data_check_counts_the_classes_that_tune_tells_apart(tmp_path: Path, unshot: Run) -> None:
+    labels = ["caf\u00e9", "cafe\u0301", "LOW", "low"]
+    jsonl(tmp_path / "data.jsonl", [{**row, "completion": labels[i % 4]} for i, row in enumerate(rows())])
+    text(tmp_path / "unshot.toml", '[task]\nlabels = ["low", "caf\u00e9"]\n')
+    checked = unshot("data", "check", "data.jsonl", "--json", cwd=tmp_path)
+    assert json.loads(checked.stdout)["labels"]["counts"] == {"caf\u00e9": 30, "low": 30}
+
+
+def test_a_pipeline_goes_on_only_while_every_file_of_its_case_is_the_same(tmp_path: Path) -> None:
+    from unshot.pipeline import Pipeline
+
+    jsonl(tmp_path / "data-1.jsonl", rows())
+    jsonl(tmp_path / "test.jsonl", rows(5))
+    jsonl(tmp_path / "general.jsonl", rows(5))
+    text(tmp_path / "own.jinja", "{{ messages }}")
+    path = text(
+        tmp_path / "unshot.toml",
+        '[task]\ndata = "data-*.jsonl"\n[split]\ntest = "test.jsonl"\n[tune]\ngeneral = "general.jsonl"\n'
+        'chat_template = "./own.jinja"\n',
+    )
+
+    def digest() -> str:
+        return Pipeline(path, load_case(path), tmp_path / "out").digest()
+
+    for name in ("data-1.jsonl", "test.jsonl", "general.jsonl", "own.jinja"):
+        before = digest()
+        assert digest() == before
+        text(tmp_path / name, (tmp_path / name).read_text() + "\n")
+        assert digest() != before, name
+
+
+def test_the_price_of_another_model_is_nobody_s(tmp_path: Path, unshot: Run) -> None:
+    from unshot.prices import parse_prices
+
+    given = parse_prices("gpt-5:input=2,output=8")
+    assert given.of(None).output == given.of("gpt-5").output == 8
+    with pytest.raises(InputError, match="no price of gpt-4o; it has gpt-5"):
+        given.of("gpt-4o")
+
+
+def test_every_path_of_a_case_is_relative_to_the_case(tmp_path: Path) -> None:
+    path = text(
+        tmp_path / "deep" / "unshot.toml",
+        '[task]\njudge = "gguf:models/judge.gguf"\n[baseline]\nmodel = "./base"\n[candidate]\nmodel = "./base"\n',
+    )
+    case = load_case(path)
+    assert case.task.judge == f"gguf:{tmp_path}/deep/models/judge.gguf"
+    assert case.baseline.model == case.candidate.model == f"{tmp_path}/deep/base"
+    text(path, '[task]\njudge = "http://localhost:8000/v1"\n[baseline]\nmodel = "llama-3.1-8b"\n')
+    assert load_case(path).task.judge == "http://localhost:8000/v1"
+    assert load_case(path).baseline.model == "llama-3.1-8b"

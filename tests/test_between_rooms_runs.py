@@ -63,7 +63,8 @@ def place(made: Path, tmp_path: Path) -> Path:
 def bench(unshot: Run, place: Path, *more: str | Path, cwd: Path | None = None) -> Any:
     done = unshot(
         "bench", "--baseline", f"gguf:{place}/base/model-f16.gguf",
-        "--candidate", f"gguf:{place}/artifacts/model-f16.gguf", "--out", "report", "--overwrite", *QUICK, *more, cwd=cwd or place,
+        "--candidate", f"gguf:{place}/artifacts/model-f16.gguf", "--out", "report", "--overwrite",
+        *QUICK, *more, cwd=cwd or place,
     )  # fmt: skip
     return json.loads(done.stdout), done.stderr
 

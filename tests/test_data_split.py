@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import Run
 from tune.data.split import NAMES, Splitting, group_name, load_parts, split_file
+from unshot.case import SplitSettings
 from unshot.contracts.manifest import read_manifest
 from unshot.data.rows import read_examples
 from unshot.data.seal import record_reading
@@ -38,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_group_is_on_one_side_and_the_shares_are_near(data: Path, tmp_path: Path) -> None:
-    result = split_file(data, tmp_path / "out", group_by="customer")
+    result = split_file(data, tmp_path / "out", settings=SplitSettings(group_by="customer"))
     parts = {n: read_examples(tmp_path / "out" / f"{n}.jsonl") for n in NAMES}
     groups = {n: {e.extra["customer"] for e in rows} for n, rows in parts.items()}
     assert (
@@ -55,7 +56,7 @@ def test_time_splits_train_on_the_past_and_set_contaminated_rows_aside(data: Pat
     rows = sorted((json.loads(line) for line in data.read_text().splitlines()), key=lambda r: r["day"])
     rows[-1]["prompt"] = rows[0]["prompt"].upper() + "!"
     data.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-    result = split_file(data, tmp_path / "out", time="day")
+    result = split_file(data, tmp_path / "out", settings=SplitSettings(time="day"))
     days = {n: [e.extra["day"] for e in read_examples(tmp_path / "out" / f"{n}.jsonl")] for n in NAMES}
     assert max(days["train"]) < min(days["validation"]) and max(days["validation"]) < min(days["test"])
     assert result["rows"] == {"train": 160, "validation": 20, "test": 19}
@@ -67,7 +68,7 @@ def test_time_splits_train_on_the_past_and_set_contaminated_rows_aside(data: Pat
 
 def test_a_time_that_is_none_is_named(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"line 1: `customer` is 'c\d+'"):
-        split_file(data, tmp_path / "out", time="customer")
+        split_file(data, tmp_path / "out", settings=SplitSettings(time="customer"))
 
 
 def test_moved_rows_are_replaced_and_reported_by_tune_too(
@@ -122,14 +123,14 @@ def test_times_that_cannot_be_ordered_are_refused(tmp_path: Path, times: Any, pa
     rows = [{"prompt": f"word{i} other{i * 7}", "completion": "a", "when": times(i)} for i in range(40)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     with pytest.raises(InputError, match=part):
-        split_file(path, tmp_path / "out", time="when")
+        split_file(path, tmp_path / "out", settings=SplitSettings(time="when"))
 
 
 def test_splits_by_group_and_time_are_the_same_in_tune(data: Path, tmp_path: Path) -> None:
     """`Loaded.divide` is what `tune` calls; its parts are those that `data split` writes."""
     for plan in (Splitting(group_by="customer"), Splitting(time="day")):
         written = tmp_path / f"{plan.group_by}"
-        split_file(data, written, group_by=plan.group_by, time=plan.time)
+        split_file(data, written, settings=SplitSettings(group_by=plan.group_by, time=plan.time))
         cleaned, _ = load_parts(data, plan, read_examples).divide(stratum=lambda e: e.answer or "", seed=0)
         for name in NAMES:
             there = [e.text for e in read_examples(written / f"{name}.jsonl")]
@@ -138,7 +139,7 @@ def test_splits_by_group_and_time_are_the_same_in_tune(data: Path, tmp_path: Pat
         parts = again.divide(stratum=lambda e: "", seed=0)[0].parts
         assert [e.text for e in parts.test] == [e.text for e in read_examples(written / "test.jsonl")]
     with pytest.raises(InputError, match="is split already"):
-        load_parts(written, Splitting(time="day"), read_examples)
+        load_parts(written, Splitting(group_by="customer"), read_examples)
 
 
 def test_own_files_keep_their_rows_and_what_is_like_them_is_said(data: Path, tmp_path: Path) -> None:

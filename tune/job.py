@@ -223,7 +223,15 @@ def prepare(
         schedule=settings.schedule,
         seed=settings.seed,
         rows=len(train_rows),
-        fingerprint=json_digest([fingerprint.sha256, [r.ids for r in train_rows], settings.plain(), bf16]),
+        fingerprint=json_digest(
+            [
+                fingerprint.sha256,
+                [[r.ids for r in rows] for rows in (train_rows, validation_rows)],
+                settings.plain(),
+                task.plain(),
+                bf16,
+            ]
+        ),  # what chooses the best epoch is part of a training too
         target=case.task.target,
     )
     out.log(

@@ -15,7 +15,7 @@ from tune.assess.card import card
 from tune.assess.rehearsal import rehearse
 from tune.assess.run import assess, general_before
 from tune.contamination import Cleaned
-from tune.data.split import Loaded, Splitting, announce_parts, load_parts, name_file
+from tune.data.split import Loaded, Splitting, announce_parts, class_of, load_parts, name_file
 from tune.job import Job, Options, forecast, prepare, settle_memory, start
 from tune.meaning import by_meaning
 from tune.processes import World
@@ -80,7 +80,7 @@ def tune_run(
             instruction=case.task.instruction,
             used=(splitting.group_by, splitting.time, REJECTED if METHODS[case.tune.method].prefer else None),
             answers=case.tune.teacher is None,
-            count=token_counter(base, out),
+            count=token_counter(base, case.tune.chat_template, out),
         )
 
     loaded = load_parts(data, splitting, read)
@@ -117,13 +117,13 @@ def tune_run(
     return result
 
 
-def token_counter(base: str, out: Output) -> Callable[[str], int]:
+def token_counter(base: str, template: str | None, out: Output) -> Callable[[str], int]:
     """Tokens of a text with the base model's tokenizer, which is loaded when the first text comes."""
     loaded: list[Tokenizer] = []
 
     def count(text: str) -> int:
         if not loaded:
-            loaded.append(load_tokenizer(resolve(base, out, need_weights=False).path))
+            loaded.append(load_tokenizer(resolve(base, out, need_weights=False).path, template))
         return len(loaded[0].ids(text))
 
     return count
@@ -132,7 +132,7 @@ def token_counter(base: str, out: Output) -> Callable[[str], int]:
 def separate_split(loaded: Loaded, task: Task, settings: TuneSettings, out: Output) -> Cleaned:
     """The parts (by default 80/10/10 by class) without near-duplicates across them."""
     cleaned, _ = loaded.divide(
-        stratum=lambda example: task.label(example.answer or "") if task.labels else "",
+        stratum=class_of(task),
         seed=settings.seed,
         meaning=lambda texts: by_meaning(texts, settings.embedder, out=out),
     )

@@ -97,6 +97,7 @@ class TaskSettings(Record):
         about(
             "Language model of the metric `judge`: http://HOST/v1 or gguf:PATH.",
             sample="http://localhost:8000/v1",
+            spec=True,
         ),
     ] = None
     judge_model: Annotated[str | None, about("The judge's name at its server.", sample="NAME")] = None
@@ -197,7 +198,9 @@ class BaselineSettings(Record):
     """What runs today with the long prompt: an API model, or an open model on a GPU."""
 
     api: Annotated[str | None, about("API model by name.", init="gpt-5.4")] = None
-    model: Annotated[str | None, about("Open model by name.", sample="llama-3.1-8b")] = None
+    model: Annotated[str | None, about("Open model by name.", sample="llama-3.1-8b", name_or_path=True)] = (
+        None
+    )
     gpu: Annotated[str | None, about("GPU (or cpu) that serves the open model.", sample="h100-sxm")] = None
     precision: Annotated[str | None, about("Precision of the open model.", sample="fp16")] = None
 
@@ -470,6 +473,15 @@ class Case(Record):
     # Devices and models of one's own, by name.
     gpu: dict[str, OwnGpu] = field(default_factory=dict)
     model: dict[str, OwnModel] = field(default_factory=dict)
+
+    def files(self) -> list[Path | None]:
+        """The files whose content the case means."""
+        task, split, tune = self.task, self.split, self.tune
+        template = Path(tune.chat_template) if tune.chat_template else None
+        return [
+            task.examples, task.data, task.inputs, task.answer_schema, tune.mix, split.validation, split.test,
+            tune.general, template, *(own.config for own in self.model.values()),
+        ]  # fmt: skip
 
     def long_prompt(self) -> Prompt:
         """The few-shot prompt of `[task]`."""

@@ -41,6 +41,8 @@ class Key(msgspec.Struct, frozen=True):
     choices: str | None = None
     # A name, or a directory.
     name_or_path: bool = False
+    # KIND:PATH, or an address.
+    spec: bool = False
 
     @property
     def optional(self) -> bool:
@@ -146,6 +148,9 @@ def _read(raw: dict[str, Any], path: Path, log: Callable[[str], None]) -> dict[s
             key.name_or_path and (value.startswith(("./", "../", "~")) or (path.parent / value).is_dir())
         ):
             table[last] = str(path.parent / home(value))
+        elif key.spec and ":" in value and "://" not in value:
+            kind, _, file = value.partition(":")
+            table[last] = f"{kind}:{path.parent / home(file)}"
         elif isinstance(key.inner, msgspec.inspect.ListType):
             table[last] = [value]
     own = raw.get("model")

@@ -19,7 +19,7 @@ from unshot.case_file import load_case
 from unshot.console import Output
 from unshot.contracts.document import Document
 from unshot.contracts.gates import read_gates
-from unshot.contracts.manifest import Gate, read_manifest, sha256
+from unshot.contracts.manifest import Gate, describe_there, read_manifest
 from unshot.contracts.record import Record
 from unshot.contracts.registry import State
 from unshot.data.files import json_digest, write_text
@@ -117,10 +117,7 @@ class Pipeline:
 
     def digest(self) -> str:
         """What the case says and what its files hold."""
-        task = self.case.task
-        files = [task.examples, task.data, task.inputs, task.answer_schema, self.case.tune.mix]
-        hashes = [sha256(path) for path in files if path is not None and path.is_file()]
-        return json_digest([self.case.plain(), hashes])
+        return json_digest([self.case.plain(), [file.sha256 for file in describe_there(self.case.files())]])
 
 
 def run_pipeline(

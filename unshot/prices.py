@@ -55,7 +55,7 @@ class Prices(Struct, frozen=True):
     def of(self, model: str | None = None) -> TokenPrice:
         """The price of one API that is called `model`. Raises `InputError` if it is not among these."""
         found = self.by_model.get("") or (self.by_model.get(model) if model else None)
-        if found is None and len(self.by_model) == 1:
+        if found is None and model is None and len(self.by_model) == 1:
             found = next(iter(self.by_model.values()))
         if found is None:
             raise InputError(

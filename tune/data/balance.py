@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from unshot.contracts.record import Record
 from unshot.contracts.task import MAX_LABELS
 from unshot.data.example import normal
-from unshot.metrics.answers import INVALID, json_object, parse_answer
+from unshot.metrics.answers import INVALID, find_label, json_object, parse_answer
 
 # Fields of JSON answers that a message names.
 MAX_NAMED = 8
@@ -24,11 +24,12 @@ _WHOLE = re.compile(r"[+-]?\d+\.0+")
 class Labels:
     """Counts of the answers, or of one text field of JSON answers, as long as they stay few enough to be classes.
 
-    As in `derive_task` a field is never guessed: it is the given one, or the only one that there is.
+    As in `derive_task` a field is never guessed: it is the given one, or the only one that there is; an answer that
+    states one of the given `labels` is counted as that.
     """
 
-    def __init__(self, field: str | None = None) -> None:
-        self.wanted = field
+    def __init__(self, field: str | None = None, labels: Sequence[str] | None = None) -> None:
+        self.wanted, self.known = field, labels or ()
         self.rows = 0
         self.json = True
         self.names: dict[str, None] = {}
@@ -37,7 +38,7 @@ class Labels:
 
     def add(self, answer: str) -> None:
         """Count one answer."""
-        text = answer.strip()
+        text = self._stated(answer)
         self.rows += 1
         value = json_object(text)
         self.json = self.json and value is not None
@@ -45,7 +46,11 @@ class Labels:
         self.whole = _counted(self.whole, text)
         name = self.wanted if self.wanted is not None else next(iter(self.names), None)
         found = (value or {}).get(name or "")
-        self.values = _counted(self.values, found.strip()) if isinstance(found, str) else None
+        self.values = _counted(self.values, self._stated(found)) if isinstance(found, str) else None
+
+    def _stated(self, text: str) -> str:
+        label = find_label(text, self.known)
+        return normal(text) if label == INVALID else label
 
     def field(self) -> str | None:
         """The JSON field that holds the label: the given one, or the only one of all answers."""
@@ -77,9 +82,9 @@ class Labels:
         if field is not None:
             found = parse_answer(text, field=field)
             if found != INVALID:
-                return found
+                return self._stated(found)
         value = json_object(text)
-        return " ".join(text.split()) if value is None else json.dumps(value, sort_keys=True)
+        return " ".join(self._stated(text).split()) if value is None else json.dumps(value, sort_keys=True)
 
 
 def _counted(counts: Counter[str] | None, text: str) -> Counter[str] | None:

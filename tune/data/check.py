@@ -79,6 +79,7 @@ class Check:
         redact: bool = False,
         region: str = "US",
         field: str | None = None,
+        labels: Sequence[str] | None = None,
         annotator: str = "annotator",
         count: Count | None = None,
         context: int | None = None,
@@ -97,7 +98,7 @@ class Check:
         self.faults: list[Fault] = []
         self.lines, self.prompt, self.answer = array("Q"), array("Q"), array("Q")
         self.texts, self.answers = Texts(), Texts()
-        self.labels = Labels(field)
+        self.labels = Labels(field, labels)
         self.sample = Reservoir()
         self.systems: dict[str, int] = {}
         self.system, self.prompts = array("Q"), PromptsInRows()

@@ -78,6 +78,7 @@ def check(
     settings |= {
         "region": check_region(phone_region),
         "field": case.task.answer_field,
+        "labels": case.task.labels,
         "embedder": case.tune.embedder,
     }
     if similar is not None:
@@ -111,8 +112,10 @@ def check(
 @data.command()
 @click.argument("path", metavar="DATA", type=PATH)
 @out_options()
-@click.option("--seed", type=whole(0), default=0, show_default=True, help="Seed of the order.")
-@case_flags("--answer-field", "--embedder", "--group-by", "--time", "--shares")
+@case_flags(
+    "--instruction", "--labels", "--answer-field", "--embedder", "--group-by", "--time", "--shares", "--validation",
+    "--test", seed="tune.seed",
+)  # fmt: skip
 @row_options
 @common
 def split(
@@ -123,16 +126,15 @@ def split(
     **settings: Any,
 ) -> None:
     """Split DATA into train, validation and test, without near-duplicates across them."""
-    from tune.data.split import parse_shares, split_file
+    from tune.data.split import split_file
     from tune.data.tables import split_tables
     from tune.data.variety import WARN
 
     long = case.long_prompt()
     settings["embedder"] = case.tune.embedder
     settings["prompt"] = long if long.given else None
-    parts = case.split
-    settings |= {"group_by": parts.group_by, "time": parts.time, "shares": parse_shares(parts.shares)}
-    result = split_file(path, final, field=case.task.answer_field, out=out, **settings)
+    settings |= {"settings": case.split, "task": case.task, "seed": case.tune.seed}
+    result = split_file(path, final, out=out, **settings)
     if result["rows"]["test"] < result["before"]["test"] / 2:
         out.warn(
             f"{result['before']['test'] - result['rows']['test']} of {result['before']['test']} test rows were too "

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from tune.contamination import ASIDE, Cleaned, separate, with_synthetic
-from tune.data.balance import Labels, alike_labels, missing_labels
+from tune.data.balance import alike_labels, missing_labels
 from tune.data.variety import SAMPLE, template_share
 from tune.meaning import Meaning, by_meaning
 from tune.split import NAMES, SHARES, Split, order, split
-from unshot.case import SplitSettings
+from unshot.case import SplitSettings, TaskSettings
 from unshot.console import Output, dumps
-from unshot.contracts.manifest import Manifest, describe_data, staged
-from unshot.contracts.task import Task
+from unshot.contracts.manifest import NAME, Manifest, describe_data, read_manifest, staged
+from unshot.contracts.task import Task, derive_classes
 from unshot.data.files import is_split, split_parts, write_text
 from unshot.data.load import load_rows
 from unshot.data.messages import missing_words, scalar
@@ -67,6 +67,11 @@ class Splitting:
             settings.validation,
             settings.test,
         )
+
+    def resolved(self) -> Splitting:
+        """The same with whole paths."""
+        validation, test = (path and path.resolve() for path in (self.validation, self.test))
+        return replace(self, validation=validation, test=test)
 
     def check(self) -> None:
         """Raise `InputError` for options that contradict each other."""
@@ -152,9 +157,10 @@ class Loaded:
 def load_parts(data: Path, splitting: Splitting, read: Callable[[Path], list[Example]]) -> Loaded:
     """Read DATA and the files of its own parts. A directory of `unshot data split` brings all three."""
     if is_split(data):
-        if splitting != Splitting():
+        if splitting.resolved() not in (Splitting(), _split_by(data)):
             raise InputError(
-                f"{data}: is split already; leave out --group-by, --time, --shares, --validation, --test"
+                f"{data}: is split already, by other settings; leave out --group-by, --time, --shares, --validation, "
+                "--test, and [split] of the case"
             )
         data, validation, test = split_parts(data)
         splitting = Splitting(validation=validation, test=test)
@@ -166,15 +172,19 @@ def load_parts(data: Path, splitting: Splitting, read: Callable[[Path], list[Exa
     )
 
 
+def _split_by(folder: Path) -> Splitting | None:
+    """The settings by which `data split` made a directory."""
+    settings = read_manifest(folder, verify=False).split if (folder / NAME).is_file() else None
+    return Splitting.of(settings) if settings is not None else None
+
+
 def split_file(
     data: Path,
     final: Path,
     *,
-    group_by: str | None = None,
-    time: str | None = None,
+    settings: SplitSettings | None = None,
+    task: TaskSettings | None = None,
     seed: int = 0,
-    shares: tuple[float, float, float] = SHARES,
-    field: str | None = None,
     overwrite: bool = False,
     rows_as: RowOptions | None = None,
     prompt: Prompt | None = None,
@@ -183,31 +193,39 @@ def split_file(
 ) -> dict[str, Any]:
     """Write train, validation and test rows, and what was moved between them, to the directory `final`.
 
-    See `Splitting`; by default each class is split apart. Raises `InputError`.
+    The parts are those of `unshot tune` by the same `settings`, `task` and `seed`. Raises `InputError`.
     """
-    splitting = Splitting(group_by, time, shares)
-    rows = load_rows(data, rows_as, out or Output(verbosity=-1), prompt=prompt, used=(group_by, time))
-    labels = Labels(field)
-    for row in rows:
-        labels.add(row.answer or "")
-    counts = labels.counts()
-    if (note := labels.note()) and out:
-        out.log(f"{note}; the parts are drawn without regard to classes")
+    settings, task, out = settings or SplitSettings(), task or TaskSettings(), out or Output(verbosity=-1)
+    splitting = Splitting.of(settings)
 
-    def stratum(row: Example) -> str:
-        return labels.label(row.answer or "") if counts else ""
+    def read(path: Path) -> list[Example]:
+        return load_rows(
+            path,
+            rows_as,
+            out,
+            prompt=prompt,
+            instruction=task.instruction,
+            used=(settings.group_by, settings.time),
+        )
 
-    if len(rows) < 10:
-        raise InputError(f"{data}: {len(rows)} rows; a split needs at least 10")
+    loaded = load_parts(data, splitting, read)
+    if len(loaded.rows) < 10:
+        raise InputError(f"{data}: {len(loaded.rows)} rows; a split needs at least 10")
     try:
-        cleaned, parts = Loaded(data, splitting, rows, {}).divide(
-            stratum=stratum, seed=seed, meaning=lambda texts: by_meaning(texts, embedder, out=out)
+        field, labels, _ = derive_classes(task, [row.answer or "" for row in loaded.all], out.log)
+        classes = Task(labels=labels, answer_field=field)
+        cleaned, parts = loaded.divide(
+            stratum=class_of(classes), seed=seed, meaning=lambda texts: by_meaning(texts, embedder, out=out)
         )
     except InputError as error:
         raise InputError(name_file(data, error)) from None
-    manifest = Manifest("data-split", seeds={"seed": seed}, inputs=[describe_data(data)])
-    manifest.config = {"group_by": group_by, "time": time, "shares": list(shares)}
-    result = _result(cleaned, parts) | {"template_share": template_share([row.text for row in rows[:SAMPLE]])}
+    manifest = Manifest("data-split", seeds={"seed": seed}, inputs=[describe_data(p) for p in loaded.files])
+    manifest.config = loaded.splitting.record()
+    whole = splitting.resolved()
+    manifest.split = settings.changed(validation=whole.validation, test=whole.test)
+    result = _result(cleaned, parts) | {
+        "template_share": template_share([row.text for row in loaded.all[:SAMPLE]])
+    }
     with staged(final, overwrite=overwrite) as work:
         for name in NAMES:
             write_jsonl(work / f"{name}.jsonl", [row.row() for row in getattr(cleaned.parts, name)])
@@ -217,6 +235,11 @@ def split_file(
         manifest.result = {k: v for k, v in result.items() if k != "contamination"}
         manifest.finish(work)
     return {"data": str(data), "out": str(final), **result}
+
+
+def class_of(task: Task) -> Callable[[Example], str]:
+    """What rows are split apart by: their class, where there are classes."""
+    return lambda row: task.label(row.answer or "") if task.labels else ""
 
 
 def name_file(data: Path, error: InputError) -> str:

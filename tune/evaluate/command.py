@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unshot.engines.embedder import ACCEPTED
-from unshot.flags import key_flags
+from unshot.flags import case_flags, key_flags
 from unshot.metrics.thresholds import REVIEW_ACCEPT
 from unshot.options import PATH, SHARE, common, out_options, row_options, whole
 
 if TYPE_CHECKING:
+    from unshot.case import Case
     from unshot.console import Output
 
 
@@ -51,10 +52,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Share of answers that reviewers must accept.",
 )
+@case_flags()
 @row_options
 @common
 def evaluate(
     run: Path,
+    case: Case,
     judge: str | None,
     judge_model: str | None,
     judge_key_env: str | None,
@@ -65,6 +68,7 @@ def evaluate(
 ) -> None:
     """Score RUN's really generated answers, with intervals; every reading of a test is recorded in the run.
 
+    The task is the run's; of the case file [rows] and the long prompt say how the rows of --data are read.
     A judge's key comes from UNSHOT_JUDGE_KEY or OPENAI_API_KEY. --from-review records the gate `review` in the run;
     with --judge it says how far the judge agrees with the people.
     """
@@ -93,7 +97,10 @@ def evaluate(
             return
         from tune.evaluate.run import Ask, evaluate_run
 
-        found = evaluate_run(run, out, Ask(judge=opened, **settings))
+        long = case.long_prompt() if settings["data"] else None
+        found = evaluate_run(
+            run, out, Ask(judge=opened, prompt=long if long and long.given else None, **settings)
+        )
     if found.reading.reading > 1:
         out.warn(
             f"reading {found.reading.reading} of {found.reading.data}: what is chosen by its score is no longer tested "

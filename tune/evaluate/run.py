@@ -19,11 +19,12 @@ from tune.model import has_tuned
 from unshot.case import TuneSettings
 from unshot.console import Output
 from unshot.contracts.evaluation import Evaluation, Reading, Seen, Sheet, System, Unseen
-from unshot.contracts.manifest import Manifest, describe_file, read_manifest, sha256, staged
+from unshot.contracts.manifest import Manifest, describe_data, describe_file, read_manifest, sha256, staged
 from unshot.contracts.task import Task, hold_metric, read_task
 from unshot.data import seal
 from unshot.data.files import append_after
 from unshot.data.load import load_rows
+from unshot.data.prompts import Prompt
 from unshot.data.rows import Example, RowOptions, read_examples, write_jsonl
 from unshot.engines.embedder import find_embedder
 from unshot.errors import InputError, OutsideError
@@ -73,7 +74,7 @@ def record_reading(run: Run, data: Path, against: Path | None) -> Reading:
     """
     path = run.path / READINGS
     own = data.resolve() == (run.path / "splits" / "test.jsonl").resolve()
-    digest = sha256(data)
+    digest = describe_data(data).sha256
     reading = Reading(
         reading=1 + own,
         data="splits/test.jsonl" if own else str(data),
@@ -164,7 +165,9 @@ class Ask:
     final: Path | None = None
     overwrite: bool = False
     seed: int = 0
+    # How DATA is read, and the long prompt that its rows may hold.
     rows_as: RowOptions | None = None
+    prompt: Prompt | None = None
     # None: the task's own.
     metric: str | None = None
     embedder: str | None = None
@@ -186,7 +189,9 @@ def evaluate_run(path: Path, out: Output, ask: Ask) -> Evaluation:
     runs = _open(path, ask, out)
     task = runs[0].task
     source = ask.data or path / "splits" / "test.jsonl"
-    rows = load_rows(source, ask.rows_as, out, instruction=task.instruction)
+    rows = load_rows(
+        source, ask.rows_as if ask.data else None, out, prompt=ask.prompt, instruction=task.instruction
+    )
     for row in rows:
         if task.label(row.answer or "") == INVALID:
             raise InputError(
@@ -275,6 +280,6 @@ def _write(
                 {"line": r.line, "truth": r.answer, "answer": a} for r, a in zip(rows, given, strict=True)
             ]
             write_jsonl(work / f"{name}.jsonl", lines)
-        manifest = Manifest("eval", seeds={"seed": ask.seed}, inputs=[describe_file(source)])
+        manifest = Manifest("eval", seeds={"seed": ask.seed}, inputs=[describe_data(source)])
         manifest.inputs += [describe_file(run.path / "manifest.json") for run in runs]
         manifest.finish(work)

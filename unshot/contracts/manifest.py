@@ -15,7 +15,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal, Self
 from msgspec import field
 
 from unshot import __version__
-from unshot.case import TuneSettings
+from unshot.case import SplitSettings, TuneSettings
 from unshot.console import jsonable
 from unshot.contracts.document import Document
 from unshot.contracts.record import Record, RecordError
@@ -129,6 +129,15 @@ def describe_data(path: Path) -> InputFile:
     return InputFile(str(path), sum(part.bytes for part in parts), joined)
 
 
+def describe_there(paths: Iterable[Path | None]) -> list[InputFile]:
+    """Those of the data files that are there."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(InputError):
+            found += [describe_data(path)] if path is not None else []
+    return found
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that change results, of those installed."""
     from importlib import metadata  # a twentieth of a cold plan, which writes no manifest unless asked
@@ -179,6 +188,8 @@ class Manifest(Document):
     # The task that answers are scored by, and how it was tuned.
     task: Task | None = None
     tune: TuneSettings | None = None
+    # How `data split` made its parts.
+    split: SplitSettings | None = None
     # The run that an export was made from; the candidate's spec that a bench measured.
     run: str | None = None
     candidate: str | None = None

@@ -149,12 +149,7 @@ def derive_task(
     """
     answers = [example.answer or "" for example in examples]
     schema = read_schema(section.answer_schema) if section.answer_schema else None
-    objects = [o for a in answers if (o := json_object(a)) is not None]
-    field = section.answer_field
-    if field is None and answers and len(objects) == len(answers):
-        field = _label_field(section, objects, say)
-    json_task = field is None and bool(answers) and len(objects) == len(answers)
-    labels = _labels(section, answers, field, json_task, say)
+    field, labels, json_task = derive_classes(section, answers, say)
     metric = section.metric
     if metric is None:
         metric = "macro_f1" if labels else "json_f1" if json_task else "exact_match"
@@ -169,6 +164,18 @@ def derive_task(
     if examples:
         hold_metric(metric, task.answers(answers, answers), training=True)
     return task
+
+
+def derive_classes(
+    section: TaskSettings, answers: Sequence[str], say: Say = lambda line: None
+) -> tuple[str | None, list[str] | None, bool]:
+    """The label field of JSON answers, the labels (None: no classes), and whether answers are JSON without a label."""
+    objects = [o for a in answers if (o := json_object(a)) is not None]
+    field = section.answer_field
+    if field is None and answers and len(objects) == len(answers):
+        field = _label_field(section, objects, say)
+    json_task = field is None and bool(answers) and len(objects) == len(answers)
+    return field, _labels(section, answers, field, json_task, say), json_task
 
 
 def hold_metric(name: str, answers: Answers, *, training: bool = False) -> None:
