@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run, shared
-from tests.test_between_rooms import rows, text
+from tests.test_between_rooms import jsonl, rows, text
 
 pytestmark = pytest.mark.slow
 
@@ -146,3 +146,73 @@ def test_a_run_that_was_tuned_again_is_not_the_one_behind_the_file(place: Path, 
     done = unshot("deploy", "registry", "add", "artifacts", "--run", "run", "--store", "other", cwd=place)
     assert done.returncode == 2
     assert "tuned again" in done.stderr
+
+
+def test_rows_of_one_s_own_are_read_by_the_case_in_eval_and_export(place: Path, unshot: Run) -> None:
+    lines = CSV.splitlines(keepends=True)
+    text(place / "own-1.csv", "".join(lines[:7]))
+    text(place / "own-2.csv", lines[0] + "".join(lines[7:12]))
+    scored = unshot("eval", "run", "--data", "own-*.csv", "--out", "scores", "--json", cwd=place)
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["rows"] == 11
+    assert "not used" not in scored.stderr
+    answers = [json.loads(line) for line in (place / "scores" / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 11
+    export = ("export", "run", "--data", "own-*.csv", "--check-rows", "2", "--out", "again", "-q", "--json")
+    again = unshot(*export, cwd=place)
+    assert again.returncode == 0, again.stderr
+    assert "not used" not in again.stderr
+
+
+def test_the_old_prompt_is_counted_with_the_template_that_the_case_gives(
+    tiny_model: Path, tmp_path: Path, unshot: Run
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
+    own = config.pop("chat_template", None)
+    own = own or (tmp_path / "base" / "chat_template.jinja").read_text()
+    (tmp_path / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    text(tmp_path / "base" / "tokenizer_config.json", json.dumps(config))
+    text(tmp_path / "own.jinja", own)
+    old = {"role": "system", "content": "The long old prompt."}
+    jsonl(
+        tmp_path / "data.jsonl",
+        [
+            {
+                "messages": [
+                    old,
+                    {"role": "user", "content": r["prompt"]},
+                    {"role": "assistant", "content": r["completion"]},
+                ]
+            }
+            for r in rows()
+        ],
+    )
+    text(
+        tmp_path / "unshot.toml", '[task]\ninstruction = "Classify."\n[tune]\nchat_template = "./own.jinja"\n'
+    )
+    done = unshot("tune", "data.jsonl", "--base", "base", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "tokens less" in done.stderr
+
+
+def test_what_chooses_the_best_epoch_is_part_of_what_a_resumed_run_goes_on_from(
+    place: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, unshot: Run
+) -> None:
+    import tune.run
+
+    found: list[str] = []
+
+    def fingerprint(job: Any) -> dict[str, Any]:
+        found.append(job.config.fingerprint)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune.run, "forecast", fingerprint)
+    jsonl(place / "validation.jsonl", [{"title": "x", "body": f"b {i}", "topic": "low"} for i in range(4)])
+    command = ("tune", "--dry-run", "-q", "--validation", "validation.jsonl")
+    for more in ((), (), ("--metric", "accuracy")):
+        unshot(*command, *more, cwd=place)
+    jsonl(place / "validation.jsonl", [{"title": "y", "body": f"b {i}", "topic": "low"} for i in range(4)])
+    unshot(*command, cwd=place)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,23 @@ def test_corrections_override_the_original_are_added_once_and_never_touch_the_se
         ("the sealed clause", '{"risk": "low"}')
     ]
     assert [row["request"] for row in found.to_label] == ["r5", "r6"]
+
+
+def test_every_original_row_stays_and_a_conversation_is_not_its_last_message() -> None:
+    def about(document: str, answer: str, line: int) -> Example:
+        row = example("Is it fine?", answer, line)
+        before = ({"role": "user", "content": document}, {"role": "assistant", "content": "Read."})
+        return Example((*before, *row.messages), row.answer, line)
+
+    documents = [about(f"Document {n}", "low", n) for n in range(6)]
+    twice = [example("asked twice", "low", 7), example("asked twice", "low", 8)]
+    lines = [logged(1, "is it fine?", "low"), logged(2, "asked twice", "low")]
+    said = {f"r{n}": Feedback(id=f"r{n}", time=1, correction="high", by="reviewer") for n in (1, 2)}
+    found = collect([*documents, *twice], documents[:1], gather(lines), said, TASK)
+    answers = [json.loads(row["messages"][-1]["content"])["risk"] for row in found.train]  # type: ignore[index]
+    # The sealed document's question keeps the correction out, and no other document.
+    assert answers == ["low"] * 5 + ["high"] * 2
+    assert [row["line"] for row in found.replaced] == [7, 8]
 
 
 def test_users_do_not_undo_what_experts_wrote_or_said() -> None:
@@ -291,6 +309,20 @@ def test_the_next_run_is_tuned_as_the_champion_was(champion: Path) -> None:
     case = Case.of(tomllib.loads(text))
     assert (case.tune.rank, case.tune.seed, case.candidate.model) == (4, 3, "some-base")
     assert (case.task.labels, case.task.answer_field, case.task.target) == (["high", "low"], "risk", 0.9)
+
+
+def test_the_next_run_is_held_to_the_schema_and_its_rows_lose_the_old_prompt(champion: Path) -> None:
+    from deploy.retrain.run import _original
+    from unshot.console import Output
+
+    found = find_champion(str(champion), champion, None)
+    held = replace(found, task=found.task.changed(answer_schema={"type": "object"}, instruction="Classify."))
+    assert Case.of(tomllib.loads(held.case_text(None))).task.answer_schema == Path("answer.schema.json")
+    row = example("a clause", "low")
+    old = {"messages": [{"role": "system", "content": "The old prompt."}, *row.row()["messages"]]}
+    write_jsonl(champion.parent / "logged.jsonl", [old, {**old, "messages": [*old["messages"]]}])
+    rows = _original(champion.parent / "logged.jsonl", held, None, Output(verbosity=-1))
+    assert [r.messages for r in rows] == [row.messages] * 2
 
 
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -229,7 +229,7 @@ def _run_in(
     write_parts(work, job)
     write_text(work / "metrics.json", dumps(result) + "\n")
     manifest.config = configuration(job)
-    manifest.base, manifest.task, manifest.tune = job.fingerprint, job.task, job.case.tune
+    manifest.base, manifest.task, manifest.tune = job.fingerprint, job.task, job.case.tune.placed()
     manifest.score = Score(**{k: result["test"][k] for k in Score.__struct_fields__})
     manifest.gates = gates
     manifest.result = {k: v for k, v in result.items() if k not in ("history", "losses")}

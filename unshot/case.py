@@ -364,6 +364,17 @@ class TuneSettings(Record):
     ] = "auto"
     seed: Annotated[Whole, about("Seed of split, initialisation and order.")] = 0
 
+    def placed(self) -> TuneSettings:
+        """The same with whole paths, which mean the same files from any directory."""
+        template = self.chat_template
+        if template is not None and Path(template).is_file():
+            template = str(Path(template).resolve())
+        return self.changed(
+            mix=self.mix and self.mix.resolve(),
+            general=self.general and self.general.resolve(),
+            chat_template=template,
+        )
+
 
 class ExportSettings(Record):
     """Which files to write."""

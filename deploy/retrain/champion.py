@@ -11,6 +11,9 @@ from unshot.contracts.manifest import Manifest, read_manifest
 from unshot.contracts.task import Task, read_task
 from unshot.errors import InputError
 
+# The schema of the champion's answers, beside the case file that is made of it.
+SCHEMA = "answer.schema.json"
+
 
 @dataclass(frozen=True)
 class Champion:
@@ -36,9 +39,10 @@ class Champion:
 
     def case_text(self, target: float | None) -> str:
         """A case file with its task and its settings, so that the next run differs by its rows alone."""
-        # The file's version, what the data says and the schema's content are no keys of a case.
+        # The file's version and what the data says are no keys of a case; the schema is a file beside it.
         own = ("version", "max_answer_tokens", "answer_schema", "embedder")
         task = {k: v for k, v in self.task.plain().items() if k not in own}
+        task["answer_schema"] = SCHEMA if self.task.answer_schema is not None else None
         sections = {
             "task": {**task, "system": self.task.instruction, "target": target},
             "candidate": {"model": self.base},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,7 +124,9 @@ def collect(
         if key not in corrections or found.outranks(corrections[key]):
             corrections.pop(key, None)
             corrections[key] = found
-    _merge(result, original, kept_out, corrections, task)
+    sealed_inputs = {fold(row.identity) for row in sealed}
+    unsealed = [row for row in original if fold(row.identity) not in sealed_inputs]
+    _merge(result, unsealed, corrections, task)
     return result
 
 
@@ -185,34 +188,40 @@ def _answer(row: Mapping[str, object]) -> str:
 
 
 def _merge(
-    result: Collected,
-    original: Sequence[Example],
-    kept_out: Mapping[str, Example],
-    corrections: dict[str, Correction],
-    task: Task,
+    result: Collected, original: Sequence[Example], corrections: dict[str, Correction], task: Task
 ) -> None:
-    first: dict[str, Example] = {}
+    """Every original row stays, corrected where its whole input is the text that the log has of a request.
+
+    A conversation with earlier turns is another input than its last message alone.
+    """
+    known: dict[str, list[Example]] = defaultdict(list)
     for example in original:
-        first.setdefault(fold(example.text), example)
+        if fold(example.dialogue) == fold(example.text):
+            known[fold(example.text)].append(example)
+
+    def agrees(found: Correction, old: Example) -> bool:
+        return task.label(_answer(found.row)) == task.label(old.answer or "")
+
     for key, found in list(corrections.items()):
-        old = first.get(key)
-        agrees = old is not None and task.label(_answer(found.row)) == task.label(old.answer or "")
-        if old is not None and not agrees and not found.expert:
-            result.contested.append({**found.row, "was": old.answer, "line": old.line})
+        olds = known.get(key, [])
+        if olds and not found.expert and not any(agrees(found, old) for old in olds):
+            result.contested.append({**found.row, "was": olds[0].answer, "line": olds[0].line})
             del corrections[key]
     fresh = _fresh(corrections)
     result.fresh = [corrections[key].row for key in fresh]
-    for key, example in first.items():
-        if key in kept_out or key in fresh:
+    for example in original:
+        key = fold(example.text)
+        alone = any(example is old for old in known.get(key, ()))
+        if alone and key in fresh:
             continue
-        found_row = corrections[key].row if key in corrections else None
-        if found_row is None or task.label(_answer(found_row)) == task.label(example.answer or ""):
+        replaced = corrections.get(key) if alone else None
+        if replaced is None or agrees(replaced, example) or not replaced.expert:
             result.train.append(example.row())
             continue
-        result.replaced.append({**found_row, "was": example.answer, "line": example.line})
-        result.train.append({**found_row, "messages": [*example.messages, messages_of(found_row)[-1]]})
+        result.replaced.append({**replaced.row, "was": example.answer, "line": example.line})
+        result.train.append({**replaced.row, "messages": [*example.messages, messages_of(replaced.row)[-1]]})
     for key, found in corrections.items():
-        if key not in first and key not in fresh:
+        if key not in known and key not in fresh:
             result.added.append(found.row)
             result.train.append(found.row)
 

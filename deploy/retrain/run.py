@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from deploy.answers import LoggedRequest, choose, gather, right
-from deploy.retrain.champion import Champion
+from deploy.retrain.champion import SCHEMA, Champion
 from deploy.retrain.collect import Collected, collect, drop_alike
+from unshot.case import Case
+from unshot.case_file import load_case
 from unshot.console import Output, dumps
 from unshot.contracts.evaluation import Evaluation
 from unshot.contracts.gates import read_gates
-from unshot.contracts.manifest import NAME, Manifest, describe_file, read_manifest, staged
+from unshot.contracts.manifest import NAME, Manifest, describe_data, describe_file, read_manifest, staged
 from unshot.contracts.report import BenchReport
 from unshot.contracts.request_log import Feedback, Unreadable, read_feedback, read_requests
 from unshot.data.files import write_text
-from unshot.data.rows import read_examples, write_jsonl
+from unshot.data.load import load_rows
+from unshot.data.rows import Example, read_examples, write_jsonl
 from unshot.errors import InputError
 from unshot.metrics.intervals import share
 from unshot.stages import StageRun, run_stage
@@ -70,7 +73,7 @@ def retrain_run(
     stages: list[StageRun] = []
     if not collected_dir.exists():
         collected = collect(
-            read_examples(data),
+            _original(data, champion, settings.case, out),
             read_examples(champion.sealed),
             asked,
             feedback,
@@ -100,6 +103,15 @@ def retrain_run(
     result = propose(champion, final, settings, changes, live)
     result["stages"] = [stage.plain() for stage in stages]
     return result
+
+
+def _original(data: Path, champion: Champion, case_path: Path | None, out: Output) -> list[Example]:
+    """The rows that the champion was tuned on, read as `tune` read them: by the case, without the old prompt."""
+    case = load_case(case_path) if case_path is not None else Case()
+    long = case.long_prompt()
+    return load_rows(
+        data, case.rows_as(), out, prompt=long if long.given else None, instruction=champion.task.instruction
+    )
 
 
 def plan(
@@ -181,7 +193,7 @@ def _nothing(champion: Champion, live: Mapping[str, Any], why: str) -> dict[str,
 def _write(
     folder: Path, collected: Collected, champion: Champion, target: float | None, log: Path, data: Path
 ) -> None:
-    manifest = Manifest("deploy-retrain", inputs=[describe_file(data), describe_file(champion.sealed)])
+    manifest = Manifest("deploy-retrain", inputs=[describe_data(data), describe_file(champion.sealed)])
     manifest.inputs += [describe_file(p) for p in sorted(log.glob("*.jsonl"))]
     names = ("added", "replaced", "contested", "disputed", "unusable", "held_back")
     with staged(folder) as work:
@@ -191,6 +203,8 @@ def _write(
         changes = {"counts": collected.counts(), **{n: getattr(collected, n) for n in names}}
         write_text(work / "changes.json", dumps(changes) + "\n")
         write_text(work / "champion.toml", champion.case_text(target))
+        if champion.task.answer_schema is not None:
+            write_text(work / SCHEMA, json.dumps(champion.task.answer_schema, ensure_ascii=False) + "\n")
         manifest.result = collected.counts()
         manifest.finish(work)
 
