@@ -73,7 +73,7 @@ def supported(model_type: str) -> None:
         return
     if optimum("supports", model_type).returncode:
         raise InputError(
-            f"model type {model_type} has no ONNX graph with KV cache in optimum; export GGUF or genai:fp32 instead"
+            f"model type {model_type} has no ONNX graph with KV cache in optimum; export gguf or hf:bf16 instead"
         )
 
 

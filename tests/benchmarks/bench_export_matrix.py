@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -190,6 +191,8 @@ def _words(one: dict[str, object] | None, reasons: dict[str, int]) -> str:
     why = " ".join(str(one["why"]).split())
     for temporary in {p for p in why.replace(";", " ").replace(":", " ").split() if "/matrix-" in p}:
         why = why.replace(temporary, Path(temporary).name)
+    # One reason for all families of which it is one.
+    why = re.sub(r"(architecture|model type) \w+ (is not|has no)", r"this \1 \2", why)
     return f"{one['verdict']} [{reasons.setdefault(why, len(reasons) + 1)}]"
 
 
