@@ -64,9 +64,9 @@ def _older_keys(kind) -> None:  # type: ignore[no-untyped-def]
     """Keys of config.json that transformers 5 has renamed and no longer says (GPT-NeoX's `rotary_pct`)."""
     usual = kind.load_hparams
 
-    def load(folder, *more):  # type: ignore[no-untyped-def]
+    def load(folder, *more, **named):  # type: ignore[no-untyped-def]
         written = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-        return {**written, **usual(folder, *more)}
+        return {**written, **usual(folder, *more, **named)}
 
     kind.load_hparams = staticmethod(load)
 

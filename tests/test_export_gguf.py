@@ -188,7 +188,7 @@ def test_phi3_in_a_name_does_not_stop_other_models_from_loading() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_neox"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_neox", "granite"])
 def test_other_families_go_through_llama_cpps_own_converter(tmp_path, converter, family) -> None:
     """The merged model, converted, quantised and held against the model by the same gate; the path taken is said."""
     from export.run import Settings, export_run
