@@ -141,7 +141,9 @@ def grade(answer: str | None, correction: str | None, task: Task | None) -> floa
     """The score of one answer against its correction under the task's metric; None if there is no such score."""
     if task is None or not is_graded(task) or answer is None or correction is None:
         return None
-    return value_of(task.metric, task.answers([correction], [answer]))
+    answers = task.answers([correction], [answer])
+    # A correction that the metric cannot score (no JSON object for json_f1) grades nothing.
+    return None if metric(task.metric).problem(answers) else value_of(task.metric, answers)
 
 
 def right(asked: LoggedRequest, feedback: Feedback, task: Task | None) -> bool | None:

@@ -308,3 +308,13 @@ def test_free_text_is_compared_by_the_case_s_metric() -> None:
     assert plain.raw["candidate"].mean() == 0
     graded = by_assignment(asked, feedback, Task(metric="rouge_l"), [0] * len(asked))["quality"]
     assert graded.raw["baseline"].mean() == 1 and graded.raw["candidate"].mean() == pytest.approx(8 / 10)
+
+
+def test_a_correction_that_the_metric_cannot_score_is_compared_as_it_is_written() -> None:
+    """Under json_f1 a correction that is no JSON object ended `ab` in an internal error."""
+    asked = gather(
+        [request(0, assigned="baseline", answer="low"), request(1, assigned="candidate", answer="{}")]
+    )
+    feedback = {f"r{n}": Feedback(id=f"r{n}", time=n, correction="low") for n in (0, 1)}
+    found = by_assignment(asked, feedback, Task(metric="json_f1"), [0, 0])["quality"]
+    assert list(found.raw["baseline"]) == [1.0] and list(found.raw["candidate"]) == [0.0]
