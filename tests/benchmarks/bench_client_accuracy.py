@@ -24,7 +24,7 @@ def main() -> None:
         found = errors_against_truth(records)
         line = {k: f"p50 {np.median(v):+.3f} p99 {np.percentile(v, 99):+.3f} ms" for k, v in found.items()}
         client = result.client()
-        print(f"{streams:4d} streams: {json.dumps(line)} valid={client['valid']}")
+        print(f"{streams:4d} streams: {json.dumps(line)} valid={client.valid}")
     with golden_server(ttft_ms=20, itl_ms=2, tokens=20, fault="stall", every=50, stall_ms=2000) as url:
         _, records = run(url, "constant:50", 500, timeout=60)
     e2e = np.array([r.e2e for r in records])
