@@ -1,4 +1,4 @@
-"""Memory and time of a 7B- or 13B-shaped export to q8_0, against peft's merge, a save, and llama.cpp's converter.
+"""Memory and time of an export to q8_0 in the shape of 1.1B, 7B or 13B, against peft's merge and llama.cpp's converter.
 
 Run: python tests/benchmarks/bench_export_7b.py FOLDER [--shape 13b] [--layers 32] [--baseline CONVERTER_DIR] [--keep]
 
@@ -23,8 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RANK = 16
-# name -> hidden size, inner size, heads, layers (Llama 2)
-SHAPES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
+# name -> hidden size, inner size, heads, layers (TinyLlama, Llama 2)
+SHAPES = {"1.1b": (2048, 5632, 32, 22), "7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
 OURS = """
 import json, sys
 from pathlib import Path
