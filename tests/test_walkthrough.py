@@ -85,7 +85,7 @@ def walked(place: Path) -> tuple[Path, str]:
         start_new_session=True, env=os.environ | {"PATH": f"{shim.parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     try:
-        out, err = process.communicate(timeout=850)
+        out, err = process.communicate(timeout=1450)
     finally:
         # The gateway of a walkthrough that broke off.
         with contextlib.suppress(ProcessLookupError):
@@ -94,7 +94,7 @@ def walked(place: Path) -> tuple[Path, str]:
     return place / "walk", out
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_walkthrough_runs_as_it_is_written(walked: tuple[Path, str]) -> None:
     walk, out = walked
     lines = list(read_requests(walk / "log"))
@@ -118,7 +118,7 @@ def texts(path: Path) -> set[str]:
     return {next(m["content"] for m in row["messages"] if m["role"] == "user") for row in rows}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_sealed_test_was_not_trained_on_and_the_same_command_goes_on(
     walked: tuple[Path, str], unshot: Run
 ) -> None:
