@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,9 @@ def test_labels_that_may_be_one_are_reported(
         {"prompt": f"text {i} {label} {i * 7919}", "completion": label} for i in range(10) for label in labels
     ]
     result = check_file(jsonl(tmp_path / "d.jsonl", rows))
-    assert any("pairs of labels that may be one" in w for w in result["warnings"]) == bool(pairs)
+    # Two Unicode forms of one label are one class, as for tune.
+    told = any(unicodedata.normalize("NFC", a) != unicodedata.normalize("NFC", b) for a, b in pairs)
+    assert any("pairs of labels that may be one" in w for w in result["warnings"]) == told
 
 
 def test_banking77_has_no_labels_that_may_be_one(banking: list[dict[str, str]]) -> None:
