@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 RANK = 16
 # name -> hidden size, inner size, heads, layers (TinyLlama, Llama 2)
-SHAPES = {"1.1b": (2048, 5632, 32, 22), "7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
+SHAPES = {"1.1b": (2048, 5632, 16, 22), "7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
 OURS = """
 import json, sys
 from pathlib import Path
