@@ -284,13 +284,18 @@ def _split(records: Sequence[RequestRecord], count: int) -> list[list[RequestRec
 Batches = dict[int, np.ndarray]
 
 
+def _least(stretches: int) -> int:
+    """Requests that so many stretches need: two in each, or one in the whole run."""
+    return 2 * stretches if stretches > 1 else 1
+
+
 def _batches(records: Sequence[RequestRecord], value: Callable[[RequestRecord], float]) -> Batches:
     """Means of a figure in stretches of the run, by the number of stretches."""
     known = [r for r in _ordered(records) if math.isfinite(value(r))]
     return {
         count: np.array([np.mean([value(r) for r in part]) for part in _split(known, count)])
         for count in WHOLE_TOO
-        if len(known) >= (2 * count if count > 1 else 1)
+        if len(known) >= _least(count)
     }
 
 
@@ -299,7 +304,7 @@ def _throughput(records: Sequence[RequestRecord]) -> Batches:
     found: Batches = {}
     for count in WHOLE_TOO:
         parts = _split(_ordered(records), count)
-        if len(records) < (2 * count if count > 1 else 1):
+        if len(records) < _least(count):
             continue
         rates = []
         for part, after in zip(parts, [*parts[1:], None], strict=True):

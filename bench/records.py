@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from msgspec import field
 
+from bench.schedule import Load
 from unshot.case import Slo
 from unshot.contracts.figures import (
     Distribution,
@@ -32,6 +33,8 @@ ODD = ("untimed", "cut_prompts", "cached_known", "one_piece", "past_limit", "end
 CUT = 0.9
 # Seconds that a response stayed open after its answer's end: the client waited for nothing, and sent nothing meanwhile.
 OPEN = 0.45
+# Requests sent and requests ended in a window, and its length in seconds.
+Window = tuple[list["RequestRecord"], list["RequestRecord"], float]
 SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
@@ -140,14 +143,14 @@ class RequestRecord(Record, kw_only=True):
     @property
     def past_limit(self) -> bool:
         """Whether it is longer than was asked for; a stop token is allowed."""
-        count = self._shown_tokens
-        return None not in (count, self.most_tokens) and (count or 0) > (self.most_tokens or 0) + 1
+        count, most = self._shown_tokens, self.most_tokens
+        return count is not None and most is not None and count > most + 1
 
     @property
     def ended_early(self) -> bool:
         """Whether it ended before the length that it was asked to go on to."""
-        count = self._shown_tokens
-        return None not in (count, self.least_tokens) and (count or 0) < (self.least_tokens or 0) - 1
+        count, least = self._shown_tokens, self.least_tokens
+        return count is not None and least is not None and count < least - 1
 
     @property
     def held_open(self) -> bool:
@@ -323,6 +326,24 @@ def goodput(
 ) -> Goodput:
     """Requests that met every bound per second (`flow`: of those that ended in `seconds`), and their share."""
     return Goodput(bounds, rate(met if flow is None else flow, seconds), met / requests if requests else None)
+
+
+def steady_window(records: Sequence[RequestRecord], load: Load) -> Window | None:
+    """The steady state, from the first answer of every stream to the last request sent: `(sent, ended, seconds)`.
+
+    Latencies are of the requests sent in it, throughput is of those that ended in it: with those sent, one too many a
+    stream would count. In open loop it begins when as many requests have ended as were under way at the first one's
+    end. None where fewer ended in it than there are streams.
+    """
+    if not records:
+        return None
+    ends = sorted(r.end for r in records)
+    under_way = load.concurrency or sum(r.scheduled <= ends[0] for r in records)
+    begin = ends[min(under_way, len(ends)) - 1]
+    end = max(r.scheduled for r in records)
+    chosen = [r for r in records if begin <= r.scheduled <= end]
+    flow = [r for r in records if begin < r.end <= end]
+    return (chosen, flow, end - begin) if len(flow) >= under_way else None
 
 
 def in_flight(records: Sequence[RequestRecord], asked: int) -> InFlight:

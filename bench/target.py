@@ -14,7 +14,7 @@ from bench.conversation import Conversation, Talk, of_log, of_rows, parse_think,
 from bench.counters import counted, read_counters
 from bench.load import Driver, LoadResult, drive
 from bench.processes import run_processes
-from bench.records import RequestRecord, answered_tokens, in_flight, summarise
+from bench.records import RequestRecord, answered_tokens, in_flight, steady_window, summarise
 from bench.resources import Monitor, energy_per_request
 from bench.schedule import Load
 from bench.sides import first_adapted, make_record
@@ -33,7 +33,6 @@ from bench.traffic import (
     uncached,
     warm_warning,
 )
-from bench.window import steady_window
 from unshot.case import Slo
 from unshot.console import Output
 from unshot.contracts.figures import Client, Figures, Resources

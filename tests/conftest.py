@@ -8,7 +8,6 @@ command line all the same fails.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -98,12 +97,13 @@ def measured(check: Callable[[], None], tries: int = 5) -> None:
 
 def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A directory that is made once for all workers of a test run; tests only read it."""
+    from unshot.locks import exclusive
+
     base = factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     root.mkdir(exist_ok=True)
     folder, work = root / name, root / f".{name}"
-    with (root / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(root / f"{name}.lock", wait=True):
         if not folder.exists():
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()

@@ -48,6 +48,15 @@ def last(counts: Any) -> bytes:
     return event({"choices": [], "usage": counts}) + event(b"[DONE]")
 
 
+async def read_request(reader: asyncio.StreamReader) -> tuple[str, bytes]:
+    """A request's first line and body. Raises `IncompleteReadError` where the client has closed."""
+    line, length = (await reader.readuntil(b"\r\n")).decode(), 0
+    while (field := (await reader.readuntil(b"\r\n")).decode().strip()) != "":
+        name, _, value = field.partition(":")
+        length = int(value) if name.lower() == "content-length" else length
+    return line, await reader.readexactly(length)
+
+
 @contextmanager
 def raw_server(
     answer: Callable[[int, Any], Script], *, pages: Callable[[str], Script | None] = lambda path: None
@@ -57,12 +66,8 @@ def raw_server(
 
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while line := (await reader.readuntil(b"\r\n")).decode():
-                length = 0
-                while (field := (await reader.readuntil(b"\r\n")).decode().strip()) != "":
-                    name, _, value = field.partition(":")
-                    length = int(value) if name.lower() == "content-length" else length
-                body = await reader.readexactly(length)
+            while True:
+                line, body = await read_request(reader)
                 if line.startswith("POST"):
                     count[0] += 1
                     script = answer(count[0] - 1, json.loads(body))

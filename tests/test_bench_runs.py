@@ -12,16 +12,26 @@ from typing import Any
 import pytest
 
 from bench.compare import Comparison, compare_reports
-from bench.records import RequestRecord, summarise
+from bench.records import RequestRecord, steady_window, summarise
 from bench.schedule import deal_out, parse_load
 from bench.single import LoadJob, SweepJob, _rising, gathered, knee, load_run, slo_knee, sweep_run
 from bench.single_page import slo_words
 from bench.target import LoadOptions
 from bench.traffic import ServerOptions
-from bench.window import steady_window
 from tests.golden import golden_thread
 from tests.logs import run_here
-from tests.raw_server import Script, delta, event, head, last, listening, raw_server, usage, whole
+from tests.raw_server import (
+    Script,
+    delta,
+    event,
+    head,
+    last,
+    listening,
+    raw_server,
+    read_request,
+    usage,
+    whole,
+)
 from tests.test_bench_awkward import END, QUIET, WORDS, timed
 from unshot.contracts.figures import Client, Goodput
 from unshot.contracts.report import Step
@@ -109,12 +119,8 @@ def limited(most: int, seconds: float) -> Iterator[str]:
     async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal active
         with suppress(ConnectionError, asyncio.IncompleteReadError):
-            while line := (await reader.readuntil(b"\r\n")).decode():
-                length = 0
-                while (field := (await reader.readuntil(b"\r\n")).decode().strip()) != "":
-                    name, _, value = field.partition(":")
-                    length = int(value) if name.lower() == "content-length" else length
-                await reader.readexactly(length)
+            while True:
+                line, _ = await read_request(reader)
                 if line.startswith("POST") and active < most:
                     active += 1
                     await asyncio.sleep(seconds)
