@@ -46,10 +46,11 @@ def collect(artifact: Path, run: Path | None, bench: Path | None) -> Evidence:
     manifest = read_manifest(artifact, stage="export", verify=False)
     found.gates["export"] = gates_of(artifact)
     found.lineage["export"] = _origin(artifact, manifest)
+    exported = Artifact(artifact, manifest)
     if run is not None:
-        _same_run(artifact, run, manifest)
+        _same_run(exported, run)
     else:
-        run = Artifact(artifact, manifest).run()
+        run = exported.run()
     if run is not None:
         tuned = read_manifest(run, stage="tune", verify=False)
         found.gates["tune"] = gates_of(run)
@@ -78,17 +79,17 @@ def gates_of(directory: Path) -> list[Gate]:
     return list(read_gates(directory).values())
 
 
-def _same_run(artifact: Path, run: Path, exported: Manifest) -> None:
+def _same_run(artifact: Artifact, run: Path) -> None:
     """Refuse a run that is not the one behind the artifact, told by its manifest's hash, else by its adapter's."""
     tuned = read_manifest(run, stage="tune", verify=False)
-    known = {item.sha256 for item in exported.inputs if Path(item.path).name == NAME}
-    adapter = {f.sha256 for name, f in tuned.outputs.items() if name.startswith("adapter/")}
-    inputs = {item.sha256 for item in exported.inputs}
-    same = digest(run) in known if known else not adapter or bool(adapter & inputs)
+    same = artifact.made_from(run)
+    if same is None:
+        adapter = {f.sha256 for name, f in tuned.outputs.items() if name.startswith("adapter/")}
+        same = not adapter or any(item.sha256 in adapter for item in artifact.manifest.inputs)
     if not same:
-        made_from = exported.run or "no run"
+        named = artifact.manifest.run or "no run"
         raise InputError(
-            f"{run}: not the run that {artifact} was exported from ({made_from}), or tuned again since"
+            f"{run}: not the run that {artifact.folder} was exported from ({named}), or tuned again since"
         )
 
 

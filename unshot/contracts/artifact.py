@@ -19,17 +19,21 @@ class Artifact:
     folder: Path
     manifest: Manifest
 
-    def run(self) -> Path | None:
-        """The run that it was made from: where it was, else beside the artifact; None where it is gone or another one.
+    def made_from(self, run: Path) -> bool | None:
+        """Whether it was made from a run as that is now, by its manifest's hash; None where none is recorded.
 
         A run that was tuned again has another manifest, and other test rows.
         """
+        known = {item.sha256 for item in self.manifest.inputs if Path(item.path).name == NAME}
+        return sha256(run / NAME) in known if known else None
+
+    def run(self) -> Path | None:
+        """The run that it was made from: where it was, else beside the artifact; None where it is gone or another."""
         recorded = self.manifest.run
         if recorded is None:
             return None
-        known = {item.sha256 for item in self.manifest.inputs if Path(item.path).name == NAME}
         for place in (Path(recorded), self.folder.absolute().parent / Path(recorded).name):
-            if (place / NAME).is_file() and (not known or sha256(place / NAME) in known):
+            if (place / NAME).is_file() and self.made_from(place) is not False:
                 return place
         return None
 
