@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from unshot.cache import cache_dir, making
+from unshot.cache import made_once
 from unshot.errors import OutsideError
 
 
@@ -18,24 +18,24 @@ def folder_of(name: str, requirements: Sequence[str], holds: str, why: str, inst
     `holds` is a path in it that shows that it is whole. `why` it is needed and what to do `instead` stand in the
     messages; raises `OutsideError` where pip fails.
     """
-    folder = cache_dir() / name
-    if (folder / holds).exists():
-        return folder
-    with making(name) as folder:
-        if (folder / holds).exists():  # another export was faster
-            return folder
+
+    def is_whole(folder: Path) -> bool:
+        return (folder / holds).exists()
+
+    def install(folder: Path) -> None:
         partial = folder.with_name(f".{name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         print(f"{why}; installing {', '.join(requirements)} into {folder}, once", file=sys.stderr, flush=True)
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(partial)]
         done = subprocess.run([*pip, *requirements], capture_output=True, check=False)
-        if done.returncode or not (partial / holds).exists():
+        if done.returncode or not is_whole(partial):
             raise OutsideError(
                 f"{why}; {', '.join(requirements)} cannot be installed ({last_line(done.stderr)}); {instead}"
             )
         shutil.rmtree(folder, ignore_errors=True)  # what is not whole
         partial.rename(folder)
-    return folder
+
+    return made_once(name, is_whole, install)
 
 
 def last_line(words: bytes) -> str:

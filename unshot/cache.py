@@ -42,6 +42,16 @@ def making(name: str) -> Iterator[Path]:
         yield place
 
 
+def made_once(name: str, is_whole: Callable[[Path], bool], make: Callable[[Path], None]) -> Path:
+    """The place of `name` in the cache, which `make` makes where it is not whole, in one process alone."""
+    place = cache_dir() / name
+    if not is_whole(place):
+        with making(name):
+            if not is_whole(place):  # else another process was faster
+                make(place)
+    return place
+
+
 def cached(kind: str, key: Any, compute: Callable[[], Any]) -> Any:
     """The JSON value that `compute` gives for `key` (anything with a stable `repr`), from the cache where it is."""
     if os.environ.get("UNSHOT_NO_CACHE"):

