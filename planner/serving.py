@@ -38,8 +38,7 @@ class Serving(Struct, frozen=True):
     """One replica of a model on a device under one prompt's requests.
 
     `capacity` requests/s within the SLO (0 if `fits` is False, then `why` says why, and `slow` whether it is the SLO
-    alone that is missed). `capacity_interval` and
-    `price_interval` are 90% factors.
+    alone that is missed). `capacity_interval` and `price_interval` are 90% factors.
     """
 
     fits: bool

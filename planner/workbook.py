@@ -214,7 +214,8 @@ def _summary(plan: Plan, places: dict[str, str]) -> list[tuple[Cell, ...]]:
 
 def _beside(place: str) -> str:
     """The cell to the right."""
-    return {"S": place.replace("!S", "!T"), "N": place.replace("!N", "!O")}[place.split("!")[1][0]]
+    sheet, cell = place.split("!")
+    return f"{sheet}!{chr(ord(cell[0]) + 1)}{cell[1:]}"
 
 
 def csv_text(file: PlanFile) -> str:

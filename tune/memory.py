@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tune.base import Shape
 from tune.batches import Pack
 from tune.loss import core, pack_loss
-from tune.model import checkpoint_layers, prepare_model, uses_bf16
+from tune.model import checkpoint_layers, prepare_model, uses_bf16, weight_dtype
 from unshot.case import TuneSettings
 from unshot.errors import InputError
 from unshot.machine import free_memory
@@ -225,11 +225,7 @@ def skeleton(config: Any, settings: TuneSettings, device: str, layers: int) -> A
     short.num_hidden_layers = layers
     if types := vars(short).get("layer_types"):  # on transformers 5 some families only derive them
         short.layer_types = types[:layers]
-    dtype = (
-        torch.bfloat16
-        if uses_bf16(settings, device) and not METHODS[settings.method].whole
-        else torch.float32
-    )
+    dtype = weight_dtype(settings.method, bf16=uses_bf16(settings, device))
     with torch.device("meta"):
         try:
             net = AutoModelForCausalLM.from_config(short, dtype=dtype)

@@ -31,11 +31,9 @@ def load_base(source: Source, device: str, *, bf16: bool, method: str = "lora") 
     In bf16 or fp32; fp32 for `full`, whose weights Adam steps change by less than bf16 resolves; NF4 for `qlora`
     (Dettmers et al. 2023, arXiv 2305.14314).
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
-    products = torch.bfloat16 if bf16 else torch.float32
-    options: dict[str, Any] = {"dtype": torch.float32 if METHODS[method].whole else products}
+    options: dict[str, Any] = {"dtype": weight_dtype(method, bf16=bf16)}
     if METHODS[method].four_bit:
         from transformers import BitsAndBytesConfig
 
@@ -43,7 +41,7 @@ def load_base(source: Source, device: str, *, bf16: bool, method: str = "lora") 
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=products,
+            bnb_4bit_compute_dtype=options["dtype"],
         )
         options["device_map"] = {"": device}
     try:
@@ -58,6 +56,13 @@ def load_base(source: Source, device: str, *, bf16: bool, method: str = "lora") 
             f"{source.path}: the model cannot be loaded ({type(error).__name__}: {error})"
         ) from None
     return model if METHODS[method].four_bit else model.to(device)
+
+
+def weight_dtype(method: str, *, bf16: bool) -> Any:
+    """The precision of a base's weights in training, a torch dtype: fp32 where all of them are trained."""
+    import torch
+
+    return torch.bfloat16 if bf16 and not METHODS[method].whole else torch.float32
 
 
 def uses_bf16(settings: TuneSettings, device: str) -> bool:

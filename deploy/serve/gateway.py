@@ -157,9 +157,8 @@ class Gateway:
             attempt.queued = sent[0] - begin if sent else None
             attempt.e2e = time.perf_counter() - begin
         attempt.ttft = attempt.e2e
-        if (
-            "n" not in asked.request.parameters
-        ):  # more answers than one were not asked for, and are not checked
+        # More answers than one were not asked for, and are not checked.
+        if "n" not in asked.request.parameters:
             del completion.raw["choices"][1:]  # type: ignore[attr-defined]
         attempt.completion, attempt.text = completion, completion.text
         attempt.usage, attempt.logprob = completion.usage, completion.logprob
