@@ -113,8 +113,8 @@ def dollars(
         told = any(r.cached_tokens is not None for r in good) or good[0].mode != CACHE_ON
         if price.tokens.cached not in (None, price.tokens.input) and not told:
             return None, (
-                f"the {good[0].side}'s cached tokens are not known, since its server reports none: with the price of "
-                "cached input nobody knows its cost; give the price without it to count all input in full"
+                f"the {good[0].side}'s cached tokens are not known, since its server reports none: with a price for "
+                "cached input its cost is not known; leave that price out to count all input in full"
             )
         return known, None
     if price.per_hour is None:

@@ -204,7 +204,7 @@ def limit_warning(where: str, figures: Figures, limit: int) -> str | None:
         return None
     return (
         f"{where}: {figures.stopped_at_limit} of {figures.answered} answers were cut at the limit of {limit} tokens "
-        "(--max-tokens): their scores, times and cost are of a part of them"
+        "(--max-tokens): their scores, times and cost are those of cut answers"
     )
 
 

@@ -207,8 +207,8 @@ def _without_today(found: Absent, grounds: list[Reason], unknown: list[str]) -> 
     reasons = [f"{found.today} is not usable: {found.why}", f"tuned: {beside}", *(g.text for g in grounds)]
     reasons += [f"usable, if it answers as well: {_list(found.untuned)}"] * bool(found.untuned)
     if not found.slow:
-        headline = "No comparison: what runs today cannot serve this by the forecast"
-        change = ["[baseline] model, gpu and precision as they run, or requests that it takes"]
+        headline = "No comparison: by the forecast, what runs today cannot serve this traffic"
+        change = ["[baseline] model, gpu and precision as they really are, or requests that fit them"]
         text = f"{headline} ({found.today}: {found.why}). {_would(change)}"
         return Verdict("keep the prompt", headline, text, reasons, change, unknown)
     change = ["a looser SLO, or a faster GPU for today's model"]
@@ -221,7 +221,7 @@ def _without_today(found: Absent, grounds: list[Reason], unknown: list[str]) -> 
         )
         return Verdict("try first", headline, text, reasons, change, unknown)
     headline = f"Tune: {found.today} misses the SLO"
-    text = f"{headline} ({found.why}), {beside} holds it. {_would(change)}"
+    text = f"{headline} ({found.why}); {beside} holds it. {_would(change)}"
     return Verdict("tune", headline, text, reasons, change, unknown)
 
 

@@ -70,8 +70,9 @@ def test_a_run_of_another_method_is_loaded_and_scored_by_eval(
 ) -> None:
     folder, result = runs(method, "--method", method)
     assert (folder / kept).is_file()
-    done = unshot("eval", folder, "--json", "-q")
+    done = unshot("eval", folder, "--json")
     assert done.returncode == 0, done.stderr
+    assert "answers on cpu in fp32" in done.stderr
     assert json.loads(done.stdout)["accuracy"]["value"] == pytest.approx(result["test"]["accuracy"])
     assert result["history"][-1]["train_loss"] < result["history"][0]["train_loss"]
 

@@ -358,8 +358,8 @@ class TuneSettings(Record):
     dtype: Annotated[
         Literal["auto", "bf16", "fp32"],
         about(
-            "Precision of products and frozen weights; auto: bf16 where the device multiplies it in hardware, else "
-            "fp32. Scores differ a little between the two."
+            "Precision of matrix products and frozen weights; auto: bf16 where the device multiplies it in hardware, "
+            "else fp32. Scores differ a little between the two."
         ),
     ] = "auto"
     seed: Annotated[Whole, about("Seed of split, initialisation and order.")] = 0

@@ -119,9 +119,9 @@ def sample_line(report: Report) -> str:
         line += f"{sample['needed']} {sample['unit']}, {sample['seen']} seen"
     else:
         line += (
-            f"more answers of the same users hardly get there, since a few users have most of them: it takes users "
-            f"who weigh as {sample['users_needed']} of equal size in each arm, {BURN_IN} at the least, and those of "
-            f"the smaller one weigh as {sample['users']:.1f}"
+            f"more answers of the same users hardly get there, since a few users have most of them: each arm needs "
+            f"users who weigh as {sample['users_needed']} of equal size (at least {BURN_IN}), and those of the smaller "
+            f"arm weigh as {sample['users']:.1f}"
         )
     alike = sample["design_effect"]
     return f"{line}; traffic is taken to go on as it has, and " + (

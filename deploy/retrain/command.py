@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option(
     "--requests",
     type=whole(2),
-    help="Timed requests of the bench; default: the case's, or a case file's default.",
+    help="Timed requests of the bench; default: those of the case file.",
 )
 @click.option(
     "--case",

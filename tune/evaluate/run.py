@@ -110,6 +110,7 @@ def answer(run: Run, rows: Sequence[Example], out: Output) -> list[str]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     bf16 = uses_bf16(run.tune, device)
+    out.log(f"{run.path.name} answers on {device} in {'bf16' if bf16 else 'fp32'}")
     net = load_tuned(run.path, run.base, device, bf16=bf16, method=run.tune.method)
     chat = Chat(load_tokenizer(run.base.path, run_template(run.path)))
     with out.progress() as progress:

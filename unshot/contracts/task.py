@@ -80,7 +80,7 @@ class Task(Document):
             given[name] = value
             if not name.startswith("judge"):
                 say(
-                    f"{name}: {value!r:.80} by the case or the command line, where the model was tuned for {own!r:.80}"
+                    f"{name}: the case or the command line says {value!r:.80}; the model was tuned for {own!r:.80}"
                 )
         return self.changed(**given)
 
